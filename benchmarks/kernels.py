@@ -1,0 +1,139 @@
+"""How fast the CPU kernels are: lif against SpikingJelly, snnTorch and a bare copy; wkv against the plain torch loop.
+
+Forward and backward at (B, T, C) = (8, 1024, 512) in float32, one process, the contenders in turn.
+    python benchmarks/kernels.py [--quick] [--threads 2]
+"""
+
+import argparse
+import json
+
+import torch
+from measure import alternate, ratio, write_result
+
+from spikegpt.kernels import lif, wkv
+
+B, T, C = 8, 1024, 512
+DECAY = 0.5
+
+
+def forward_backward(function, inputs, grad):
+    """Return a callable that runs `function(*inputs)` and its backward pass, and returns output and gradients."""
+
+    def run():
+        output = function(*inputs)
+        return output.detach(), torch.autograd.grad(output, inputs, grad)
+
+    return run
+
+
+def lif_contenders() -> dict:
+    import snntorch
+    from spikingjelly.activation_based import neuron, surrogate
+
+    current = torch.randn(B, T, C).mul_(1.5).add_(0.5).requires_grad_()
+    grad = torch.randn(B, T, C)
+    # both libraries are time first; they get their own layout ready made, so that no transposition is timed
+    time_first, grad_time_first = current.detach().transpose(0, 1).contiguous().requires_grad_(), grad.transpose(0, 1).contiguous()
+
+    def spikingjelly(x):
+        layer = neuron.LIFNode(
+            tau=1 / (1 - DECAY), decay_input=True, v_threshold=1.0, v_reset=0.0, detach_reset=False,
+            surrogate_function=surrogate.ATan(alpha=2.0), step_mode="m",
+        )  # fmt: skip
+        return layer(x)
+
+    def snn(x):
+        # Leaky has no gain on its input
+        layer = snntorch.Leaky(
+            beta=DECAY, threshold=1.0, reset_mechanism="zero", reset_delay=False, spike_grad=snntorch.surrogate.atan(alpha=2.0)
+        )
+        membrane, spikes = layer.init_leaky(), []
+        for step in ((1 - DECAY) * x).unbind(0):
+            spike, membrane = layer(step, membrane)
+            spikes.append(spike)
+        return torch.stack(spikes)
+
+    # bytes that must move: forward reads the current and writes the spikes, backward reads the current and the gradient and
+    # writes a gradient: 5 tensors of B T C floats. One dst.copy_(src) reads one and writes one, so 2.5 copies; we take 2
+    # whole ones and one of half the size
+    source, target = torch.randn(B, T, C), torch.zeros(B, T, C)
+
+    def copy():
+        target.copy_(source)
+        target.copy_(source)
+        target[: B // 2].copy_(source[: B // 2])
+
+    return {
+        "lif": forward_backward(lambda x: lif(x, membrane_decay=DECAY)[0], (current,), grad),
+        "spikingjelly": forward_backward(spikingjelly, (time_first,), grad_time_first),
+        "snntorch": forward_backward(snn, (time_first,), grad_time_first),
+        "copy": copy,
+    }
+
+
+def wkv_contenders() -> dict:
+    time_decay, time_first = (torch.randn(C).requires_grad_() for _ in range(2))
+    key, value = (torch.randn(B, T, C).requires_grad_() for _ in range(2))
+    inputs, grad = (time_decay, time_first, key, value), torch.randn(B, T, C)
+    return {
+        "wkv": forward_backward(lambda *given: wkv(*given, backend="numba")[0], inputs, grad),
+        "torch_loop": forward_backward(lambda *given: wkv(*given, backend="reference")[0], inputs, grad),
+    }
+
+
+def check_lif(contenders: dict) -> None:
+    """Raise unless both libraries emit our spikes and our gradient: what is compared must be the same thing.
+
+    They add in another order, so that of four million potentials one may fall on the other side of the threshold;
+    neurons where that happened are left out of the comparison of gradients.
+    """
+    spikes, (grad,) = contenders["lif"]()
+    for name in ("spikingjelly", "snntorch"):
+        their_spikes, (their_grad,) = contenders[name]()
+        same = (their_spikes.transpose(0, 1) == spikes).all(dim=1)
+        print(f"{name}: {(~same).sum().item()} of {same.numel()} neurons differ in a spike")
+        assert (~same).sum() <= 4, f"{name}: other spikes"
+        error = (their_grad.transpose(0, 1) - grad).abs().amax(dim=1)
+        assert error[same].max() <= 1e-5 * grad.abs().max(), f"{name}: other gradient"
+
+
+def check_wkv(contenders: dict) -> None:
+    output, grads = contenders["wkv"]()
+    wanted, wanted_grads = contenders["torch_loop"]()
+    for found, want in zip((output, *grads), (wanted, *wanted_grads), strict=True):
+        assert (found - want).abs().max() <= 1e-5 * want.abs().max()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="under a minute: fewer repetitions, the same sizes")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    repetitions = 5 if arguments.quick else 20
+
+    contenders = lif_contenders()
+    check_lif(contenders)
+    lif_times = alternate(contenders, repetitions)
+    contenders = wkv_contenders()
+    check_wkv(contenders)
+    wkv_times = alternate(contenders, repetitions)
+
+    ratios = {
+        "lif_vs_spikingjelly": ratio(lif_times["spikingjelly"], lif_times["lif"]),
+        "lif_vs_snntorch": ratio(lif_times["snntorch"], lif_times["lif"]),
+        "lif_vs_copy": ratio(lif_times["lif"], lif_times["copy"]),
+        "wkv_vs_torch_loop": ratio(wkv_times["torch_loop"], wkv_times["wkv"]),
+    }
+    for name, times in {**lif_times, **wkv_times}.items():
+        print(f"{name:20s} median {sorted(times)[len(times) // 2] * 1e3:9.2f} ms   fastest {min(times) * 1e3:9.2f} ms")
+    for name, found in ratios.items():
+        print(f"{name:20s} median {found['median']:9.2f}      quartiles {found['quartiles'][0]:.2f} to {found['quartiles'][1]:.2f}")
+    command = "python benchmarks/kernels.py" + " --quick" * arguments.quick
+    write_result("kernels", {"command": command, "shape": [B, T, C], "ratios": ratios})
+    print(json.dumps({name: found["median"] for name, found in ratios.items()}))
+
+
+if __name__ == "__main__":
+    main()

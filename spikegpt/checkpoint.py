@@ -1,0 +1,258 @@
+"""Checkpoints on disk: what a run folder holds, how it is written so that it survives a crash, how it is read back.
+
+    RUN/config.json  tokenizer.json  metrics.jsonl  samples.txt
+    RUN/checkpoints/step-00000250/   model.safetensors  config.json  tokenizer.json       (a model: all that inference needs)
+                                     training.safetensors  training.json                  (what resuming needs besides)
+                                     manifest.json                                        (size and sha256 of each file)
+
+A checkpoint is written under a temporary name, flushed to disk, and renamed. Nothing here is a pickle; loading runs no code.
+"""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .config import ModelConfig
+from .errors import SpikegptError
+from .files import sha256_of, sync_folder, write_atomically
+from .model import NeuronFactory, SpikeGPT
+from .tokenizer import Tokenizer, load_tokenizer
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+_PREFIX, _TEMPORARY = "step-", ".unfinished-"
+
+Warn = Callable[[str], None]
+
+
+def warn_on_stderr(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in `path`; SpikegptError if it is missing or broken."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SpikegptError(f"{path} does not exist; give the folder of a run or of a checkpoint") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SpikegptError(f"{path} is not JSON ({error}); restore it or use another checkpoint") from None
+    if not isinstance(values, dict):
+        raise SpikegptError(f"{path} holds a {type(values).__name__}, expected a JSON object")
+    return values
+
+
+def check_format(values: dict[str, Any], path: Path) -> None:
+    """Raise SpikegptError unless `values`, read from `path`, is of a format that this version reads."""
+    found = values.get("format")
+    if not isinstance(found, int):
+        raise SpikegptError(f"{path} has no format number; it was not written by spikegpt")
+    if found > FORMAT:
+        raise SpikegptError(f"{path} has format {found}, this spikegpt reads up to {FORMAT}; install a newer spikegpt")
+
+
+# --- writing -------------------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(
+    run: Path, step: int, model: SpikeGPT, tokenizer: Tokenizer, tensors: dict[str, Tensor], state: dict[str, Any]
+) -> Path:
+    """Write RUN/checkpoints/step-N with the model, and `tensors` and `state` for resuming; return its path.
+
+    Raises:
+        SpikegptError: the disk is full or not writable; what was there before is untouched.
+    """
+    folder = run / "checkpoints"
+    unfinished, final = folder / f"{_TEMPORARY}{step:08d}", folder / f"{_PREFIX}{step:08d}"
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        _write_files(unfinished, model, tokenizer, tensors, {"format": FORMAT, "step": step, **state})
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(unfinished, final)
+        sync_folder(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        before = latest_checkpoint(run)
+        rest = f"the last good checkpoint is {before}" if before else "there is no earlier checkpoint"
+        raise SpikegptError(f"cannot write checkpoint {final}: {error}; {rest}") from error
+    return final
+
+
+def _write_files(folder: Path, model: SpikeGPT, tokenizer: Tokenizer, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    save_model(folder, model, tokenizer)
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / "training.safetensors")
+    write_atomically(folder / "training.json", json.dumps(state, indent=1))
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    manifest = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files}
+    write_atomically(folder / MANIFEST, json.dumps({"format": FORMAT, "files": manifest}, indent=1))
+
+
+def save_model(folder: Path, model: SpikeGPT, tokenizer: Tokenizer) -> None:
+    """Write what inference needs into `folder`: model.safetensors, config.json, tokenizer.json."""
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    write_atomically(folder / "config.json", json.dumps({"format": FORMAT, "model": model.config.to_dict()}, indent=1))
+    tokenizer.save(folder / "tokenizer.json")
+
+
+def prune_checkpoints(run: Path, keep: int, best_step: int | None) -> None:
+    """Remove all but the newest `keep` checkpoints and the best, and what crashes left unfinished."""
+    for path in (run / "checkpoints").glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in _checkpoints(run)[keep:]:
+        if step_of(path) != best_step:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+# --- finding -------------------------------------------------------------------------------------------------------
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix(_PREFIX))
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    """Checkpoint folders, newest first, whole or not."""
+    found = (path for path in (run / "checkpoints").glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdigit())
+    return sorted(found, key=step_of, reverse=True)
+
+
+def fault_of(checkpoint: Path) -> str | None:
+    """Return what is wrong with a checkpoint folder, or None if every file is there, whole, and unchanged."""
+    try:
+        manifest = read_json(checkpoint / MANIFEST)
+        check_format(manifest, checkpoint / MANIFEST)
+    except SpikegptError as error:
+        return str(error)
+    for name, wanted in manifest["files"].items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != wanted["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes, written were {wanted['bytes']}"
+        if sha256_of(path) != wanted["sha256"]:
+            return f"{name} has changed since it was written (sha256 differs)"
+    return None
+
+
+def latest_checkpoint(run: Path, warn: Warn = warn_on_stderr) -> Path | None:
+    """Return the newest whole checkpoint of a run, or None; tells of each broken one that it passes over."""
+    for checkpoint in _checkpoints(run):
+        fault = fault_of(checkpoint)
+        if fault is None:
+            return checkpoint
+        warn(f"{checkpoint} is not whole ({fault}); using the one before it")
+    return None
+
+
+def find_model(path: Path, warn: Warn = warn_on_stderr) -> Path:
+    """Return the model folder that `path` means: itself, or the best checkpoint of a run, or else its newest.
+
+    Raises:
+        SpikegptError: there is none.
+    """
+    if (path / "model.safetensors").exists():
+        fault = fault_of(path) if (path / MANIFEST).exists() else None
+        if fault is not None:
+            raise SpikegptError(f"checkpoint {path} is not whole: {fault}; use the one before it")
+        return path
+    if not path.is_dir():
+        raise SpikegptError(f"{path} is not the folder of a run or of a checkpoint; train one with: spikegpt train --out {path}")
+    latest = latest_checkpoint(path, warn)
+    if latest is None:
+        raise SpikegptError(f"{path} holds no whole checkpoint; train it with: spikegpt train --out {path}")
+    best = read_json(latest / "training.json").get("best") or {}
+    if "step" in best:
+        checkpoint = path / "checkpoints" / f"{_PREFIX}{best['step']:08d}"
+        fault = fault_of(checkpoint)
+        if fault is None:
+            return checkpoint
+        warn(f"the best checkpoint {checkpoint} is not whole ({fault}); using the newest")
+    return latest
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+
+def load_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file.
+
+    Raises:
+        SpikegptError: missing, truncated, or not safetensors; a pickle is named as such and never opened.
+    """
+    try:
+        with safe_open(path, framework="pt", device=device) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except FileNotFoundError:
+        raise SpikegptError(f"{path} does not exist") from None
+    except SafetensorError as error:
+        start = path.open("rb").read(4)
+        if start[:2] == b"PK" or start[:1] == b"\x80":
+            raise SpikegptError(f"{path} is a pickle, which could run code when loaded: refused; convert it to safetensors first") from None
+        raise SpikegptError(f"{path} is not a whole safetensors file ({error}); use another checkpoint") from None
+
+
+def load_model(path: str | Path, neuron: NeuronFactory | None = None, device: str = "cpu") -> tuple[SpikeGPT, Tokenizer]:
+    """Return (model in evaluation mode, its tokenizer) from the folder of a run or of a checkpoint.
+
+    A run gives its best checkpoint, or else its newest. A model trained with other neurons than our LIF needs the same
+    `neuron` factory again: code is never stored.
+
+    Raises:
+        SpikegptError: nothing whole is there, or weights and configuration do not fit each other.
+    """
+    folder = find_model(Path(path))
+    values = read_json(folder / "config.json")
+    check_format(values, folder / "config.json")
+    try:
+        config = ModelConfig.from_dict(values["model"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise SpikegptError(f"{folder / 'config.json'} does not describe a model: {error}") from None
+    model = SpikeGPT(config, neuron, init=False)
+    load_weights(model, load_tensors(folder / "model.safetensors"), folder / "model.safetensors")
+    return model.to(device).eval(), load_tokenizer(folder / "tokenizer.json")
+
+
+def load_weights(model: SpikeGPT, weights: dict[str, Tensor], source: Path) -> None:
+    """Copy `weights` into `model`; SpikegptError names the first tensor that is missing, too many or of another shape."""
+    wanted = model.state_dict()
+    advice = "the checkpoint is of another configuration"
+    for name in sorted(wanted.keys() ^ weights.keys()):
+        raise SpikegptError(f"{source}: tensor {name!r} is {'missing' if name in wanted else 'not part of the model'}; {advice}")
+    for name, tensor in wanted.items():
+        if weights[name].shape != tensor.shape:
+            raise SpikegptError(f"{source}: {name!r} has shape {tuple(weights[name].shape)}, the model wants {tuple(tensor.shape)}; {advice}")
+    model.load_state_dict(weights)
+
+
+def load_training(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return (tensors, state) that `save_checkpoint` was given."""
+    state = read_json(checkpoint / "training.json")
+    check_format(state, checkpoint / "training.json")
+    return load_tensors(checkpoint / "training.safetensors"), state
+
+
+def read_run_config(run: Path) -> dict[str, Any]:
+    """Return {"model": ..., "train": ...} of a run folder."""
+    values = read_json(run / "config.json")
+    check_format(values, run / "config.json")
+    return values
+
+
+def write_run_config(run: Path, model: dict[str, Any], train: dict[str, Any], facts: dict[str, Any]) -> None:
+    write_atomically(run / "config.json", json.dumps({"format": FORMAT, "model": model, "train": train, **facts}, indent=1))
+
+

@@ -1,0 +1,226 @@
+"""The configuration of a model, of its neurons and of a training run, and the presets. Imports nothing heavy.
+
+Every class is frozen, keyword-only and checked when made; `from_dict` refuses unknown keys.
+Names are RWKV's (`n_layer, n_embd, ctx_len, vocab_size`).
+"""
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+SPIKING = ("none", "output")
+
+
+class _Config:
+    """What every configuration can do: become a plain dictionary, and come back from one."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Return the configuration that `values` describes; missing keys take their defaults.
+
+        Raises:
+            ValueError: a key is unknown, or a value is out of range.
+        """
+        fields = {item.name: item for item in dataclasses.fields(cls)}
+        for key in values:
+            if key not in fields:
+                near = difflib.get_close_matches(key, fields, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(fields)}"
+                raise ValueError(f"{cls.__name__} has no key {key!r}; {hint}")
+        nested = {"neuron": NeuronConfig}
+        return cls(**{key: nested[key].from_dict(value) if key in nested else value for key, value in values.items()})
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuronConfig(_Config):
+    """One leaky integrate-and-fire neuron; the defaults are the published SpikeGPT's. Equations: `kernels/reference.py`."""
+
+    membrane_decay: float = 0.5
+    """fraction of the potential kept per step = 1 - 1/tau"""
+    threshold: float = 1.0
+    """a neuron fires when its potential is >= this"""
+    reset: Literal["zero", "subtract"] = "zero"
+    """after a spike: back to reset_potential, or minus the threshold"""
+    reset_potential: float = 0.0
+    """resting potential; must be 0 for reset "subtract" """
+    decay_input: bool = True
+    """multiply the input current by 1 - membrane_decay"""
+    detach_reset: bool = False
+    """keep gradients from flowing through the reset"""
+    surrogate: Literal["atan", "sigmoid", "fast_sigmoid", "rectangular"] = "atan"
+    """derivative used for the step in the backward pass"""
+    slope: float = 2.0
+    """steepness of the surrogate (alpha of atan)"""
+    learnable_decay: bool = False
+    """one trained membrane_decay per channel, starting at the one above"""
+
+    def __post_init__(self):
+        lowest, highest = ("above 0", "below 1") if self.learnable_decay else ("at least 0", "below 1" if self.decay_input else "at most 1")
+        decay = self.membrane_decay
+        fits = 0 < decay < 1 if self.learnable_decay else 0 <= decay < 1 or (decay == 1 and not self.decay_input)
+        _check(fits, f"membrane_decay must be {lowest} and {highest}, got {decay}; tau = 2 steps is membrane_decay = 0.5")
+        _check(self.reset in ("zero", "subtract"), f"reset must be 'zero' or 'subtract', got {self.reset!r}")
+        _check(self.threshold > self.reset_potential, f"threshold ({self.threshold}) must exceed reset_potential ({self.reset_potential})")
+        _check(self.reset == "zero" or self.reset_potential == 0, "reset 'subtract' rests at 0: reset_potential must be 0")
+        surrogates = ("atan", "sigmoid", "fast_sigmoid", "rectangular")
+        _check(self.surrogate in surrogates, f"surrogate must be one of {', '.join(surrogates)}, got {self.surrogate!r}")
+        _check(self.slope > 0, f"slope must be positive, got {self.slope}")
+
+    @property
+    def tau(self) -> float:
+        """Membrane time constant in steps."""
+        return 1 / (1 - self.membrane_decay) if self.membrane_decay < 1 else float("inf")
+
+    @classmethod
+    def from_tau(cls, tau: float, **options) -> Self:
+        """Return the neuron whose time constant is `tau` steps: membrane_decay = 1 - 1/tau."""
+        _check(tau >= 1, f"tau must be at least 1 step, got {tau}")
+        return cls(membrane_decay=1 - 1 / tau, **options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(_Config):
+    """The shape of a network. The dense twin of a model is the same configuration with `spiking="none"`."""
+
+    n_layer: int = 4
+    n_embd: int = 128
+    ctx_len: int = 128
+    """tokens per training window; the model itself has no longest text"""
+    vocab_size: int = 256
+    """training replaces it by the tokenizer's"""
+    spiking: Literal["none", "output"] = "output"
+    """none: dense RWKV-4; output: published SpikeGPT, neurons on the output of each half block"""
+    dropout: float = 0.03
+    """on the residual stream after each block, as published"""
+    neuron: NeuronConfig = field(default_factory=NeuronConfig)
+
+    def __post_init__(self):
+        for name in ("n_layer", "n_embd", "ctx_len", "vocab_size"):
+            value = getattr(self, name)
+            _check(isinstance(value, int) and value >= 1, f"{name} must be a whole number of at least 1, got {value!r}")
+        _check(self.spiking in SPIKING, f"spiking must be one of {', '.join(SPIKING)}, got {self.spiking!r}")
+        _check(0 <= self.dropout < 1, f"dropout must lie in [0, 1), got {self.dropout}")
+
+    @property
+    def n_ffn(self) -> int:
+        """Width of the channel mix: four times n_embd, as in every released RWKV-4."""
+        return 4 * self.n_embd
+
+    def twin(self) -> "ModelConfig":
+        """Return the dense twin's configuration."""
+        return dataclasses.replace(self, spiking="none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(_Config):
+    """How a run trains. The optimiser's defaults are the published ones (Adam, RWKV's learning-rate groups)."""
+
+    data: tuple[str, ...] = ("python-docs",)
+    """python-docs (built in), or text files, or a folder"""
+    tokenizer: str = "byte"
+    """byte, char, bpe, or the path of a `tokenizers` JSON file"""
+    bpe_vocab_size: int = 4096
+    """size of the vocabulary that "bpe" trains"""
+    steps: int = 1500
+    """optimizer steps"""
+    batch_size: int = 16
+    """windows per process and micro step"""
+    grad_accumulation: int = 1
+    """micro steps per optimizer step"""
+    lr: float = 3e-3
+    lr_final: float = 1e-4
+    """end of the cosine"""
+    warmup_steps: int = 50
+    betas: tuple[float, float] = (0.9, 0.99)
+    adam_eps: float = 1e-8
+    weight_decay: float = 0.0
+    """decoupled, on matrices only"""
+    grad_clip: float = 1.0
+    """largest global gradient norm; 0 turns it off"""
+    l2wrap: float = 0.0
+    """RWKV's L2Wrap, 1e-4 in the published code: pulls the largest logit towards 0"""
+    carry_state: bool = False
+    """truncated backpropagation: read the text in order and carry the state from window to window"""
+    firing_rate_target: float | None = None
+    """adds firing_rate_weight * mean over neuron layers of (rate - target)^2 to the loss"""
+    firing_rate_weight: float = 1.0
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """mixed precision, where the device has it"""
+    seed: int = 0
+    threads: int = 0
+    """CPU threads; 0 leaves torch's choice. Bit-for-bit resuming needs the same number"""
+    eval_every: int = 250
+    """steps between evaluations on the valid split; 0 only at the end"""
+    eval_tokens: int = 65_536
+    """at most so many tokens of the valid split each time"""
+    sample_every: int = 500
+    """steps between samples of text; 0 never"""
+    save_every: int = 250
+    keep: int = 2
+    """newest checkpoints kept, besides the best"""
+    log_every: int = 10
+    tensorboard: bool = False
+
+    def __post_init__(self):
+        # a configuration read from JSON brings lists
+        for name in ("data", "betas"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        _check(len(self.data) > 0, "data names no text; give python-docs, files or a folder")
+        for name in ("steps", "batch_size", "grad_accumulation", "keep", "log_every", "save_every"):
+            _check(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("warmup_steps", "weight_decay", "grad_clip", "l2wrap", "firing_rate_weight", "threads", "eval_every", "sample_every"):
+            _check(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        _check(0 <= self.lr_final <= self.lr, f"want 0 <= lr_final <= lr, got lr_final {self.lr_final}, lr {self.lr}")
+        _check(self.eval_tokens >= 2, f"eval_tokens must be at least 2, got {self.eval_tokens}")
+        _check(self.bpe_vocab_size >= 257, f"bpe_vocab_size must be at least 257, got {self.bpe_vocab_size}")
+        rate = self.firing_rate_target
+        _check(rate is None or 0 < rate < 1, f"firing_rate_target must lie between 0 and 1, got {rate}")
+        _check(self.precision in ("no", "bf16", "fp16"), f"precision must be no, bf16 or fp16, got {self.precision!r}")
+
+
+# the published optimiser settings: github.com/ridgerchu/SpikeGPT, src/train.py; the paper's 500 warm-up steps
+_PUBLISHED = {"batch_size": 12, "lr": 6e-4, "lr_final": 1e-5, "warmup_steps": 500, "adam_eps": 4e-9, "l2wrap": 1e-4}
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    # about 1M parameters with bytes: the demo
+    "tiny": {"model": {"n_layer": 4, "n_embd": 128, "ctx_len": 128, "vocab_size": 256}, "train": {}},
+    # about 5M
+    "small": {
+        "model": {"n_layer": 6, "n_embd": 256, "ctx_len": 256, "vocab_size": 256},
+        "train": {"steps": 2000, "batch_size": 8, "lr": 2e-3},
+    },
+    # the paper's enwik8 model; its 46.1M parameters imply a vocabulary of about 5458 characters
+    "spikegpt-46m": {
+        "model": {"n_layer": 12, "n_embd": 512, "ctx_len": 1024, "vocab_size": 5458},
+        "train": {"steps": 100_000, **_PUBLISHED},
+    },
+    # the released OpenWebText model, with the GPT-NeoX 20B vocabulary
+    "spikegpt-216m": {
+        "model": {"n_layer": 18, "n_embd": 768, "ctx_len": 1024, "vocab_size": 50277},
+        "train": {"steps": 400_000, **_PUBLISHED},
+    },
+}
+
+
+def model_preset(name: str, **changes) -> ModelConfig:
+    """Return the ModelConfig of a preset, with `changes` applied; ValueError if no preset has this name."""
+    return ModelConfig(**{**_preset(name)["model"], **changes})
+
+
+def train_preset(name: str, **changes) -> TrainConfig:
+    """Return the TrainConfig of a preset, with `changes` applied; ValueError if no preset has this name."""
+    return TrainConfig(**{**_preset(name)["train"], **changes})
+
+
+def _preset(name: str) -> dict[str, dict[str, Any]]:
+    _check(name in PRESETS, f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
+    return PRESETS[name]

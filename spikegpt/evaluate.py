@@ -1,0 +1,152 @@
+"""How well a model predicts a text, and how much its neurons fire while it does.
+
+Two protocols. `stream`: the whole text once, in order, the state carried from chunk to chunk, so every token sees all
+before it. `windows`: overlapping windows of ctx_len tokens, each from an empty state; only the last `stride` tokens of a
+window are scored (all of the first window), so every token but the very first is scored once.
+"""
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from .errors import SpikegptError
+from .model import SpikeGPT
+from .tokenizer import Tokenizer
+
+BATCH = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Sums over a text; the first token is never predicted and so counts nowhere. `nats` is the summed cross-entropy."""
+
+    protocol: str
+    tokens: int
+    bytes: int
+    characters: int
+    nats: float
+    firing_rates: dict[str, float] = field(default_factory=dict)
+    """emitting module -> mean spike per neuron and token read, in [0, 1]"""
+
+    @property
+    def bits_per_token(self) -> float:
+        return self.nats / math.log(2) / self.tokens
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.nats / math.log(2) / self.bytes
+
+    @property
+    def bits_per_character(self) -> float:
+        return self.nats / math.log(2) / max(self.characters, 1)
+
+    @property
+    def perplexity(self) -> float:
+        """Per token."""
+        return math.exp(min(self.nats / self.tokens, 700.0))
+
+    @property
+    def firing_rate(self) -> float | None:
+        """Mean over the neurons of all blocks (the binary embedding is not a neuron), or None for a dense model."""
+        rates = [rate for name, rate in self.firing_rates.items() if name != "emb"]
+        return sum(rates) / len(rates) if rates else None
+
+    def to_dict(self) -> dict[str, Any]:
+        derived = ("bits_per_byte", "bits_per_character", "bits_per_token", "perplexity", "firing_rate")
+        return {**asdict(self), **{name: getattr(self, name) for name in derived}}
+
+
+class _Sums:
+    """Running sums of one evaluation."""
+
+    def __init__(self):
+        self.nats, self.tokens_read, self.spikes = 0.0, 0, {}
+
+    def add(self, logits: torch.Tensor, targets: torch.Tensor, spikes: dict[str, torch.Tensor], tokens_read: int) -> None:
+        losses = F.cross_entropy(logits.float().flatten(0, -2), targets.flatten(), reduction="none")
+        self.nats += losses.double().sum().item()
+        self.tokens_read += tokens_read
+        for name, spike in spikes.items():
+            total, channels = self.spikes.get(name, (0.0, spike.shape[-1]))
+            self.spikes[name] = (total + (spike != 0).sum(dtype=torch.int64).item(), channels)
+
+    def result(self, protocol: str, tokens: np.ndarray, tokenizer: Tokenizer) -> Evaluation:
+        text = tokenizer.decode(tokens[1:])
+        # every byte that does not continue a UTF-8 character begins one
+        characters = int(np.count_nonzero((np.frombuffer(text, np.uint8) & 0xC0) != 0x80))
+        rates = {name: total / channels / self.tokens_read for name, (total, channels) in self.spikes.items()}
+        return Evaluation(
+            protocol=protocol, tokens=len(tokens) - 1, bytes=len(text), characters=characters, nats=self.nats, firing_rates=rates
+        )
+
+
+@torch.inference_mode()
+def evaluate_stream(model: SpikeGPT, tokens: np.ndarray, tokenizer: Tokenizer, chunk: int = 1024) -> Evaluation:
+    """Return the evaluation of `tokens` (N,) read once in order, with carried state, `chunk` tokens at a time.
+
+    Raises:
+        SpikegptError: fewer than two tokens.
+    """
+    _check(tokens)
+    sums, state = _Sums(), None
+    device = model.head.weight.device
+    with _evaluating(model):
+        for start in range(0, len(tokens) - 1, chunk):
+            piece = torch.from_numpy(tokens[start : start + chunk + 1].astype(np.int64)).to(device)
+            logits, state, spikes = model(piece[None, :-1], state)
+            sums.add(logits[0], piece[1:], spikes, len(piece) - 1)
+    return sums.result(f"stream, carried state, chunks of {chunk}", tokens, tokenizer)
+
+
+@torch.inference_mode()
+def evaluate_windows(model: SpikeGPT, tokens: np.ndarray, tokenizer: Tokenizer, ctx_len: int, stride: int) -> Evaluation:
+    """Return the evaluation of `tokens` (N,) in windows of `ctx_len`, the last `stride` of each scored.
+
+    Raises:
+        SpikegptError: fewer than two tokens, ctx_len longer than the text, or a stride outside [1, ctx_len].
+    """
+    _check(tokens)
+    if not 1 <= stride <= ctx_len:
+        raise SpikegptError(f"stride must lie between 1 and ctx_len ({ctx_len}), got {stride}")
+    predicted = len(tokens) - 1
+    if ctx_len > predicted:
+        raise SpikegptError(f"ctx_len is {ctx_len}, the text has {len(tokens)} tokens; use at most {predicted}")
+    sums = _Sums()
+    device = model.head.weight.device
+    # the last window is moved back to end with the text; what it has in common with the one before is not scored twice
+    starts = [*range(0, predicted - ctx_len, stride), predicted - ctx_len]
+    with _evaluating(model):
+        scored = 0
+        for first in range(0, len(starts), BATCH):
+            batch = starts[first : first + BATCH]
+            windows = torch.from_numpy(np.stack([tokens[s : s + ctx_len + 1] for s in batch]).astype(np.int64)).to(device)
+            logits, _, spikes = model(windows[:, :-1])
+            is_new = torch.zeros(len(batch), ctx_len, dtype=torch.bool, device=device)
+            for row, start in enumerate(batch):
+                is_new[row, max(scored - start, 0) :] = True
+                scored = start + ctx_len
+            sums.add(logits[is_new], windows[:, 1:][is_new], spikes, windows[:, 1:].numel())
+    return sums.result(f"windows of {ctx_len}, stride {stride}, empty state", tokens, tokenizer)
+
+
+def _check(tokens: np.ndarray) -> None:
+    if len(tokens) < 2:
+        raise SpikegptError(f"the text has {len(tokens)} token(s); at least 2 are needed, for the first is never predicted")
+
+
+class _evaluating:
+    """Within this block the model is in evaluation mode; afterwards as it was."""
+
+    def __init__(self, model: SpikeGPT):
+        self.model = model
+
+    def __enter__(self):
+        self.was_training = self.model.training
+        self.model.eval()
+
+    def __exit__(self, *_):
+        self.model.train(self.was_training)

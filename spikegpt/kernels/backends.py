@@ -1,0 +1,60 @@
+"""Which implementation serves a tensor: one table, and the rule for falling back.
+
+A backend asked for by name runs or raises. Only a missing package makes `auto` fall back to the reference,
+with one warning that says what to install.
+"""
+
+import functools
+import importlib.util
+import warnings
+
+import torch
+
+BACKENDS = ("auto", "reference", "numba")
+
+# device of the tensor -> fast backend; dtypes outside FAST_DTYPES and devices outside the table use the reference
+FAST_BACKEND = {"cpu": "numba"}
+FAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+PACKAGE = {"numba": "numba"}
+
+
+def choose_backend(backend: str, operation: str, tensor: torch.Tensor) -> str:
+    """Return "numba" or "reference" for `tensor`.
+
+    Raises:
+        ValueError: unknown backend, or one that cannot serve this device or dtype.
+        ModuleNotFoundError: a backend asked for by name lacks its package.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"{operation}: backend is {backend!r}; known: {', '.join(BACKENDS)}")
+    if backend == "reference":
+        return backend
+    fast = FAST_BACKEND.get(tensor.device.type)
+    if backend == "auto":
+        if fast is None:
+            _warn_once(f"{operation}: no fast kernel for device {tensor.device.type!r}; using the slow plain-torch reference")
+            return "reference"
+        if tensor.dtype not in FAST_DTYPES:
+            return "reference"
+        if not is_installed(fast):
+            _warn_once(f"{operation}: {PACKAGE[fast]} is missing, using the slow reference; pip install {PACKAGE[fast]}")
+            return "reference"
+        return fast
+    if backend != fast:
+        raise ValueError(f"{operation}: backend {backend!r} cannot serve a tensor on {tensor.device.type!r}; use backend='auto'")
+    if tensor.dtype not in FAST_DTYPES:
+        raise ValueError(f"{operation}: backend {backend!r} takes float32, bfloat16 or float16, got {tensor.dtype}; use backend='reference'")
+    if not is_installed(backend):
+        raise ModuleNotFoundError(f"{operation}: backend {backend!r} was asked for; pip install {PACKAGE[backend]}")
+    return backend
+
+
+@functools.cache
+def is_installed(backend: str) -> bool:
+    """Return whether the package behind `backend` can be imported; imports nothing."""
+    return importlib.util.find_spec(PACKAGE[backend]) is not None
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=4)

@@ -1,0 +1,129 @@
+"""The definition of every kernel, in plain torch, written to be read.
+
+Imports torch only. Slow on purpose: one loop over time. Gradients come from torch's autograd, so they are
+independent of the hand-written backward passes of the fast versions that are tested against this file.
+Equations: RWKV-4 WKV, github.com/BlinkDL/RWKV-LM (RWKV-v4neo); LIF, SpikingJelly's `LIFNode` conventions.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+SURROGATES = ("atan", "sigmoid", "fast_sigmoid", "rectangular")
+RESETS = ("zero", "subtract")
+
+# far below any exponent that a key can reach, and still finite in float32
+EMPTY_EXPONENT = -1e38
+
+
+def surrogate_derivative(distance: Tensor, surrogate: str, slope: float) -> Tensor:
+    """Return the stand-in for the derivative of the Heaviside step, at `distance` = potential - threshold.
+
+    `atan` and `sigmoid` are SpikingJelly's (its alpha is our slope), `fast_sigmoid` is snnTorch's;
+    `rectangular` is `slope` inside a window of width 1/slope and 0 outside.
+    """
+    if surrogate == "atan":
+        return slope / 2 / (1 + (math.pi / 2 * slope * distance) ** 2)
+    if surrogate == "sigmoid":
+        probability = torch.sigmoid(slope * distance)
+        return slope * probability * (1 - probability)
+    if surrogate == "fast_sigmoid":
+        return 1 / (1 + slope * distance.abs()) ** 2
+    if surrogate == "rectangular":
+        return slope * (slope * distance.abs() <= 0.5).to(distance.dtype)
+    raise ValueError(f"surrogate is {surrogate!r}; known: {', '.join(SURROGATES)}")
+
+
+class _Heaviside(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, distance: Tensor, surrogate: str, slope: float) -> Tensor:
+        ctx.save_for_backward(distance)
+        ctx.surrogate, ctx.slope = surrogate, slope
+        return (distance >= 0).to(distance.dtype)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (distance,) = ctx.saved_tensors
+        return grad * surrogate_derivative(distance, ctx.surrogate, ctx.slope), None, None
+
+
+def heaviside(distance: Tensor, surrogate: str = "atan", slope: float = 2.0) -> Tensor:
+    """Return 1 where `distance` >= 0 and 0 elsewhere, with a surrogate derivative in the backward pass."""
+    return _Heaviside.apply(distance, surrogate, slope)
+
+
+def lif_step(
+    current: Tensor,
+    potential: Tensor,
+    membrane_decay: Tensor,
+    *,
+    threshold: float,
+    reset: str,
+    reset_potential: float,
+    decay_input: bool,
+    detach_reset: bool,
+    surrogate: str,
+    slope: float,
+) -> tuple[Tensor, Tensor]:
+    """Return (spikes, membrane potential after the reset) of one step; every tensor is (B, C), the decay (C,).
+
+    charge   potential <- membrane_decay * potential + (1 - membrane_decay) * reset_potential + gain * current
+             with gain = 1 - membrane_decay if decay_input else 1
+    fire     spike = potential >= threshold
+    reset    "zero": potential <- reset_potential where a spike was;  "subtract": potential <- potential - threshold * spike
+    """
+    gain = 1 - membrane_decay if decay_input else torch.ones_like(membrane_decay)
+    charged = membrane_decay * potential + gain * current
+    if reset_potential != 0.0:
+        charged = charged + (1 - membrane_decay) * reset_potential
+    spikes = heaviside(charged - threshold, surrogate, slope)
+    resetting = spikes.detach() if detach_reset else spikes
+    if reset == "zero":
+        return spikes, charged + resetting * (reset_potential - charged)
+    return spikes, charged - threshold * resetting
+
+
+def lif(current: Tensor, potential: Tensor, membrane_decay: Tensor, **options) -> tuple[Tensor, Tensor]:
+    """Return (spikes (B, T, C) in the dtype of `current`, final membrane potential (B, C)): `lif_step` over time.
+
+    current (B, T, C); potential (B, C) and membrane_decay (C,) in float32, or float64 with a float64 current.
+    """
+    spikes = []
+    for drive in current.to(potential.dtype).unbind(dim=1):
+        spike, potential = lif_step(drive, potential, membrane_decay, **options)
+        spikes.append(spike)
+    return torch.stack(spikes, dim=1).to(current.dtype), potential
+
+
+def wkv(
+    time_decay: Tensor,
+    time_first: Tensor,
+    key: Tensor,
+    value: Tensor,
+    numerator: Tensor,
+    denominator: Tensor,
+    max_exponent: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return (output (B, T, C) in the dtype of `key`, numerator, denominator, max_exponent), each state (B, C).
+
+    output_t = (sum_{i<t} exp(k_i - (t-1-i) e^time_decay) v_i + exp(time_first + k_t) v_t) / (the same without v).
+    The true sums are numerator * exp(max_exponent) and denominator * exp(max_exponent). max_exponent is only the
+    scale they are written in, so no gradient passes through it; the gradient of the output is exact all the same.
+    """
+    state_dtype = numerator.dtype
+    log_decay = -torch.exp(time_decay.to(state_dtype))
+    time_first = time_first.to(state_dtype)
+    max_exponent = max_exponent.detach()
+    outputs = []
+    for k, v in zip(key.to(state_dtype).unbind(dim=1), value.to(state_dtype).unbind(dim=1), strict=True):
+        scale = torch.maximum(max_exponent, time_first + k).detach()
+        past, present = torch.exp(max_exponent - scale), torch.exp(time_first + k - scale)
+        outputs.append((past * numerator + present * v) / (past * denominator + present))
+
+        scale = torch.maximum(max_exponent + log_decay, k).detach()
+        past, present = torch.exp(max_exponent + log_decay - scale), torch.exp(k - scale)
+        numerator = past * numerator + present * v
+        denominator = past * denominator + present
+        max_exponent = scale
+    return torch.stack(outputs, dim=1).to(key.dtype), numerator, denominator, max_exponent

@@ -1,0 +1,147 @@
+"""The one door to RWKV-4's WKV: checks, choice of backend, and the torch custom operator `spikegpt::wkv`.
+
+The equations are in `reference.wkv`. Nothing is computed here.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .backends import choose_backend
+
+
+class WKVState(NamedTuple):
+    """Running sums of the WKV, each (B, C): the true sums are `numerator` and `denominator` times exp(max_exponent)."""
+
+    numerator: Tensor
+    denominator: Tensor
+    max_exponent: Tensor
+
+    @classmethod
+    def empty(cls, batch: int, channels: int, *, dtype=torch.float32, device="cpu") -> "WKVState":
+        """Return the state before the first token."""
+        zeros = torch.zeros(batch, channels, dtype=dtype, device=device)
+        return cls(zeros, zeros.clone(), torch.full_like(zeros, reference.EMPTY_EXPONENT))
+
+
+def wkv(
+    time_decay: Tensor,
+    time_first: Tensor,
+    key: Tensor,
+    value: Tensor,
+    state: WKVState | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, WKVState]:
+    """Return (output, state): for every channel the decaying, exp(key)-weighted mean of the values up to each token.
+
+    Args:
+        time_decay: (C,) raw parameter; the decay per step is exp(-exp(time_decay)).
+        time_first: (C,) added to the key of the present token.
+        key, value: (B, T, C), one dtype: float32, bfloat16, float16, or float64 (reference only).
+        state: carried in from the tokens before; None at the start of a text. float32, or float64 with float64 keys.
+
+    Returns:
+        output (B, T, C) in the dtype of `key`; the state after the last token.
+        No gradient passes through `state.max_exponent`, which is only a scale (see `reference.wkv`).
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit; the message names what was found and wanted.
+    """
+    if key.dim() != 3 or 0 in key.shape:
+        raise ValueError(f"wkv: key must be (B, T, C) with no empty side, got {tuple(key.shape)}")
+    if value.shape != key.shape or value.dtype != key.dtype:
+        raise ValueError(f"wkv: value is {value.dtype} {tuple(value.shape)}, key is {key.dtype} {tuple(key.shape)}; they must agree")
+    if not key.dtype.is_floating_point:
+        raise ValueError(f"wkv: key must be a floating-point tensor, got {key.dtype}")
+    B, _, C = key.shape
+    for name, parameter in (("time_decay", time_decay), ("time_first", time_first)):
+        if parameter.shape != (C,):
+            raise ValueError(f"wkv: key has {C} channels, {name} has shape {tuple(parameter.shape)}; want ({C},)")
+    state_dtype = torch.float64 if key.dtype == torch.float64 else torch.float32
+    if state is None:
+        state = WKVState.empty(B, C, dtype=state_dtype, device=key.device)
+    for name, part in zip(WKVState._fields, state, strict=True):
+        if part.shape != (B, C) or part.dtype != state_dtype:
+            raise ValueError(f"wkv: state.{name} is {part.dtype} {tuple(part.shape)}, want {state_dtype} {(B, C)} for {key.dtype} keys")
+    devices = {tensor.device for tensor in (time_decay, time_first, key, value, *state)}
+    if len(devices) > 1:
+        raise ValueError(f"wkv: tensors are on {sorted(map(str, devices))}; move them to one device")
+    time_decay, time_first = time_decay.to(state_dtype), time_first.to(state_dtype)
+    implementation = reference.wkv if choose_backend(backend, "wkv", key) == "reference" else wkv_operator
+    output, *state = implementation(time_decay, time_first, key, value, *state)
+    return output, WKVState(*state)
+
+
+@torch.library.custom_op("spikegpt::wkv", mutates_args=())
+def wkv_operator(
+    time_decay: Tensor,
+    time_first: Tensor,
+    key: Tensor,
+    value: Tensor,
+    numerator: Tensor,
+    denominator: Tensor,
+    max_exponent: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(output, numerator, denominator, max_exponent)."""
+    from . import numba_cpu
+
+    return numba_cpu.wkv_forward(time_decay, time_first, key, value, numerator, denominator, max_exponent)
+
+
+@wkv_operator.register_fake
+def _(time_decay, time_first, key, value, numerator, denominator, max_exponent):
+    return torch.empty_like(key, memory_format=torch.contiguous_format), *(
+        torch.empty_like(part, memory_format=torch.contiguous_format) for part in (numerator, denominator, max_exponent)
+    )
+
+
+@torch.library.custom_op("spikegpt::wkv_backward", mutates_args=())
+def wkv_backward_operator(
+    grad_output: Tensor,
+    grad_numerator: Tensor,
+    grad_denominator: Tensor,
+    time_decay: Tensor,
+    time_first: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    numerator: Tensor,
+    denominator: Tensor,
+    max_exponent: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of (time_decay, time_first, key, value, numerator, denominator)."""
+    from . import numba_cpu
+
+    return numba_cpu.wkv_backward(
+        grad_output,
+        grad_numerator,
+        grad_denominator,
+        time_decay,
+        time_first,
+        key,
+        value,
+        output,
+        numerator,
+        denominator,
+        max_exponent,
+    )
+
+
+@wkv_backward_operator.register_fake
+def _(grad_output, grad_numerator, grad_denominator, time_decay, time_first, key, value, output, numerator, denominator, max_exponent):
+    return tuple(torch.empty_like(t) for t in (time_decay, time_first, key, value, numerator, denominator))
+
+
+def _save_for_backward(ctx, inputs, output):
+    time_decay, time_first, key, value, *state = inputs
+    ctx.save_for_backward(time_decay, time_first, key, value, output[0], *state)
+    ctx.mark_non_differentiable(output[3])
+
+
+def _backward(ctx, grad_output, grad_numerator, grad_denominator, _grad_max_exponent):
+    return *wkv_backward_operator(grad_output, grad_numerator, grad_denominator, *ctx.saved_tensors), None
+
+
+wkv_operator.register_autograd(_backward, setup_context=_save_for_backward)
