@@ -11,8 +11,6 @@ A checkpoint is written under a temporary name, flushed to disk, and renamed. No
 import json
 import os
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .config import ModelConfig
-from .errors import SpikegptError
+from .errors import SpikegptError, Warn, warn_on_stderr
 from .files import sha256_of, sync_folder, write_atomically
 from .model import NeuronFactory, SpikeGPT
 from .tokenizer import Tokenizer, load_tokenizer
@@ -29,13 +27,6 @@ from .tokenizer import Tokenizer, load_tokenizer
 FORMAT = 1
 MANIFEST = "manifest.json"
 _PREFIX, _TEMPORARY = "step-", ".unfinished-"
-
-Warn = Callable[[str], None]
-
-
-def warn_on_stderr(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)
-
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in `path`; SpikegptError if it is missing or broken."""

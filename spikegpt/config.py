@@ -196,7 +196,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # about 5M
     "small": {
         "model": {"n_layer": 6, "n_embd": 256, "ctx_len": 256, "vocab_size": 256},
-        "train": {"steps": 2000, "batch_size": 8, "lr": 2e-3},
+        "train": {"steps": 2000, "batch_size": 8, "lr": 3e-3, "warmup_steps": 100},
     },
     # the paper's enwik8 model; its 46.1M parameters imply a vocabulary of about 5458 characters
     "spikegpt-46m": {

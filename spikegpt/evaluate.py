@@ -7,6 +7,7 @@ window are scored (all of the first window), so every token but the very first i
 
 import math
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -150,3 +151,60 @@ class _evaluating:
 
     def __exit__(self, *_):
         self.model.train(self.was_training)
+
+
+def evaluate_run(
+    run: Path, *, split: str = "test", file: Path | None = None, limit: int | None = None, stride: int | None = None, cache: Path | None = None
+) -> dict[str, Any]:
+    """Return both protocols' figures of the model in `run`, on a split of its own text or on `file`, as plain values.
+
+    Raises:
+        SpikegptError: no whole model there, its text is gone, or the text is too short.
+    """
+    from .checkpoint import load_model, read_run_config
+    from .data import prepare
+
+    model, tokenizer = load_model(run)
+    if file is not None:
+        try:
+            text = file.read_bytes()
+        except OSError as error:
+            raise SpikegptError(f"cannot read {file}: {error.strerror}; give a text file") from None
+        tokens, source = tokenizer.encode(text), str(file)
+    else:
+        # a checkpoint folder lies inside its run
+        folder = run if (run / "metrics.jsonl").exists() else run.parent.parent
+        data = read_run_config(folder)["train"]["data"]
+        tokens, source = np.asarray(prepare(list(data), tokenizer, cache).split(split)), f"{', '.join(data)} ({split})"
+    tokens = tokens[:limit]
+    ctx_len = min(model.config.ctx_len, max(len(tokens) - 1, 1))
+    windows = evaluate_windows(model, tokens, tokenizer, ctx_len, stride or max(ctx_len // 2, 1))
+    return {
+        "run": str(run),
+        "spiking": model.config.spiking,
+        "parameters": model.count_parameters(),
+        "text": source,
+        "stream": evaluate_stream(model, tokens, tokenizer).to_dict(),
+        "windows": windows.to_dict(),
+    }
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Return the figures of several runs side by side, as text."""
+    rows = {
+        "spiking": lambda r: r["spiking"],
+        "parameters": lambda r: f"{r['parameters']:,}",
+        "text": lambda r: r["text"],
+        "bytes predicted": lambda r: f"{r['stream']['bytes']:,}",
+        "bits/byte, carried state": lambda r: f"{r['stream']['bits_per_byte']:.4f}",
+        "bits/character": lambda r: f"{r['stream']['bits_per_character']:.4f}",
+        "perplexity per token": lambda r: f"{r['stream']['perplexity']:.3f}",
+        f"bits/byte, {results[0]['windows']['protocol'].removesuffix(', empty state')}": lambda r: f"{r['windows']['bits_per_byte']:.4f}",
+        "firing rate": lambda r: "dense" if r["stream"]["firing_rate"] is None else f"{r['stream']['firing_rate']:.2%}",
+    }
+    layers = dict.fromkeys(name for result in results for name in result["stream"]["firing_rates"])
+    for name in layers:
+        rows[f"  {name}"] = lambda r, name=name: f"{r['stream']['firing_rates'][name]:.2%}" if name in r["stream"]["firing_rates"] else "-"
+    cells = [["run", *(result["run"] for result in results)], *([title, *map(show, results)] for title, show in rows.items())]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)

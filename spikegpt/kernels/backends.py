@@ -13,7 +13,8 @@ import torch
 BACKENDS = ("auto", "reference", "numba")
 
 # device of the tensor -> fast backend; dtypes outside FAST_DTYPES and devices outside the table use the reference
-FAST_BACKEND = {"cpu": "numba"}
+# a meta tensor has no numbers: the operator's fake implementation gives the shapes
+FAST_BACKEND = {"cpu": "numba", "meta": "numba"}
 FAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PACKAGE = {"numba": "numba"}
 

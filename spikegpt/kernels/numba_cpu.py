@@ -1,6 +1,6 @@
 """Fast CPU version of `lif` and `wkv`, forward and backward, in numba; reached only through the two doors.
 
-The equations are in `reference`; here is how they are run. One task is one batch row times BLOCK channels: time is the
+The equations are in `reference`; here is how they are run. One task is one batch row times up to BLOCK channels: time is the
 outer loop, channels the inner one, so that LLVM turns the inner loop into vector instructions and the running state
 stays in the first-level cache. The backward passes keep nothing from the forward pass but its inputs: they recompute
 the states, SEGMENT steps at a time, into a scratch buffer that fits the cache, and walk back over it. Every task is
@@ -19,9 +19,9 @@ from torch import Tensor
 
 from .reference import SURROGATES
 
-BLOCK = 512  # most channels of one task: whole rows of memory, and the state of one step still fits the first-level cache
-LIF_SEGMENT = 64  # steps recomputed at once: BLOCK * 4 bytes each
-WKV_SEGMENT = 16  # steps recomputed at once: BLOCK * 6 * 4 bytes each
+BLOCK = 512  # most channels of one task: long runs of memory, and the state of one step still fits the first-level cache
+LIF_SEGMENT = 64  # steps recomputed at once: BLOCK * 4 bytes each, 128 KiB
+WKV_SEGMENT = 16  # steps recomputed at once: BLOCK * 6 * 4 bytes each, 192 KiB
 SMALL = 1 << 15  # neuron-steps below which starting a second thread costs more than it saves
 
 ATAN, SIGMOID, FAST_SIGMOID, RECTANGULAR = (SURROGATES.index(name) for name in ("atan", "sigmoid", "fast_sigmoid", "rectangular"))
@@ -30,7 +30,7 @@ HALF_PI = np.float32(math.pi / 2)
 
 # lif: every operation rounds as torch's does, so that spikes are bit-identical to the reference and to the recomputation
 exact = numba.njit(cache=True, nogil=True, error_model="numpy")
-# wkv: a multiplication and an addition may become one fused instruction; NaN and infinity keep their meaning
+# gradients and wkv: a multiplication and an addition may become one fused instruction; NaN and infinity keep their meaning
 fused = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 
 
@@ -339,7 +339,7 @@ def _wkv_forward_task(
 # output (weight / sum of weights), and their weights in the next state
 BEFORE_NUMERATOR, BEFORE_DENOMINATOR, PAST_SHARE, PRESENT_SHARE, PAST, PRESENT = range(6)
 # rows of the gradients carried back
-G_NUMERATOR, G_DENOMINATOR, G_LOG_DECAY, G_TIME_FIRST, G_VALUE = range(5)
+G_NUMERATOR, G_DENOMINATOR, G_LOG_DECAY, G_TIME_FIRST = range(4)
 
 
 @fused
@@ -370,7 +370,7 @@ def _wkv_backward_task(
                 lanes[MAX_EXPONENT, c] = decayed if decayed >= k[c] else k[c]
 
     kept = np.empty((WKV_SEGMENT, 6, BLOCK), np.float32)
-    grads = np.zeros((5, BLOCK), np.float32)
+    grads = np.zeros((4, BLOCK), np.float32)
     grads[G_NUMERATOR, :n], grads[G_DENOMINATOR, :n] = grad_numerator[row, start:end], grad_denominator[row, start:end]
     for segment in range(segments - 1, -1, -1):
         first = segment * WKV_SEGMENT
@@ -395,19 +395,18 @@ def _wkv_backward_task(
                 lanes[MAX_EXPONENT, c] = decayed if decayed >= k[c] else k[c]
         for i in range(steps - 1, -1, -1):
             v, gy, step = value[row, first + i, start:end], grad_output[row, first + i, start:end], kept[i]
-            gk = grad_key[row, first + i, start:end]
+            gk, gv = grad_key[row, first + i, start:end], grad_value[row, first + i, start:end]
             for c in range(n):
                 a, b, ga, gb = step[BEFORE_NUMERATOR, c], step[BEFORE_DENOMINATOR, c], grads[G_NUMERATOR, c], grads[G_DENOMINATOR, c]
                 y = step[PAST_SHARE, c] * a + step[PRESENT_SHARE, c] * v[c]
                 g_past, g_present = gy[c] * step[PAST_SHARE, c], gy[c] * step[PRESENT_SHARE, c]
                 g_boosted_key = g_present * (v[c] - y)
                 gk[c] = g_boosted_key + step[PRESENT, c] * (ga * v[c] + gb)
-                grads[G_VALUE, c] = g_present + step[PRESENT, c] * ga
+                gv[c] = g_present + step[PRESENT, c] * ga
                 grads[G_TIME_FIRST, c] += g_boosted_key
                 grads[G_LOG_DECAY, c] += step[PAST, c] * (ga * a + gb * b)
                 grads[G_NUMERATOR, c] = step[PAST, c] * ga + g_past
                 grads[G_DENOMINATOR, c] = step[PAST, c] * gb - g_past * y
-            grad_value[row, first + i, start:end] = grads[G_VALUE, :n]
     grad_decay[row, start:end] = grads[G_LOG_DECAY, :n]
     grad_first[row, start:end] = grads[G_TIME_FIRST, :n]
     grad_numerator_in[row, start:end] = grads[G_NUMERATOR, :n]

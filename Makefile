@@ -1,0 +1,41 @@
+# Two commands do all set-up: `make demo` and `make test`. Both work in a virtual environment, .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+RUNS := runs
+DEMO := $(RUNS)/demo
+
+.PHONY: demo test lint clean
+
+demo: .venv/base
+	@echo "--- a spiking language model of about 1M parameters, trained on the text of Python's own documentation ---"
+	@test -d $(DEMO)-spiking || $(BIN)/spikegpt train --preset tiny --out $(DEMO)-spiking
+	@echo "--- its dense twin: the same sizes, text, seed and steps ---"
+	@test -d $(DEMO)-twin || $(BIN)/spikegpt train --preset tiny --spiking none --out $(DEMO)-twin
+	@echo "--- what the spiking model writes ---"
+	@$(BIN)/spikegpt generate $(DEMO)-spiking "The " --max-tokens 300
+	@echo "--- both models on text that neither has seen ---"
+	@$(BIN)/spikegpt evaluate $(DEMO)-spiking $(DEMO)-twin
+	@echo "--- everything lies in $(DEMO)-spiking and $(DEMO)-twin: config.json, metrics.jsonl, samples.txt, checkpoints/ ---"
+	@echo "    $(BIN)/spikegpt --help    shows what else there is; source .venv/bin/activate to leave out the path"
+
+test: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+lint: .venv/test
+	$(BIN)/ruff check .
+
+.venv/base: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	touch $@
+
+# spikingjelly asks for torchvision and torchaudio, which the neurons do not need and which would bring another torch
+.venv/test: .venv/base
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]' snntorch loguru scipy tqdm
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps spikingjelly
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

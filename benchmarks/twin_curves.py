@@ -1,0 +1,105 @@
+"""Train a spiking model and its dense twin with equal data, seed and steps; write both curves, final bits and firing rates.
+
+    python benchmarks/twin_curves.py --data FOLDER_OR_FILES            `small`, 2,000 steps of 8 x 256 tokens, both models
+    python benchmarks/twin_curves.py --quick                           under a minute, the built-in corpus, no published number
+
+Runs that were broken off are resumed. `--only` trains one of the two, so that both can run side by side.
+Last line: JSON with bits_output, bits_none (bits per byte on the test split) and firing_rate.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from measure import write_result
+
+from spikegpt.checkpoint import load_model
+from spikegpt.config import SPIKING, model_preset, train_preset
+from spikegpt.data import prepare
+from spikegpt.evaluate import evaluate_stream, evaluate_windows
+from spikegpt.runlog import read_metrics
+from spikegpt.train import resume, train
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+
+def train_one(spiking: str, runs: Path, data: list[str], preset: str, steps: int, threads: int) -> Path:
+    run = runs / spiking
+    if (run / "config.json").exists():
+        resume(run)
+        return run
+    config = train_preset(
+        preset, data=data, steps=steps, threads=threads, eval_every=max(steps // 8, 1), save_every=250, sample_every=0, log_every=10
+    )
+    train(model_preset(preset, spiking=spiking), config, run)
+    return run
+
+
+def results_of(run: Path, data: list[str]) -> dict:
+    model, tokenizer = load_model(run)
+    test = np.asarray(prepare(data, tokenizer).split("test"))
+    metrics = read_metrics(run)
+    return {
+        "parameters": model.count_parameters(),
+        "stream": evaluate_stream(model, test, tokenizer).to_dict(),
+        "windows": evaluate_windows(model, test, tokenizer, model.config.ctx_len, model.config.ctx_len // 2).to_dict(),
+        "train_curve": [(line["step"], line["bits_per_byte"], line["firing_rate"]) for line in metrics if line["kind"] == "train"],
+        "valid_curve": [(line["step"], line["bits_per_byte"], line["firing_rate"]) for line in metrics if line["kind"] == "valid"],
+    }
+
+
+def draw(results: dict[str, dict], title: str, path: Path) -> None:
+    figure, (quality, firing) = plt.subplots(1, 2, figsize=(10, 4), width_ratios=(3, 2), layout="constrained")
+    for (spiking, label), colour in zip({"none": "dense twin", "output": "spiking (published block)"}.items(), ("C7", "C0"), strict=True):
+        train_curve = np.array([(step, bits) for step, bits, _ in results[spiking]["train_curve"]])
+        smooth = np.convolve(np.pad(train_curve[:, 1], (4, 4), mode="edge"), np.ones(9) / 9, mode="valid")
+        quality.plot(train_curve[:, 0], smooth, color=colour, alpha=0.4, label=f"{label}, train")
+        valid = np.array([(step, bits) for step, bits, _ in results[spiking]["valid_curve"]])
+        quality.plot(valid[:, 0], valid[:, 1], "o-", color=colour, label=f"{label}, valid")
+    quality.set(xlabel="step", ylabel="bits per byte", title=title, ylim=(None, 5))
+    quality.legend()
+    rates = {name: rate for name, rate in results["output"]["stream"]["firing_rates"].items() if name != "emb"}
+    labels = [name.removeprefix("blocks.").replace("_neuron", "") for name in rates]
+    firing.barh(labels, list(rates.values()), color="C0")
+    firing.invert_yaxis()
+    firing.set(xlabel="firing rate on the test split", title="by layer")
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", default=["python-docs"])
+    parser.add_argument("--preset", default="small")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--runs", type=Path, default=Path("runs/twin_curves"))
+    parser.add_argument("--only", choices=SPIKING)
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    if options.quick:
+        options.preset, options.steps, options.runs = "tiny", 60, Path(tempfile.mkdtemp())
+    for spiking in [options.only] if options.only else SPIKING:
+        train_one(spiking, options.runs, options.data, options.preset, options.steps, options.threads)
+    if options.only:
+        return
+    results = {spiking: results_of(options.runs / spiking, options.data) for spiking in SPIKING}
+    summary = {
+        "bits_output": results["output"]["stream"]["bits_per_byte"],
+        "bits_none": results["none"]["stream"]["bits_per_byte"],
+        "firing_rate": results["output"]["stream"]["firing_rate"],
+    }
+    if not options.quick:
+        corpus = Path(options.data[0]).name
+        configs = json.loads((options.runs / "output" / "config.json").read_text())
+        write_result("twin_curves", {**summary, "corpus": corpus, "config": {key: configs[key] for key in ("model", "train")}, "runs": results})
+        title = f"{options.preset} on {corpus}: {options.steps} steps"
+        draw(results, title, Path(__file__).parent / "results" / "twin_curves.png")
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""spikegpt: train spiking language models, and compare them with their dense RWKV twin. Importing this loads nothing heavy.
+
+The verbs are functions of the modules of their name: `from spikegpt.train import train`, `from spikegpt.generate import generate`.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+# name in the shop window -> module that holds it; loaded when first asked for, so that the command line starts at once
+_HOME = {
+    "ModelConfig": "config",
+    "NeuronConfig": "config",
+    "TrainConfig": "config",
+    "PRESETS": "config",
+    "model_preset": "config",
+    "train_preset": "config",
+    "SpikegptError": "errors",
+    "lif": "kernels",
+    "wkv": "kernels",
+    "LIF": "neuron",
+    "SnnTorchNeuron": "neuron",
+    "SpikingJellyNeuron": "neuron",
+    "SpikeGPT": "model",
+    "load_model": "checkpoint",
+    "load_tokenizer": "tokenizer",
+    "prepare": "data",
+    "evaluate_stream": "evaluate",
+    "evaluate_windows": "evaluate",
+    "SamplingConfig": "generate",
+}
+__all__ = ["__version__", *_HOME]
+
+if TYPE_CHECKING:
+    from .checkpoint import load_model
+    from .config import PRESETS, ModelConfig, NeuronConfig, TrainConfig, model_preset, train_preset
+    from .data import prepare
+    from .errors import SpikegptError
+    from .evaluate import evaluate_stream, evaluate_windows
+    from .generate import SamplingConfig
+    from .kernels import lif, wkv
+    from .model import SpikeGPT
+    from .neuron import LIF, SnnTorchNeuron, SpikingJellyNeuron
+    from .tokenizer import load_tokenizer
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'spikegpt' has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

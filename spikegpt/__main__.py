@@ -1,0 +1,242 @@
+"""The command line: one verb per function; parse, call, print. Flags come from the configuration dataclasses."""
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
+
+from . import __version__
+from .config import PRESETS, ModelConfig, TrainConfig, model_preset, train_preset
+from .errors import SpikegptError
+
+USAGE = f"""spikegpt {__version__}: train spiking language models, and compare them with their dense RWKV twin
+
+  spikegpt train                  train a model (--preset {" | ".join(PRESETS)})
+  spikegpt train --spiking none   train its dense twin
+  spikegpt train --resume RUN     continue a run that was broken off
+  spikegpt generate RUN "Once"    write text, token by token
+  spikegpt evaluate RUN...        bits per byte and firing rates, of several runs side by side
+  spikegpt info RUN|PRESET        sizes and configuration
+  spikegpt doctor                 what is installed, which kernels run here, how fast
+
+spikegpt VERB --help shows the flags of a verb."""
+
+
+@dataclass(kw_only=True)
+class Train:
+    """Train a model, or continue one: spikegpt train [--preset NAME] [--out RUN] [flags] | spikegpt train --resume RUN"""
+
+    preset: Annotated[Literal["tiny", "small", "spikegpt-46m", "spikegpt-216m"], arg(help="sizes and optimizer defaults")] = "tiny"
+    out: Annotated[Path | None, arg(help="run folder; by default runs/PRESET-SPIKING")] = None
+    resume: Annotated[Path | None, arg(help="continue the run in this folder, with its own configuration; no other flags")] = None
+    cache: Annotated[Path | None, arg(help="where token files are kept")] = None
+    json: Annotated[bool, arg(help="print the result as one line of JSON, and no progress")] = False
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass(kw_only=True)
+class Generate:
+    """Write text that continues one or several prompts."""
+
+    run: Annotated[Positional[Path], arg(help="folder of a run or of a checkpoint")]
+    prompts: Annotated[Positional[tuple[str, ...]], arg(help="texts to continue; a newline if none")] = ()
+    max_tokens: int = 200
+    temperature: Annotated[float, arg(help="0 takes the most likely token always")] = 0.8
+    top_k: Annotated[int, arg(help="choose among the k most likely; 0 is no limit")] = 0
+    top_p: Annotated[float, arg(help="choose among the most likely that together have this probability")] = 0.95
+    repetition_penalty: Annotated[float, arg(help="above 1 makes tokens that were seen less likely")] = 1.0
+    stop: Annotated[UseAppendAction[tuple[str, ...]], arg(help="end before this string; may be given several times")] = ()
+    seed: int = 0
+    threads: Annotated[int, arg(help="CPU threads; 0 leaves torch's choice")] = 0
+    json: Annotated[bool, arg(help="print prompts and texts as JSON, at the end")] = False
+
+
+@dataclass(kw_only=True)
+class Evaluate:
+    """Measure how well runs predict a text, and how much their neurons fire."""
+
+    runs: Annotated[Positional[tuple[Path, ...]], arg(help="folders of runs or checkpoints")]
+    split: Annotated[Literal["train", "valid", "test"], arg(help="part of the run's own text")] = "test"
+    file: Annotated[Path | None, arg(help="evaluate on this text file instead")] = None
+    tokens: Annotated[int | None, arg(help="read at most so many tokens")] = None
+    stride: Annotated[int | None, arg(help="tokens scored per window; by default half of ctx_len")] = None
+    cache: Annotated[Path | None, arg(help="where token files are kept")] = None
+    threads: Annotated[int, arg(help="CPU threads; 0 leaves torch's choice")] = 0
+    json: Annotated[bool, arg(help="print JSON")] = False
+
+
+@dataclass(kw_only=True)
+class Info:
+    """Show the sizes and the configuration of a run, a checkpoint or a preset."""
+
+    what: Annotated[Positional[str], arg(help="a preset's name, or the folder of a run or of a checkpoint")]
+    json: Annotated[bool, arg(help="print JSON")] = False
+
+
+@dataclass(kw_only=True)
+class Doctor:
+    """Say what is installed, which kernels will run where, whether they are right, and how fast they are here."""
+
+    threads: Annotated[int, arg(help="CPU threads; 0 leaves torch's choice")] = 0
+    json: Annotated[bool, arg(help="print JSON")] = False
+
+
+def train_verb(arguments: list[str]) -> int:
+    options = tyro.cli(OmitArgPrefixes[Train], prog="spikegpt train", args=arguments, default=_train_defaults(arguments))
+    from . import train
+
+    if options.resume is not None:
+        if _changed(options):
+            raise SpikegptError(f"--resume goes on with the run's own configuration; leave out {', '.join(_changed(options))}")
+        result = train.resume(options.resume, cache=options.cache, quiet=options.json)
+    else:
+        out = options.out or Path("runs") / f"{options.preset}-{options.model.spiking}"
+        result = train.train(options.model, options.train, out, cache=options.cache, quiet=options.json)
+    if options.json:
+        valid = result.valid.to_dict() if result.valid else None
+        print(json.dumps({"run": str(result.run), "step": result.step, "interrupted": result.interrupted, "valid": valid}))
+    elif result.interrupted:
+        print(f"stopped after step {result.step}, saved; continue with: spikegpt train --resume {result.run}")
+    else:
+        print(f"done: {result.run}\n  spikegpt generate {result.run}\n  spikegpt evaluate {result.run}")
+    return 0
+
+
+def _train_defaults(arguments: list[str]) -> Train:
+    """The defaults that `--preset` asks for, so that every other flag changes the preset."""
+    given = [argument.split("=", 1)[1] for argument in arguments if argument.startswith("--preset=")]
+    given += [value for flag, value in zip(arguments, arguments[1:], strict=False) if flag == "--preset"]
+    # an unknown name is left to the parser, which lists the known ones
+    name = given[-1] if given and given[-1] in PRESETS else "tiny"
+    return Train(preset=name, model=model_preset(name), train=train_preset(name))
+
+
+def _changed(options: Train) -> list[str]:
+    """Flags besides --resume, --cache and --json that differ from the defaults."""
+    defaults = _train_defaults([])
+    names = ["preset", "out"] if (options.preset, options.out) != (defaults.preset, None) else []
+    for part in ("model", "train"):
+        ours, theirs = getattr(options, part).to_dict(), getattr(defaults, part).to_dict()
+        names += [name for name in ours if ours[name] != theirs[name]]
+    return ["--" + name.replace("_", "-") for name in names]
+
+
+def generate_verb(arguments: list[str]) -> int:
+    options = tyro.cli(Generate, prog="spikegpt generate", args=arguments)
+    from .checkpoint import load_model
+    from .generate import SamplingConfig, stream
+
+    _use_threads(options.threads)
+    names = [item.name for item in dataclasses.fields(SamplingConfig)]
+    sampling = SamplingConfig(**{name: getattr(options, name) for name in names})
+    model, tokenizer = load_model(options.run)
+    prompts = list(options.prompts) or ["\n"]
+    texts = [""] * len(prompts)
+    alone = len(prompts) == 1 and not options.json
+    if alone:
+        print(prompts[0], end="", flush=True)
+    for piece in stream(model, tokenizer, prompts, sampling):
+        texts[piece.prompt] += piece.text
+        if alone:
+            print(piece.text, end="", flush=True)
+    if options.json:
+        print(json.dumps([{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]))
+    elif alone:
+        print()
+    else:
+        for index, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+            print(f"--- {index + 1} ---\n{prompt}{text}")
+    return 0
+
+
+def evaluate_verb(arguments: list[str]) -> int:
+    options = tyro.cli(Evaluate, prog="spikegpt evaluate", args=arguments)
+    from .evaluate import evaluate_run, table
+
+    _use_threads(options.threads)
+    if not options.runs:
+        raise SpikegptError("no run given; spikegpt evaluate RUN [RUN ...]")
+    results = [
+        evaluate_run(run, split=options.split, file=options.file, limit=options.tokens, stride=options.stride, cache=options.cache)
+        for run in options.runs
+    ]
+    print(json.dumps(results) if options.json else table(results))
+    return 0
+
+
+def info_verb(arguments: list[str]) -> int:
+    options = tyro.cli(Info, prog="spikegpt info", args=arguments)
+    from .doctor import describe_model
+
+    _show(describe_model(options.what), options.json)
+    return 0
+
+
+def doctor_verb(arguments: list[str]) -> int:
+    options = tyro.cli(Doctor, prog="spikegpt doctor", args=arguments)
+    from .doctor import examine
+
+    _use_threads(options.threads)
+    report = examine()
+    _show(report, options.json)
+    return 0 if report["healthy"] else 1
+
+
+def _use_threads(threads: int) -> None:
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _show(values: dict[str, Any], as_json: bool, indent: str = "") -> None:
+    if as_json:
+        print(json.dumps(values))
+        return
+    width = max(map(len, values), default=0)
+    for name, value in values.items():
+        if isinstance(value, dict):
+            print(f"{indent}{name}")
+            _show(value, False, indent + "  ")
+        else:
+            print(f"{indent}{name:<{width}}  {f'{value:,}' if isinstance(value, int) and not isinstance(value, bool) else value}")
+
+
+VERBS = {"train": train_verb, "generate": generate_verb, "evaluate": evaluate_verb, "info": info_verb, "doctor": doctor_verb}
+
+
+def main() -> int:
+    """Run the verb that the command line names; return the exit status."""
+    verb, arguments = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
+    if verb in ("--help", "-h"):
+        print(USAGE)
+        return 0
+    if verb == "--version":
+        print(__version__)
+        return 0
+    if verb not in VERBS:
+        print(f"error: unknown verb {verb!r}; known: {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    try:
+        return VERBS[verb](arguments)
+    # the checks of the configurations and of the doors are ValueErrors, written for the user
+    except (SpikegptError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # the reader of our output went away; nothing is left to be said
+        sys.stderr.close()
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

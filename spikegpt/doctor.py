@@ -1,0 +1,133 @@
+"""What is installed, which kernels run where, whether they are right and how fast they are; and what a model consists of."""
+
+import importlib.metadata
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_flatten
+
+from . import __version__
+from .checkpoint import find_model, load_model
+from .config import PRESETS, model_preset
+from .kernels import lif, wkv
+from .kernels.backends import FAST_BACKEND, is_installed
+from .model import SpikeGPT
+
+PACKAGES = ("torch", "numpy", "numba", "safetensors", "tokenizers", "accelerate", "tyro", "matplotlib", "tensorboard", "snntorch", "spikingjelly")
+SHAPE = (4, 256, 512)
+# float32 against float64: what the tests of the kernels allow
+TOLERANCE = 1e-4
+
+
+def examine() -> dict[str, Any]:
+    """Return the report of `spikegpt doctor` as plain values; `healthy` is false if a kernel gives wrong numbers."""
+    kernels = {"lif": _examine(_lif_inputs, lif_of), "wkv": _examine(_wkv_inputs, wkv_of)}
+    devices = {"cpu": f"{torch.get_num_threads()} threads"}
+    if torch.cuda.is_available():
+        devices |= {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
+    return {
+        "spikegpt": __version__,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "devices": devices,
+        "kernels": {device: _kernel_for(device) for device in ("cpu", "cuda")},
+        f"checked at (B, T, C) = {SHAPE}, forward and backward": kernels,
+        "healthy": all(kernel["is_right"] for kernel in kernels.values()),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _kernel_for(device: str) -> str:
+    backend = FAST_BACKEND.get(device)
+    if backend is None:
+        return "reference (plain torch, slow)"
+    return backend if is_installed(backend) else f"reference (slow); pip install {backend} for the fast one"
+
+
+def _lif_inputs(dtype: torch.dtype) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [(2 * torch.randn(SHAPE, generator=generator)).to(dtype).requires_grad_()]
+
+
+def lif_of(inputs: list[torch.Tensor], backend: str) -> torch.Tensor:
+    return lif(inputs[0], backend=backend)[0]
+
+
+def _wkv_inputs(dtype: torch.dtype) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    C = SHAPE[-1]
+    shapes = (C, C, SHAPE, SHAPE)
+    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+
+
+def wkv_of(inputs: list[torch.Tensor], backend: str) -> torch.Tensor:
+    return wkv(*inputs, backend=backend)[0]
+
+
+def _examine(make: Callable, run: Callable) -> dict[str, Any]:
+    """Compare the kernel that `auto` chooses with the float64 reference, and time it against the float32 reference."""
+    fast = _output_and_gradients(make(torch.float32), run, "auto")
+    exact = _output_and_gradients(make(torch.float64), run, "reference")
+    # a potential within rounding of the threshold may fire in one precision and not in the other: one in 10,000 is allowed
+    errors = [((a.double() - b).abs() > TOLERANCE * b.abs().max()).double().mean().item() for a, b in zip(fast, exact, strict=True)]
+    seconds = {backend: _seconds(lambda b=backend: _output_and_gradients(make(torch.float32), run, b)) for backend in ("auto", "reference")}
+    tokens = SHAPE[0] * SHAPE[1]
+    return {
+        "is_right": max(errors) < 1e-4,
+        "tokens_per_s": round(tokens / seconds["auto"]),
+        "times_the_reference": round(seconds["reference"] / seconds["auto"], 1),
+    }
+
+
+def _output_and_gradients(inputs: list[torch.Tensor], run: Callable, backend: str) -> list[torch.Tensor]:
+    output = run(inputs, backend)
+    weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
+    return [output.detach(), *torch.autograd.grad((output * weights).sum(), inputs)]
+
+
+def _seconds(function: Callable) -> float:
+    """Best of three after one call to warm up."""
+    function()
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def describe_model(what: str) -> dict[str, Any]:
+    """Return sizes and configuration of a preset, run or checkpoint as plain values.
+
+    Raises:
+        SpikegptError: `what` is none of them.
+    """
+    if what in PRESETS:
+        source, config = f"preset {what}", model_preset(what)
+        with torch.device("meta"):
+            model = SpikeGPT(config, init=False)
+    else:
+        folder = find_model(Path(what))
+        source, model = str(folder), load_model(folder)[0]
+    config = model.config
+    with torch.no_grad(), torch.device("meta"):
+        state = SpikeGPT(config, init=False).eval()(torch.zeros(1, 1, dtype=torch.long)).state
+    parts, _ = tree_flatten(state)
+    return {
+        "source": source,
+        "parameters": model.count_parameters(),
+        "parameter_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
+        "state_bytes": sum(part.numel() * part.element_size() for part in parts),
+        "matrix_macs_per_token": sum(p.numel() for name, p in model.named_parameters() if p.dim() == 2 and name != "emb.weight"),
+        "config": config.to_dict(),
+    }

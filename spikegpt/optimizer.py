@@ -1,0 +1,52 @@
+"""RWKV's parameter groups and learning-rate schedule, and the optimizer's state as plain tensors."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .config import TrainConfig
+
+# RWKV-v4neo, configure_optimizers: these learn faster than the rest
+LEARNING_RATE_SCALE = {"time_decay": 2.0, "time_first": 3.0}
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Return Adam with RWKV's groups: time_decay at 2x, time_first at 3x; weight decay on matrices only."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        scale = LEARNING_RATE_SCALE.get(name.rsplit(".", 1)[-1], 1.0)
+        decay = config.weight_decay if parameter.squeeze().dim() >= 2 else 0.0
+        groups.setdefault((scale, decay), []).append(parameter)
+    options = [{"params": members, "lr_scale": scale, "weight_decay": decay} for (scale, decay), members in groups.items()]
+    fused = next(model.parameters()).device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(options, lr=config.lr, betas=config.betas, eps=config.adam_eps, fused=fused)
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Return the rate of optimizer step `step` (from 0): linear warm-up, then half a cosine down to lr_final."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
+    return config.lr_final + (config.lr - config.lr_final) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the optimizer's state as name -> tensor, for a safetensors file."""
+    states = optimizer.state_dict()["state"]
+    return {f"optimizer.{index}.{name}": value for index, state in states.items() for name, value in state.items()}
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave."""
+    states: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            states.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
