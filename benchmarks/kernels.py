@@ -130,7 +130,7 @@ def main() -> None:
         print(f"{name:20s} median {sorted(times)[len(times) // 2] * 1e3:9.2f} ms   fastest {min(times) * 1e3:9.2f} ms")
     for name, found in ratios.items():
         print(f"{name:20s} median {found['median']:9.2f}      quartiles {found['quartiles'][0]:.2f} to {found['quartiles'][1]:.2f}")
-    command = "python benchmarks/kernels.py" + " --quick" * arguments.quick
+    command = f"python benchmarks/kernels.py --threads {arguments.threads}" + " --quick" * arguments.quick
     write_result("kernels", {"command": command, "shape": [B, T, C], "ratios": ratios})
     print(json.dumps({name: found["median"] for name, found in ratios.items()}))
 

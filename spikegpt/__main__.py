@@ -1,6 +1,7 @@
 """The command line: one verb per function; parse, call, print. Flags come from the configuration dataclasses."""
 
 import dataclasses
+import itertools
 import json
 import sys
 from dataclasses import dataclass, field
@@ -111,7 +112,7 @@ def train_verb(arguments: list[str]) -> int:
 def _train_defaults(arguments: list[str]) -> Train:
     """The defaults that `--preset` asks for, so that every other flag changes the preset."""
     given = [argument.split("=", 1)[1] for argument in arguments if argument.startswith("--preset=")]
-    given += [value for flag, value in zip(arguments, arguments[1:], strict=False) if flag == "--preset"]
+    given += [value for flag, value in itertools.pairwise(arguments) if flag == "--preset"]
     # an unknown name is left to the parser, which lists the known ones
     name = given[-1] if given and given[-1] in PRESETS else "tiny"
     return Train(preset=name, model=model_preset(name), train=train_preset(name))

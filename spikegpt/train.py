@@ -313,11 +313,12 @@ class _Trainer:
         if not same:
             return
         rank = self.accelerator.process_index
+        if "state.0" in tensors:
+            self.state = self._carried_state([tensors[f"state.{i}"][rank] for i in range(sum(key.startswith("state.") for key in tensors))])
+        # last, for reading a token above may have drawn a dropout
         torch.set_rng_state(tensors["rng.cpu"][rank])
         if "rng.cuda" in tensors and torch.cuda.is_available():
             torch.cuda.set_rng_state(tensors["rng.cuda"][rank])
-        if "state.0" in tensors:
-            self.state = self._carried_state([tensors[f"state.{i}"][rank] for i in range(sum(key.startswith("state.") for key in tensors))])
 
     def _carried_state(self, carried: list[Tensor]) -> State:
         """The state that `_save` took apart; its shape comes from reading one token."""

@@ -17,6 +17,8 @@ BACKENDS = ("auto", "reference", "numba")
 FAST_BACKEND = {"cpu": "numba", "meta": "numba"}
 FAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PACKAGE = {"numba": "numba"}
+# looked up once: finding a package costs more than a small kernel
+_installed = {backend: importlib.util.find_spec(package) is not None for backend, package in PACKAGE.items()}
 
 
 def choose_backend(backend: str, operation: str, tensor: torch.Tensor) -> str:
@@ -50,10 +52,9 @@ def choose_backend(backend: str, operation: str, tensor: torch.Tensor) -> str:
     return backend
 
 
-@functools.cache
 def is_installed(backend: str) -> bool:
     """Return whether the package behind `backend` can be imported; imports nothing."""
-    return importlib.util.find_spec(PACKAGE[backend]) is not None
+    return _installed[backend]
 
 
 @functools.cache

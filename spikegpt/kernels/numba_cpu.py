@@ -80,9 +80,9 @@ def wkv_forward(
 
 def wkv_backward(
     grad_output: Tensor, grad_numerator: Tensor, grad_denominator: Tensor, time_decay: Tensor, time_first: Tensor, key: Tensor,
-    value: Tensor, output: Tensor, numerator: Tensor, denominator: Tensor, max_exponent: Tensor,
+    value: Tensor, numerator: Tensor, denominator: Tensor, max_exponent: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the gradients of (time_decay, time_first, key, value, numerator, denominator). `output` is not needed."""
+    """Return the gradients of (time_decay, time_first, key, value, numerator, denominator)."""
     keys, decay = as_float32(key), log_decay(time_decay)
     grad_key, grad_value = torch.empty_like(keys), torch.empty_like(keys)
     # of the log decay, of time_first, of the incoming numerator and denominator: one row per batch row

@@ -80,7 +80,7 @@ def lif_step(
     spikes = heaviside(charged - threshold, surrogate, slope)
     resetting = spikes.detach() if detach_reset else spikes
     if reset == "zero":
-        return spikes, charged + resetting * (reset_potential - charged)
+        return spikes, (1 - resetting) * charged + resetting * reset_potential
     return spikes, charged - threshold * resetting
 
 
@@ -112,7 +112,8 @@ def wkv(
     scale they are written in, so no gradient passes through it; the gradient of the output is exact all the same.
     """
     state_dtype = numerator.dtype
-    log_decay = -torch.exp(time_decay.to(state_dtype))
+    # beyond 60 everything is forgotten in one step; an infinite decay would make the gradient NaN
+    log_decay = -torch.exp(time_decay.to(state_dtype).clamp(max=60.0))
     time_first = time_first.to(state_dtype)
     max_exponent = max_exponent.detach()
     outputs = []

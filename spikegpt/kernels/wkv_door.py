@@ -106,7 +106,6 @@ def wkv_backward_operator(
     time_first: Tensor,
     key: Tensor,
     value: Tensor,
-    output: Tensor,
     numerator: Tensor,
     denominator: Tensor,
     max_exponent: Tensor,
@@ -122,7 +121,6 @@ def wkv_backward_operator(
         time_first,
         key,
         value,
-        output,
         numerator,
         denominator,
         max_exponent,
@@ -130,13 +128,12 @@ def wkv_backward_operator(
 
 
 @wkv_backward_operator.register_fake
-def _(grad_output, grad_numerator, grad_denominator, time_decay, time_first, key, value, output, numerator, denominator, max_exponent):
+def _(grad_output, grad_numerator, grad_denominator, time_decay, time_first, key, value, numerator, denominator, max_exponent):
     return tuple(torch.empty_like(t) for t in (time_decay, time_first, key, value, numerator, denominator))
 
 
 def _save_for_backward(ctx, inputs, output):
-    time_decay, time_first, key, value, *state = inputs
-    ctx.save_for_backward(time_decay, time_first, key, value, output[0], *state)
+    ctx.save_for_backward(*inputs)
     ctx.mark_non_differentiable(output[3])
 
 

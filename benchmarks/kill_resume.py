@@ -1,0 +1,88 @@
+"""Kill a training run with SIGKILL at random moments, resume it each time, and compare the final weights byte for byte.
+
+    python benchmarks/kill_resume.py [--kills 20] [--quick]
+
+One run is never broken; the other is killed `kills` times and resumed after each. Last line: JSON with resumed, killed, identical.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from measure import write_result
+
+from spikegpt.checkpoint import latest_checkpoint
+from spikegpt.files import sha256_of
+
+
+def command(run: Path, steps: int) -> list[str]:
+    sizes = ["--n-layer", "2", "--n-embd", "32", "--ctx-len", "32", "--batch-size", "4"]
+    intervals = ["--save-every", "5", "--eval-every", "40", "--eval-tokens", "2048", "--sample-every", "50", "--log-every", "10"]
+    return [sys.executable, "-m", "spikegpt", "train", "--out", str(run), "--steps", str(steps), "--threads", "1", *sizes, *intervals]
+
+
+def continued(run: Path, steps: int) -> list[str]:
+    # a run killed before it wrote its configuration has nothing to resume
+    if (run / "config.json").exists():
+        return [sys.executable, "-m", "spikegpt", "train", "--resume", str(run)]
+    return command(run, steps)
+
+
+def start(arguments: list[str], log: Path) -> subprocess.Popen:
+    with log.open("ab") as file:
+        return subprocess.Popen(arguments, stdout=file, stderr=file)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="3 kills of a run of 120 steps")
+    options = parser.parse_args()
+    if options.quick:
+        options.kills, options.steps = 3, 120
+    moments = random.Random(options.seed)
+    folder = Path(tempfile.mkdtemp())
+    unbroken, broken, log = folder / "unbroken", folder / "broken", folder / "log.txt"
+
+    began = time.monotonic()
+    if start(command(unbroken, options.steps), log).wait() != 0:
+        sys.exit(f"the unbroken run failed, see {log}")
+    length = time.monotonic() - began
+
+    killed, steps_at_kill = 0, []
+    while killed < options.kills:
+        process = start(continued(broken, options.steps), log)
+        # from before the first import to well into the training; short enough that the run is not done before the last kill
+        delay = moments.uniform(0.2, 1.0) * (4 + 2.5 * length / options.kills)
+        try:
+            process.wait(timeout=delay)
+            if process.returncode != 0:
+                sys.exit(f"the broken run failed by itself, see {log}")
+            break
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            killed += 1
+            newest = latest_checkpoint(broken)
+            steps_at_kill.append(int(newest.name.split("-")[1]) if newest else 0)
+    if start(continued(broken, options.steps), log).wait() != 0:
+        sys.exit(f"the last resume failed, see {log}")
+
+    files = [latest_checkpoint(run) / "model.safetensors" for run in (unbroken, broken)]
+    summary = {"resumed": killed, "killed": killed, "identical": sha256_of(files[0]) == sha256_of(files[1])}
+    if not options.quick:
+        write_result("kill_resume", {**summary, "steps": options.steps, "newest_checkpoint_at_each_kill": steps_at_kill, "seed": options.seed})
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Small real runs that several test files share."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from spikegpt.config import ModelConfig, TrainConfig
+from spikegpt.train import train
+
+MODEL = ModelConfig(n_layer=2, n_embd=16, ctx_len=16)
+TRAIN = TrainConfig(
+    steps=12, batch_size=4, warmup_steps=2, save_every=4, eval_every=6, eval_tokens=256, sample_every=6, log_every=3, threads=1, keep=2
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Training sets the number of threads for the process; tests must not inherit it from one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def cache(tmp_path_factory):
+    return tmp_path_factory.getbasetemp() / "cache"
+
+
+@pytest.fixture
+def make_run(tmp_path, cache):
+    """Train a tiny model on the embedded corpus; keyword arguments change the training configuration."""
+
+    def make(name: str = "run", model: ModelConfig = MODEL, **changes):
+        run = tmp_path / name
+        train(model, dataclasses.replace(TRAIN, **changes), run, cache=cache, quiet=True)
+        return run
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """One trained run for tests that only read it."""
+    base = tmp_path_factory.getbasetemp()
+    run = base / "trained"
+    train(MODEL, TRAIN, run, cache=base / "cache", quiet=True)
+    return run

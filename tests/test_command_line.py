@@ -1,0 +1,116 @@
+"""The command line as a user types it: every verb, its JSON, and errors of one or two lines."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+def spikegpt(*arguments: str, check: bool = True) -> subprocess.CompletedProcess:
+    done = subprocess.run([sys.executable, "-m", "spikegpt", *map(str, arguments)], capture_output=True, text=True, timeout=120)
+    assert not check or done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def test_train_then_evaluate_then_generate(tmp_path, cache):
+    sizes = ["--n-layer", "1", "--n-embd", "8", "--ctx-len", "8", "--steps", "3", "--eval-tokens", "64", "--threads", "1"]
+    done = json.loads(spikegpt("train", "--out", tmp_path / "run", "--cache", cache, "--json", "--spiking", "none", *sizes).stdout)
+    assert done["step"] == 3 and not done["interrupted"]
+    (result,) = json.loads(spikegpt("evaluate", tmp_path / "run", "--cache", cache, "--tokens", "100", "--json").stdout)
+    assert result["spiking"] == "none" and result["stream"]["firing_rate"] is None
+    texts = json.loads(spikegpt("generate", tmp_path / "run", "a", "b", "--max-tokens", "5", "--json").stdout)
+    assert [text["prompt"] for text in texts] == ["a", "b"]
+
+
+def test_generate_streams_the_prompt_and_its_continuation(trained):
+    assert spikegpt("generate", trained, "The ", "--max-tokens", "5").stdout.startswith("The ")
+
+
+def test_info_gives_the_sizes_of_a_preset_and_of_a_run(trained):
+    assert json.loads(spikegpt("info", "spikegpt-216m", "--json").stdout)["parameters"] == 215_399_424
+    facts = json.loads(spikegpt("info", trained, "--json").stdout)
+    # per layer two shifts, three WKV sums and two membranes of 16 channels, 4 bytes each
+    assert facts["state_bytes"] == 2 * 7 * 16 * 4
+    assert facts["matrix_macs_per_token"] == 2 * 13 * 16 * 16 + 256 * 16
+
+
+def test_doctor_finds_the_kernels_right():
+    report = json.loads(spikegpt("doctor", "--json", "--threads", "1").stdout)
+    assert report["healthy"] and report["kernels"]["cpu"] == "numba"
+
+
+def test_help_lists_every_verb():
+    text = spikegpt("--help").stdout
+    assert all(verb in text for verb in ("train", "generate", "evaluate", "info", "doctor"))
+
+
+@pytest.mark.parametrize("verb", ["train", "generate", "evaluate", "info", "doctor"])
+def test_every_verb_has_help(verb):
+    assert f"usage: spikegpt {verb}" in spikegpt(verb, "--help").stdout
+
+
+def test_help_imports_no_torch():
+    code = "import sys, spikegpt.__main__ as m; sys.argv = ['spikegpt', '--help']; m.main(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_preset_sets_the_defaults_and_flags_change_them(tmp_path):
+    code = (
+        "import tyro, spikegpt.__main__ as m; from tyro.conf import OmitArgPrefixes; a = ['--preset', 'small', '--n-layer', '2']; "
+        "t = tyro.cli(OmitArgPrefixes[m.Train], args=a, default=m._train_defaults(a)); print(t.model.n_layer, t.model.n_embd, t.train.steps)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == ["2", "256", "2000"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sing"], "unknown verb 'sing'; known: train, generate"),
+        (["train", "--preset", "huge"], "huge"),
+        (["train", "--n-layers", "3"], "--n-layer"),
+        (["train", "--n-layer", "0"], "n_layer must be a whole number of at least 1, got 0"),
+        (["train", "--data", "nothing.txt"], "nothing.txt"),
+        (["train", "--resume", "nothing"], "nothing/config.json does not exist"),
+        (["train", "--resume", "nothing", "--lr", "1"], "leave out --lr"),
+        (["generate", "nothing"], "is not the folder of a run"),
+        (["evaluate"], "no run given"),
+        (["info", "nothing"], "is not the folder of a run"),
+    ],
+)
+def test_mistake_is_answered_without_a_traceback(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = spikegpt(*arguments, check=False)
+    assert done.returncode != 0
+    assert message in done.stderr + done.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("text", ["", "x"])
+def test_empty_and_one_character_corpus_are_refused(tmp_path, text, cache):
+    (tmp_path / "text.txt").write_text(text)
+    done = spikegpt("train", "--data", tmp_path / "text.txt", "--out", tmp_path / "run", "--cache", cache, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") <= 2
+
+
+def test_text_that_is_not_utf8_trains_with_bytes_and_not_with_characters(tmp_path, cache):
+    (tmp_path / "text.txt").write_bytes(bytes(range(256)) * 40)
+    arguments = ["train", "--data", tmp_path / "text.txt", "--cache", cache, "--n-layer", "1", "--n-embd", "8", "--ctx-len", "8", "--steps", "2"]
+    arguments += ["--eval-tokens", "64"]
+    spikegpt(*arguments, "--out", tmp_path / "bytes")
+    refused = spikegpt(*arguments, "--out", tmp_path / "characters", "--tokenizer", "char", check=False)
+    assert refused.returncode == 1 and "UTF-8" in refused.stderr
+
+
+def test_second_start_of_generate_is_quick_beyond_torch(trained):
+    # no timed assert: machines are shared. The fact is that the second start compiles nothing.
+    spikegpt("generate", trained, "a", "--max-tokens", "2")
+    code = (
+        "import sys, numba.core.dispatcher as d; sys.argv = ['spikegpt', 'generate', sys.argv[1], 'a', '--max-tokens', '2']; "
+        "import spikegpt.__main__ as m; from spikegpt.kernels import numba_cpu; assert m.main() == 0; "
+        "ds = [x for x in vars(numba_cpu).values() if isinstance(x, d.Dispatcher)]; "
+        "sys.exit(sum(sum(x.stats.cache_misses.values()) for x in ds))"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(trained)], capture_output=True).returncode == 0
+
