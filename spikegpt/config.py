@@ -130,7 +130,7 @@ class TrainConfig(_Config):
     """byte, char, bpe, or the path of a `tokenizers` JSON file"""
     bpe_vocab_size: int = 4096
     """size of the vocabulary that "bpe" trains"""
-    steps: int = 1500
+    steps: int = 1000
     """optimizer steps"""
     batch_size: int = 16
     """windows per process and micro step"""

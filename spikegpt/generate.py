@@ -9,10 +9,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from .errors import SpikegptError
-from .model import SpikeGPT, State
+from .model import SpikeGPT, State, join_states
 from .tokenizer import Tokenizer
 
 PREFILL_CHUNK = 1024
@@ -87,7 +86,7 @@ def stream(model: SpikeGPT, tokenizer: Tokenizer, prompts: list[str], sampling: 
     ]
     # each prompt alone: padding would put foreign tokens into a recurrent state
     logits, states = zip(*(_read_prompt(model, row.prompt_ids.to(device)) for row in rows), strict=True)
-    logits, state = torch.cat(logits), tree_map(lambda *parts: torch.cat(parts), *states)
+    logits, state = torch.cat(logits), join_states(states)
     try:
         for _ in range(sampling.max_tokens):
             chosen = torch.stack([row.choose(scores) for row, scores in zip(rows, logits.float().cpu(), strict=True)])

@@ -5,7 +5,7 @@ Sources: github.com/BlinkDL/RWKV-LM, RWKV-v4neo/src/model.py; github.com/ridgerc
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -43,6 +43,11 @@ class ModelOutput(NamedTuple):
 def detach_state(state: State) -> State:
     """Return the state without its history of gradients, for truncated backpropagation."""
     return tree_map(lambda part: part.detach() if isinstance(part, Tensor) else part, state)
+
+
+def join_states(states: Sequence[State]) -> State:
+    """Return the states of several texts as the state of one batch."""
+    return tree_map(lambda first, *rest: torch.cat([first, *rest]) if isinstance(first, Tensor) else first, *states)
 
 
 def shift_tokens(x: Tensor, previous: Tensor | None) -> Tensor:
