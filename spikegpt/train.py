@@ -21,13 +21,14 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from . import checkpoint as ckpt
 from .config import ModelConfig, TrainConfig
-from .data import StreamSampler, TokenData, WindowSampler, prepare
+from .data import TokenData, prepare
 from .errors import SpikegptError
 from .evaluate import Evaluation, evaluate_stream
 from .generate import SamplingConfig, generate
 from .model import NeuronFactory, SpikeGPT, State, detach_state, l2wrap
 from .optimizer import learning_rate, load_optimizer_tensors, make_optimizer, optimizer_tensors, set_learning_rate
 from .runlog import RunLog
+from .sampler import StreamSampler, WindowSampler
 from .tokenizer import load_tokenizer
 
 

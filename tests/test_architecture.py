@@ -18,7 +18,7 @@ LAYERS = [
     {"kernels", "tokenizer"},
     {"neuron", "data"},
     {"model"},
-    {"checkpoint", "generate", "optimizer", "runlog"},
+    {"checkpoint", "generate", "optimizer", "runlog", "sampler"},
     {"evaluate"},
     {"train", "doctor"},
     {"__main__"},

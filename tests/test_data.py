@@ -10,9 +10,10 @@ import pytest
 from tokenizers import Tokenizer as Library
 from tokenizers import models, pre_tokenizers
 
-from spikegpt.data import StreamSampler, WindowSampler, prepare, read_corpus, split_text
+from spikegpt.data import prepare, read_corpus, split_text
 from spikegpt.errors import SpikegptError
 from spikegpt.files import atomic_path, sha256_of, write_atomically
+from spikegpt.sampler import StreamSampler, WindowSampler
 from spikegpt.tokenizer import BPETokenizer, CharTokenizer
 
 TEXT = "The spiking neuron fires. Größe: 5 €, 🦔!\n" * 40
