@@ -336,7 +336,9 @@ def _make_accelerator(config: TrainConfig):
 
     if config.precision == "fp16" and not torch.cuda.is_available():
         raise SpikegptError("precision fp16 needs a GPU; use bf16 or no")
-    return Accelerator(mixed_precision=config.precision, gradient_accumulation_steps=config.grad_accumulation)
+    # without this word accelerate runs several processes on a machine without a GPU as strangers to each other
+    cpu = not torch.accelerator.is_available()
+    return Accelerator(cpu=cpu, mixed_precision=config.precision, gradient_accumulation_steps=config.grad_accumulation)
 
 
 def _create_run(run: Path, model_config: ModelConfig, config: TrainConfig, data: TokenData) -> None:

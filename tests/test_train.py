@@ -152,7 +152,8 @@ def test_signal_saves_and_names_the_command_that_resumes(tmp_path, cache, number
 def test_two_processes_train_like_one_with_the_doubled_batch(tmp_path, cache):
     common = ["--steps", "6", "--dropout", "0", "--log-every", "1", "--warmup-steps", "0"]
     one = [sys.executable, *command(tmp_path / "one", cache, *common, "--batch-size", "8")]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    # accelerate's word for several processes of one machine; without a GPU they talk by gloo
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1", "--main_process_port", "0"]
     two = [*launch, *command(tmp_path / "two", cache, *common, "--batch-size", "4")]
     for arguments in (one, two):
