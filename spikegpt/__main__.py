@@ -99,6 +99,8 @@ def train_verb(arguments: list[str]) -> int:
     else:
         out = options.out or Path("runs") / f"{options.preset}-{options.model.spiking}"
         result = train.train(options.model, options.train, out, cache=options.cache, quiet=options.json)
+    if not result.is_main:
+        return 0
     if options.json:
         valid = result.valid.to_dict() if result.valid else None
         print(json.dumps({"run": str(result.run), "step": result.step, "interrupted": result.interrupted, "valid": valid}))

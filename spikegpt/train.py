@@ -34,12 +34,14 @@ from .tokenizer import load_tokenizer
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended: the folder, steps done, the last evaluation, and whether a signal stopped it."""
+    """How a run ended: the folder, steps done, the last evaluation, whether a signal stopped it, and whether this process
+    is the one that speaks (with several processes, only the main one evaluates and reports)."""
 
     run: Path
     step: int
     valid: Evaluation | None
     interrupted: bool
+    is_main: bool
 
 
 def train(
@@ -132,7 +134,7 @@ class _Trainer:
 
     def train(self) -> TrainResult:
         signals = _StopSignals()
-        valid = None
+        valid, is_evaluated = None, False
         try:
             with signals:
                 while self.step < self.config.steps:
@@ -140,20 +142,21 @@ class _Trainer:
                     is_last = self.step == self.config.steps
                     every = self.config.eval_every
                     if is_last or (every and self.step % every == 0 and not stopping):
-                        valid = self._evaluate()
+                        valid, is_evaluated = self._evaluate(), is_last
                     elif stopping or self.step % self.config.save_every == 0:
                         self._save()
                     if self.config.sample_every and self.step % self.config.sample_every == 0 and not stopping:
                         self._sample()
                     if stopping:
                         break
-                if self.step == self.config.steps and valid is None:
+                # a run that was complete already is only evaluated
+                if self.step == self.config.steps and not is_evaluated:
                     valid = self._evaluate()
         finally:
             if self.is_main:
                 self.log.close()
             self.accelerator.end_training()
-        return TrainResult(self.run, self.step, valid, interrupted=self.step < self.config.steps)
+        return TrainResult(self.run, self.step, valid, self.step < self.config.steps, self.is_main)
 
     def _train_step(self, signals: "_StopSignals") -> bool:
         """Do one optimizer step; return whether some process was asked to stop."""
