@@ -43,12 +43,12 @@ def start(arguments: list[str], log: Path) -> subprocess.Popen:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="3 kills of a run of 120 steps")
+    parser.add_argument("--quick", action="store_true", help="3 kills of a run of 400 steps")
     options = parser.parse_args()
     if options.quick:
-        options.kills, options.steps = 3, 120
+        options.kills, options.steps = 3, 400
     moments = random.Random(options.seed)
     folder = Path(tempfile.mkdtemp())
     unbroken, broken, log = folder / "unbroken", folder / "broken", folder / "log.txt"
@@ -62,12 +62,12 @@ def main() -> None:
     while killed < options.kills:
         process = start(continued(broken, options.steps), log)
         # from before the first import to well into the training; short enough that the run is not done before the last kill
-        delay = moments.uniform(0.2, 1.0) * (4 + 2.5 * length / options.kills)
+        delay = moments.uniform(0.4, 1.0) * (4 + 2 * length / options.kills)
         try:
             process.wait(timeout=delay)
             if process.returncode != 0:
                 sys.exit(f"the broken run failed by itself, see {log}")
-            break
+            sys.exit(f"the run was done after {killed} kills; give more --steps")
         except subprocess.TimeoutExpired:
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
