@@ -43,7 +43,7 @@ def start(arguments: list[str], log: Path) -> subprocess.Popen:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="3 kills of a run of 400 steps")
     options = parser.parse_args()
@@ -62,7 +62,7 @@ def main() -> None:
     while killed < options.kills:
         process = start(continued(broken, options.steps), log)
         # from before the first import to well into the training; short enough that the run is not done before the last kill
-        delay = moments.uniform(0.4, 1.0) * (4 + 2 * length / options.kills)
+        delay = moments.uniform(0.4, 1.0) * (4 + 0.8 * length / options.kills)
         try:
             process.wait(timeout=delay)
             if process.returncode != 0:
