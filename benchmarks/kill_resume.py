@@ -45,10 +45,10 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="3 kills of a run of 400 steps")
+    parser.add_argument("--quick", action="store_true", help="3 kills of a run of 1,200 steps")
     options = parser.parse_args()
     if options.quick:
-        options.kills, options.steps = 3, 400
+        options.kills, options.steps = 3, 1200
     moments = random.Random(options.seed)
     folder = Path(tempfile.mkdtemp())
     unbroken, broken, log = folder / "unbroken", folder / "broken", folder / "log.txt"
@@ -62,7 +62,7 @@ def main() -> None:
     while killed < options.kills:
         process = start(continued(broken, options.steps), log)
         # from before the first import to well into the training; short enough that the run is not done before the last kill
-        delay = moments.uniform(0.4, 1.0) * (4 + 0.8 * length / options.kills)
+        delay = moments.uniform(0.4, 1.0) * (4 + 0.4 * length / options.kills)
         try:
             process.wait(timeout=delay)
             if process.returncode != 0:
