@@ -212,8 +212,9 @@ class BPETokenizer(Tokenizer):
         from tokenizers import Tokenizer as Library
 
         try:
-            self._library = Library.from_str(json.dumps(values))
-        except Exception as error:  # noqa: BLE001 (the library raises nothing more special)
+            # from_buffer, not from_str: it refuses with a ValueError, the other with a bare Exception
+            self._library = Library.from_buffer(json.dumps(values).encode())
+        except ValueError as error:
             raise SpikegptError(f"{source} is not a tokenizer that the tokenizers library reads: {error}") from None
         self._library.no_truncation()
         self._library.no_padding()
