@@ -93,3 +93,30 @@ def test_l2wrap_gradient_is_the_authors(key):
     logits = model(ids).logits
     (F.cross_entropy(logits.flatten(0, 1), targets.flatten()) + l2wrap(logits, 1e-4)).backward()
     assert relative_error(model.get_parameter(key).grad, arrays[f"grad_with_l2wrap.{key}"]) < 2e-5
+
+
+# below the last neuron nothing is a step: there finite differences hold for the spiking model too
+SMOOTH = {"rwkv4_a": None, "spikegpt_train_a": {"head.weight", "ln_out.weight", "ln_out.bias"}}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_float64_gradient_is_that_of_finite_differences(name):
+    # the stored gradients end at float32; this reaches the 1e-8 that they cannot
+    model, _, ids, targets = load(name, torch.float64)
+    chosen = [parameter for key, parameter in model.named_parameters() if SMOOTH[name] is None or key in SMOOTH[name]]
+    directions = [torch.randn(p.shape, generator=torch.Generator().manual_seed(i), dtype=p.dtype) for i, p in enumerate(chosen)]
+
+    def loss(distance: float = 0.0) -> torch.Tensor:
+        with torch.no_grad():
+            for parameter, direction in zip(chosen, directions, strict=True):
+                parameter += distance * direction
+        return F.cross_entropy(model(ids).logits.flatten(0, 1), targets.flatten())
+
+    slope = sum((grad * direction).sum() for grad, direction in zip(torch.autograd.grad(loss(), chosen), directions, strict=True))
+    # relu squared has a kink in its slope, which only small steps pass unharmed
+    step = 3e-7 if name == "rwkv4_a" else 1e-5
+    with torch.no_grad():
+        # at -2, -1, 1 and 2 steps, each reached from the one before: the central difference of fourth order
+        far_behind, behind, ahead, far_ahead = loss(-2 * step), loss(step), loss(2 * step), loss(step)
+    difference = (8 * (ahead - behind) - (far_ahead - far_behind)) / (12 * step)
+    assert difference.item() == pytest.approx(slope.item(), rel=1e-8)
