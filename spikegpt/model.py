@@ -56,8 +56,16 @@ def shift_tokens(x: Tensor, previous: Tensor | None) -> Tensor:
     return torch.cat([first, x[:, :-1]], dim=1)
 
 
+def token_shift_cost(args: tuple, kwargs: dict, output: Any) -> dict[str, int]:
+    """What a token shift of x = args[0] (B, T, C) carries: for every token the one before is read, and itself is kept."""
+    elements = args[0].numel()
+    return {"state_elements": args[0].shape[-1], "state_reads": elements, "state_writes": elements}
+
+
 class TimeMix(nn.Module):
     """RWKV-4 time mixing: output(sigmoid(receptance) * wkv(key, value)), each projection of a token-shift mix."""
+
+    op_cost = staticmethod(token_shift_cost)
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -80,6 +88,8 @@ class TimeMix(nn.Module):
 
 class ChannelMix(nn.Module):
     """RWKV-4 channel mixing: sigmoid(receptance) * value(relu(key)^2), each projection of a token-shift mix."""
+
+    op_cost = staticmethod(token_shift_cost)
 
     def __init__(self, config: ModelConfig):
         super().__init__()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from .config import NeuronConfig
 from .kernels import lif
@@ -68,6 +69,14 @@ class _ForeignNeuron(nn.Module):
     def __init__(self, neuron: nn.Module):
         super().__init__()
         self.neuron = neuron
+
+    @staticmethod
+    def op_cost(args: tuple, kwargs: dict, output: tuple[Tensor, Any]) -> dict[str, int | str]:
+        """What it carries from token to token, for dispatch-mode counters; what it computes they see for themselves."""
+        spikes, state = output
+        memories = [part for part in tree_leaves(state) if isinstance(part, Tensor) and part.dim() == 2]
+        touched = len(memories) * spikes.numel()
+        return {"kind": "neuron", "state_elements": len(memories) * spikes.shape[-1], "state_reads": touched, "state_writes": touched}
 
     def check_causal(self, channels: int, tokens: int = 4) -> None:
         """Raise ValueError if a neuron's spike depends on a later token: a language model would read its own answer."""

@@ -177,3 +177,26 @@ def _backward(ctx, grad_spikes, grad_final):
 
 
 lif_operator.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+def _op_cost(args: tuple, kwargs: dict, output: tuple[Tensor, Tensor]) -> dict[str, int | str]:
+    """What one call computes, for dispatch-mode counters; the gain and the leak towards rest are prepared constants."""
+    current, _, membrane_decay, _, reset, reset_potential, decay_input = args[:7]
+    steps = current.numel()
+    return {
+        "kind": "neuron",
+        "mul": steps * (1 + decay_input),
+        "add": steps * (1 + (reset_potential != 0.0) + (reset == "subtract")),
+        "compare": steps,
+        "select": steps * (reset == "zero"),
+        "activation_reads": steps,
+        "activation_writes": steps,
+        "state_elements": membrane_decay.numel(),
+        "state_reads": steps,
+        "state_writes": steps,
+        "neuron_updates": steps,
+        "events_out": int(output[0].count_nonzero()),
+    }
+
+
+torch.ops.spikegpt.lif.default.op_cost = _op_cost

@@ -142,3 +142,28 @@ def _backward(ctx, grad_output, grad_numerator, grad_denominator, _grad_max_expo
 
 
 wkv_operator.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+def _op_cost(args: tuple, kwargs: dict, output: tuple[Tensor, ...]) -> dict[str, int | str]:
+    """What one call computes, for dispatch-mode counters: `reference.wkv` line by line, exp(time_decay) prepared once."""
+    time_decay, _, key = args[:3]
+    steps = key.numel()
+    return {
+        "kind": "scan",
+        "add": 10 * steps,
+        "mul": 6 * steps,
+        "div": steps,
+        "exp": 4 * steps,
+        "compare": 2 * steps,
+        "weights_once": 2 * time_decay.numel(),
+        "weights_per_event": 2 * steps,
+        "weights_dense": 2 * steps,
+        "activation_reads": 2 * steps,
+        "activation_writes": steps,
+        "state_elements": 3 * time_decay.numel(),
+        "state_reads": 3 * steps,
+        "state_writes": 3 * steps,
+    }
+
+
+torch.ops.spikegpt.wkv.default.op_cost = _op_cost

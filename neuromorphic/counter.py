@@ -1,0 +1,257 @@
+"""OpCounter: sees every operation that a torch model performs, and adds up what it really computed.
+
+Torch's dispatch mode shows the operators and the tensors they consume, hooks say in which module. What depends on
+parameters alone (a transposed weight, exp(-exp(time_decay))) is prepared once in a deployment and is not counted.
+
+An operator that is not torch's own declares its cost itself: its overload carries a function
+`op_cost(args, kwargs, output) -> {quantity of Counts: number, ..., "kind": one of KINDS, "state_elements": carried per
+text}`. A module may have an `op_cost` of the same form, for what cannot be seen in operators, such as the state it carries.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter, tree_map
+
+from . import rules
+from .counts import Counts, Footprint, Tally, Uncounted
+from .recorder import PRODUCTS, CountError, Recorder
+from .storages import storage_key
+
+CostFunction = Callable[[tuple, Mapping[str, Any], Any], Mapping[str, Any]]
+
+PREFILL, DECODE = "prefill", "decode"
+
+
+class UncountedOperator(CountError):
+    """In strict mode: an operator ran that has no rule."""
+
+
+def declare_cost(operator: torch._ops.OpOverload, cost: CostFunction) -> None:
+    """Give `operator` (e.g. torch.ops.mine.scan.default) its cost function, as described at the top of this file."""
+    if not isinstance(operator, torch._ops.OpOverload):
+        raise CountError(f"want an overload such as torch.ops.mine.scan.default, got {type(operator).__name__}")
+    operator.op_cost = cost
+
+
+class OpCounter:
+    """Counts what a model computes while this context is entered: `with OpCounter(model) as counter: model(ids)`.
+
+    Works in no_grad, inference_mode and with gradients; operators of a backward pass are not counted, only numbered in
+    `backward_operators`. Calls of the model on one token per text are the phase "decode", all others "prefill".
+    Weights may change between contexts, and within one by in-place operators, but not through `.data`.
+
+    Args:
+        model: its modules give the sites their names, its parameters and buffers are the weights.
+        strict: raise UncountedOperator at the first operator without a rule, instead of listing it.
+        mask: (B, T) bool, False at padding, of the inputs to come; may be set anew between calls: `counter.mask = ...`.
+            It needs tensors with (B, T, ...) or (B * T, ...) at their front. What has no such front, such as a product
+            of two activations, is counted with its padding and listed in `padding_included`, operator -> calls.
+
+    Raises:
+        CountError: a mask of another shape or dtype, or one whose length is also a width of the model.
+        UncountedOperator: see `strict`.
+    """
+
+    def __init__(self, model: nn.Module, *, strict: bool = False, mask: Tensor | None = None):
+        self.model, self.strict = model, strict
+        self.backward_operators = 0
+        self._recorder = Recorder()
+        self._names = {id(module): name for name, module in model.named_modules()}
+        self._tokens: dict[str, int] = {}
+        self._uncounted: dict[str, Uncounted] = {}
+        self._stack: list[str] = []
+        self._phase, self._chosen_phase = PREFILL, None
+        self._hooks: list[Any] = []
+        self._mode: _Mode | None = None
+        self.mask = mask
+
+    @property
+    def mask(self) -> Tensor | None:
+        return self._recorder.mask
+
+    @mask.setter
+    def mask(self, mask: Tensor | None) -> None:
+        if mask is not None:
+            if mask.dim() != 2 or mask.dtype != torch.bool:
+                raise CountError(f"mask must be (B, T) bool, False at padding; got {mask.dtype} {tuple(mask.shape)}")
+            if mask.shape[1] in {side for parameter in self.model.parameters() for side in parameter.shape}:
+                raise CountError(
+                    f"the padded length {mask.shape[1]} is also a width of the model, so (B, T) cannot be told from (B, C); pad by one more"
+                )
+        self._recorder.mask = mask
+
+    @property
+    def padding_included(self) -> dict[str, int]:
+        return self._recorder.padding_included
+
+    def __enter__(self) -> "OpCounter":
+        if self._mode is not None:
+            raise CountError("this OpCounter is already counting; make another one for a count within a count")
+        self._recorder.forget_weights()
+        for tensor in (*self.model.parameters(), *self.model.buffers()):
+            self._recorder.weights.add(tensor, storage_key(tensor))
+        for module in self.model.modules():
+            self._hooks.append(module.register_forward_pre_hook(self._enter_module, with_kwargs=True))
+            self._hooks.append(module.register_forward_hook(self._leave_module, with_kwargs=True, always_call=True))
+        self._mode = _Mode(self)
+        self._mode.__enter__()
+        return self
+
+    def __exit__(self, *error) -> None:
+        mode, self._mode = self._mode, None
+        mode.__exit__(*error)
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self._stack.clear()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Within this block everything belongs to the phase `name`."""
+        before, self._chosen_phase = self._chosen_phase, name
+        try:
+            yield
+        finally:
+            self._chosen_phase = before
+
+    def tally(self) -> Tally:
+        """Return what was counted so far. The counter may go on."""
+        recorder = self._recorder
+        sites = {site: counts + Counts(weights_once=recorder.weights_once(site)) for site, counts in recorder.sites.items()}
+        parameters = {storage_key(parameter): parameter.detach() for parameter in self.model.parameters()}
+        footprint = Footprint(
+            parameters=sum(parameter.numel() for parameter in parameters.values()),
+            zero_parameters=sum(int((parameter == 0).sum()) for parameter in parameters.values()),
+            buffers=sum(buffer.numel() for buffer in self.model.buffers()),
+            state=sum(recorder.state_elements.values()),
+            peak_activations=recorder.peak_activations,
+        )
+        uncounted = tuple(self._uncounted.values())
+        return Tally(sites=sites, kinds=dict(recorder.kinds), tokens=dict(self._tokens), uncounted=uncounted, footprint=footprint)
+
+    def _enter_module(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        is_outermost = not self._stack
+        self._stack.append(self._names[id(module)])
+        if is_outermost:
+            tensors = [leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, Tensor)]
+            for tensor in tensors:
+                # the caller may have made it of constants; to the model it is data
+                self._recorder.weights.discard(tensor)
+            with self._mode.looking_away():
+                self._start_call(tensors[0] if tensors else None)
+
+    def _leave_module(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        cost = getattr(module, "op_cost", None)
+        # a forward pass that failed has no output
+        if cost is not None and output is not None:
+            name, where = type(module).__name__, self._stack[-1]
+            with self._mode.looking_away():
+                self._recorder.record_declared(name, where, self._current_phase(), "state", cost, args, kwargs, output)
+        self._stack.pop()
+
+    def _start_call(self, first: Tensor | None) -> None:
+        """Number the tokens of one call of the model: (B, T) ids, (B, T, C) vectors, or one per sample."""
+        is_ids = first is not None and first.dim() == 2 and not first.is_floating_point()
+        is_sequence = is_ids or (first is not None and first.dim() == 3)
+        tokens = first.shape[:2].numel() if is_sequence else first.shape[0] if first is not None and first.dim() else 1
+        if self.mask is not None:
+            if not is_sequence or first.shape[:2] != self.mask.shape:
+                found = None if first is None else tuple(first.shape)
+                raise CountError(f"the mask is {tuple(self.mask.shape)}, the model's input {found}; they must agree in (B, T)")
+            tokens = int(self.mask.sum())
+        self._phase = DECODE if is_sequence and first.shape[1] == 1 else PREFILL
+        self._recorder.call_tokens = tokens
+        self._tokens[self._current_phase()] = self._tokens.get(self._current_phase(), 0) + tokens
+
+    def _current_phase(self) -> str:
+        return self._chosen_phase or self._phase
+
+    def _observe(self, func, args: tuple, kwargs: dict, output: Any) -> None:
+        """Take note of one operator that has just run."""
+        if torch._C._current_graph_task_id() != -1:
+            self.backward_operators += 1
+            return
+        recorder, name = self._recorder, _name(func)
+        inputs = [leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, Tensor)]
+        results = [leaf for leaf in tree_iter(output) if isinstance(leaf, Tensor)]
+        if self._is_preparation(func, name, inputs):
+            if not (func.is_view and inputs):
+                made_of = (str(func), *(recorder.weights.name(tensor) for tensor in inputs), repr(_without_tensors(args, kwargs)))
+                for result in results:
+                    recorder.weights.add(result, hash(made_of))
+            return
+        if func._schema.is_mutable and inputs:
+            recorder.weights.discard(inputs[0])
+        where, phase = self._stack[-1] if self._stack else "", self._current_phase()
+        cost = getattr(func, "op_cost", None)
+        if cost is not None:
+            recorder.record_declared(func._schema.name, where, phase, "scan", cost, args, kwargs, output)
+        elif not recorder.record(name, where, phase, args, kwargs, inputs, results) and not _is_free(func, name):
+            self._list_uncounted(func, where, results)
+
+    def _is_preparation(self, func, name: str, inputs: list[Tensor]) -> bool:
+        """True if the result depends on weights and constants only. Outside the model a constant is data for it."""
+        if name in rules.STATE_MAKERS:
+            return False
+        if not inputs:
+            return bool(self._stack) and torch.Tag.nondeterministic_seeded not in func.tags
+        return all(tensor in self._recorder.weights for tensor in inputs)
+
+    def _list_uncounted(self, func, where: str, results: list[Tensor]) -> None:
+        if self.strict:
+            raise UncountedOperator(f"{func} in module {where!r} has no rule; give it one with declare_cost, or count without strict")
+        before = self._uncounted.get(str(func), Uncounted(str(func), 0, 0))
+        elements = sum(result.numel() for result in results)
+        self._uncounted[str(func)] = Uncounted(str(func), before.calls + 1, before.elements + elements)
+
+
+class _Mode(TorchDispatchMode):
+    """Shows every operator to the counter."""
+
+    def __init__(self, counter: OpCounter):
+        super().__init__()
+        self.counter = counter
+        self._looks_away = False
+
+    @contextmanager
+    def looking_away(self) -> Iterator[None]:
+        """Within this block operators are the counter's own: hooks run inside the model."""
+        self._looks_away = True
+        try:
+            yield
+        finally:
+            self._looks_away = False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if self._looks_away:
+            return func(*args, **kwargs)
+        name = _name(func)
+        if not (hasattr(func, "op_cost") or rules.has_rule(name) or name in PRODUCTS or name in rules.MOVES or name in rules.FREE):
+            with self:
+                # inference_mode shows operators that are made of others; the parts have the rules
+                output = func.decompose(*args, **kwargs)
+            if output is not NotImplemented:
+                return output
+        output = func(*args, **kwargs)
+        self.counter._observe(func, args, kwargs, output)
+        return output
+
+
+def _without_tensors(args: tuple, kwargs: dict) -> Any:
+    return tree_map(lambda leaf: None if isinstance(leaf, Tensor) else leaf, (args, kwargs))
+
+
+def _is_free(func, name: str) -> bool:
+    return func.is_view or name in rules.FREE
+
+
+def _name(func) -> str:
+    """The operator without namespace, overload and the _ of its in-place form."""
+    name = func._schema.name.split("::")[1]
+    return name[:-1] if name.endswith("_") and not name.endswith("__") else name

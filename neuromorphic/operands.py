@@ -1,0 +1,65 @@
+"""What kind of numbers a tensor holds: decided exactly, vector by vector, from the values themselves.
+
+A vector is one row of a matrix product's input, in a language model one token. Deciding by vector makes the counts
+independent of how a text was cut into calls and batches.
+"""
+
+import torch
+from torch import Tensor
+
+from .counts import ALPHABETS
+
+ZERO, BINARY, TERNARY, INTEGER, REAL = range(len(ALPHABETS))
+
+# spikes of up to 7 bits and a sign; a vector of larger whole numbers counts as real
+LARGEST_LEVEL = 127
+
+# most real vectors show a fraction among so many of their first elements
+PROBE = 32
+
+
+def classify_rows(rows: Tensor) -> Tensor:
+    """Return the alphabet of every row of `rows` (N, K) as indices into ALPHABETS, (N,) int64.
+
+    zero: only 0. binary: 0 and 1. ternary: -1, 0 and 1. integer: whole numbers up to LARGEST_LEVEL in magnitude.
+    real: anything else, NaN and infinity included. A row gets the narrowest alphabet that holds it.
+    """
+    codes = torch.full((rows.shape[0],), REAL, dtype=torch.int64, device=rows.device)
+    if rows.is_complex():
+        return codes
+    if rows.dtype == torch.bool:
+        rows = rows.to(torch.uint8)
+    unresolved = torch.arange(rows.shape[0], device=rows.device)
+    if rows.is_floating_point():
+        unresolved = unresolved[_is_whole(rows[:, :PROBE])]
+        if not len(unresolved):
+            return codes
+        rows = rows if len(unresolved) == len(codes) else rows[unresolved]
+        whole = _is_whole(rows)
+        unresolved, rows = unresolved[whole], rows[whole]
+    if not len(unresolved) or not rows.shape[1]:
+        codes[unresolved] = ZERO
+        return codes
+    lowest, highest = rows.amin(dim=1), rows.amax(dim=1)
+    narrow = torch.full_like(unresolved, REAL)
+    narrow[(lowest >= -LARGEST_LEVEL) & (highest <= LARGEST_LEVEL)] = INTEGER
+    narrow[(lowest >= -1) & (highest <= 1)] = TERNARY
+    narrow[(lowest >= 0) & (highest <= 1)] = BINARY
+    narrow[(lowest == 0) & (highest == 0)] = ZERO
+    codes[unresolved] = narrow
+    return codes
+
+
+def _is_whole(rows: Tensor) -> Tensor:
+    """(N,) bool: every element of the row is a whole number; NaN is not."""
+    return (rows == rows.floor()).all(dim=1)
+
+
+def alphabet_of(tensor: Tensor) -> int:
+    """Return the alphabet of a whole tensor, e.g. of a weight."""
+    return int(classify_rows(tensor.reshape(1, -1)).item())
+
+
+def is_spikes(alphabet: int) -> bool:
+    """True for the alphabets that need no multiplication: zero, binary and ternary."""
+    return alphabet <= TERNARY

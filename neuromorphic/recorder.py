@@ -1,0 +1,289 @@
+"""What one operator cost: the recorder is told of every operator with its operands, and adds the counts to a site.
+
+It knows nothing of hooks and dispatch; `counter.py` tells it what ran, and where.
+"""
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from . import products, rules
+from .counts import KINDS, QUANTITIES, Counts, Site
+from .storages import StorageSet, storage_key
+
+
+class CountError(ValueError):
+    """The counter was asked for something it cannot do; the message says what to do."""
+
+
+class Recorder:
+    """Counts by site. `weights` holds what is prepared once; `mask` (B, T) is False at padding, or None."""
+
+    def __init__(self):
+        self.sites: dict[Site, Counts] = {}
+        self.kinds: dict[str, str] = {}
+        self.weights = StorageSet()
+        self.mask: Tensor | None = None
+        self.padding_included: dict[str, int] = {}
+        self.state_elements: dict[tuple[str, str], int] = {}
+        self.call_tokens = 1
+        self.peak_activations = 0
+        self._module, self._phase, self._padding_noted = "", "", False
+        self._once: dict[Site, dict[Hashable, Tensor | int]] = {}
+        self._comparisons = StorageSet()
+        self._described: dict[Any, Any] = {}
+
+    def forget_weights(self) -> None:
+        """Look at every weight anew, for it may have changed."""
+        self._described.clear()
+
+    def weights_once(self, site: Site) -> int:
+        """Return how many distinct weights were needed at `site`."""
+        return sum(int(part.sum()) if isinstance(part, Tensor) else part for part in self._once.get(site, {}).values())
+
+    def record(self, name: str, module: str, phase: str, args: tuple, kwargs: dict, inputs: list[Tensor], results: list[Tensor]) -> bool:
+        """Add the counts of one operator of torch; False if it has no rule."""
+        self._module, self._phase, self._padding_noted = module, phase, False
+        if name in PRODUCTS:
+            kind, count = PRODUCTS[name]
+            count(self, self._site(name, kind), args, kwargs, results)
+        elif name in rules.MOVES:
+            elements = self._live_elements(name, results[0])
+            self._add(self._site(name, "move"), Counts(calls=1, activation_reads=elements, activation_writes=elements))
+        elif name == "_to_copy":
+            self._count_births(inputs[0])
+        elif rules.has_rule(name):
+            self._count_elementwise(name, args, kwargs, inputs, results)
+        else:
+            return False
+        return True
+
+    def record_declared(self, name: str, module: str, phase: str, kind: str, cost: Callable, args: tuple, kwargs: Mapping, output: Any) -> None:
+        """Add what an operator or a module declares of itself."""
+        self._module, self._phase = module, phase
+        if self.mask is not None:
+            args, kwargs, output = tree_map(self._only_live, (args, dict(kwargs), output))
+        declared = dict(cost(args, kwargs, output))
+        kind = declared.pop("kind", kind)
+        state = declared.pop("state_elements", 0)
+        unknown = sorted(set(declared) - set(QUANTITIES))
+        if unknown or kind not in KINDS:
+            raise CountError(f"op_cost of {name} declares {unknown or kind!r}; quantities are fields of Counts, kinds are {', '.join(KINDS)}")
+        site = self._site(name, kind)
+        self.state_elements[module, name] = max(state, self.state_elements.get((module, name), 0))
+        if "weights_once" in declared:
+            self._once.setdefault(site, {})["declared"] = declared.pop("weights_once")
+        self._add(site, Counts(**{"calls": 1} | declared))
+
+    def _site(self, operator: str, kind: str) -> Site:
+        self.kinds.setdefault(operator, kind)
+        return Site(self._module, operator, self._phase)
+
+    def _add(self, site: Site, counts: Counts) -> None:
+        self.sites[site] = self.sites[site] + counts if site in self.sites else counts
+        moved = counts.activation_reads + counts.activation_writes
+        self.peak_activations = max(self.peak_activations, -(-moved // max(self.call_tokens, 1)))
+
+    def _touch(self, site: Site, weight: Tensor, touched: Tensor | int) -> None:
+        """Remember which weights were needed: how many, or how many for each input element."""
+        seen = self._once.setdefault(site, {})
+        key = self.weights.name(weight)
+        is_new = key not in seen or isinstance(touched, int) or seen[key].shape != touched.shape
+        seen[key] = touched if is_new else torch.maximum(seen[key], touched)
+
+    # elementwise --------------------------------------------------------------------------------------------------
+
+    def _count_elementwise(self, name: str, args: tuple, kwargs: dict, inputs: list[Tensor], results: list[Tensor]) -> None:
+        site = self._site(name, rules.kind_of(name))
+        outputs = self._live_elements(name, results[0])
+        rows = outputs
+        if name in rules.NORMS and len(results) > 1:
+            rows = self._live_elements(name, results[1])
+        elif name == "_log_softmax":
+            rows = outputs // max(results[0].shape[args[1]], 1)
+        work = rules.elementwise(name, args, kwargs, self._live_elements(name, inputs[0]), outputs, rows)
+        counts = Counts(calls=1, activation_writes=outputs, **work)
+        for tensor in inputs:
+            if tensor in self.weights:
+                counts.weights_dense += _sweeps(tensor, results[0], outputs) * tensor.numel()
+                self._touch(site, tensor, tensor.numel())
+            else:
+                counts.activation_reads += self._live_elements(name, tensor)
+        counts.weights_per_event = counts.weights_dense
+        self._add(site, counts)
+        if name in rules.COMPARISONS and inputs[0].is_floating_point():
+            self._comparisons.add(results[0])
+
+    def _count_births(self, source: Tensor) -> None:
+        """Spikes are born where a comparison of numbers becomes a number."""
+        if source in self._comparisons:
+            live = self._live(source)
+            spikes = int(source.count_nonzero() if live is None else source[live].count_nonzero())
+            self._add(self._site("spike", "neuron"), Counts(calls=1, neuron_updates=self._live_elements("spike", source), events_out=spikes))
+
+    # padding ------------------------------------------------------------------------------------------------------
+
+    def _live(self, tensor: Tensor) -> Tensor | None:
+        """Return the mask in the shape that indexes the front of `tensor`, or None."""
+        if self.mask is None:
+            return None
+        if tensor.shape[:2] == self.mask.shape:
+            return self.mask
+        return self.mask.flatten() if tensor.dim() and tensor.shape[0] == self.mask.numel() else None
+
+    def _live_elements(self, operator: str, tensor: Tensor) -> int:
+        if self.mask is None or tensor in self.weights:
+            return tensor.numel()
+        live = self._live(tensor)
+        if live is None:
+            self.note_padding(operator)
+            return tensor.numel()
+        return int(live.sum()) * tensor.shape[live.dim() :].numel()
+
+    def _only_live(self, leaf: Any) -> Any:
+        """(B, T, ...) becomes (1, live tokens, ...)."""
+        live = self._live(leaf) if isinstance(leaf, Tensor) and leaf not in self.weights else None
+        return leaf if live is None else leaf[live].unsqueeze(0)
+
+    def note_padding(self, operator: str) -> None:
+        """Say that this call of `operator` could not tell padding from text."""
+        if self.mask is not None and not self._padding_noted:
+            self._padding_noted = True
+            self.padding_included[operator] = self.padding_included.get(operator, 0) + 1
+
+    # products -----------------------------------------------------------------------------------------------------
+
+    def product(self, site: Site, x: Tensor, w: Tensor) -> None:
+        """Count x (G, N, K) times w (G, K, M); either may be the weight."""
+        if x.numel() == 0 or w.numel() == 0:
+            return
+        if w not in self.weights:
+            if x not in self.weights:
+                self.note_padding(site.operator)
+                self._add(site, products.activation_product(x, w))
+                return
+            # a weight from the left: the same products, transposed
+            x, w = w.mT, x.mT
+        if w.shape[0] > 1 and w.stride(0) == 0:
+            x, w = x.reshape(1, -1, x.shape[2]), w[:1]
+        live = None
+        if self.mask is not None:
+            if x.shape[:2].numel() == self.mask.numel():
+                live = self.mask.reshape(x.shape[:2])
+            else:
+                self.note_padding(site.operator)
+        counts, touched = products.matrix_product(x, self._describe(w, products.describe_weight), live)
+        self._touch(site, w, touched * w.shape[2])
+        self._add(site, counts)
+
+    def convolution(self, site: Site, x: Tensor, w: Tensor, bias: Tensor | None, geometry: list, result: Tensor) -> None:
+        self.note_padding(site.operator)
+        weight, reach = self._describe(w, products.describe_convolution, geometry, x.shape[1:])
+        self._add(site, products.convolution(x, weight, reach, result.numel()))
+        self._touch(site, w, w.numel())
+        if bias is not None:
+            self.bias(site, bias, result, sweeps=result.shape[0])
+
+    def embedding(self, site: Site, table: Tensor, ids: Tensor) -> None:
+        live = self._live(ids)
+        ids = ids.flatten() if live is None else ids[live]
+        fetched = ids.numel() * table.shape[1]
+        rows = torch.zeros(table.shape[0], dtype=torch.int64, device=ids.device)
+        rows[ids] = table.shape[1]
+        self._touch(site, table, rows)
+        work = {"weights_per_event": fetched, "weights_dense": fetched, "activation_reads": ids.numel(), "activation_writes": fetched}
+        self._add(site, Counts(calls=1, **work))
+
+    def attention(self, site: Site, query: Tensor, key: Tensor, value: Tensor, is_causal: bool) -> None:
+        self.note_padding(site.operator)
+        self._add(site, products.attention(query, key, value, is_causal))
+
+    def bias(self, site: Site, bias: Tensor, result: Tensor, sweeps: int | None = None) -> None:
+        """Count the addition of `bias`, which is read `sweeps` times: once per row unless told."""
+        elements = self._live_elements(site.operator, result)
+        if bias in self.weights:
+            fetched = (elements // max(bias.numel(), 1) if sweeps is None else sweeps) * bias.numel()
+            self._touch(site, bias, bias.numel())
+            self._add(site, Counts(add=elements, weights_per_event=fetched, weights_dense=fetched))
+        else:
+            self._add(site, Counts(add=elements, activation_reads=elements))
+
+    def _describe(self, w: Tensor, describe: Callable, *options: Any) -> Any:
+        """Return describe(w, *options), computed once while the weight stays as it is."""
+        if w.is_inference():
+            return describe(w, *options)
+        key = (storage_key(w), w.storage_offset(), tuple(w.shape), w.stride(), w._version, describe, repr(options))
+        if key not in self._described:
+            self._described[key] = describe(w, *options)
+        return self._described[key]
+
+
+def _sweeps(weight: Tensor, result: Tensor, outputs: int) -> int:
+    """How often an elementwise operator reads a whole weight: once per vector of `result` that it is spread over."""
+    shape = [*weight.shape]
+    while shape and shape[0] == 1:
+        shape.pop(0)
+    vector = result.shape[result.dim() - len(shape) :].numel() if shape else result.numel()
+    return outputs // max(vector, 1)
+
+
+def _mm(recorder: Recorder, site: Site, args: tuple, kwargs: dict, results: list[Tensor]) -> None:
+    recorder.product(site, args[0].unsqueeze(0), args[1].unsqueeze(0))
+
+
+def _addmm(recorder: Recorder, site: Site, args: tuple, kwargs: dict, results: list[Tensor]) -> None:
+    recorder.product(site, args[1].unsqueeze(0), args[2].unsqueeze(0))
+    recorder.bias(site, args[0], results[0])
+
+
+def _bmm(recorder: Recorder, site: Site, args: tuple, kwargs: dict, results: list[Tensor]) -> None:
+    recorder.product(site, args[0], args[1])
+
+
+def _baddbmm(recorder: Recorder, site: Site, args: tuple, kwargs: dict, results: list[Tensor]) -> None:
+    recorder.product(site, args[1], args[2])
+    recorder.bias(site, args[0], results[0])
+
+
+def _mv(recorder: Recorder, site: Site, args: tuple, kwargs: dict, results: list[Tensor]) -> None:
+    recorder.product(site, args[0].unsqueeze(0), args[1][None, :, None])
+
+
+def _addmv(recorder: Recorder, site: Site, args: tuple, kwargs: dict, results: list[Tensor]) -> None:
+    recorder.product(site, args[1].unsqueeze(0), args[2][None, :, None])
+    recorder.bias(site, args[0], results[0])
+
+
+def _dot(recorder: Recorder, site: Site, args: tuple, kwargs: dict, results: list[Tensor]) -> None:
+    recorder.product(site, args[0][None, None, :], args[1][None, :, None])
+
+
+def _convolution(recorder: Recorder, site: Site, args: tuple, kwargs: dict, results: list[Tensor]) -> None:
+    x, w, bias, *geometry = args
+    recorder.convolution(site, x, w, bias, geometry, results[0])
+
+
+def _embedding(recorder: Recorder, site: Site, args: tuple, kwargs: dict, results: list[Tensor]) -> None:
+    recorder.embedding(site, args[0], args[1])
+
+
+def _attention(recorder: Recorder, site: Site, args: tuple, kwargs: dict, results: list[Tensor]) -> None:
+    recorder.attention(site, *args[:3], is_causal=kwargs.get("is_causal", args[4] if len(args) > 4 else False))
+
+
+PRODUCTS: dict[str, tuple[str, Callable]] = {
+    "mm": ("matmul", _mm),
+    "addmm": ("matmul", _addmm),
+    "bmm": ("matmul", _bmm),
+    "baddbmm": ("matmul", _baddbmm),
+    "mv": ("matmul", _mv),
+    "addmv": ("matmul", _addmv),
+    "dot": ("matmul", _dot),
+    "vdot": ("matmul", _dot),
+    "convolution": ("convolution", _convolution),
+    "embedding": ("embedding", _embedding),
+    "_scaled_dot_product_flash_attention_for_cpu": ("matmul", _attention),
+}

@@ -1,0 +1,430 @@
+"""The counter against brute force, and the facts that every honest counter must satisfy."""
+
+import gc
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from neuromorphic import CountError, OpCounter, UncountedOperator, declare_cost
+
+HALVES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def count(model, *inputs, **options):
+    with torch.no_grad(), OpCounter(model, **options) as counter:
+        model(*inputs)
+    return counter.tally()
+
+
+def linear(weight, bias=None):
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    layer.weight.data.copy_(weight)
+    if bias is not None:
+        layer.bias.data.copy_(bias)
+    return layer
+
+
+def random_case(seed, levels, n=7, k=5, m=3, dtype=torch.float32):
+    """(x (n, k), weight (m, k)), both with zeros; the values of x are in `levels`, or real."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randint(-8, 9, (m, k), generator=generator) / 4 + 0.125
+    weight = weight * (torch.rand(m, k, generator=generator) < 0.7)
+    if levels is None:
+        x = torch.randint(-8, 9, (n, k), generator=generator) / 4 + 0.125
+        x = x * (torch.rand(n, k, generator=generator) < 0.6)
+        # a row of reals must not look like spikes by chance
+        x[:, 0] = 0.375
+    else:
+        x = torch.tensor(levels)[torch.randint(len(levels), (n, k), generator=generator)]
+        x[0, :2] = torch.tensor([min(levels), max(levels)])
+    return x.to(dtype), weight.to(dtype)
+
+
+def brute_force(x, weight):
+    """Count products one by one; a row decides whether they are MACs or ACs."""
+    macs = acs = units = 0
+    for row in x.double().tolist():
+        whole = all(value == int(value) for value in row)
+        spiking = whole and max(map(abs, row)) <= 1
+        for value, out in itertools.product(enumerate(row), weight.double().tolist()):
+            k, number = value
+            if number != 0 and out[k] != 0:
+                macs, acs = macs + (not spiking), acs + spiking
+                units += int(abs(number)) if whole and not spiking else 0
+    return macs, acs, units
+
+
+LEVELS = {"real": None, "binary": [0.0, 1.0], "ternary": [-1.0, 0.0, 1.0], "integer": [-3.0, 0.0, 1.0, 4.0]}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("alphabet", LEVELS)
+def test_a_matrix_product_equals_a_count_of_single_products(alphabet, seed):
+    x, weight = random_case(seed, LEVELS[alphabet])
+    counts = count(linear(weight), x).total()
+    assert (counts.effective_macs, counts.effective_acs, counts.unit_acs) == brute_force(x, weight)
+    assert counts.dense_ops == 7 * 5 * 3
+    assert counts.alphabet == alphabet
+    assert counts.nonzeros == int((x != 0).sum())
+    assert counts.is_spike_driven == (alphabet != "real")
+
+
+def test_every_row_has_its_own_alphabet():
+    x = torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 1.0], [2.0, 0.0], [0.5, 1.0]])
+    counts = count(linear(torch.full((3, 2), 0.5)), x).total()
+    elements = (counts.zero_elements, counts.binary_elements, counts.ternary_elements, counts.integer_elements, counts.real_elements)
+    assert elements == (2, 2, 2, 2, 2)
+    # 1 and 2 spikes by 3 weights; one integer and two reals by 3 weights; the integer is worth 2 unit spikes
+    assert (counts.effective_acs, counts.effective_macs, counts.integer_macs, counts.unit_acs) == (9, 9, 3, 6)
+    assert (counts.events_in, counts.largest_level, counts.fan_out, counts.alphabet) == (4, 2, 3, "real")
+
+
+def test_ternary_weights_make_accumulations_of_real_inputs_and_say_so():
+    x, _ = random_case(0, None)
+    weight = torch.tensor([[1.0, 0.0, -1.0, 0.0, 1.0]])
+    counts = count(linear(weight), x).total()
+    assert counts.effective_macs == 0
+    assert counts.effective_acs == counts.weight_side_acs == int((x[:, [0, 2, 4]] != 0).sum())
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("alphabet", LEVELS)
+def test_counts_do_not_depend_on_the_number_format(alphabet, dtype):
+    x, weight = random_case(1, LEVELS[alphabet], n=33, k=65, m=31)
+    exact = count(linear(weight), x).total()
+    assert count(linear(weight).to(dtype), x.to(dtype)).total() == exact
+
+
+def test_counts_beyond_the_largest_half_precision_number_stay_exact():
+    x = torch.ones(64, 768, dtype=torch.float16)
+    layer = nn.Linear(768, 3072, bias=False).half()
+    layer.weight.data.fill_(0.5)
+    assert count(layer, x).total().effective_acs == 64 * 768 * 3072
+
+
+FORMS = ["mm from the right", "mm from the left", "bmm with one weight", "bmm", "einsum", "mv", "dot", "addmm", "functional"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_a_product_by_a_weight_is_seen(form):
+    x, weight = random_case(2, LEVELS["binary"])
+    forms = {
+        "mm from the right": lambda w: x @ w.t(),
+        "mm from the left": lambda w: w @ x.t(),
+        "bmm with one weight": lambda w: torch.bmm(x.unsqueeze(0).expand(2, 7, 5), w.t().unsqueeze(0).expand(2, 5, 3)),
+        "bmm": lambda w: torch.bmm(torch.stack([x, x]), torch.stack([w.t(), w.t()])),
+        "einsum": lambda w: torch.einsum("nk,mk->nm", x, w),
+        "mv": lambda w: w @ x[1],
+        "dot": lambda w: x[1] @ w[0],
+        "addmm": lambda w: torch.addmm(torch.zeros(3), x, w.t()),
+        "functional": lambda w: F.linear(x, w),
+    }
+    want = {"mv": (x[1:2], weight), "dot": (x[1:2], weight[:1])}.get(form, (x, weight))
+    twice = 2 if form.startswith("bmm") else 1
+
+    class Form(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(weight.clone())
+
+        def forward(self, _):
+            return forms[form](self.weight)
+
+    counts = count(Form(), torch.zeros(1)).total()
+    macs, acs, _ = brute_force(*want)
+    assert (counts.effective_macs, counts.effective_acs) == (twice * macs, twice * acs)
+    assert counts.dense_ops == twice * want[0].numel() * len(want[1])
+
+
+def test_a_product_of_two_activations_counts_pairs_of_nonzeros():
+    class Product(nn.Module):
+        def forward(self, a, b):
+            return a @ b
+
+    a, b = random_case(0, None)[0].unsqueeze(0), random_case(1, LEVELS["binary"], n=5, k=4)[0].unsqueeze(0)
+    brute = sum(a[0, n, k] != 0 and b[0, k, m] != 0 for n, k, m in itertools.product(range(7), range(5), range(4)))
+    counts = count(Product(), a, b).total()
+    assert (counts.effective_macs, counts.effective_acs, counts.dense_ops) == (0, int(brute), 7 * 5 * 4)
+    assert count(Product(), a, b + 0.5).total().effective_macs == int((a != 0).sum()) * 4
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": 2, "padding": 1}, {"dilation": 2, "padding": 2}, {"groups": 2, "padding": (1, 0)}])
+def test_a_convolution_equals_a_count_of_single_products(options):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(4, 6, 3, bias=False, **options)
+    layer.weight.data *= torch.rand_like(layer.weight) < 0.6
+    x = (torch.rand(2, 4, 7, 6) < 0.4).float()
+    counts = count(layer, x).total()
+    # float64 sums of zeros and ones are exact; a padded border is no input
+    nonzero = nn.Conv2d(4, 6, 3, bias=False, **options).double()
+    nonzero.weight.data = (layer.weight != 0).double()
+    assert (counts.effective_acs, counts.effective_macs) == (int(nonzero(x.double()).sum().item()), 0)
+    nonzero.weight.data.fill_(1)
+    assert counts.dense_ops == int(nonzero(torch.ones_like(x).double()).sum().item())
+    assert count(layer, x + 0.5).total().effective_macs > counts.effective_acs
+
+
+def test_a_transposed_convolution_is_counted():
+    layer = nn.ConvTranspose1d(2, 3, 2, stride=2, bias=False)
+    counts = count(layer, torch.ones(1, 2, 5)).total()
+    assert counts.dense_ops == counts.effective_acs == 2 * 5 * 3 * 2
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_attention_counts_the_pairs_that_are_visible(is_causal):
+    class Attention(nn.Module):
+        def forward(self, q, k, v):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
+
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 5, 4) * (torch.rand(1, 2, 5, 4) < 0.7) for _ in range(3))
+    counts = count(Attention(), q, k, v).total()
+    visible = [(i, j) for i in range(5) for j in range(5) if j <= i or not is_causal]
+    brute = sum(int(((q[0, h, i] != 0) & (k[0, h, j] != 0)).sum() + (v[0, h, j] != 0).sum()) for h in range(2) for i, j in visible)
+    assert counts.effective_macs == brute
+    assert counts.dense_ops == 2 * len(visible) * 8
+    assert counts.exp == counts.div == 2 * len(visible)
+
+
+class Toy(nn.Module):
+    """A Linear, a shared Linear, a raw parameter, a norm and gates."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.emb = nn.Embedding(11, 8)
+        self.norm = nn.LayerNorm(8)
+        self.up, self.shared = nn.Linear(8, 8, bias=False), nn.Linear(8, 8)
+        self.also_shared = self.shared
+        self.raw = nn.Parameter(torch.randn(8, 8))
+        self.decay = nn.Parameter(torch.randn(8))
+        self.head = nn.Linear(8, 11, bias=False)
+        self.head.weight = self.emb.weight
+
+    def forward(self, ids):
+        x = self.norm(self.emb(ids))
+        x = torch.relu(self.up(x)).square()
+        x = self.also_shared(torch.sigmoid(self.shared(x)) * x) @ self.raw
+        return self.head(torch.exp(-torch.exp(self.decay)) * x)
+
+
+IDS = torch.tensor([[1, 4, 2, 9, 0, 3, 7], [5, 5, 10, 1, 2, 8, 6]])
+
+
+def amounts(tally):
+    """Everything that must not depend on how the work was cut into calls."""
+    counts = tally.total().to_dict()
+    del counts["calls"]
+    return counts
+
+
+def test_sites_add_up_and_effective_never_exceeds_dense():
+    tally = count(Toy(), IDS)
+    for counts in tally.sites.values():
+        assert counts.effective_macs + counts.effective_acs == counts.effective_ops <= counts.dense_ops
+        assert counts.weights_once <= counts.weights_per_event <= counts.weights_dense
+    assert tally.total().dense_ops == 14 * (4 * 64 + 88)
+    assert sum(counts.dense_ops for counts in tally.by_kind().values()) == tally.total().dense_ops
+    assert sum(tally.total(module=name).add for name in ("emb", "norm", "up", "shared", "head")) + sum(
+        counts.add for site, counts in tally.sites.items() if site.module == ""
+    ) == tally.total().add
+
+
+def test_a_shared_weight_is_used_twice_and_kept_once():
+    tally = count(Toy(), IDS)
+    assert tally.total(module="shared").dense_ops == 2 * 14 * 64
+    assert tally.total(module="shared").weights_once == 64 + 8
+    # emb = head; up, shared with bias, raw, decay, norm
+    assert tally.footprint.parameters == 88 + 64 + 72 + 64 + 8 + 16
+
+
+def test_what_depends_on_parameters_alone_is_prepared_once():
+    assert count(Toy(), IDS).total().exp == 0
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_every_mode_of_torch_gives_the_same_counts(context):
+    model = Toy()
+    with context(), OpCounter(model, strict=True) as counter:
+        model(IDS)
+    assert counter.tally().sites == count(model, IDS).sites
+
+
+def test_a_backward_pass_is_not_counted():
+    model = Toy()
+    with OpCounter(model, strict=True) as counter:
+        model(IDS).sum().backward()
+    forward = {site: counts for site, counts in counter.tally().sites.items() if site.operator != "sum"}
+    assert forward == count(model, IDS).sites
+    assert counter.backward_operators > 0
+
+
+def test_a_batch_costs_what_its_texts_cost():
+    model = Toy()
+    whole = count(model, IDS)
+    with torch.no_grad(), OpCounter(model) as counter:
+        for text in IDS:
+            model(text.unsqueeze(0))
+    assert amounts(counter.tally()) == amounts(whole)
+    assert counter.tally().footprint == whole.footprint
+    assert counter.tally().tokens == whole.tokens == {"prefill": 14}
+
+
+@pytest.mark.parametrize("form", ["right", "left"])
+def test_padding_is_not_counted(form):
+    model = Toy()
+    # 13 is no width of the model
+    padded = F.pad(IDS, (0, 6) if form == "right" else (6, 0))
+    mask = F.pad(torch.ones_like(IDS, dtype=torch.bool), (0, 6) if form == "right" else (6, 0))
+    with torch.no_grad(), OpCounter(model, mask=mask) as counter:
+        model(padded)
+    assert amounts(counter.tally()) == amounts(count(model, IDS))
+    assert counter.tally().tokens == {"prefill": 14}
+    assert counter.padding_included == {}
+
+
+def test_what_cannot_tell_padding_from_text_is_listed():
+    class Pooled(Toy):
+        def forward(self, ids):
+            return super().forward(ids).sum(dim=1).exp()
+
+    with torch.no_grad(), OpCounter(Pooled(), mask=torch.ones(2, 7, dtype=torch.bool)) as counter:
+        counter.model(IDS)
+    assert counter.padding_included == {"sum": 1, "exp": 1}
+
+
+def test_a_padded_length_that_is_a_width_is_refused():
+    with pytest.raises(CountError, match="8 is also a width"):
+        OpCounter(Toy(), mask=torch.ones(2, 8, dtype=torch.bool))
+
+
+def test_a_mask_of_another_shape_is_refused():
+    with pytest.raises(CountError, match=r"\(2, 6\).*\(2, 7\)"), OpCounter(Toy(), mask=torch.ones(2, 6, dtype=torch.bool)) as counter:
+        counter.model(IDS)
+
+
+def test_a_silent_input_costs_nothing_and_is_densely_full():
+    layer = linear(random_case(0, None)[1])
+    with torch.no_grad(), OpCounter(layer) as counter:
+        layer(torch.zeros(3, 5))
+    counts = counter.tally().total()
+    assert (counts.effective_ops, counts.dense_ops, counts.weights_once, counts.weights_per_event) == (0, 45, 0, 0)
+    assert counts.weights_dense == 45
+
+
+def test_weights_once_counts_the_rows_that_ever_had_an_event():
+    x = torch.tensor([[1.0, 0, 0, 0, 0], [1.0, 0, 0, 1.0, 0]])
+    counts = count(linear(torch.ones(3, 5) / 2), x).total()
+    assert (counts.weights_once, counts.weights_per_event, counts.weights_dense) == (6, 9, 30)
+
+
+class Strange(nn.Module):
+    def forward(self, x):
+        return torch.i0(x)
+
+
+def test_an_operator_without_a_rule_is_listed():
+    tally = count(Strange(), torch.ones(2, 3))
+    assert tally.uncounted == (("aten.i0.default", 1, 6),)
+    assert tally.sites == {}
+
+
+def test_an_operator_without_a_rule_stops_a_strict_count():
+    model = Strange()
+    with pytest.raises(UncountedOperator, match=r"i0.*module ''"), OpCounter(model, strict=True):
+        model(torch.ones(2, 3))
+    # nothing is left behind
+    assert not model._forward_hooks and not model._forward_pre_hooks
+
+
+@torch.library.custom_op("tests::double", mutates_args=())
+def double(x: torch.Tensor) -> torch.Tensor:
+    return 2 * x
+
+
+def test_a_custom_operator_declares_its_cost():
+    class Custom(nn.Module):
+        def forward(self, x):
+            return double(x)
+
+    assert count(Custom(), torch.ones(2, 3)).uncounted[0].operator == "tests.double.default"
+    declare_cost(torch.ops.tests.double.default, lambda args, kwargs, output: {"mul": args[0].numel(), "kind": "scan"})
+    tally = count(Custom(), torch.ones(2, 3), strict=True)
+    assert (tally.total(kind="scan").mul, tally.uncounted) == (6, ())
+    declare_cost(torch.ops.tests.double.default, lambda args, kwargs, output: {"muls": 1})
+    with pytest.raises(CountError, match="muls"):
+        count(Custom(), torch.ones(2, 3))
+
+
+def test_a_failing_forward_leaves_the_counter_usable():
+    model = Toy()
+    with torch.no_grad(), OpCounter(model) as counter:
+        with pytest.raises(IndexError):
+            model(torch.tensor([[99]]))
+        model(IDS)
+    sites = {site for site in counter.tally().sites if site.phase == "prefill"}
+    assert sites == set(count(model, IDS).sites)
+
+
+def test_counting_keeps_no_activation_alive():
+    model = nn.Sequential(*(nn.Linear(16, 16) for _ in range(4)))
+
+    def tensors():
+        gc.collect()
+        return sum(type(thing) is torch.Tensor and thing.numel() >= 999 * 16 for thing in gc.get_objects())
+
+    before = tensors()
+    with torch.no_grad(), OpCounter(model) as counter:
+        for _ in range(3):
+            model(torch.randn(999, 16))
+            assert tensors() == before
+    assert counter.tally().tokens == {"prefill": 2997}
+
+
+def test_a_weight_that_changes_in_place_is_looked_at_anew():
+    layer = linear(torch.full((3, 5), 0.5))
+    with torch.no_grad(), OpCounter(layer) as counter:
+        layer(torch.ones(1, 5))
+        layer.weight[0] = 0
+        layer(torch.ones(1, 5))
+    assert counter.tally().total().effective_acs == 15 + 10
+
+
+def test_phases_are_told_by_length_or_named():
+    model = Toy()
+    with torch.no_grad(), OpCounter(model) as counter:
+        model(IDS)
+        model(IDS[:, :1])
+        with counter.phase("warm-up"):
+            model(IDS)
+    assert counter.tally().tokens == {"prefill": 14, "decode": 2, "warm-up": 14}
+    assert counter.tally().total(phase="decode").dense_ops * 7 == counter.tally().total(phase="warm-up").dense_ops
+
+
+def test_spikes_are_born_where_a_comparison_becomes_a_number():
+    class Threshold(nn.Module):
+        def forward(self, x):
+            return (x >= 1).to(x.dtype)
+
+    counts = count(Threshold(), torch.tensor([[0.5, 1.0, 2.0]])).total()
+    assert (counts.events_out, counts.neuron_updates, counts.compare) == (2, 3, 3)
+
+
+def test_activation_bits_follow_the_alphabet():
+    x = torch.tensor([[1.0, 0, 0, 0, 1.0], [5.0, 0, -1.0, 0, 0], [-1.0, 1, 1, 1, 1], [0.5, 0.5, 0, 0, 0]])
+    counts = count(linear(torch.full((3, 5), 0.5)), x).total()
+    # 5 binary at 1 bit, 5 ternary at 2, 5 integers up to 5 at 3 and a sign, 5 reals and 4 x 3 results at 16
+    assert counts.activation_bits(16) == 5 + 10 + 20 + 16 * (5 + 12)
+
+
+def test_an_operator_is_named_by_the_module_that_called_it():
+    modules = count(Toy(), IDS).modules()
+    assert modules == ["emb", "norm", "up", "", "shared", "head"]
+
+
+def test_entering_twice_is_refused():
+    with OpCounter(Toy()) as counter, pytest.raises(CountError, match="already counting"):
+        counter.__enter__()
