@@ -146,13 +146,16 @@ class OpCounter:
                 self._start_call(tensors[0] if tensors else None)
 
     def _leave_module(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        cost = getattr(module, "op_cost", None)
+        where, phase = self._stack.pop(), self._current_phase()
         # a forward pass that failed has no output
-        if cost is not None and output is not None:
-            name, where = type(module).__name__, self._stack[-1]
-            with self._mode.looking_away():
-                self._recorder.record_declared(name, where, self._current_phase(), "state", cost, args, kwargs, output)
-        self._stack.pop()
+        if output is None:
+            return
+        with self._mode.looking_away():
+            for leaf in tree_iter(output):
+                if isinstance(leaf, Tensor):
+                    self._recorder.emit(leaf, where, phase)
+            if hasattr(module, "op_cost"):
+                self._recorder.record_declared(type(module).__name__, where, phase, "state", module.op_cost, args, kwargs, output)
 
     def _start_call(self, first: Tensor | None) -> None:
         """Number the tokens of one call of the model: (B, T) ids, (B, T, C) vectors, or one per sample."""

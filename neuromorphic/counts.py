@@ -41,7 +41,7 @@ class Counts:
         fan_out: weights that one input element meets (a maximum).
     Elementwise operations as performed, by class: see ELEMENTWISE. `compare` includes max, min and relu.
     Memory, in elements:
-        weights_once: distinct weights that met a nonzero input in the whole measurement: perfect reuse over batch and time.
+        weights_once: distinct weights that met a nonzero input in the whole phase: perfect reuse over batch and time.
         weights_per_event: weights fetched when each nonzero input fetches its row, with no reuse.
         weights_dense: weights fetched when every vector fetches all of them, with no reuse.
         activation_reads, activation_writes: elements of operands that are not weights, and of results.

@@ -33,7 +33,7 @@ class Recorder:
         self.peak_activations = 0
         self._module, self._phase, self._padding_noted = "", "", False
         self._once: dict[Site, dict[Hashable, Tensor | int]] = {}
-        self._comparisons = StorageSet()
+        self._comparisons, self._spikes = StorageSet(), StorageSet()
         self._described: dict[Any, Any] = {}
 
     def forget_weights(self) -> None:
@@ -53,8 +53,12 @@ class Recorder:
         elif name in rules.MOVES:
             elements = self._live_elements(name, results[0])
             self._add(self._site(name, "move"), Counts(calls=1, activation_reads=elements, activation_writes=elements))
+            if all(tensor in self._spikes for tensor in inputs):
+                self._spikes.add(results[0])
         elif name == "_to_copy":
-            self._count_births(inputs[0])
+            # spikes are born where a comparison of numbers becomes a number
+            if inputs[0] in self._comparisons:
+                self._spikes.add(results[0])
         elif rules.has_rule(name):
             self._count_elementwise(name, args, kwargs, inputs, results)
         else:
@@ -116,13 +120,24 @@ class Recorder:
         self._add(site, counts)
         if name in rules.COMPARISONS and inputs[0].is_floating_point():
             self._comparisons.add(results[0])
+        if name == "mul" and any(tensor in self._spikes for tensor in inputs):
+            # a spike of learned height is still a spike
+            others = [tensor for tensor in inputs if tensor not in self._spikes]
+            if all(tensor in self.weights for tensor in others):
+                self._spikes.add(results[0])
 
-    def _count_births(self, source: Tensor) -> None:
-        """Spikes are born where a comparison of numbers becomes a number."""
-        if source in self._comparisons:
-            live = self._live(source)
-            spikes = int(source.count_nonzero() if live is None else source[live].count_nonzero())
-            self._add(self._site("spike", "neuron"), Counts(calls=1, neuron_updates=self._live_elements("spike", source), events_out=spikes))
+    def emit(self, tensor: Tensor, module: str, phase: str) -> None:
+        """Count the spikes of a tensor that leaves its module or enters a product, if they were not counted before.
+
+        A neuron may compare its potential a second time for its reset; that is no spike for anyone else.
+        """
+        if tensor not in self._spikes:
+            return
+        self._spikes.discard(tensor)
+        live = self._live(tensor)
+        emitted = tensor if live is None else tensor[live]
+        self._module, self._phase = module, phase
+        self._add(self._site("spike", "neuron"), Counts(calls=1, neuron_updates=emitted.numel(), events_out=int(emitted.count_nonzero())))
 
     # padding ------------------------------------------------------------------------------------------------------
 
@@ -158,6 +173,8 @@ class Recorder:
 
     def product(self, site: Site, x: Tensor, w: Tensor) -> None:
         """Count x (G, N, K) times w (G, K, M); either may be the weight."""
+        for operand in (x, w):
+            self.emit(operand, site.module, site.phase)
         if x.numel() == 0 or w.numel() == 0:
             return
         if w not in self.weights:

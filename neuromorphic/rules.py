@@ -92,15 +92,20 @@ SOFTMAXES = ("_softmax", "_log_softmax")
 
 # they bring elements to another place and compute nothing
 MOVES = frozenset(
-    """cat stack index index_select gather scatter index_put index_copy repeat roll flip constant_pad_nd copy select_scatter
-    slice_scatter masked_select take_along_dim repeat_interleave one_hot upsample_nearest2d""".split()
+    {
+        "cat", "stack", "index", "index_select", "gather", "scatter", "index_put", "index_copy", "repeat", "roll", "flip", "constant_pad_nd",
+        "copy", "select_scatter", "slice_scatter", "masked_select", "take_along_dim", "repeat_interleave", "one_hot", "upsample_nearest2d",
+    }
 )
 
 # copies of a layout or number format on this host, allocation, and looks at a value: no part of the model
 FREE = frozenset(
-    """clone aminmax _to_copy contiguous lift_fresh lift detach _local_scalar_dense item _conj resize empty empty_like
-    empty_strided new_empty new_empty_strided zeros zeros_like new_zeros zero fill full full_like new_full ones ones_like
-    new_ones arange scalar_tensor eye linspace set_ _unsafe_view _reshape_alias record_stream equal _assert_async""".split()
+    {
+        "clone", "aminmax", "_to_copy", "contiguous", "lift_fresh", "lift", "detach", "_local_scalar_dense", "item", "_conj", "resize", "empty",
+        "empty_like", "empty_strided", "new_empty", "new_empty_strided", "zeros", "zeros_like", "new_zeros", "zero", "fill", "full", "full_like",
+        "new_full", "ones", "ones_like", "new_ones", "arange", "scalar_tensor", "eye", "linspace", "set_", "_unsafe_view", "_reshape_alias",
+        "record_stream", "equal", "_assert_async",
+    }
 )
 
 # a state begins as zeros, so zeros stay part of what is computed; other constants are prepared once
