@@ -8,6 +8,7 @@ An operator that is not torch's own declares its cost itself: its overload carri
 text}`. A module may have an `op_cost` of the same form, for what cannot be seen in operators, such as the state it carries.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter, tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from . import rules
 from .counts import Counts, Footprint, Tally, Uncounted
@@ -138,7 +139,7 @@ class OpCounter:
         is_outermost = not self._stack
         self._stack.append(self._names[id(module)])
         if is_outermost:
-            tensors = [leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, Tensor)]
+            tensors = _tensors(*tree_leaves((args, kwargs)))
             for tensor in tensors:
                 # the caller may have made it of constants; to the model it is data
                 self._recorder.weights.discard(tensor)
@@ -151,10 +152,10 @@ class OpCounter:
         if output is None:
             return
         with self._mode.looking_away():
-            for leaf in tree_iter(output):
-                if isinstance(leaf, Tensor):
-                    self._recorder.emit(leaf, where, phase)
-            if hasattr(module, "op_cost"):
+            if self._recorder.has_spikes:
+                for tensor in _tensors(*tree_leaves(output)):
+                    self._recorder.emit(tensor, where, phase)
+            if hasattr(type(module), "op_cost"):
                 self._recorder.record_declared(type(module).__name__, where, phase, "state", module.op_cost, args, kwargs, output)
 
     def _start_call(self, first: Tensor | None) -> None:
@@ -168,7 +169,7 @@ class OpCounter:
                 raise CountError(f"the mask is {tuple(self.mask.shape)}, the model's input {found}; they must agree in (B, T)")
             tokens = int(self.mask.sum())
         self._phase = DECODE if is_sequence and first.shape[1] == 1 else PREFILL
-        self._recorder.call_tokens = tokens
+        self._recorder.start_call(tokens)
         self._tokens[self._current_phase()] = self._tokens.get(self._current_phase(), 0) + tokens
 
     def _current_phase(self) -> str:
@@ -180,13 +181,11 @@ class OpCounter:
             self.backward_operators += 1
             return
         recorder, name = self._recorder, _name(func)
-        inputs = [leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, Tensor)]
-        results = [leaf for leaf in tree_iter(output) if isinstance(leaf, Tensor)]
+        inputs, results = _tensors(args, kwargs), _tensors(output)
         if self._is_preparation(func, name, inputs):
-            if not (func.is_view and inputs):
-                made_of = (str(func), *(recorder.weights.name(tensor) for tensor in inputs), repr(_without_tensors(args, kwargs)))
-                for result in results:
-                    recorder.weights.add(result, hash(made_of))
+            made_of = (str(func), *(recorder.weights.name(tensor) for tensor in inputs), repr(_without_tensors(args, kwargs)))
+            for result in results:
+                recorder.weights.add(result, hash(made_of))
             return
         if func._schema.is_mutable and inputs:
             recorder.weights.discard(inputs[0])
@@ -194,7 +193,7 @@ class OpCounter:
         cost = getattr(func, "op_cost", None)
         if cost is not None:
             recorder.record_declared(func._schema.name, where, phase, "scan", cost, args, kwargs, output)
-        elif not recorder.record(name, where, phase, args, kwargs, inputs, results) and not _is_free(func, name):
+        elif not recorder.record(name, where, phase, args, kwargs, inputs, results) and name not in rules.FREE:
             self._list_uncounted(func, where, results)
 
     def _is_preparation(self, func, name: str, inputs: list[Tensor]) -> bool:
@@ -234,26 +233,43 @@ class _Mode(TorchDispatchMode):
         kwargs = kwargs or {}
         if self._looks_away:
             return func(*args, **kwargs)
-        name = _name(func)
-        if not (hasattr(func, "op_cost") or rules.has_rule(name) or name in PRODUCTS or name in rules.MOVES or name in rules.FREE):
+        if not (_has_rule(func) or hasattr(func, "op_cost")):
             with self:
                 # inference_mode shows operators that are made of others; the parts have the rules
                 output = func.decompose(*args, **kwargs)
             if output is not NotImplemented:
                 return output
         output = func(*args, **kwargs)
-        self.counter._observe(func, args, kwargs, output)
+        # a view has the memory, and so the provenance, of what it shows
+        if not func.is_view:
+            self.counter._observe(func, args, kwargs, output)
         return output
+
+
+def _tensors(*trees: Any) -> list[Tensor]:
+    """The tensors in arguments and results, which are flat but for tuples and lists."""
+    found = []
+    for tree in trees:
+        if isinstance(tree, Tensor):
+            found.append(tree)
+        elif isinstance(tree, tuple | list):
+            found += _tensors(*tree)
+        elif isinstance(tree, dict):
+            found += _tensors(*tree.values())
+    return found
 
 
 def _without_tensors(args: tuple, kwargs: dict) -> Any:
     return tree_map(lambda leaf: None if isinstance(leaf, Tensor) else leaf, (args, kwargs))
 
 
-def _is_free(func, name: str) -> bool:
-    return func.is_view or name in rules.FREE
+@functools.cache
+def _has_rule(func) -> bool:
+    name = _name(func)
+    return rules.has_rule(name) or name in PRODUCTS or name in rules.MOVES or name in rules.FREE
 
 
+@functools.cache
 def _name(func) -> str:
     """The operator without namespace, overload and the _ of its in-place form."""
     name = func._schema.name.split("::")[1]

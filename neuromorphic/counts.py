@@ -88,8 +88,8 @@ class Counts:
     events_out: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
-        total = {name: getattr(self, name) + getattr(other, name) for name in QUANTITIES}
-        return Counts(**total | {name: max(getattr(self, name), getattr(other, name)) for name in MAXIMA})
+        ours, theirs = vars(self), vars(other)
+        return Counts(**{name: max(value, theirs[name]) if name in MAXIMA else value + theirs[name] for name, value in ours.items()})
 
     @property
     def input_elements(self) -> int:

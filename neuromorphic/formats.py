@@ -1,6 +1,7 @@
 """Numbers and token labels as people read them: three significant digits, SI prefixes, visible white space."""
 
 import math
+import re
 
 _PREFIXES = {-15: "f", -12: "p", -9: "n", -6: "µ", -3: "m", 0: "", 3: "k", 6: "M", 9: "G", 12: "T", 15: "P"}
 _VISIBLE = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "←"}
@@ -17,6 +18,11 @@ def si(value: float, unit: str = "") -> str:
     exponent = min(max(3 * math.floor(math.log10(abs(rounded)) / 3), min(_PREFIXES)), max(_PREFIXES))
     digits = f"{rounded / 10.0**exponent:#.3g}".rstrip(".") if exponent or rounded % 1 else f"{rounded:.0f}"
     return f"{digits} {_PREFIXES[exponent]}{unit}".rstrip()
+
+
+def short_si(value: float, unit: str = "") -> str:
+    """Return the same without zeros after the point, for axes: "10 µJ"."""
+    return re.sub(r"\.0+(?= |$)", "", si(value, unit))
 
 
 def joule(energy_pj: float) -> str:

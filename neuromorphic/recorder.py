@@ -40,6 +40,12 @@ class Recorder:
         """Look at every weight anew, for it may have changed."""
         self._described.clear()
 
+    def start_call(self, tokens: int) -> None:
+        """The model is called on so many tokens; what the call before has left is forgotten."""
+        self.call_tokens = tokens
+        for storages in (self.weights, self._comparisons, self._spikes):
+            storages.forget_freed()
+
     def weights_once(self, site: Site) -> int:
         """Return how many distinct weights were needed at `site`."""
         return sum(int(part.sum()) if isinstance(part, Tensor) else part for part in self._once.get(site, {}).values())
@@ -48,8 +54,9 @@ class Recorder:
         """Add the counts of one operator of torch; False if it has no rule."""
         self._module, self._phase, self._padding_noted = module, phase, False
         if name in PRODUCTS:
+            # a linear layer is one product in inference_mode and a view, a product and a view elsewhere
             kind, count = PRODUCTS[name]
-            count(self, self._site(name, kind), args, kwargs, results)
+            count(self, self._site(kind, kind), args, kwargs, results)
         elif name in rules.MOVES:
             elements = self._live_elements(name, results[0])
             self._add(self._site(name, "move"), Counts(calls=1, activation_reads=elements, activation_writes=elements))
@@ -125,6 +132,11 @@ class Recorder:
             others = [tensor for tensor in inputs if tensor not in self._spikes]
             if all(tensor in self.weights for tensor in others):
                 self._spikes.add(results[0])
+
+    @property
+    def has_spikes(self) -> bool:
+        """True if some spikes have been born and not yet been counted."""
+        return bool(self._spikes)
 
     def emit(self, tensor: Tensor, module: str, phase: str) -> None:
         """Count the spikes of a tensor that leaves its module or enters a product, if they were not counted before.
@@ -251,6 +263,13 @@ def _mm(recorder: Recorder, site: Site, args: tuple, kwargs: dict, results: list
     recorder.product(site, args[0].unsqueeze(0), args[1].unsqueeze(0))
 
 
+def _linear(recorder: Recorder, site: Site, args: tuple, kwargs: dict, results: list[Tensor]) -> None:
+    x, w, *bias = args
+    recorder.product(site, x.reshape(1, -1, x.shape[-1]), w.t().unsqueeze(0))
+    if bias and bias[0] is not None:
+        recorder.bias(site, bias[0], results[0])
+
+
 def _addmm(recorder: Recorder, site: Site, args: tuple, kwargs: dict, results: list[Tensor]) -> None:
     recorder.product(site, args[1].unsqueeze(0), args[2].unsqueeze(0))
     recorder.bias(site, args[0], results[0])
@@ -293,6 +312,7 @@ def _attention(recorder: Recorder, site: Site, args: tuple, kwargs: dict, result
 
 PRODUCTS: dict[str, tuple[str, Callable]] = {
     "mm": ("matmul", _mm),
+    "linear": ("matmul", _linear),
     "addmm": ("matmul", _addmm),
     "bmm": ("matmul", _bmm),
     "baddbmm": ("matmul", _baddbmm),

@@ -16,20 +16,26 @@ class StorageSet:
 
     def __init__(self):
         self._members: dict[int, tuple[StorageWeakRef, Hashable]] = {}
-        self._limit = 1024
+        self._limit = 64
 
     def add(self, tensor: Tensor, name: Hashable = None) -> None:
         if len(self._members) >= self._limit:
-            self._members = {key: member for key, member in self._members.items() if not member[0].expired()}
-            self._limit = max(1024, 2 * len(self._members))
+            self.forget_freed()
+            self._limit = 64 + 2 * len(self._members)
         # a weak reference keeps the key from being given to other memory
         self._members[storage_key(tensor)] = (StorageWeakRef(tensor.untyped_storage()), name)
-
-    def name(self, tensor: Tensor) -> Hashable:
-        return self._members[storage_key(tensor)][1]
 
     def discard(self, tensor: Tensor) -> None:
         self._members.pop(storage_key(tensor), None)
 
+    def name(self, tensor: Tensor) -> Hashable:
+        return self._members[storage_key(tensor)][1]
+
+    def forget_freed(self) -> None:
+        self._members = {key: member for key, member in self._members.items() if not member[0].expired()}
+
     def __contains__(self, tensor: Tensor) -> bool:
         return storage_key(tensor) in self._members
+
+    def __bool__(self) -> bool:
+        return bool(self._members)

@@ -1,0 +1,139 @@
+"""How figures look and how they are saved: one style, one palette, the parts that several figures share.
+
+No pyplot and no state outlives a call. What is drawn stands in `figures.py`.
+"""
+
+import functools
+import io
+import textwrap
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+
+from .formats import short_si
+from .measurement import Measurement
+
+INK, MUTED, GRID, BAND = "#1b1f24", "#5c6570", "#dfe3e8", "#f3f5f7"
+# Source: Okabe and Ito, colours that stay apart for colour-blind readers; grey is what has no spikes
+DENSE, SPIKE, PALE = "#4d5561", "#0072b2", "#b9c1ca"
+BLOCK_COLOURS = {"none": DENSE, "output": "#d55e00", "input": SPIKE}
+MORE_COLOURS = ("#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+
+STYLE = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.monospace": ["DejaVu Sans Mono"],
+    "font.size": 9,
+    "text.color": INK,
+    "text.parse_math": False,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "hatch.linewidth": 0.8,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "svg.fonttype": "none",
+}
+WIDTH = 4.8
+"""inches; at 9 points this is read on a phone without zooming"""
+
+
+def styled(draw: Callable[..., Any]) -> Callable[..., Any]:
+    """Run `draw` under STYLE, which is gone afterwards; a glyph that the font lacks becomes a box without a warning."""
+
+    @functools.wraps(draw)
+    def under_style(*args, **kwargs):
+        with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")
+            return draw(*args, **kwargs)
+
+    return under_style
+
+
+@styled
+def to_svg(figure: Figure) -> str:
+    """Return the figure as SVG text: the same figure gives the same text."""
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "neuromorphic"}):
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    return text.getvalue()
+
+
+@styled
+def to_png(figure: Figure) -> bytes:
+    """Return the figure as a PNG of 200 dots per inch."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=200, metadata={"Software": None})
+    return data.getvalue()
+
+
+def colours(measurements: Sequence[Measurement]) -> list[str]:
+    """Return one colour per model: that of its block, another where two models have the same block."""
+    taken: list[str] = []
+    for measurement in measurements:
+        wanted = (BLOCK_COLOURS.get(measurement.block), *MORE_COLOURS, *BLOCK_COLOURS.values())
+        taken.append(next((colour for colour in wanted if colour and colour not in taken), DENSE))
+    return taken
+
+
+def canvas(title: str, height: float, *, width: float = WIDTH, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """Return a white figure under a wrapped title, and its panels from top to bottom."""
+    lines = textwrap.wrap(title, int(11 * width))
+    figure = Figure(figsize=(width, height + 0.18 * len(lines)), layout="constrained", facecolor="white")
+    figure.suptitle("\n".join(lines), x=0.012, ha="left", size=10, weight="bold")
+    return figure, list(figure.subplots(rows, 1, squeeze=False, sharex=True)[:, 0])
+
+
+@styled
+def statement(text: str) -> Figure:
+    """Return a figure that only says why there is nothing to draw."""
+    figure = Figure(figsize=(WIDTH, 0.6), facecolor="white")
+    figure.text(0.012, 0.5, "\n".join(textwrap.wrap(text, 60)), va="center", color=MUTED)
+    return figure
+
+
+def ticks_of(unit: str = "", scale: float = 1.0) -> FuncFormatter:
+    """Return a tick formatter that writes e.g. 10 µJ."""
+    return FuncFormatter(lambda value, _: short_si(value * scale, unit))
+
+
+def log_scale(axes: Axes, which: str, unit: str = "", scale: float = 1.0) -> None:
+    """Make one axis of `axes` logarithmic, labelled at its decades only."""
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_formatter(ticks_of(unit, scale))
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(NullLocator())
+
+
+def bare(axes: Axes, *sides: str) -> None:
+    """Take away spines and tick marks; all of them unless sides are named."""
+    for side in sides or ("left", "bottom"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(axis={("left",): "y", ("bottom",): "x"}.get(sides, "both"), length=0)
+
+
+def spread(positions: Sequence[float], gap: float) -> list[float]:
+    """Return positions moved apart to at least `gap`, in the same order, around the same middle."""
+    order = sorted(range(len(positions)), key=lambda index: positions[index])
+    moved = [positions[index] for index in order]
+    for index in range(1, len(moved)):
+        moved[index] = max(moved[index], moved[index - 1] + gap)
+    shift = sum(moved) / len(moved) - sum(positions) / len(positions) if moved else 0.0
+    return [moved[order.index(index)] - shift for index in range(len(positions))]
