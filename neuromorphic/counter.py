@@ -42,8 +42,9 @@ def declare_cost(operator: torch._ops.OpOverload, cost: CostFunction) -> None:
 class OpCounter:
     """Counts what a model computes while this context is entered: `with OpCounter(model) as counter: model(ids)`.
 
-    Works in no_grad, inference_mode and with gradients; operators of a backward pass are not counted, only numbered in
-    `backward_operators`. Calls of the model on one token per text are the phase "decode", all others "prefill".
+    Works in no_grad, inference_mode and with gradients. What runs outside of the model's modules, and backward passes, are
+    not counted, only numbered in `outside_operators` and `backward_operators`. Calls of the model on one token per text
+    are the phase "decode", all others "prefill".
     Weights may change between contexts, and within one by in-place operators, but not through `.data`.
 
     Args:
@@ -60,7 +61,7 @@ class OpCounter:
 
     def __init__(self, model: nn.Module, *, strict: bool = False, mask: Tensor | None = None):
         self.model, self.strict = model, strict
-        self.backward_operators = 0
+        self.outside_operators = self.backward_operators = 0
         self._recorder = Recorder()
         self._names = {id(module): name for name, module in model.named_modules()}
         self._tokens: dict[str, int] = {}
@@ -121,8 +122,14 @@ class OpCounter:
             self._chosen_phase = before
 
     def tally(self) -> Tally:
-        """Return what was counted so far. The counter may go on."""
+        """Return what was counted so far. The counter may go on.
+
+        Raises:
+            CountError: operators ran, and none of them in this model.
+        """
         recorder = self._recorder
+        if self.outside_operators and not self._tokens:
+            raise CountError(f"{self.outside_operators} operators ran, but not in this {type(self.model).__name__}; was another model called?")
         sites = {site: counts + Counts(weights_once=recorder.weights_once(site)) for site, counts in recorder.sites.items()}
         parameters = {storage_key(parameter): parameter.detach() for parameter in self.model.parameters()}
         footprint = Footprint(
@@ -189,7 +196,10 @@ class OpCounter:
             return
         if func._schema.is_mutable and inputs:
             recorder.weights.discard(inputs[0])
-        where, phase = self._stack[-1] if self._stack else "", self._current_phase()
+        if not self._stack:
+            self.outside_operators += 1
+            return
+        where, phase = self._stack[-1], self._current_phase()
         cost = getattr(func, "op_cost", None)
         if cost is not None:
             recorder.record_declared(func._schema.name, where, phase, "scan", cost, args, kwargs, output)

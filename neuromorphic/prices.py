@@ -7,10 +7,11 @@ in `price_tables/`; they are also the examples to copy for a table of one's own.
 
 import math
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .counts import ELEMENTWISE
 
@@ -28,13 +29,6 @@ TERM_UNITS = {
 MEMORY_UNITS = {"pJ/bit": 1, "pJ/byte": 8, "pJ/16bit": 16, "pJ/32bit": 32, "pJ/64bit": 64}
 
 _TABLES = Path(__file__).parent / "price_tables"
-_TEXT, _TEXTS, _WIDTH, _NUMBER = "a text", "a list of texts", "a whole number of bits, at least 1", "a positive number"
-_REQUIRED = {
-    **dict.fromkeys(("name", "title", "citation", "grade", "scope"), _TEXT),
-    **dict.fromkeys(("includes", "excludes"), _TEXTS),
-    **dict.fromkeys(("weight_bits", "activation_bits", "state_bits"), _WIDTH),
-}
-_OPTIONAL = {"node_nm": _NUMBER, "volts": _NUMBER, "notes": _TEXT, "prices": "tables [prices.TERM]", "memories": "tables [[memories]]"}
 
 
 class PriceError(ValueError):
@@ -123,8 +117,45 @@ def load_profile(name_or_path: str | Path) -> Profile:
     return _profile(values, str(path))
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+class _Kind(NamedTuple):
+    """What a field may hold, in words and as a test."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+_TEXT = _Kind("a text that is not empty", lambda value: isinstance(value, str) and bool(value.strip()))
+_TEXTS = _Kind("a list of texts", lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value))
+_COUNT = _Kind("a whole number, at least 1", _is_count)
+_NUMBER = _Kind("a positive number", lambda value: _is_number(value) and value > 0)
+_PICOJOULE = _Kind(
+    "a number of picojoule or an interval [low, high]",
+    lambda value: _is_number(value) or (isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))),
+)
+_TABLE = _Kind("written as tables [prices.TERM]", lambda value: isinstance(value, dict))
+_ARRAY = _Kind("written as tables [[memories]]", lambda value: isinstance(value, list))
+
+_PROFILE_FIELDS = {
+    **dict.fromkeys(("name", "title", "citation", "grade", "scope"), _TEXT),
+    **dict.fromkeys(("includes", "excludes"), _TEXTS),
+    **dict.fromkeys(("weight_bits", "activation_bits", "state_bits"), _COUNT),
+}
+_PROFILE_OPTIONS = {"node_nm": _NUMBER, "volts": _NUMBER, "notes": _TEXT, "prices": _TABLE, "memories": _ARRAY}
+_PRICE_FIELDS, _PRICE_OPTIONS = {"pj": _PICOJOULE, "unit": _TEXT}, {"note": _TEXT}
+_MEMORY_FIELDS = {"name": _TEXT, "pj": _PICOJOULE, "unit": _TEXT}
+_MEMORY_OPTIONS = {"capacity_bytes": _COUNT, "write_pj": _PICOJOULE}
+
+
 def _profile(values: dict[str, Any], where: str) -> Profile:
-    _check_fields(values, _REQUIRED, _OPTIONAL, where)
+    _check_fields(values, _PROFILE_FIELDS, _PROFILE_OPTIONS, where)
     for field, known in (("grade", GRADES), ("scope", SCOPES)):
         if values[field] not in known:
             raise PriceError(f"{where}: {field} is {values[field]!r}; it must be one of {', '.join(known)}")
@@ -141,14 +172,14 @@ def _profile(values: dict[str, Any], where: str) -> Profile:
 def _term_price(term: str, table: Any, where: str) -> Price:
     if term not in TERM_UNITS:
         raise PriceError(f"{where}: unknown term; known: {', '.join(TERM_UNITS)}; memory is priced in [[memories]]")
-    _check_fields(table, {"pj": None, "unit": _TEXT}, {"note": _TEXT}, where)
+    _check_fields(table, _PRICE_FIELDS, _PRICE_OPTIONS, where)
     _check_unit(table["unit"], TERM_UNITS[term], where)
     low, high = _interval(table["pj"], "pj", where)
     return Price(low_pj=low, high_pj=high, unit=table["unit"], note=table.get("note", ""))
 
 
 def _memory(table: Any, where: str) -> Memory:
-    _check_fields(table, {"name": _TEXT, "pj": None, "unit": _TEXT}, {"capacity_bytes": _WIDTH.replace("bits", "bytes"), "write_pj": None}, where)
+    _check_fields(table, _MEMORY_FIELDS, _MEMORY_OPTIONS, where)
     _check_unit(table["unit"], MEMORY_UNITS, where)
 
     def per_bit(field: str) -> Price:
@@ -160,7 +191,7 @@ def _memory(table: Any, where: str) -> Memory:
 
 
 def _check_ascending(memories: tuple[Memory, ...], where: str) -> None:
-    for smaller, larger in zip(memories, memories[1:], strict=False):
+    for smaller, larger in pairwise(memories):
         sizes = [math.inf if memory.capacity_bytes is None else memory.capacity_bytes for memory in (smaller, larger)]
         if sizes[0] >= sizes[1]:
             raise PriceError(
@@ -174,11 +205,8 @@ def _check_unit(unit: str, known: Iterable[str], where: str) -> None:
         raise PriceError(f"{where}: unknown unit {unit!r}; it must be one of {', '.join(known)}")
 
 
-def _interval(value: Any, field: str, where: str) -> tuple[float, float]:
-    bounds = value if isinstance(value, list) else [value, value]
-    if len(bounds) != 2 or not all(_is_number(bound) for bound in bounds):
-        raise PriceError(f"{where}: {field} must be a number of picojoule or an interval [low, high], got {value!r}")
-    low, high = bounds
+def _interval(value: float | list[float], field: str, where: str) -> tuple[float, float]:
+    low, high = value if isinstance(value, list) else (value, value)
     if low < 0:
         raise PriceError(f"{where}: {field} is {value!r}; a price cannot be negative")
     if low > high:
@@ -186,32 +214,16 @@ def _interval(value: Any, field: str, where: str) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _check_fields(table: Any, required: Mapping[str, str | None], optional: Mapping[str, str | None], where: str) -> None:
-    """Raise PriceError unless `table` has every required field, no unknown one, and each of the kind that is named."""
+def _check_fields(table: Any, required: Mapping[str, _Kind], optional: Mapping[str, _Kind], where: str) -> None:
+    """Raise PriceError unless `table` has every required field, no unknown one, and in each what it may hold."""
     if not isinstance(table, dict):
         raise PriceError(f"{where}: must be a table with {', '.join(required)}, got {table!r}")
     for field in required:
         if field not in table:
             raise PriceError(f"{where}: {field} is missing; required: {', '.join(required)}")
     for field, value in table.items():
-        if field not in required and field not in optional:
+        kind = required.get(field) or optional.get(field)
+        if kind is None:
             raise PriceError(f"{where}: unknown field {field!r}; known: {', '.join([*required, *optional])}")
-        kind = {**required, **optional}[field]
-        if kind is not None and not _is_of_kind(value, kind):
-            raise PriceError(f"{where}: {field} must be {kind}, got {value!r}")
-
-
-def _is_of_kind(value: Any, kind: str) -> bool:
-    if kind == _TEXT:
-        return isinstance(value, str) and bool(value.strip())
-    if kind == _TEXTS:
-        return isinstance(value, list) and all(isinstance(item, str) for item in value)
-    if kind == _NUMBER:
-        return _is_number(value) and value > 0
-    if kind.startswith("tables"):
-        return isinstance(value, list if "[[" in kind else dict)
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not kind.holds(value):
+            raise PriceError(f"{where}: {field} must be {kind.words}, got {value!r}")
