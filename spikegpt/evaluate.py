@@ -6,16 +6,20 @@ window are scored (all of the first window), so every token but the very first i
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
+from .checkpoint import load_model, read_run_config
+from .data import prepare
 from .errors import SpikegptError
-from .model import SpikeGPT
+from .model import ModelOutput, SpikeGPT
 from .tokenizer import Tokenizer
 
 BATCH = 8
@@ -67,7 +71,7 @@ class _Sums:
     def __init__(self):
         self.nats, self.tokens_read, self.spikes = 0.0, 0, {}
 
-    def add(self, logits: torch.Tensor, targets: torch.Tensor, spikes: dict[str, torch.Tensor], tokens_read: int) -> None:
+    def add(self, logits: Tensor, targets: Tensor, spikes: dict[str, Tensor], tokens_read: int) -> None:
         losses = F.cross_entropy(logits.float().flatten(0, -2), targets.flatten(), reduction="none")
         self.nats += losses.double().sum().item()
         self.tokens_read += tokens_read
@@ -86,8 +90,12 @@ class _Sums:
 
 
 @torch.inference_mode()
-def evaluate_stream(model: SpikeGPT, tokens: np.ndarray, tokenizer: Tokenizer, chunk: int = 1024) -> Evaluation:
+def evaluate_stream(
+    model: SpikeGPT, tokens: np.ndarray, tokenizer: Tokenizer, chunk: int = 1024, watch: Callable[[Tensor, ModelOutput], None] | None = None
+) -> Evaluation:
     """Return the evaluation of `tokens` (N,) read once in order, with carried state, `chunk` tokens at a time.
+
+    `watch` is called after every chunk with its ids (1, T) and the model's output.
 
     Raises:
         SpikegptError: fewer than two tokens.
@@ -98,8 +106,11 @@ def evaluate_stream(model: SpikeGPT, tokens: np.ndarray, tokenizer: Tokenizer, c
     with _evaluating(model):
         for start in range(0, len(tokens) - 1, chunk):
             piece = torch.from_numpy(tokens[start : start + chunk + 1].astype(np.int64)).to(device)
-            logits, state, spikes = model(piece[None, :-1], state)
-            sums.add(logits[0], piece[1:], spikes, len(piece) - 1)
+            output = model(piece[None, :-1], state)
+            state = output.state
+            sums.add(output.logits[0], piece[1:], output.spikes, len(piece) - 1)
+            if watch is not None:
+                watch(piece[None, :-1], output)
     return sums.result(f"stream, carried state, chunks of {chunk}", tokens, tokenizer)
 
 
@@ -134,9 +145,9 @@ def evaluate_windows(model: SpikeGPT, tokens: np.ndarray, tokenizer: Tokenizer, 
     return sums.result(f"windows of {ctx_len}, stride {stride}, empty state", tokens, tokenizer)
 
 
-def _check(tokens: np.ndarray) -> None:
+def _check(tokens: np.ndarray, source: str = "the text") -> None:
     if len(tokens) < 2:
-        raise SpikegptError(f"the text has {len(tokens)} token(s); at least 2 are needed, for the first is never predicted")
+        raise SpikegptError(f"{source} has {len(tokens)} token(s); at least 2 are needed, for the first is never predicted")
 
 
 class _evaluating:
@@ -153,18 +164,14 @@ class _evaluating:
         self.model.train(self.was_training)
 
 
-def evaluate_run(
-    run: Path, *, split: str = "test", file: Path | None = None, limit: int | None = None, stride: int | None = None, cache: Path | None = None
-) -> dict[str, Any]:
-    """Return both protocols' figures of the model in `run`, on a split of its own text or on `file`, as plain values.
+def read_text(
+    run: Path, tokenizer: Tokenizer, *, split: str = "test", file: Path | None = None, limit: int | None = None, cache: Path | None = None
+) -> tuple[np.ndarray, str]:
+    """Return (tokens (N,), where they come from): a split of the text that `run` was trained on, or `file`.
 
     Raises:
-        SpikegptError: no whole model there, its text is gone, or the text is too short.
+        SpikegptError: the text is gone, or too short to predict anything.
     """
-    from .checkpoint import load_model, read_run_config
-    from .data import prepare
-
-    model, tokenizer = load_model(run)
     if file is not None:
         try:
             text = file.read_bytes()
@@ -177,6 +184,20 @@ def evaluate_run(
         data = read_run_config(folder)["train"]["data"]
         tokens, source = np.asarray(prepare(list(data), tokenizer, cache).split(split)), f"{', '.join(data)} ({split})"
     tokens = tokens[:limit]
+    _check(tokens, source)
+    return tokens, source
+
+
+def evaluate_run(
+    run: Path, *, split: str = "test", file: Path | None = None, limit: int | None = None, stride: int | None = None, cache: Path | None = None
+) -> dict[str, Any]:
+    """Return both protocols' figures of the model in `run`, on a split of its own text or on `file`, as plain values.
+
+    Raises:
+        SpikegptError: no whole model there, its text is gone, or the text is too short.
+    """
+    model, tokenizer = load_model(run)
+    tokens, source = read_text(run, tokenizer, split=split, file=file, limit=limit, cache=cache)
     ctx_len = min(model.config.ctx_len, max(len(tokens) - 1, 1))
     windows = evaluate_windows(model, tokens, tokenizer, ctx_len, stride or max(ctx_len // 2, 1))
     return {
