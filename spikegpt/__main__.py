@@ -22,6 +22,8 @@ USAGE = f"""spikegpt {__version__}: train spiking language models, and compare t
   spikegpt train --resume RUN     continue a run that was broken off
   spikegpt generate RUN "Once"    write text, token by token
   spikegpt evaluate RUN...        bits per byte and firing rates, of several runs side by side
+  spikegpt measure RUN            count what a run computes, estimate its energy, write RUN/report/report.html
+  spikegpt compare RUN --twin     the same beside its dense twin, which is found or trained; or: compare RUN RUN...
   spikegpt info RUN|PRESET        sizes and configuration
   spikegpt doctor                 what is installed, which kernels run here, how fast
 
@@ -70,6 +72,34 @@ class Evaluate:
     cache: Annotated[Path | None, arg(help="where token files are kept")] = None
     threads: Annotated[int, arg(help="CPU threads; 0 leaves torch's choice")] = 0
     json: Annotated[bool, arg(help="print JSON")] = False
+
+
+@dataclass(kw_only=True)
+class _Measuring:
+    split: Annotated[Literal["train", "valid", "test"], arg(help="part of the run's own text")] = "test"
+    file: Annotated[Path | None, arg(help="measure on this text file instead")] = None
+    tokens: Annotated[int | None, arg(help="read at most so many tokens")] = 100_000
+    prompt: Annotated[str | None, arg(help="text for the spike raster; by default the beginning of the text")] = None
+    prices: Annotated[UseAppendAction[tuple[str, ...]], arg(help="price table by name, or your own .toml file; repeatable; default: all")] = ()
+    out: Annotated[Path | None, arg(help="folder of the report; by default RUN/report")] = None
+    cache: Annotated[Path | None, arg(help="where token files are kept")] = None
+    threads: Annotated[int, arg(help="CPU threads; 0 leaves torch's choice")] = 0
+    json: Annotated[bool, arg(help="print the measurements as JSON instead of a table")] = False
+
+
+@dataclass(kw_only=True)
+class Measure(_Measuring):
+    """Count what a run computes, estimate what that would cost, and write a report."""
+
+    run: Annotated[Positional[Path], arg(help="folder of a run or of a checkpoint")]
+
+
+@dataclass(kw_only=True)
+class Compare(_Measuring):
+    """Measure several runs on the same text and set them side by side in one report."""
+
+    runs: Annotated[Positional[tuple[Path, ...]], arg(help="folders of runs or checkpoints")]
+    twin: Annotated[bool, arg(help="add the dense twin of the first run: found beside it, or trained now")] = False
 
 
 @dataclass(kw_only=True)
@@ -173,6 +203,52 @@ def evaluate_verb(arguments: list[str]) -> int:
     return 0
 
 
+def measure_verb(arguments: list[str]) -> int:
+    options = tyro.cli(Measure, prog="spikegpt measure", args=arguments)
+    return _measure([options.run], options, f"What {options.run.resolve().name} computes")
+
+
+def compare_verb(arguments: list[str]) -> int:
+    options = tyro.cli(Compare, prog="spikegpt compare", args=arguments)
+    if not options.runs:
+        raise SpikegptError("no run given; spikegpt compare RUN [RUN ...] [--twin]")
+    runs = list(options.runs)
+    if options.twin:
+        from .compare import make_twin
+
+        _use_threads(options.threads)
+        twin = make_twin(runs[0], cache=options.cache, quiet=options.json)
+        runs += [twin] if twin.resolve() not in [run.resolve() for run in runs] else []
+    return _measure(runs, options, " and ".join(run.resolve().name for run in runs))
+
+
+def _measure(runs: list[Path], options: _Measuring, title: str) -> int:
+    from neuromorphic import bundled_profiles
+    from neuromorphic.report import comparison_table, write_report
+
+    from .compare import claims_of, load_profiles, measure_runs
+
+    _use_threads(options.threads)
+    # a price table that cannot be read is found before the long part
+    profiles = load_profiles(options.prices or bundled_profiles())
+    measurements = measure_runs(
+        runs,
+        split=options.split,
+        file=options.file,
+        limit=options.tokens,
+        prompt=options.prompt,
+        profiles=profiles,
+        cache=options.cache,
+    )
+    claims = next((claim for claim in map(claims_of, measurements) if claim is not None), None)
+    report = write_report(options.out or runs[0] / "report", measurements, title=title, claims=claims)
+    if options.json:
+        print(json.dumps([measurement.to_dict() for measurement in measurements]))
+    else:
+        print(f"{comparison_table(measurements)}\n\nreport: {report}")
+    return 0
+
+
 def info_verb(arguments: list[str]) -> int:
     options = tyro.cli(Info, prog="spikegpt info", args=arguments)
     from .doctor import describe_model
@@ -211,7 +287,15 @@ def _show(values: dict[str, Any], as_json: bool, indent: str = "") -> None:
             print(f"{indent}{name:<{width}}  {f'{value:,}' if isinstance(value, int) and not isinstance(value, bool) else value}")
 
 
-VERBS = {"train": train_verb, "generate": generate_verb, "evaluate": evaluate_verb, "info": info_verb, "doctor": doctor_verb}
+VERBS = {
+    "train": train_verb,
+    "generate": generate_verb,
+    "evaluate": evaluate_verb,
+    "measure": measure_verb,
+    "compare": compare_verb,
+    "info": info_verb,
+    "doctor": doctor_verb,
+}
 
 
 def main() -> int:

@@ -21,6 +21,7 @@ LAYERS = [
     {"checkpoint", "generate", "optimizer", "runlog", "sampler"},
     {"evaluate"},
     {"train", "doctor"},
+    {"compare"},
     {"__main__"},
 ]
 LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer}

@@ -1,0 +1,270 @@
+"""Measure runs and set them side by side: what they compute, how well they predict, how they fire, what it would cost.
+
+The only module that knows both packages: `neuromorphic` counts any torch model, and nothing of it knows ours.
+"""
+
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neuromorphic import FiringStatistics, Measurement, OpCounter, Profile, Raster, estimate, layer_ops, load_profile, per_token, raster
+from neuromorphic.published import published_saving
+from neuromorphic.report import Claims
+
+from .checkpoint import latest_checkpoint, load_model, read_run_config, step_of
+from .config import ModelConfig, TrainConfig
+from .errors import SpikegptError
+from .evaluate import evaluate_stream, read_text
+from .model import ModelOutput, SpikeGPT
+from .tokenizer import Tokenizer
+from .train import resume, train
+
+# the published arithmetic has no row for the head
+LEFT_OUT = ("head",)
+DECODED = 64
+RASTER_TOKENS, RASTER_NEURONS = 96, 48
+SPEED_ROUNDS = 5
+
+# settings that a twin may have of its own: they do not touch what is learned, or act on spikes only
+_OWN_SETTINGS = {"threads", "eval_every", "eval_tokens", "sample_every", "save_every", "keep", "log_every", "tensorboard"}
+_SPIKE_SETTINGS = {"firing_rate_target", "firing_rate_weight"}
+
+
+def measure_runs(
+    runs: Sequence[Path],
+    *,
+    split: str = "test",
+    file: Path | None = None,
+    limit: int | None = None,
+    prompt: str | None = None,
+    profiles: Sequence[Profile] = (),
+    cache: Path | None = None,
+) -> list[Measurement]:
+    """Return the measurements of the models in `runs`, all on the same text, in the order given.
+
+    Args:
+        split, file, limit: the text, as in `evaluate.read_text`; at most `limit` tokens.
+        prompt: text for the spike raster; the beginning of the measured text if None.
+        profiles: price tables for the energy estimates.
+
+    Raises:
+        SpikegptError: no run is given, one is not whole, or the runs would be measured on different texts.
+    """
+    if not runs:
+        raise SpikegptError("no run given; name the folder of at least one")
+    loaded = [(*load_model(run), run) for run in runs]
+    texts = [read_text(run, tokenizer, split=split, file=file, limit=limit, cache=cache) for _, tokenizer, run in loaded]
+    contents = [tokenizer.decode(tokens) for (_, tokenizer, _), (tokens, _) in zip(loaded, texts, strict=True)]
+    for run, content in zip(runs, contents, strict=True):
+        if limit is None and content != contents[0]:
+            raise SpikegptError(f"{run} and {runs[0]} have different {split} texts, which cannot be compared; give one text with --file")
+    speeds = measure_speed([model for model, _, _ in loaded], [tokens for tokens, _ in texts])
+    names = _short_names(runs)
+    return [
+        measure_model(model, tokenizer, tokens, name=name, source=source, prompt=prompt, profiles=profiles, tokens_per_s=speed)
+        for (model, tokenizer, _), (tokens, source), name, speed in zip(loaded, texts, names, speeds, strict=True)
+    ]
+
+
+def _short_names(runs: Sequence[Path]) -> list[str]:
+    """The folders' names, or their whole paths where two are the same."""
+    names = [run.resolve().name for run in runs]
+    return [name if names.count(name) == 1 else str(run) for name, run in zip(names, runs, strict=True)]
+
+
+@torch.inference_mode()
+def measure_model(
+    model: SpikeGPT,
+    tokenizer: Tokenizer,
+    tokens: np.ndarray,
+    *,
+    name: str,
+    source: str,
+    prompt: str | None = None,
+    profiles: Sequence[Profile] = (),
+    tokens_per_s: dict[str, float] | None = None,
+) -> Measurement:
+    """Return the measurement of `model` on `tokens` (N,): read at once in chunks, then some of them one by one."""
+    config = model.config
+    firing = FiringStatistics(vocab_size=config.vocab_size, n_positions=min(config.ctx_len, len(tokens)))
+
+    def watch(ids: Tensor, output: ModelOutput) -> None:
+        if output.spikes:
+            firing.update(output.spikes, ids=ids, continued=True)
+
+    with OpCounter(model) as counter:
+        with counter.phase("prefill"):
+            evaluation = evaluate_stream(model, tokens, tokenizer, watch=watch)
+        with counter.phase("decode"):
+            _decode(model, torch.from_numpy(tokens[: DECODED + 1].astype(np.int64))[None, :-1])
+    tally = counter.tally()
+    is_spiking = evaluation.firing_rate is not None
+    phases = tuple(tally.tokens)
+    return Measurement(
+        name=name,
+        block=config.spiking,
+        text=source,
+        protocol=evaluation.protocol,
+        tokens=tally.token_count("prefill"),
+        text_bytes=evaluation.bytes,
+        parameters=model.count_parameters(),
+        bits_per_byte=evaluation.bits_per_byte,
+        firing_rate=evaluation.firing_rate,
+        layers=layer_ops(tally, "prefill", evaluation.firing_rate, LEFT_OUT),
+        per_token={phase: per_token(tally.total(phase=phase), tally.token_count(phase)) for phase in phases},
+        by_kind={kind: per_token(counts, tally.token_count("prefill")) for kind, counts in tally.by_kind("prefill").items()},
+        firing=firing.to_dict() if is_spiking else None,
+        rasters=_rasters(model, tokenizer, tokens, prompt) if is_spiking else (),
+        energy={phase: {profile.name: estimate(tally, profile, phase).to_dict() for profile in profiles} for phase in phases},
+        state_elements=tally.footprint.state,
+        key_value_elements_per_token=2 * config.n_layer * config.n_embd,
+        parameter_bits=8 * model.head.weight.element_size(),
+        tokens_per_s=tokens_per_s or {},
+        host=f"{_processor()}, {torch.get_num_threads()} threads",
+        uncounted=tuple(item._asdict() for item in tally.uncounted),
+    )
+
+
+def _read(model: SpikeGPT, ids: Tensor) -> None:
+    """Read ids (1, T) at once."""
+    model(ids)
+
+
+def _decode(model: SpikeGPT, ids: Tensor) -> None:
+    """Read ids (1, T) token by token."""
+    state = None
+    for position in range(ids.shape[1]):
+        state = model(ids[:, position : position + 1], state).state
+
+
+@torch.inference_mode()
+def measure_speed(models: Sequence[SpikeGPT], texts: Sequence[np.ndarray]) -> list[dict[str, float]]:
+    """Return phase -> tokens per second of each model on this host: medians of rounds in which the models take turns."""
+    seconds: list[dict[str, list[float]]] = [{"prefill": [], "decode": []} for _ in models]
+    sizes: list[dict[str, int]] = [{} for _ in models]
+    # one round more, to warm up
+    for is_counted in (False, *[True] * SPEED_ROUNDS):
+        for index, (model, tokens) in enumerate(zip(models, texts, strict=True)):
+            ids = torch.from_numpy(tokens[:1025].astype(np.int64))[None, :-1]
+            for phase, read, part in (("prefill", _read, ids), ("decode", _decode, ids[:, :DECODED])):
+                start = time.perf_counter()
+                read(model, part)
+                if is_counted:
+                    seconds[index][phase].append(time.perf_counter() - start)
+                sizes[index][phase] = part.shape[1]
+    return [{phase: sizes[index][phase] / statistics.median(times[phase]) for phase in times} for index, times in enumerate(seconds)]
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def _rasters(model: SpikeGPT, tokenizer: Tokenizer, tokens: np.ndarray, prompt: str | None) -> tuple[Raster, ...]:
+    """The spikes of both halves of the first, the middle and the last block while the prompt is read."""
+    read = tokens if prompt is None else tokenizer.encode(prompt.encode())
+    read = np.asarray(read[:RASTER_TOKENS])
+    if not len(read):
+        raise SpikegptError("the prompt of the raster is empty; give some text, or leave it out")
+    spikes = model(torch.from_numpy(read.astype(np.int64))[None]).spikes
+    labels = tuple(tokenizer.decode([token]).decode("utf-8", "replace") for token in read)
+    blocks = sorted({0, model.config.n_layer // 2, model.config.n_layer - 1})
+    rasters = []
+    for layer in (f"blocks.{block}.{half}_neuron" for block in blocks for half in ("time_mix", "channel_mix")):
+        n_neurons = min(RASTER_NEURONS, spikes[layer].shape[-1])
+        at, neurons = raster(spikes[layer][0], n_neurons)
+        rasters.append(Raster(layer=layer, prompt=labels, tokens=tuple(at), neurons=tuple(neurons), n_neurons=n_neurons))
+    return tuple(rasters)
+
+
+def load_profiles(names: Sequence[str]) -> list[Profile]:
+    return [load_profile(name) for name in names]
+
+
+def claims_of(measurement: Measurement) -> Claims | None:
+    """Return the published saving, the same recipe on this model, and what this model saves as built; None if it is dense."""
+    if measurement.firing_rate is None:
+        return None
+    published = published_saving()
+    mac_pj, ac_pj = 4.5, 0.9
+    covered = [layer for layer in measurement.layers if layer.idealised_acs is not None]
+    dense = sum(layer.dense_ops for layer in covered)
+    idealised = sum(layer.idealised_acs for layer in covered)
+    driven = [layer for layer in covered if layer.is_spike_driven]
+    acs = sum(layer.effective_acs + layer.unit_acs for layer in driven)
+    still_dense = dense - sum(layer.dense_ops for layer in driven)
+    readers = f"{len(driven)} of the {len(covered)} matrix products of its blocks read" if driven else "no matrix product of its blocks reads"
+    return Claims(
+        per_projection_ratio=published.projection_ratio,
+        total_ratio=published.total_ratio,
+        idealised_ratio=mac_pj * dense / (ac_pj * idealised),
+        as_built_ratio=mac_pj * dense / (mac_pj * still_dense + ac_pj * acs),
+        sentence=f"The published figures multiply every operation by a firing rate; in {measurement.name} as built, {readers} spikes, "
+        "and what reads real numbers multiplies as before.",
+    )
+
+
+def find_twin(run: Path) -> Path | None:
+    """Return a run beside `run` that is its dense twin: the same sizes, text, seed and training; None if there is none."""
+    config = read_run_config(run)
+    wanted = _twin_key(ModelConfig.from_dict(config["model"]).twin(), config["train"], config.get("corpus"))
+    for folder in sorted(run.resolve().parent.iterdir()):
+        if not (folder / "config.json").is_file() or not (folder / "tokenizer.json").is_file():
+            continue
+        values = read_run_config(folder)
+        model = ModelConfig.from_dict(values["model"])
+        if model.spiking == "none" and _twin_key(model, values["train"], values.get("corpus")) == wanted:
+            return folder
+    return None
+
+
+def _twin_key(model: ModelConfig, training: dict[str, Any], corpus: Any) -> tuple[Any, ...]:
+    """What must be equal in a model and its twin."""
+    sizes = {name: value for name, value in model.to_dict().items() if name != "neuron"}
+    shared = {name: value for name, value in TrainConfig.from_dict(training).to_dict().items() if name not in _OWN_SETTINGS | _SPIKE_SETTINGS}
+    return sizes, shared, (corpus or {}).get("text_sha256")
+
+
+def make_twin(run: Path, *, cache: Path | None = None, quiet: bool = False) -> Path:
+    """Return the folder of the finished dense twin of `run`: found beside it, or trained into RUN-twin.
+
+    Raises:
+        SpikegptError: `run` is dense itself, its text is gone, or training was interrupted.
+    """
+    config = read_run_config(run)
+    model = ModelConfig.from_dict(config["model"])
+    if model.spiking == "none":
+        raise SpikegptError(f"{run} is dense; --twin needs a spiking run")
+    training = TrainConfig.from_dict(config["train"])
+    twin = find_twin(run)
+    if twin is None:
+        twin = run.resolve().parent / f"{run.resolve().name}-twin"
+        _say(f"training the dense twin of {run} into {twin}")
+        done = train(model.twin(), training, twin, cache=cache, quiet=quiet)
+    elif _last_step(twin) < training.steps:
+        _say(f"finishing the dense twin {twin}")
+        done = resume(twin, cache=cache, quiet=quiet)
+    else:
+        return twin
+    if done.interrupted:
+        raise SpikegptError(f"the training of the twin was interrupted; continue it with: spikegpt train --resume {twin}")
+    return twin
+
+
+def _last_step(run: Path) -> int:
+    latest = latest_checkpoint(run)
+    return 0 if latest is None else step_of(latest)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
