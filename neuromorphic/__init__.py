@@ -1,11 +1,45 @@
 """Count what a torch model really computes, and estimate what that would cost on other hardware.
 
 Works on any torch model. Counts are exact integers and know nothing of hardware; prices are cited data; every energy
-figure is an estimate from a price table that is named with it.
+figure is an estimate from a price table that is named with it. Reports are in `report`, pictures in `figures`.
 """
 
 from .counter import OpCounter, UncountedOperator, declare_cost
 from .counts import Counts, Footprint, Site, Tally, Uncounted, total
+from .energy import BreakEven, EnergyEstimate, Term, break_even_density, estimate
+from .firing import FiringStatistics, raster
+from .measurement import LayerOps, Measurement, Raster, layer_ops, per_token
+from .prices import PriceError, Profile, bundled_profiles, load_profile
+from .published import PublishedSaving, published_saving
 from .recorder import CountError
 
-__all__ = ["CountError", "Counts", "Footprint", "OpCounter", "Site", "Tally", "Uncounted", "UncountedOperator", "declare_cost", "total"]
+__all__ = [
+    "BreakEven",
+    "CountError",
+    "Counts",
+    "EnergyEstimate",
+    "FiringStatistics",
+    "Footprint",
+    "LayerOps",
+    "Measurement",
+    "OpCounter",
+    "PriceError",
+    "Profile",
+    "PublishedSaving",
+    "Raster",
+    "Site",
+    "Tally",
+    "Term",
+    "Uncounted",
+    "UncountedOperator",
+    "break_even_density",
+    "bundled_profiles",
+    "declare_cost",
+    "estimate",
+    "layer_ops",
+    "load_profile",
+    "per_token",
+    "published_saving",
+    "raster",
+    "total",
+]

@@ -14,10 +14,8 @@ from torch import Tensor
 
 LONGEST_INTERVAL = 64
 """inter-spike intervals, in tokens, that have a bin of their own; longer ones share the bin after"""
-RATE_BINS = 50
-"""equal bins of firing rates over [0, 1]; the last one is closed"""
-CORRELATION_BINS = 40
-"""equal bins of correlations over [-1, 1]; the last one is closed"""
+RATE_BINS, CORRELATION_BINS = 50, 40
+"""equal bins of firing rates over [0, 1] and of correlations over [-1, 1]; the last bin is closed"""
 
 
 def sample_neurons(n_neurons: int, sample: int, seed: int = 0) -> np.ndarray:
@@ -38,8 +36,7 @@ def raster(spikes: Tensor, neurons: int, seed: int = 0) -> tuple[np.ndarray, np.
     if spikes.dim() != 2 or neurons < 1:
         raise ValueError(f"raster needs spikes (T, C) and at least 1 neuron, got {tuple(spikes.shape)} and {neurons}; take one row of a batch")
     rows = sample_neurons(spikes.shape[1], neurons, seed)
-    tokens, neuron_rows = np.nonzero((spikes.detach() != 0).cpu().numpy()[:, rows])
-    return tokens, neuron_rows
+    return np.nonzero((spikes.detach() != 0).cpu().numpy()[:, rows])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +71,9 @@ class Synchrony:
         """Pairs by correlation, CORRELATION_BINS bins."""
         return np.histogram(self.correlations, CORRELATION_BINS, (-1.0, 1.0))[0]
 
+    def to_dict(self) -> dict[str, Any]:
+        return {"mean": self.mean, "neurons": self.neurons, "constant": self.constant, "histogram": self.histogram.tolist()}
+
 
 class FiringStatistics:
     """Firing statistics of every layer of a model, fed chunk by chunk.
@@ -91,8 +91,8 @@ class FiringStatistics:
     def __init__(self, *, vocab_size: int | None = None, n_positions: int = 1024, sample: int = 64, seed: int = 0):
         if n_positions < 1 or sample < 0 or (vocab_size is not None and vocab_size < 1):
             raise ValueError(f"want n_positions >= 1, sample >= 0, vocab_size >= 1 or None; got {n_positions}, {sample}, {vocab_size}")
-        self.vocab_size, self.sample, self.seed = vocab_size, sample, seed
-        self.seen = TokensSeen(n_positions, vocab_size)
+        self.vocab_size, self.n_positions, self.sample, self.seed = vocab_size, n_positions, sample, seed
+        self.tokens = 0
         self._layers: dict[str, LayerStatistics] = {}
         self._clock: np.ndarray | None = None
 
@@ -116,17 +116,17 @@ class FiringStatistics:
         """
         B, T = self._check_layers(spikes)
         live = _check_mask(mask, B, T)
-        tokens = self._check_ids(ids, live)
+        live_ids = self._check_ids(ids, live)
         clock = self._check_clock(start, continued, B)
         # everything is read before anything is added
         fired = {name: read_spikes(name, values, live) for name, values in spikes.items()}
         offset = clock - live.argmax(1)
-        places = self.seen.add(live, offset, tokens)
         for name, (emitted, level_sum) in fired.items():
             if name not in self._layers:
-                neurons = sample_neurons(emitted.shape[2], self.sample, self.seed)
-                self._layers[name] = LayerStatistics(self.seen, emitted.shape[2], neurons)
-            self._layers[name].add(emitted, level_sum, live, offset, places, continued)
+                C = emitted.shape[2]
+                self._layers[name] = LayerStatistics(C, self.n_positions, self.vocab_size, sample_neurons(C, self.sample, self.seed))
+            self._layers[name].add(emitted, level_sum, live, offset, live_ids, continued)
+        self.tokens += int(live.sum())
         self._clock = clock + live.sum(1)
 
     @property
@@ -136,7 +136,7 @@ class FiringStatistics:
         Raises:
             ValueError: no token was seen.
         """
-        if not self.seen.total:
+        if not self.tokens:
             raise ValueError("no token has been seen, so nothing has a rate; call update(spikes) with at least one token that is not padding")
         return dict(self._layers)
 
@@ -149,25 +149,17 @@ class FiringStatistics:
         chosen = list(self._choose(layers).values())
         neurons = sum(layer.neurons for layer in chosen)
         return FiringTotal(
-            tokens=self.seen.total,
+            tokens=self.tokens,
             neurons=neurons,
-            firing_rate=sum(layer.spikes for layer in chosen) / (self.seen.total * neurons),
+            firing_rate=sum(layer.spikes for layer in chosen) / (self.tokens * neurons),
             dead=sum(layer.dead for layer in chosen),
             saturated=sum(layer.saturated for layer in chosen),
         )
 
     def to_dict(self, layers: Iterable[str] | None = None, arrays: bool = False) -> dict[str, Any]:
-        """Return total and layers as plain JSON values; `arrays` adds what is per neuron, position and token id.
-
-        Raises:
-            ValueError: as `total`.
-        """
+        """Return total and layers as plain JSON values; `arrays` adds what is per neuron, position and token id. Raises as `total`."""
         chosen = self._choose(layers)
-        values = {"total": asdict(self.total(chosen)), "layers": {name: layer.to_dict(arrays) for name, layer in chosen.items()}}
-        if arrays:
-            values["position_tokens"] = self.seen.by_position.tolist()
-            values["id_tokens"] = None if self.seen.by_id is None else self.seen.by_id.tolist()
-        return values
+        return {"total": asdict(self.total(chosen)), "layers": {name: layer.to_dict(arrays) for name, layer in chosen.items()}}
 
     def _choose(self, layers: Iterable[str] | None) -> dict[str, "LayerStatistics"]:
         known = self.layers
@@ -220,53 +212,56 @@ class FiringStatistics:
         return self._clock
 
 
-class TokensSeen:
-    """How many tokens were read: `total`, `by_position` (n_positions,), `by_id` (vocab_size,) or None. Shared by all layers."""
+class RateBy:
+    """The firing rate of a layer by a whole number below `n` that every token has: its position, or its id."""
 
-    def __init__(self, n_positions: int, vocab_size: int | None):
-        self.total = 0
-        self.by_position = np.zeros(n_positions, np.int64)
-        self.by_id = None if vocab_size is None else np.zeros(vocab_size, np.int64)
+    def __init__(self, n: int, neurons: int):
+        self.neurons = neurons
+        self.tokens, self.spikes = np.zeros(n, np.int64), np.zeros(n, np.int64)
 
-    def add(self, live: np.ndarray, offset: np.ndarray, tokens: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
-        """Add the tokens that are not padding; return (their bins by position (N,), their ids (N,) or None)."""
-        bins = np.minimum(offset[:, None] + np.arange(live.shape[1]), len(self.by_position) - 1)[live]
-        self.total += len(bins)
-        np.add.at(self.by_position, bins, 1)
-        if self.by_id is not None:
-            np.add.at(self.by_id, tokens, 1)
-        return bins, tokens
+    def add(self, numbers: np.ndarray, spikes: np.ndarray) -> None:
+        """Add tokens: their numbers (N,) and the spikes of the layer at each, (N,)."""
+        np.add.at(self.tokens, numbers, 1)
+        np.add.at(self.spikes, numbers, spikes)
+
+    @property
+    def rates(self) -> np.ndarray:
+        """(n,) in [0, 1]; NaN where there was no token."""
+        return np.divide(self.spikes, self.tokens * self.neurons, out=np.full(len(self.tokens), np.nan), where=self.tokens > 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"tokens": self.tokens.tolist(), "rates": [None if rate != rate else rate for rate in self.rates.tolist()]}
 
 
 class LayerStatistics:
     """What one layer of `neurons` neurons did at the tokens seen; all counts are exact int64."""
 
-    def __init__(self, seen: TokensSeen, neurons: int, sampled_neurons: np.ndarray):
-        self.seen, self.neurons, self.sampled_neurons = seen, neurons, sampled_neurons
-        self.level_sum = 0
+    def __init__(self, neurons: int, n_positions: int, vocab_size: int | None, sampled_neurons: np.ndarray):
+        self.neurons, self.sampled_neurons = neurons, sampled_neurons
+        self.tokens, self.level_sum, self.interval_sum = 0, 0, 0
         self.spike_counts = np.zeros(neurons, np.int64)
         """spikes of each neuron, (C,)"""
-        self.position_spikes = np.zeros_like(seen.by_position)
-        self.id_spikes = None if seen.by_id is None else np.zeros_like(seen.by_id)
+        self.by_position = RateBy(n_positions, neurons)
+        """the last bin holds position n_positions - 1 and all later ones"""
+        self.by_id = None if vocab_size is None else RateBy(vocab_size, neurons)
         self.intervals = np.zeros(LONGEST_INTERVAL + 1, np.int64)
         """entry i: intervals of i + 1 tokens between two successive spikes of one neuron in one sequence; the last entry: longer ones"""
-        self.interval_sum = 0
         self.coactivations = np.zeros((len(sampled_neurons),) * 2, np.int64)
         """tokens at which both of two sampled neurons fired"""
         self._last_spike: np.ndarray | None = None
 
-    def add(self, fired: Tensor, level_sum: int | None, live: np.ndarray, offset: np.ndarray, places: tuple, continued: bool) -> None:
-        """Add what `read_spikes` returned; column t of row b stands at position offset[b] + t, `places` as from TokensSeen.add."""
+    def add(self, fired: Tensor, level_sum: int | None, live: np.ndarray, offset: np.ndarray, ids: np.ndarray | None, continued: bool) -> None:
+        """Add what `read_spikes` returned; column t of row b stands at position offset[b] + t; `ids` (N,) of the tokens in `live`."""
         B, T, C = fired.shape
         # torch sums bytes into int32 several times faster than booleans into int64
         per_train = fired.view(torch.uint8).sum(1, dtype=torch.int32).numpy().astype(np.int64)
         per_token = fired.view(torch.uint8).sum(2, dtype=torch.int32).numpy().astype(np.int64)[live]
         self.spike_counts += per_train.sum(0)
         self.level_sum += int(per_token.sum()) if level_sum is None else level_sum
-        bins, tokens = places
-        np.add.at(self.position_spikes, bins, per_token)
-        if self.id_spikes is not None:
-            np.add.at(self.id_spikes, tokens, per_token)
+        self.tokens += len(per_token)
+        self.by_position.add(np.minimum(offset[:, None] + np.arange(T), len(self.by_position.tokens) - 1)[live], per_token)
+        if self.by_id is not None:
+            self.by_id.add(ids, per_token)
         # float64 counts exactly up to 2^53, and autocast leaves it alone
         sampled = fired.reshape(B * T, C)[:, self.sampled_neurons].double()
         self.coactivations += (sampled.T @ sampled).numpy().astype(np.int64)
@@ -275,10 +270,6 @@ class LayerStatistics:
         gaps = _gaps(fired, per_train, offset, self._last_spike)
         self.interval_sum += int(gaps.sum())
         self.intervals += np.bincount(np.minimum(gaps, LONGEST_INTERVAL + 1), minlength=LONGEST_INTERVAL + 2)[1:]
-
-    @property
-    def tokens(self) -> int:
-        return self.seen.total
 
     @property
     def spikes(self) -> int:
@@ -324,23 +315,12 @@ class LayerStatistics:
         return len(self.saturated_neurons)
 
     @property
-    def position_rates(self) -> np.ndarray:
-        """Firing rate by position in the sequence, (n_positions,); NaN where there was no token, the last bin holds all later positions."""
-        return _rates(self.position_spikes, self.seen.by_position * self.neurons)
-
-    @property
-    def id_rates(self) -> np.ndarray | None:
-        """Firing rate at the tokens of each id, (vocab_size,); NaN at ids that did not occur; None without vocab_size."""
-        return None if self.id_spikes is None else _rates(self.id_spikes, self.seen.by_id * self.neurons)
-
-    @property
     def mean_interval(self) -> float | None:
         """Tokens between two successive spikes of a neuron; None if no neuron fired twice in one sequence.
 
         Intervals that the end of a sequence cuts off are unknown, so short sequences make the mean too short.
         """
-        count = int(self.intervals.sum())
-        return self.interval_sum / count if count else None
+        return self.interval_sum / int(self.intervals.sum()) if self.interval_sum else None
 
     @property
     def synchrony(self) -> Synchrony:
@@ -354,21 +334,19 @@ class LayerStatistics:
         counts, together = counts[varying], self.coactivations[np.ix_(varying, varying)]
         deviations = np.sqrt(counts * (n - counts))
         matrix = (n * together - np.outer(counts, counts)) / np.outer(deviations, deviations)
+        # rounding may pass 1 by one bit, and out of the histogram
         pairs = np.clip(matrix[np.triu_indices(len(varying), 1)], -1.0, 1.0)
         return Synchrony(correlations=pairs, neurons=len(varying), constant=len(self.sampled_neurons) - len(varying))
 
     def to_dict(self, arrays: bool = False) -> dict[str, Any]:
         """Return plain JSON values; `arrays` adds what is per neuron, position and token id, None where a rate is unknown."""
-        synchrony = self.synchrony
         values = {name: getattr(self, name) for name in ("tokens", "neurons", "firing_rate", "mean_level", "dead", "saturated", "mean_interval")}
-        values["rate_histogram"] = self.rate_histogram.tolist()
-        values["intervals"] = self.intervals.tolist()
-        values["synchrony"] = {name: getattr(synchrony, name) for name in ("mean", "neurons", "constant")}
-        values["synchrony"]["histogram"] = synchrony.histogram.tolist()
+        shown = ["rate_histogram", "intervals", *(["neuron_rates", "dead_neurons", "saturated_neurons"] if arrays else [])]
+        values |= {name: getattr(self, name).tolist() for name in shown}
+        values["synchrony"] = self.synchrony.to_dict()
         if arrays:
-            for name in ("neuron_rates", "dead_neurons", "saturated_neurons", "position_rates", "id_rates"):
-                array = getattr(self, name)
-                values[name] = None if array is None else [None if number != number else number for number in array.tolist()]
+            values["by_position"] = self.by_position.to_dict()
+            values["by_id"] = None if self.by_id is None else self.by_id.to_dict()
         return values
 
 
@@ -421,8 +399,3 @@ def _gaps(fired: Tensor, per_train: np.ndarray, offset: np.ndarray, last_spike: 
     gaps[ends - lengths] = np.where(before < 0, 0, times[ends - lengths] + shift - before)
     last_spike.ravel()[trains] = times[ends - 1] + shift
     return gaps
-
-
-def _rates(spikes: np.ndarray, chances: np.ndarray) -> np.ndarray:
-    """Return spikes / chances, NaN where there was no chance to fire."""
-    return np.divide(spikes, chances, out=np.full(len(spikes), np.nan), where=chances > 0)
