@@ -10,7 +10,7 @@ text}`. A module may have an `op_cost` of the same form, for what cannot be seen
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -20,8 +20,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from . import rules
 from .counts import Counts, Footprint, Tally, Uncounted
-from .recorder import PRODUCTS, CountError, Recorder
-from .storages import storage_key
+from .recorder import CountError, Recorder
+from .storages import has_storage, storage_key
 
 CostFunction = Callable[[tuple, Mapping[str, Any], Any], Mapping[str, Any]]
 
@@ -63,12 +63,14 @@ class OpCounter:
         self.model, self.strict = model, strict
         self.outside_operators = self.backward_operators = 0
         self._recorder = Recorder()
-        self._names = {id(module): name for name, module in model.named_modules()}
+        self._names: dict[int, str] = {}
         self._tokens: dict[str, int] = {}
         self._uncounted: dict[str, Uncounted] = {}
         self._stack: list[str] = []
         self._phase, self._chosen_phase = PREFILL, None
         self._hooks: list[Any] = []
+        self._fused_attention = True
+        self._unfused = ExitStack()
         self._mode: _Mode | None = None
         self.mask = mask
 
@@ -94,12 +96,21 @@ class OpCounter:
     def __enter__(self) -> "OpCounter":
         if self._mode is not None:
             raise CountError("this OpCounter is already counting; make another one for a count within a count")
-        self._recorder.forget_weights()
-        for tensor in (*self.model.parameters(), *self.model.buffers()):
-            self._recorder.weights.add(tensor, storage_key(tensor))
+        recorder = self._recorder
+        recorder.forget_weights()
+        for parameter in self.model.parameters():
+            recorder.weights.add(parameter, storage_key(parameter), parameter.numel())
+        for buffer in self.model.buffers():
+            # a single number is a constant; anything larger may be the state of a neuron, and is counted where it is used
+            storages = recorder.weights if buffer.numel() == 1 else recorder.buffers
+            storages.add(buffer, storage_key(buffer), buffer.numel())
+        self._names = {id(module): name for name, module in self.model.named_modules()}
         for module in self.model.modules():
             self._hooks.append(module.register_forward_pre_hook(self._enter_module, with_kwargs=True))
             self._hooks.append(module.register_forward_hook(self._leave_module, with_kwargs=True, always_call=True))
+        self._fused_attention = torch.backends.mha.get_fastpath_enabled()
+        # torch's fused encoder layer shows nothing of what it does
+        torch.backends.mha.set_fastpath_enabled(False)
         self._mode = _Mode(self)
         self._mode.__enter__()
         return self
@@ -107,6 +118,8 @@ class OpCounter:
     def __exit__(self, *error) -> None:
         mode, self._mode = self._mode, None
         mode.__exit__(*error)
+        torch.backends.mha.set_fastpath_enabled(self._fused_attention)
+        self._unfused.close()
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
@@ -145,16 +158,23 @@ class OpCounter:
     def _enter_module(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         is_outermost = not self._stack
         self._stack.append(self._names[id(module)])
-        if is_outermost:
+        if isinstance(module, nn.RNNBase):
+            # so does oneDNN's LSTM
+            self._unfused.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())
+            torch._C._set_mkldnn_enabled(False)
+        if is_outermost and not _is_backward():
             tensors = _tensors(*tree_leaves((args, kwargs)))
             for tensor in tensors:
                 # the caller may have made it of constants; to the model it is data
-                self._recorder.weights.discard(tensor)
+                if not isinstance(tensor, nn.Parameter):
+                    self._recorder.weights.discard(tensor)
             with self._mode.looking_away():
                 self._start_call(tensors[0] if tensors else None)
 
     def _leave_module(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         where, phase = self._stack.pop(), self._current_phase()
+        if isinstance(module, nn.RNNBase):
+            self._unfused.close()
         # a forward pass that failed has no output
         if output is None:
             return
@@ -184,27 +204,37 @@ class OpCounter:
 
     def _observe(self, func, args: tuple, kwargs: dict, output: Any) -> None:
         """Take note of one operator that has just run."""
-        if torch._C._current_graph_task_id() != -1:
+        if _is_backward():
             self.backward_operators += 1
             return
         recorder, name = self._recorder, _name(func)
         inputs, results = _tensors(args, kwargs), _tensors(output)
         if self._is_preparation(func, name, inputs):
-            made_of = (str(func), *(recorder.weights.name(tensor) for tensor in inputs), repr(_without_tensors(args, kwargs)))
-            for result in results:
-                recorder.weights.add(result, hash(made_of))
+            self._remember(func, name, args, kwargs, inputs, results)
             return
-        if func._schema.is_mutable and inputs:
-            recorder.weights.discard(inputs[0])
+        for tensor in _mutated(func, args, kwargs):
+            recorder.weights.discard(tensor)
         if not self._stack:
             self.outside_operators += 1
             return
         where, phase = self._stack[-1], self._current_phase()
         cost = getattr(func, "op_cost", None)
-        if cost is not None:
+        if not all(map(has_storage, (*inputs, *results))):
+            self._list_uncounted(func, where, results)
+        elif cost is not None:
             recorder.record_declared(func._schema.name, where, phase, "scan", cost, args, kwargs, output)
         elif not recorder.record(name, where, phase, args, kwargs, inputs, results) and name not in rules.FREE:
             self._list_uncounted(func, where, results)
+
+    def _remember(self, func, name: str, args: tuple, kwargs: dict, inputs: list[Tensor], results: list[Tensor]) -> None:
+        """The results are weights, with a name that tells how they were made."""
+        made_of = [self._recorder.weights.member(tensor) for tensor in inputs]
+        name_of_result = hash((str(func), *(member.name for member in made_of), repr(_without_tensors(args, kwargs))))
+        for result in results:
+            if result in self._recorder.weights:
+                continue
+            size = made_of[0].size if name in rules.COPIES else result.numel()
+            self._recorder.weights.add(result, name_of_result, size)
 
     def _is_preparation(self, func, name: str, inputs: list[Tensor]) -> bool:
         """True if the result depends on weights and constants only. Outside the model a constant is data for it."""
@@ -243,12 +273,10 @@ class _Mode(TorchDispatchMode):
         kwargs = kwargs or {}
         if self._looks_away:
             return func(*args, **kwargs)
-        if not (_has_rule(func) or hasattr(func, "op_cost")):
+        if _is_composite(func) and not hasattr(func, "op_cost"):
+            # inference_mode shows operators that are made of others; everywhere else torch shows the parts, which have the rules
             with self:
-                # inference_mode shows operators that are made of others; the parts have the rules
-                output = func.decompose(*args, **kwargs)
-            if output is not NotImplemented:
-                return output
+                return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
         output = func(*args, **kwargs)
         # a view has the memory, and so the provenance, of what it shows
         if not func.is_view:
@@ -273,10 +301,24 @@ def _without_tensors(args: tuple, kwargs: dict) -> Any:
     return tree_map(lambda leaf: None if isinstance(leaf, Tensor) else leaf, (args, kwargs))
 
 
+def _is_backward() -> bool:
+    """True while autograd runs a backward pass."""
+    return torch._C._current_graph_task_id() != -1
+
+
 @functools.cache
-def _has_rule(func) -> bool:
-    name = _name(func)
-    return rules.has_rule(name) or name in PRODUCTS or name in rules.MOVES or name in rules.FREE
+def _is_composite(func) -> bool:
+    """True if the operator is made of others and has no kernel of its own."""
+    keys = torch._C.DispatchKey
+    return func.has_kernel_for_dispatch_key(keys.CompositeImplicitAutograd) and not any(map(func.has_kernel_for_dispatch_key, (keys.CPU, keys.CUDA)))
+
+
+def _mutated(func, args: tuple, kwargs: dict) -> list[Tensor]:
+    """The tensors that the operator writes to."""
+    if not func._schema.is_mutable:
+        return []
+    by_name = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
+    return _tensors(*(by_name.get(argument.name) for argument in func._schema.arguments if argument.alias_info and argument.alias_info.is_write))
 
 
 @functools.cache

@@ -96,7 +96,6 @@ class FiringStatistics:
         self._layers: dict[str, LayerStatistics] = {}
         self._clock: np.ndarray | None = None
 
-    @torch.no_grad()
     def update(
         self, spikes: Mapping[str, Tensor], *, ids: Tensor | None = None, mask: Tensor | None = None, start: int = 0, continued: bool = False
     ) -> None:

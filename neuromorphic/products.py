@@ -10,8 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .counts import Counts
+from .counts import ALPHABETS, Counts
 from .operands import BINARY, INTEGER, REAL, TERNARY, ZERO, alphabet_of, classify_rows, is_spikes
+
+ELEMENTS = tuple(f"{name}_elements" for name in ALPHABETS)
 
 
 class Weight(NamedTuple):
@@ -103,7 +105,6 @@ def activation_product(a: Tensor, b: Tensor) -> Counts:
     spiking = (a_codes <= TERNARY) | (b_codes <= TERNARY)
     integer = ~spiking & (a_codes == INTEGER)
     elements = torch.bincount(a_codes, minlength=REAL + 1) * (N * K) + torch.bincount(b_codes, minlength=REAL + 1) * (K * M)
-    names = ("zero_elements", "binary_elements", "ternary_elements", "integer_elements", "real_elements")
     counts = Counts(
         calls=1,
         dense_ops=G * N * K * M,
@@ -115,7 +116,7 @@ def activation_product(a: Tensor, b: Tensor) -> Counts:
         fan_out=max(M, N),
         activation_reads=G * (N * K + K * M),
         activation_writes=G * N * M,
-        **dict(zip(names, elements.tolist(), strict=True)),
+        **dict(zip(ELEMENTS, elements.tolist(), strict=True)),
     )
     if integer.any():
         counts.unit_acs = int((a[integer].abs().to(torch.int64).sum(dim=1) * b_rows[integer]).sum())
@@ -162,28 +163,28 @@ def convolution(x: Tensor, weight: Weight, reach: Tensor, outputs: int) -> Count
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, is_causal: bool) -> Counts:
-    """Return the counts of softmax(query key^T) value, all (B, H, T, D); a causal mask leaves out the pairs it hides."""
+    """Return the counts of softmax(query key^T) value, all (B, H, T, D); a causal mask leaves out the pairs it hides.
+
+    Alphabets are decided for each text of the batch.
+    """
     if key.shape[1] != query.shape[1]:
         repeats = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
     (B, H, T, D), S = query.shape, key.shape[2]
-    visible = torch.ones(T, S, dtype=torch.bool, device=query.device)
-    visible = (visible.tril() if is_causal else visible).to(torch.int64)
+    visible = torch.ones(T, S, dtype=torch.float64, device=query.device)
+    visible = visible.tril() if is_causal else visible
     pairs = B * H * int(visible.sum())
-    query_nonzero, key_nonzero, value_nonzero = ((part != 0).to(torch.int64) for part in (query, key, value))
-    # integer matrix products are slow in torch, float64 is exact far beyond these sizes
-    seen = visible.double() @ key_nonzero.double()
-    scores = int((query_nonzero.double() * seen).sum())
-    weighted = int((visible.double() @ value_nonzero.double()).sum())
-    codes = [int(classify_rows(part.reshape(1, -1)).item()) for part in (query, key, value)]
-    score_side, value_side = is_spikes(codes[0]) or is_spikes(codes[1]), is_spikes(codes[2])
-    acs = scores * score_side + weighted * value_side
+    # float64 sums of zeros and ones are exact, and torch multiplies no matrices of integers fast
+    query_nonzero, key_nonzero, value_nonzero = ((part != 0).double() for part in (query, key, value))
+    scores = (query_nonzero * (visible @ key_nonzero)).sum(dim=(1, 2, 3)).to(torch.int64)
+    weighted = (visible @ value_nonzero).sum(dim=(1, 2, 3)).to(torch.int64)
+    query_codes, key_codes, value_codes = (classify_rows(part.reshape(B, -1)) for part in (query, key, value))
+    acs = int(scores[(query_codes <= TERNARY) | (key_codes <= TERNARY)].sum() + weighted[value_codes <= TERNARY].sum())
     counts = Counts(
         calls=1,
         dense_ops=pairs * (D + value.shape[3]),
         effective_acs=acs,
-        effective_macs=scores + weighted - acs,
-        nonzeros=int(query_nonzero.sum() + key_nonzero.sum() + value_nonzero.sum()),
+        effective_macs=int(scores.sum() + weighted.sum()) - acs,
         fan_out=S,
         # scale, then maximum, subtract, exp, sum and divide of the softmax
         mul=pairs,
@@ -194,9 +195,10 @@ def attention(query: Tensor, key: Tensor, value: Tensor, is_causal: bool) -> Cou
         activation_reads=query.numel() + key.numel() + value.numel(),
         activation_writes=B * H * T * value.shape[3],
     )
-    for part, code in zip((query, key, value), codes, strict=True):
-        name = ("zero_elements", "binary_elements", "ternary_elements", "integer_elements", "real_elements")[code]
-        setattr(counts, name, getattr(counts, name) + part.numel())
-        if code < REAL:
-            counts.events_in += int((part != 0).sum())
+    for part, codes in ((query, query_codes), (key, key_codes), (value, value_codes)):
+        nonzeros = (part != 0).sum(dim=(1, 2, 3))
+        counts.nonzeros += int(nonzeros.sum())
+        counts.events_in += int(nonzeros[codes < REAL].sum())
+        for code, name in enumerate(ELEMENTS):
+            setattr(counts, name, getattr(counts, name) + int((codes == code).sum()) * part[0].numel())
     return counts

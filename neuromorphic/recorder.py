@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_map
 
 from . import products, rules
@@ -20,21 +21,26 @@ class CountError(ValueError):
 
 
 class Recorder:
-    """Counts by site. `weights` holds what is prepared once; `mask` (B, T) is False at padding, or None."""
+    """Counts by site.
+
+    `weights` holds what is prepared once: parameters, and what depends on nothing else. `buffers` may be weights or state:
+    they are weights where they enter a product. `mask` (B, T) is False at padding, or None.
+    """
 
     def __init__(self):
         self.sites: dict[Site, Counts] = {}
         self.kinds: dict[str, str] = {}
-        self.weights = StorageSet()
+        self.weights, self.buffers = StorageSet(), StorageSet()
         self.mask: Tensor | None = None
         self.padding_included: dict[str, int] = {}
         self.state_elements: dict[tuple[str, str], int] = {}
         self.call_tokens = 1
         self.peak_activations = 0
         self._module, self._phase, self._padding_noted = "", "", False
-        self._once: dict[Site, dict[Hashable, Tensor | int]] = {}
+        self._once: dict[Site, dict[Hashable, dict[Hashable, Tensor | int]]] = {}
+        self._sizes: dict[Hashable, int] = {}
         self._comparisons, self._spikes = StorageSet(), StorageSet()
-        self._described: dict[Any, Any] = {}
+        self._described: dict[Hashable, tuple[StorageWeakRef, Any]] = {}
 
     def forget_weights(self) -> None:
         """Look at every weight anew, for it may have changed."""
@@ -45,16 +51,20 @@ class Recorder:
         self.call_tokens = tokens
         for storages in (self.weights, self._comparisons, self._spikes):
             storages.forget_freed()
+        self._described = {key: entry for key, entry in self._described.items() if not entry[0].expired()}
 
     def weights_once(self, site: Site) -> int:
-        """Return how many distinct weights were needed at `site`."""
-        return sum(int(part.sum()) if isinstance(part, Tensor) else part for part in self._once.get(site, {}).values())
+        """Return how many distinct weights were needed at `site`: of each weight no more than it has."""
+        needed = 0
+        for name, views in self._once.get(site, {}).items():
+            touched = sum(int(part.sum()) if isinstance(part, Tensor) else part for part in views.values())
+            needed += min(touched, self._sizes[name])
+        return needed
 
     def record(self, name: str, module: str, phase: str, args: tuple, kwargs: dict, inputs: list[Tensor], results: list[Tensor]) -> bool:
         """Add the counts of one operator of torch; False if it has no rule."""
         self._module, self._phase, self._padding_noted = module, phase, False
         if name in PRODUCTS:
-            # a linear layer is one product in inference_mode and a view, a product and a view elsewhere
             kind, count = PRODUCTS[name]
             count(self, self._site(kind, kind), args, kwargs, results)
         elif name in rules.MOVES:
@@ -86,7 +96,9 @@ class Recorder:
         site = self._site(name, kind)
         self.state_elements[module, name] = max(state, self.state_elements.get((module, name), 0))
         if "weights_once" in declared:
-            self._once.setdefault(site, {})["declared"] = declared.pop("weights_once")
+            size = declared.pop("weights_once")
+            self._once.setdefault(site, {})["declared", name] = {None: size}
+            self._sizes["declared", name] = size
         self._add(site, Counts(**{"calls": 1} | declared))
 
     def _site(self, operator: str, kind: str) -> Site:
@@ -100,10 +112,15 @@ class Recorder:
 
     def _touch(self, site: Site, weight: Tensor, touched: Tensor | int) -> None:
         """Remember which weights were needed: how many, or how many for each input element."""
-        seen = self._once.setdefault(site, {})
-        key = self.weights.name(weight)
-        is_new = key not in seen or isinstance(touched, int) or seen[key].shape != touched.shape
-        seen[key] = touched if is_new else torch.maximum(seen[key], touched)
+        storages = self.weights if weight in self.weights else self.buffers
+        if weight not in storages:
+            return
+        _, name, size = storages.member(weight)
+        self._sizes[name] = size
+        views = self._once.setdefault(site, {}).setdefault(name, {})
+        key = (weight.storage_offset(), tuple(weight.shape), weight.stride())
+        seen = views.get(key)
+        views[key] = torch.maximum(seen, touched) if isinstance(seen, Tensor) and seen.shape == touched.shape else touched
 
     # elementwise --------------------------------------------------------------------------------------------------
 
@@ -189,8 +206,8 @@ class Recorder:
             self.emit(operand, site.module, site.phase)
         if x.numel() == 0 or w.numel() == 0:
             return
-        if w not in self.weights:
-            if x not in self.weights:
+        if not self._is_weight(w):
+            if not self._is_weight(x):
                 self.note_padding(site.operator)
                 self._add(site, products.activation_product(x, w))
                 return
@@ -207,6 +224,9 @@ class Recorder:
         counts, touched = products.matrix_product(x, self._describe(w, products.describe_weight), live)
         self._touch(site, w, touched * w.shape[2])
         self._add(site, counts)
+
+    def _is_weight(self, operand: Tensor) -> bool:
+        return operand in self.weights or operand in self.buffers
 
     def convolution(self, site: Site, x: Tensor, w: Tensor, bias: Tensor | None, geometry: list, result: Tensor) -> None:
         self.note_padding(site.operator)
@@ -246,8 +266,9 @@ class Recorder:
             return describe(w, *options)
         key = (storage_key(w), w.storage_offset(), tuple(w.shape), w.stride(), w._version, describe, repr(options))
         if key not in self._described:
-            self._described[key] = describe(w, *options)
-        return self._described[key]
+            # the weak reference keeps the key from being given to other memory
+            self._described[key] = (StorageWeakRef(w.untyped_storage()), describe(w, *options))
+        return self._described[key][1]
 
 
 def _sweeps(weight: Tensor, result: Tensor, outputs: int) -> int:
@@ -261,13 +282,6 @@ def _sweeps(weight: Tensor, result: Tensor, outputs: int) -> int:
 
 def _mm(recorder: Recorder, site: Site, args: tuple, kwargs: dict, results: list[Tensor]) -> None:
     recorder.product(site, args[0].unsqueeze(0), args[1].unsqueeze(0))
-
-
-def _linear(recorder: Recorder, site: Site, args: tuple, kwargs: dict, results: list[Tensor]) -> None:
-    x, w, *bias = args
-    recorder.product(site, x.reshape(1, -1, x.shape[-1]), w.t().unsqueeze(0))
-    if bias and bias[0] is not None:
-        recorder.bias(site, bias[0], results[0])
 
 
 def _addmm(recorder: Recorder, site: Site, args: tuple, kwargs: dict, results: list[Tensor]) -> None:
@@ -312,7 +326,6 @@ def _attention(recorder: Recorder, site: Site, args: tuple, kwargs: dict, result
 
 PRODUCTS: dict[str, tuple[str, Callable]] = {
     "mm": ("matmul", _mm),
-    "linear": ("matmul", _linear),
     "addmm": ("matmul", _addmm),
     "bmm": ("matmul", _bmm),
     "baddbmm": ("matmul", _baddbmm),

@@ -53,6 +53,7 @@ PER_OUTPUT: dict[str, dict[str, int]] = {
     "_fused_rms_norm": {"add": 1, "mul": 3},
     # maximum, subtract, exp, sum, divide
     "_softmax": {"compare": 1, "add": 2, "exp": 1, "div": 1},
+    "_safe_softmax": {"compare": 1, "add": 2, "exp": 1, "div": 1},
     "_log_softmax": {"compare": 1, "add": 3, "exp": 1},
 }
 
@@ -88,7 +89,7 @@ PER_ROW: dict[str, dict[str, int]] = {
 }
 
 NORMS = ("native_layer_norm", "native_group_norm", "_fused_rms_norm", "native_batch_norm", "_native_batch_norm_legit_no_training")
-SOFTMAXES = ("_softmax", "_log_softmax")
+SOFTMAXES = ("_softmax", "_safe_softmax", "_log_softmax")
 
 # they bring elements to another place and compute nothing
 MOVES = frozenset(
@@ -101,7 +102,8 @@ MOVES = frozenset(
 # copies of a layout or number format on this host, allocation, and looks at a value: no part of the model
 FREE = frozenset(
     {
-        "clone", "aminmax", "_to_copy", "contiguous", "lift_fresh", "lift", "detach", "_local_scalar_dense", "item", "_conj", "resize", "empty",
+        "clone", "aminmax", "_to_copy", "lift_fresh", "lift", "detach", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk",
+        "transpose", "squeeze", "unsqueeze", "t", "_local_scalar_dense", "item", "_conj", "resize", "empty",
         "empty_like", "empty_strided", "new_empty", "new_empty_strided", "zeros", "zeros_like", "new_zeros", "zero", "fill", "full", "full_like",
         "new_full", "ones", "ones_like", "new_ones", "arange", "scalar_tensor", "eye", "linspace", "set_", "_unsafe_view", "_reshape_alias",
         "record_stream", "equal", "_assert_async",
@@ -110,6 +112,9 @@ FREE = frozenset(
 
 # a state begins as zeros, so zeros stay part of what is computed; other constants are prepared once
 STATE_MAKERS = frozenset(("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "zeros", "zeros_like", "new_zeros"))
+
+# their results hold no other numbers than their operand
+COPIES = frozenset(("clone", "_to_copy", "repeat", "expand_copy"))
 
 COMPARISONS = frozenset(("ge", "gt", "le", "lt"))
 

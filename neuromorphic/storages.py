@@ -1,9 +1,16 @@
 """A set of tensors by the memory they lie in, which neither keeps that memory alive nor mistakes it for later memory."""
 
 from collections.abc import Hashable
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+
+
+def has_storage(tensor: Tensor) -> bool:
+    """False for sparse and nested tensors, which lie in several memories."""
+    return tensor.layout == torch.strided and not tensor.is_nested
 
 
 def storage_key(tensor: Tensor) -> int:
@@ -11,31 +18,42 @@ def storage_key(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
+class Member(NamedTuple):
+    reference: StorageWeakRef
+    name: Hashable
+    """stays the same when the tensor is made again in the same way"""
+    size: int
+    """distinct numbers in it, which copies do not multiply"""
+
+
 class StorageSet:
-    """Tensors and all their views, each with a name that stays when it is made again; a member leaves with its memory."""
+    """Tensors and all their views; a member leaves with its memory."""
 
     def __init__(self):
-        self._members: dict[int, tuple[StorageWeakRef, Hashable]] = {}
+        self._members: dict[int, Member] = {}
         self._limit = 64
 
-    def add(self, tensor: Tensor, name: Hashable = None) -> None:
+    def add(self, tensor: Tensor, name: Hashable = None, size: int = 0) -> None:
+        if not has_storage(tensor):
+            return
         if len(self._members) >= self._limit:
             self.forget_freed()
             self._limit = 64 + 2 * len(self._members)
         # a weak reference keeps the key from being given to other memory
-        self._members[storage_key(tensor)] = (StorageWeakRef(tensor.untyped_storage()), name)
+        self._members[storage_key(tensor)] = Member(StorageWeakRef(tensor.untyped_storage()), name, size)
 
     def discard(self, tensor: Tensor) -> None:
-        self._members.pop(storage_key(tensor), None)
+        if has_storage(tensor):
+            self._members.pop(storage_key(tensor), None)
 
-    def name(self, tensor: Tensor) -> Hashable:
-        return self._members[storage_key(tensor)][1]
+    def member(self, tensor: Tensor) -> Member:
+        return self._members[storage_key(tensor)]
 
     def forget_freed(self) -> None:
-        self._members = {key: member for key, member in self._members.items() if not member[0].expired()}
+        self._members = {key: member for key, member in self._members.items() if not member.reference.expired()}
 
     def __contains__(self, tensor: Tensor) -> bool:
-        return storage_key(tensor) in self._members
+        return has_storage(tensor) and storage_key(tensor) in self._members
 
     def __bool__(self) -> bool:
         return bool(self._members)

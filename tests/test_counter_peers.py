@@ -167,7 +167,8 @@ def test_spikingjelly_counts_the_same_in_snntorch():
     model, x = SnnTorchStack(), reals(8, 4, 8)
     macs, synops, _ = spikingjelly_counts(model, x)
     ours = count(model, x).total()
-    assert (macs, synops) == (ours.effective_macs, ours.effective_acs) == (8 * 4 * 8 * 10, ours.effective_acs)
+    assert (macs, synops) == (ours.effective_macs, ours.effective_acs)
+    assert macs == 8 * 4 * 8 * 10 and synops > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

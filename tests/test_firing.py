@@ -130,6 +130,11 @@ def test_rates_of_three_neurons_by_hand():
     assert layer.firing_rate == 7 / 12
 
 
+def test_counts_outgrow_a_byte():
+    layer = measured((torch.ones(1, 300, 301), {}))
+    assert (layer.spike_counts[0], layer.by_position.spikes[0]) == (300, 301)
+
+
 def test_dead_and_saturated_neurons_are_found():
     layer = measured((random_spikes(), {}))
     assert (layer.dead_neurons.tolist(), layer.saturated_neurons.tolist()) == ([0], [1])
@@ -141,6 +146,12 @@ def test_one_spike_brings_a_dead_neuron_to_life():
     last = silent.clone()
     last[0, -1, 1] = 1
     assert measured((silent, {}), (last, {})).dead_neurons.tolist() == [0]
+
+
+def test_one_silence_ends_saturation():
+    nearly = torch.ones(1, 50, 2)
+    nearly[0, -1, 1] = 0
+    assert measured((torch.ones(1, 50, 2), {}), (nearly, {})).saturated_neurons.tolist() == [0]
 
 
 def test_level_is_the_mean_height():
@@ -208,6 +219,11 @@ def test_twins_correlate_and_opposites_do_not():
     first = random_spikes(c=3)[..., 2:]
     assert measured((torch.cat([first, first], -1), {})).synchrony.mean == pytest.approx(1.0)
     assert measured((torch.cat([first, 1 - first], -1), {})).synchrony.mean == pytest.approx(-1.0)
+
+
+def test_correlation_rounded_past_one_is_counted():
+    # one spike in four tokens: (4 - 1) / sqrt(3)^2 is one bit above 1
+    assert measured((train("x...").expand(1, 4, 2), {})).synchrony.histogram[-1] == 1
 
 
 def test_constant_neurons_have_no_synchrony():
@@ -314,6 +330,16 @@ def test_padding_is_left_out_of_synchrony():
     spikes, mask = random_spikes(), torch.arange(T) < tensor([[T], [9], [0]])
     alone = [(row[None, :n], {}) for row, n in zip(spikes, [T, 9], strict=False)]
     assert measured((spikes, {"mask": mask})).synchrony.mean == measured(*alone).synchrony.mean
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padded_rows_go_on_each_at_its_own_place(side):
+    lengths, (spikes, ids), column = tensor([[20], [6], [1]]), (random_spikes(), random_ids()), torch.arange(20)
+    mask = column < lengths if side == "right" else column >= 20 - lengths
+    rest = (spikes[:, 20:], {"ids": ids[:, 20:], "continued": True})
+    layer = measured((spikes[:, :20], {"ids": ids[:, :20], "mask": mask}), rest, vocab_size=V, n_positions=64)
+    kept = torch.cat([mask, torch.ones(B, T - 20, dtype=torch.bool)], 1)
+    Loops([(s[k], i[k], 0) for s, i, k in zip(spikes, ids, kept, strict=True)], 64).assert_equal(layer)
 
 
 @pytest.mark.parametrize("marks", ["x.??", "??x.", "?x.?"])
