@@ -14,9 +14,9 @@ demo: .venv/base
 	@test -d $(DEMO)-twin || $(BIN)/spikegpt train --preset tiny --spiking none --out $(DEMO)-twin
 	@echo "--- what the spiking model writes ---"
 	@$(BIN)/spikegpt generate $(DEMO)-spiking "The " --max-tokens 300
-	@echo "--- both models on text that neither has seen ---"
-	@$(BIN)/spikegpt evaluate $(DEMO)-spiking $(DEMO)-twin
-	@echo "--- everything lies in $(DEMO)-spiking and $(DEMO)-twin: config.json, metrics.jsonl, samples.txt, checkpoints/ ---"
+	@echo "--- both models on text that neither has seen: quality, firing, operations, estimated energy, speed ---"
+	@$(BIN)/spikegpt compare $(DEMO)-spiking $(DEMO)-twin
+	@echo "--- open $(DEMO)-spiking/report/report.html; the runs: $(DEMO)-spiking, $(DEMO)-twin (config.json, metrics.jsonl, samples.txt, checkpoints/) ---"
 	@echo "    $(BIN)/spikegpt --help    shows what else there is; source .venv/bin/activate to leave out the path"
 
 test: .venv/test
@@ -31,10 +31,10 @@ lint: .venv/test
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
 	touch $@
 
-# spikingjelly asks for torchvision and torchaudio, which the neurons do not need and which would bring another torch
+# spikingjelly and neurobench ask for torchvision and torchaudio, which the tests do not need and which would bring another torch
 .venv/test: .venv/base
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]' snntorch loguru scipy tqdm
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps spikingjelly
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps spikingjelly neurobench
 	touch $@
 
 clean:

@@ -91,14 +91,14 @@ def cache_bytes_per_token(measurement: Measurement) -> float:
 
 
 def estimates(measurement: Measurement, phase: str = PREFILL) -> dict[str, Estimate]:
-    """Return profile -> estimate of one token."""
-    return {name: _estimate(name, energy) for name, energy in measurement.energy.get(phase, {}).items()}
+    """Return profile -> estimate of one token, without the profiles that have a price for nothing the model does."""
+    found = measurement.energy.get(phase, {}).items()
+    return {name: _estimate(name, energy) for name, energy in found if energy["central_pj"] is not None}
 
 
 def _estimate(name: str, energy: dict[str, Any]) -> Estimate:
-    tokens = energy["tokens"] or 1
-    low, central, high = (energy[key] / tokens for key in ("low_pj", "central_pj", "high_pj"))
-    return Estimate(profile=name, low_pj=low, central_pj=central, high_pj=high, unpriced=tuple(energy["unpriced"]))
+    ends = {key: energy[key] for key in ("low_pj", "central_pj", "high_pj")}
+    return Estimate(profile=name, unpriced=tuple(energy["unpriced"]), **ends)
 
 
 class LayerFiring(NamedTuple):

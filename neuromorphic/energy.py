@@ -14,6 +14,8 @@ from .prices import Price, Profile
 
 # operators that must write their result to memory even when the elementwise ones around them are fused
 UNFUSED_KINDS = ("matmul", "convolution", "scan", "neuron", "embedding")
+# vectors that share one fetch of the weights, as an example of what a batch or a prefill does to events
+BATCH_REUSE = 32
 INCLUDED_IN_ALL_IN = ("neuron_update", "weights", "activations", "state", "event")
 
 
@@ -54,10 +56,14 @@ class EnergyEstimate:
         return not self.unpriced
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for JSON: of the profile its name, title, citation, grade and scope."""
+        """Return plain values, for JSON: of the profile its name, source and limits, and where events break even."""
         values = {name: value for name, value in vars(self).items() if name not in ("profile", "terms")}
-        source = {name: getattr(self.profile, name) for name in ("title", "citation", "grade", "scope")}
-        return {"profile": self.profile.name, **source, **values, "terms": [asdict(term) for term in self.terms]}
+        source = {name: getattr(self.profile, name) for name in ("title", "citation", "grade", "scope", "includes", "excludes")}
+        break_even = {
+            str(reuse): asdict(break_even_density(self.profile, reuse=reuse, footprint_bytes=self.footprint_bytes)) for reuse in (1, BATCH_REUSE)
+        }
+        terms = [asdict(term) for term in self.terms]
+        return {"profile": self.profile.name, **source, **values, "terms": terms, "break_even": break_even}
 
 
 def estimate(tally: Tally, profile: Profile, phase: str | None = None) -> EnergyEstimate:

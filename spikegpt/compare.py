@@ -43,6 +43,7 @@ LEFT_OUT = ("head",)
 DECODED = 64
 RASTER_TOKENS, RASTER_NEURONS = 96, 48
 SPEED_ROUNDS = 5
+LARGEST_LISTED_VOCABULARY = 4096
 
 # settings that a twin may have of its own: they do not touch what is learned, or act on spikes only
 _OWN_SETTINGS = {"threads", "eval_every", "eval_tokens", "sample_every", "save_every", "keep", "log_every", "tensorboard"}
@@ -107,7 +108,9 @@ def measure_model(
 ) -> Measurement:
     """Return the measurement of `model` on `tokens` (N,): read at once in chunks, then some of them one by one."""
     config = model.config
-    firing = FiringStatistics(vocab_size=config.vocab_size, n_positions=min(config.ctx_len, len(tokens)))
+    # rates by token are for vocabularies that a person can look through
+    has_small_vocabulary = config.vocab_size <= LARGEST_LISTED_VOCABULARY
+    firing = FiringStatistics(vocab_size=config.vocab_size if has_small_vocabulary else None, n_positions=min(config.ctx_len, len(tokens)))
 
     def watch(ids: Tensor, output: ModelOutput) -> None:
         if output.spikes:
@@ -134,7 +137,7 @@ def measure_model(
         layers=layer_ops(tally, "prefill", evaluation.firing_rate, LEFT_OUT),
         per_token={phase: per_token(tally.total(phase=phase), tally.token_count(phase)) for phase in phases},
         by_kind={kind: per_token(counts, tally.token_count("prefill")) for kind, counts in tally.by_kind("prefill").items()},
-        firing=firing.to_dict() if is_spiking else None,
+        firing=firing.to_dict(arrays=True) if is_spiking else None,
         rasters=_rasters(model, tokenizer, tokens, prompt) if is_spiking else (),
         energy={phase: {profile.name: estimate(tally, profile, phase).to_dict() for profile in profiles} for phase in phases},
         state_elements=tally.footprint.state,

@@ -272,9 +272,10 @@ def test_dtype_of_integer_spikes_changes_nothing(dtype):
     assert everything(measured((spikes.to(dtype), {}))) == everything(measured((spikes, {})))
 
 
-def test_memory_layout_changes_nothing():
-    time_first = random_spikes().transpose(0, 1).contiguous().transpose(0, 1)
-    assert everything(measured((time_first, {"ids": random_ids()}), vocab_size=V, n_positions=20)) == everything(whole())
+@pytest.mark.parametrize("dims", [(0, 1), (0, 2), (1, 2)], ids=["time first", "channels first", "time last"])
+def test_memory_layout_changes_nothing(dims):
+    spikes = random_spikes().transpose(*dims).contiguous().transpose(*dims)
+    assert everything(measured((spikes, {"ids": random_ids()}), vocab_size=V, n_positions=20)) == everything(whole())
 
 
 def test_autocast_changes_nothing():

@@ -1,0 +1,117 @@
+"""One folder that says all that was measured: report.html for people, report.json and report.csv for programs, figures.
+
+The HTML needs nothing else: no network, no scripts, figures and style inside. The folder is written under another name and
+then renamed, so it is whole or not there.
+"""
+
+import csv
+import io
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from . import figures
+from .canvas import to_png
+from .html import page
+from .measurement import LayerOps, Measurement
+from .tables import comparison_table
+
+__all__ = ["Claims", "ReportError", "comparison_table", "write_report"]
+
+JSON_NAME, HTML_NAME, CSV_NAME = "report.json", "report.html", "report.csv"
+
+
+class ReportError(ValueError):
+    """The report cannot be written where it was asked for; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claims:
+    """What was published, the same recipe on a model, and what that model saves as built: ratios of dense to spiking."""
+
+    per_projection_ratio: float
+    total_ratio: float
+    idealised_ratio: float
+    as_built_ratio: float
+    sentence: str
+
+
+def write_report(folder: Path, measurements: Sequence[Measurement], *, title: str, claims: Claims | None = None) -> Path:
+    """Write the report into `folder`, replacing the report that is there; return the path of its HTML.
+
+    Raises:
+        ReportError: there is nothing to report, the folder holds something else, or it cannot be written.
+    """
+    if not measurements:
+        raise ReportError("there is nothing to report: no measurement was given")
+    if folder.exists() and not _is_ours(folder):
+        raise ReportError(f"{folder} is there and is no report (it has no {JSON_NAME}); give another folder")
+    # beside the target, so that the renaming stays on one disk
+    unfinished = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    try:
+        (unfinished / "figures").mkdir(parents=True)
+        drawn = _figures(measurements)
+        for name, figure in drawn.items():
+            (unfinished / "figures" / f"{name}.png").write_bytes(to_png(figure))
+        (unfinished / HTML_NAME).write_text(page(measurements, drawn, title=title, claims=claims), encoding="utf-8")
+        (unfinished / CSV_NAME).write_text(_csv(measurements), encoding="utf-8", newline="")
+        content = {"title": title, "claims": asdict(claims) if claims else None, "measurements": [m.to_dict() for m in measurements]}
+        (unfinished / JSON_NAME).write_text(json.dumps(content, indent=1), encoding="utf-8")
+        _replace(folder, unfinished)
+    except OSError as error:
+        raise ReportError(f"cannot write the report {folder}: {error.strerror}; give another folder") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder / HTML_NAME
+
+
+def _is_ours(folder: Path) -> bool:
+    return folder.is_dir() and ((folder / JSON_NAME).is_file() or not any(folder.iterdir()))
+
+
+def _replace(folder: Path, unfinished: Path) -> None:
+    """Put `unfinished` in the place of `folder`; a reader finds the old one, or the new one."""
+    old = unfinished.with_name(unfinished.name + ".old")
+    if folder.exists():
+        os.replace(folder, old)
+    try:
+        os.replace(unfinished, folder)
+    except OSError:
+        if old.exists():
+            os.replace(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _figures(measurements: Sequence[Measurement]) -> dict[str, Figure]:
+    """Name -> figure, in the order of the report; without spikes there is no raster and no rate."""
+    spiking = [measurement for measurement in measurements if measurement.firing_rate is not None]
+    drawn = {
+        "operations": figures.operations(measurements),
+        "energy": figures.energy(measurements),
+        "quality_against_operations": figures.quality_against_operations(measurements),
+        "state_memory": figures.state_memory(measurements),
+    }
+    if spiking:
+        drawn["firing_rates"] = figures.firing_rates(measurements)
+    for index, measurement in enumerate(spiking):
+        drawn["raster" if index == 0 else f"raster_{index + 1}"] = figures.raster(measurement)
+    return drawn
+
+
+def _csv(measurements: Sequence[Measurement]) -> str:
+    """One row per model and module that multiplies matrices; operations per token."""
+    names = list(LayerOps.__dataclass_fields__)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["model", *names, "is_spike_driven"])
+    for measurement in measurements:
+        for layer in measurement.layers:
+            writer.writerow([measurement.name, *(getattr(layer, name) for name in names), layer.is_spike_driven])
+    return text.getvalue()

@@ -1,0 +1,120 @@
+"""The rows that the terminal and the HTML report share: one list of cells per row, a title first, one column per model."""
+
+from collections.abc import Callable, Sequence
+
+from .derived import PREFILL, STATE_BITS, Estimate, built_work, dense_work, estimates, firing_layers, idealised_work, state_bytes, tokens_per_byte
+from .formats import joule, percent, shorten, si
+from .measurement import Measurement
+
+BLOCKS = {"none": "dense", "output": "spikes added to the residual", "input": "spikes into every product"}
+# what a terminal shows: the field's convention, arithmetic with memory, and a neuromorphic instruction set
+TERMINAL_PROFILES = ("convention-4.6-0.9", "horowitz45-fp32", "seneca22")
+
+
+def comparison_rows(measurements: Sequence[Measurement], profiles: Sequence[str] | None = None) -> list[list[str]]:
+    """Return the side-by-side table, without its header; `profiles` picks price tables, all of them by default."""
+    rows: dict[str, Callable[[Measurement], str]] = {
+        "block": lambda m: BLOCKS.get(m.block, m.block),
+        "parameters": lambda m: f"{m.parameters:,}",
+        "bits per byte": lambda m: f"{m.bits_per_byte:.4f}",
+        "firing rate": lambda m: percent(m.firing_rate),
+        "products of matrices, per token": lambda m: "",
+        "  idealised ACs (published recipe)": lambda m: "–" if idealised_work(m) is None else si(idealised_work(m).acs),
+        "  as built: MACs": lambda m: si(built_work(m).macs),
+        "  as built: ACs": lambda m: si(built_work(m).acs),
+        "  dense: MACs": lambda m: si(dense_work(m).macs),
+        "  as built, per byte of text": lambda m: si((built_work(m).macs + built_work(m).acs) * tokens_per_byte(m)),
+        "elementwise operations, per token": lambda m: si(built_work(m).elementwise),
+        "estimated energy, per token": lambda m: "",
+        **{f"  {profile}": lambda m, profile=profile: energy_cell(estimates(m).get(profile)) for profile in _profiles(measurements, profiles)},
+        "state carried per text": lambda m: si(state_bytes(m), "B"),
+        "tokens/s read, on this host": lambda m: speed_cell(m, PREFILL),
+        "tokens/s one by one, on this host": lambda m: speed_cell(m, "decode"),
+    }
+    return [[title, *map(show, measurements)] for title, show in rows.items()]
+
+
+def _profiles(measurements: Sequence[Measurement], wanted: Sequence[str] | None) -> list[str]:
+    found = list(dict.fromkeys(name for measurement in measurements for name in measurement.energy.get(PREFILL, {})))
+    chosen = [name for name in found if wanted is None or name in wanted]
+    return chosen or found[:3]
+
+
+def energy_cell(estimate: Estimate | None) -> str:
+    """Return "central (low to high)", with a > where terms have no price."""
+    if estimate is None:
+        return "no price"
+    mark = "" if estimate.is_complete else "> "
+    if estimate.low_pj == estimate.high_pj:
+        return f"{mark}{joule(estimate.central_pj)}"
+    return f"{mark}{joule(estimate.central_pj)} ({joule(estimate.low_pj)} to {joule(estimate.high_pj)})"
+
+
+def speed_cell(measurement: Measurement, phase: str) -> str:
+    return si(measurement.tokens_per_s[phase]) if phase in measurement.tokens_per_s else "–"
+
+
+def comparison_table(measurements: Sequence[Measurement]) -> str:
+    """Return the side-by-side table for a terminal."""
+    header = ["", *(shorten(measurement.name, 30) for measurement in measurements)]
+    cells = [header, *comparison_rows(measurements, TERMINAL_PROFILES)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    bits = f"state at {STATE_BITS} bits"
+    return "\n".join([*lines, f"energies are estimates from price tables; > means that some terms have no price there; {bits}"])
+
+
+LAYER_HEADER = ("module", "idealised ACs", "MACs as built", "ACs as built", "dense MACs", "nonzero inputs", "reads", "spike-driven")
+
+
+def layer_rows(measurement: Measurement) -> list[list[str]]:
+    """Return one row per module that multiplies matrices; operations per token."""
+    return [
+        [
+            layer.module,
+            "–" if layer.idealised_acs is None else si(layer.idealised_acs),
+            si(layer.effective_macs),
+            si(layer.effective_acs + layer.unit_acs),
+            si(layer.dense_ops),
+            percent(layer.density),
+            {"real": "real numbers", "integer": "integer spikes", "ternary": "ternary spikes", "binary": "spikes"}.get(layer.alphabet, "nothing"),
+            "yes" if layer.is_spike_driven else "no",
+        ]
+        for layer in measurement.layers
+    ]
+
+
+FIRING_HEADER = ("layer", "firing rate", "neurons", "dead", "saturated", "mean interval", "synchrony")
+
+
+def firing_rows(measurement: Measurement) -> list[list[str]]:
+    """Return one row per layer of neurons; intervals in tokens, synchrony the mean correlation of a sample of pairs."""
+    layers = (measurement.firing or {}).get("layers", {})
+    rows = []
+    for layer in firing_layers(measurement):
+        values = layers[layer.layer]
+        interval, synchrony = values["mean_interval"], values["synchrony"]["mean"]
+        rows.append(
+            [
+                layer.layer,
+                percent(layer.firing_rate),
+                f"{layer.neurons:,}",
+                str(layer.dead),
+                str(layer.saturated),
+                "–" if interval is None else f"{interval:.2f}",
+                "–" if synchrony is None else f"{synchrony:.3f}",
+            ]
+        )
+    return rows
+
+
+TERM_HEADER = ("term", "low", "central", "high", "note")
+
+
+def term_rows(energy: dict) -> list[list[str]]:
+    """Return one row per term of an energy estimate, the unpriced ones said to be so."""
+    rows = []
+    for term in energy["terms"]:
+        ends = [joule(term[f"{end}_pj"]) if term["priced"] else "unpriced" for end in ("low", "central", "high")]
+        rows.append([term["name"], *ends, term["note"]])
+    return rows
