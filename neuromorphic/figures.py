@@ -158,7 +158,8 @@ def operations(measurements: Sequence[Measurement]) -> Figure:
     axes.xaxis.set_major_formatter(ticks_of())
     bare(axes, "left")
     keys = [Patch(color=colour, label=label) for label, colour in (("MAC", DENSE), ("AC", SPIKE), ("elementwise", PALE))]
-    keys.append(Patch(facecolor="white", edgecolor=MUTED, hatch="////", label="hypothetical"))
+    if "idealised" in ticks.values():
+        keys.append(Patch(facecolor="white", edgecolor=MUTED, hatch="////", label="hypothetical"))
     figure.legend(handles=keys, loc="outside lower left", ncols=4, handlelength=1.2, columnspacing=1.2)
     return figure
 
@@ -267,7 +268,8 @@ def _quality_title(measurements: Sequence[Measurement]) -> str:
     if twin is None or len(models) != 1 or not effective_ops(twin):
         return "Quality against operations: lower and further left is better" + ("; open circles are hypothetical" if models else "")
     bits, ratio = models[0].bits_per_byte - twin.bits_per_byte, effective_ops(models[0]) / effective_ops(twin)
-    return f"{shorten(models[0].name, 28)}: {bits:+.3f} bits per byte at {times(ratio)} the operations of its dense twin; the open circle is hypothetical"
+    place = f"{bits:+.3f} bits per byte at {times(ratio)} the operations of its dense twin"
+    return f"{shorten(models[0].name, 28)}: {place}; the open circle is hypothetical"
 
 
 @styled

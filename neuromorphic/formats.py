@@ -44,6 +44,7 @@ def times(ratio: float) -> str:
 
 def shorten(name: str, limit: int) -> str:
     """Return `name`, its middle cut out if it is longer than `limit`: the ends tell models and modules apart."""
+    name = "".join(character if character.isprintable() else "□" for character in name)
     if len(name) <= limit:
         return name
     tail = (limit - 1) // 2

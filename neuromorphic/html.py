@@ -26,10 +26,10 @@ h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; }
 h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; overflow-wrap: anywhere; }
 p { max-width: 44rem; margin: .5rem 0; }
 .lead { font-size: 1.05rem; }
-.small, caption, figcaption { color: var(--muted); font-size: .85rem; }
-.scroll { overflow-x: auto; margin: .6rem 0; }
+p.small, figcaption { color: var(--muted); font-size: .85rem; }
+.scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; padding: 0 0 .4rem; }
+figcaption { max-width: 44rem; margin-bottom: .3rem; }
 th, td { padding: .28rem .7rem .28rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; white-space: nowrap; }
 td { white-space: nowrap; }
@@ -38,13 +38,16 @@ tbody th { font-weight: 400; }
 tr.group th { font-weight: 600; border-bottom-color: var(--muted); }
 th.inner { padding-left: 1rem; }
 figure { margin: 1.2rem 0; }
-figure img { display: block; width: auto; max-width: 100%; height: auto; }
+figure img { display: block; max-width: 100%; height: auto; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); gap: 0 2rem; align-items: start; }
-.wide img { max-width: none; width: 62rem; }
+.wide img { max-width: none; }
 .alarm { border-left: 4px solid #b3261e; background: #fdecea; padding: .6rem .9rem; max-width: 44rem; }
+@media (max-width: 40rem) { table { font-size: .78rem; } th, td { white-space: normal; min-width: 6.5rem; } }
 summary { cursor: pointer; font-weight: 600; padding: .3rem 0; }
 @media print { body { font-size: 11px; max-width: none; padding: 0; } .scroll { overflow: visible; }
-  h2 { break-after: avoid; } figure, tr { break-inside: avoid; } .wide img { width: 100%; } td { white-space: normal; } }
+  details::details-content { content-visibility: visible; block-size: auto; }
+  h2, h3 { break-after: avoid; } tr, figure:has(img) { break-inside: avoid; }
+  .wide img { width: 100%; } td { white-space: normal; } }
 """
 
 LABELS = {
@@ -77,10 +80,16 @@ def page(measurements: Sequence[Measurement], drawn: dict[str, Figure], *, title
         "<h2>What was counted, and what was not</h2>",
         *(f"<p>{escape(text)}</p>" for text in _method(measurements)),
     ]
-    head = (
-        f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title><style>{STYLE}</style>'
-    )
-    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n<main>\n' + "\n".join(filter(None, sections)) + "\n</main>\n</body></html>\n"
+    body = "\n".join(filter(None, sections))
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title><style>{STYLE}</style></head>
+<body><main>
+{body}
+</main></body>
+</html>
+"""
 
 
 def _image(name: str, figure: Figure) -> str:
@@ -94,7 +103,9 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -
     """A table whose first column names its rows; a row of empty cells is a heading, an indented name stands below it."""
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
     body = "".join(_row(row, note=header[-1] == "note") for row in rows)
-    return f'<div class="scroll"><table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    # the caption stands outside of what scrolls, so that it wraps on a phone
+    return f"<figure><figcaption>{escape(caption)}</figcaption>{table}</figure>"
 
 
 def _row(row: Sequence[str], note: bool) -> str:
@@ -113,10 +124,7 @@ def _summary(measurements: Sequence[Measurement]) -> list[str]:
     for model in spiking(measurements):
         readers = sum(layer.is_spike_driven for layer in model.layers)
         work = built_work(model)
-        if readers:
-            reads = f"{readers} of its {len(model.layers)} matrix products read spikes"
-        else:
-            reads = "no matrix product reads a spike"
+        reads = f"{readers} of its {len(model.layers)} matrix products read spikes" if readers else "no matrix product reads a spike"
         sentence = f"In {model.name} {reads}: a token costs {si(work.macs)} multiply-accumulates and {si(work.acs)} accumulations"
         if twin is not None:
             ops = built_work(twin)
@@ -167,9 +175,9 @@ def _energy(measurements: Sequence[Measurement]) -> str:
     parts = [_break_even(measurements)]
     for measurement in measurements:
         for phase in phases([measurement]):
-            for energy in measurement.energy[phase].values():
-                name = f"{measurement.name}, {phase}: {energy['profile']}"
-                parts.append(f"<details><summary>{escape(name)}</summary>{_energy_terms(energy)}</details>")
+            tables = "".join(f"<h3>{escape(name)}</h3>{_energy_terms(energy)}" for name, energy in measurement.energy[phase].items())
+            name = f"{measurement.name}, {phase}: every term, its price table and source"
+            parts.append(f"<details><summary>{escape(name)}</summary>{tables}</details>")
     return "".join(parts)
 
 

@@ -80,6 +80,7 @@ def measure_runs(
         shorter = min(len(content), len(contents[0])) if limit is not None else None
         if content[:shorter] != contents[0][:shorter]:
             raise SpikegptError(f"{run} and {runs[0]} have different {split} texts, which cannot be compared; give one text with --file")
+    _say(f"measuring {', '.join(map(str, runs))} on {texts[0][1]}: {len(texts[0][0]):,} tokens")
     speeds = measure_speed([model for model, _, _ in loaded], [tokens for tokens, _ in texts])
     names = _short_names(runs)
     return [

@@ -1,10 +1,14 @@
 """The command line as a user types it: every verb, its JSON, and errors of one or two lines."""
 
 import json
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import neuromorphic
 
 
 def spikegpt(*arguments: str, check: bool = True) -> subprocess.CompletedProcess:
@@ -28,6 +32,40 @@ def test_generate_streams_the_prompt_and_its_continuation(trained):
     assert spikegpt("generate", trained, "The ", "--max-tokens", "5").stdout.startswith("The ")
 
 
+def test_measure_and_compare_write_a_report(trained, tmp_path, cache):
+    options = ["--tokens", "200", "--cache", cache, "--prices", "horowitz45-fp32", "--out", tmp_path / "report"]
+    shown = spikegpt("measure", trained, *options).stdout
+    assert "as built: ACs" in shown and f"report: {tmp_path / 'report' / 'report.html'}" in shown
+    (measured,) = json.loads(spikegpt("measure", trained, *options, "--json").stdout)
+    assert measured["layers"][0]["effective_acs"] == 0 and list(measured["energy"]["prefill"]) == ["horowitz45-fp32"]
+    both = json.loads(spikegpt("compare", trained, trained, *options, "--json").stdout)
+    assert both[0]["bits_per_byte"] == both[1]["bits_per_byte"]
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"report.html", "report.json", "report.csv", "figures"}
+
+
+def test_a_price_table_of_ones_own_is_used_and_its_mistakes_are_named(trained, tmp_path, cache):
+    table = tmp_path / "mine.toml"
+    options = ["measure", trained, "--tokens", "50", "--cache", cache, "--prices", table, "--out", tmp_path / "report", "--json"]
+    bundled = Path(neuromorphic.__file__).parent / "price_tables" / "convention-4.6-0.9.toml"
+    table.write_text(bundled.read_text().replace("convention-4.6-0.9", "mine", 1))
+    (measured,) = json.loads(spikegpt(*options).stdout)
+    assert list(measured["energy"]["decode"]) == ["mine"]
+    table.write_text(bundled.read_text().replace('unit = "pJ/op"', 'unit = "calories"', 1))
+    refused = spikegpt(*options, check=False)
+    assert refused.returncode == 1 and "mine.toml" in refused.stderr and "calories" in refused.stderr
+
+
+def test_an_interrupted_measurement_writes_nothing(trained, tmp_path, cache):
+    out = tmp_path / "report"
+    arguments = ["measure", trained, "--cache", cache, "--out", out, "--threads", "1"]
+    running = subprocess.Popen([sys.executable, "-u", "-m", "spikegpt", *map(str, arguments)], stderr=subprocess.PIPE, text=True)
+    assert running.stderr.readline().startswith("measuring")
+    running.send_signal(signal.SIGINT)
+    assert running.wait(timeout=60) == 130
+    assert "Traceback" not in running.stderr.read()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_info_gives_the_sizes_of_a_preset_and_of_a_run(trained):
     assert json.loads(spikegpt("info", "spikegpt-216m", "--json").stdout)["parameters"] == 215_399_424
     facts = json.loads(spikegpt("info", trained, "--json").stdout)
@@ -43,10 +81,10 @@ def test_doctor_finds_the_kernels_right():
 
 def test_help_lists_every_verb():
     text = spikegpt("--help").stdout
-    assert all(verb in text for verb in ("train", "generate", "evaluate", "info", "doctor"))
+    assert all(verb in text for verb in ("train", "generate", "evaluate", "measure", "compare", "info", "doctor"))
 
 
-@pytest.mark.parametrize("verb", ["train", "generate", "evaluate", "info", "doctor"])
+@pytest.mark.parametrize("verb", ["train", "generate", "evaluate", "measure", "compare", "info", "doctor"])
 def test_every_verb_has_help(verb):
     assert f"usage: spikegpt {verb}" in spikegpt(verb, "--help").stdout
 
@@ -76,6 +114,9 @@ def test_preset_sets_the_defaults_and_flags_change_them(tmp_path):
         (["train", "--resume", "nothing", "--lr", "1"], "leave out --lr"),
         (["generate", "nothing"], "is not the folder of a run"),
         (["evaluate"], "no run given"),
+        (["measure", "nothing"], "is not the folder of a run"),
+        (["measure", "nothing", "--prices", "loihi9"], "loihi9"),
+        (["compare"], "no run given"),
         (["info", "nothing"], "is not the folder of a run"),
     ],
 )

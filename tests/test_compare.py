@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from conftest import MODEL
 
 from neuromorphic import load_profile
 from spikegpt.compare import claims_of, find_twin, make_twin, measure_model, measure_runs
@@ -12,8 +13,6 @@ from spikegpt.errors import SpikegptError
 from spikegpt.evaluate import evaluate_run
 from spikegpt.model import SpikeGPT
 from spikegpt.tokenizer import ByteTokenizer
-
-from conftest import MODEL
 
 TOKENS = 300
 DENSE = MODEL.twin()
@@ -88,9 +87,8 @@ def test_a_missing_twin_is_trained_and_an_unfinished_one_is_finished(make_run, c
     twin = make_twin(run, cache=cache, quiet=True)
     assert twin.name == "spiking-twin" and (twin / "checkpoints" / "step-00000012").is_dir()
     assert make_twin(run, cache=cache, quiet=True) == twin
-    for checkpoint in ("step-00000012",):
-        for file in (twin / "checkpoints" / checkpoint).iterdir():
-            file.unlink()
+    for file in (twin / "checkpoints" / "step-00000012").iterdir():
+        file.unlink()
     make_twin(run, cache=cache, quiet=True)
     assert (twin / "checkpoints" / "step-00000012" / "manifest.json").is_file()
 
@@ -104,7 +102,7 @@ def test_runs_on_different_texts_are_not_compared(make_run, tmp_path, cache, tra
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog\n" * 400)
     other = make_run("other", data=(str(text),))
-    with pytest.raises(SpikegptError, match="different test texts.*--file"):
+    with pytest.raises(SpikegptError, match=r"different test texts.*--file"):
         measure(trained, other, cache=cache)
     first, second = measure(trained, other, cache=cache, file=text)
     assert first.text == second.text == str(text)

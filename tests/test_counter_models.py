@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from test_model_golden import load
 
 from neuromorphic import OpCounter
 from spikegpt import LIF, ModelConfig, NeuronConfig, SnnTorchNeuron, SpikeGPT, SpikingJellyNeuron
 from spikegpt.kernels import lif, wkv
-
-from test_model_golden import load
 
 SIZES = {"n_layer": 2, "n_embd": 12, "ctx_len": 64, "vocab_size": 31}
 
