@@ -58,7 +58,9 @@ def test_a_price_table_of_ones_own_is_used_and_its_mistakes_are_named(trained, t
 def test_an_interrupted_measurement_writes_nothing(trained, tmp_path, cache):
     out = tmp_path / "report"
     arguments = ["measure", trained, "--cache", cache, "--out", out, "--threads", "1"]
-    running = subprocess.Popen([sys.executable, "-u", "-m", "spikegpt", *map(str, arguments)], stderr=subprocess.PIPE, text=True)
+    # what runs in a shell's background is born deaf to SIGINT
+    hears = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    running = subprocess.Popen([sys.executable, "-m", "spikegpt", *map(str, arguments)], stderr=subprocess.PIPE, text=True, **hears)
     assert running.stderr.readline().startswith("measuring")
     running.send_signal(signal.SIGINT)
     assert running.wait(timeout=60) == 130
