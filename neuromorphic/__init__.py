@@ -8,13 +8,14 @@ from .counter import OpCounter, UncountedOperator, declare_cost
 from .counts import Counts, Footprint, Site, Tally, Uncounted, total
 from .energy import BreakEven, EnergyEstimate, Term, break_even_density, estimate
 from .firing import FiringStatistics, raster
-from .measurement import LayerOps, Measurement, Raster, layer_ops, per_token
+from .measurement import Claims, LayerOps, Measurement, Raster, layer_ops, per_token
 from .prices import PriceError, Profile, bundled_profiles, load_profile
 from .published import PublishedSaving, published_saving
 from .recorder import CountError
 
 __all__ = [
     "BreakEven",
+    "Claims",
     "CountError",
     "Counts",
     "EnergyEstimate",

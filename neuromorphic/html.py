@@ -3,18 +3,15 @@
 import base64
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from .canvas import to_png
 from .derived import built_work, dense_work, phases, spiking, twin_of
 from .formats import percent, shorten, si, times
-from .measurement import Measurement
+from .measurement import Claims, Measurement
 from .tables import BLOCKS, FIRING_HEADER, LAYER_HEADER, TERM_HEADER, comparison_rows, firing_rows, layer_rows, term_rows
-
-if TYPE_CHECKING:
-    from .report import Claims
 
 STYLE = """
 :root { color-scheme: light; --ink: #1b1f24; --muted: #5c6570; --line: #dfe3e8; --band: #f3f5f7; --spike: #0072b2; }
@@ -59,7 +56,7 @@ LABELS = {
 }
 
 
-def page(measurements: Sequence[Measurement], drawn: dict[str, Figure], *, title: str, claims: "Claims | None") -> str:
+def page(measurements: Sequence[Measurement], drawn: dict[str, Figure], *, title: str, claims: Claims | None) -> str:
     """Return the whole HTML page."""
     images = {name: _image(name, figure) for name, figure in drawn.items()}
     rasters = "".join(f'<div class="scroll wide">{image}</div>' for name, image in images.items() if name.startswith("raster"))
@@ -152,7 +149,7 @@ def _comparison(measurements: Sequence[Measurement]) -> str:
     return _table(header, comparison_rows(measurements), caption) + f'<p class="small">Tokens per second were measured on: {escape(hosts)}.</p>'
 
 
-def _claims(claims: "Claims | None") -> str:
+def _claims(claims: Claims | None) -> str:
     if claims is None:
         return ""
     rows = [

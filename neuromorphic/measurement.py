@@ -77,6 +77,17 @@ class Measurement:
         return asdict(self)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Claims:
+    """What was published, the same recipe on a model, and what that model saves as built: ratios of dense to spiking."""
+
+    per_projection_ratio: float
+    total_ratio: float
+    idealised_ratio: float
+    as_built_ratio: float
+    sentence: str
+
+
 def per_token(counts: Counts, tokens: int) -> dict[str, float]:
     """Return the quantities that are not 0, divided by the tokens; maxima as they are."""
     values = counts.to_dict()

@@ -11,7 +11,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -19,27 +19,16 @@ from matplotlib.figure import Figure
 from . import figures
 from .canvas import to_png
 from .html import page
-from .measurement import LayerOps, Measurement
+from .measurement import Claims, LayerOps, Measurement
 from .tables import comparison_table
 
-__all__ = ["Claims", "ReportError", "comparison_table", "write_report"]
+__all__ = ["ReportError", "comparison_table", "write_report"]
 
 JSON_NAME, HTML_NAME, CSV_NAME = "report.json", "report.html", "report.csv"
 
 
 class ReportError(ValueError):
     """The report cannot be written where it was asked for; the message says why."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Claims:
-    """What was published, the same recipe on a model, and what that model saves as built: ratios of dense to spiking."""
-
-    per_projection_ratio: float
-    total_ratio: float
-    idealised_ratio: float
-    as_built_ratio: float
-    sentence: str
 
 
 def write_report(folder: Path, measurements: Sequence[Measurement], *, title: str, claims: Claims | None = None) -> Path:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from neuromorphic import (
+    Claims,
     FiringStatistics,
     Measurement,
     OpCounter,
@@ -28,7 +29,6 @@ from neuromorphic import (
     published_saving,
     raster,
 )
-from neuromorphic.report import Claims
 
 from .checkpoint import latest_checkpoint, load_model, read_run_config, step_of
 from .config import ModelConfig, TrainConfig

@@ -24,6 +24,18 @@ LAYERS = [
     {"compare"},
     {"__main__"},
 ]
+COUNTING_LAYERS = [
+    {"counts", "storages"},
+    {"operands", "rules", "prices"},
+    {"products"},
+    {"recorder"},
+    {"counter", "published", "firing"},
+    {"energy", "measurement"},
+    {"formats", "derived"},
+    {"canvas", "tables"},
+    {"figures", "html"},
+    {"report"},
+]
 LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer}
 
 
@@ -32,6 +44,9 @@ def module_name(path: Path) -> str:
 
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+COUNTING_MODULES = sorted(path for path in (TREE / "neuromorphic").glob("*.py") if path.name != "__init__.py")
 
 
 def imported_modules(path: Path) -> set[str]:
@@ -55,6 +70,18 @@ def test_imports_point_down_only(path):
     own = module_name(path)
     higher = {name for name in imported_modules(path) if LEVEL[name] >= LEVEL[own]}
     assert not higher, f"{own} imports {higher}"
+
+
+@pytest.mark.parametrize("path", COUNTING_MODULES, ids=lambda path: path.stem)
+def test_counting_imports_nothing_of_the_models_and_points_down(path):
+    level = {module: level for level, layer in enumerate(COUNTING_LAYERS) for module in layer}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            assert all(level[name] < level[path.stem] for name in names), f"{path.stem} imports {names}"
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            outside = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
+            assert outside.split(".")[0] in {"torch", "numpy", "matplotlib", *sys.stdlib_module_names}
 
 
 def test_the_reference_imports_torch_only():

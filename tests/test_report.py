@@ -7,10 +7,10 @@ import json
 
 import pytest
 
-from neuromorphic import LayerOps, Measurement, Raster, figures
+from neuromorphic import Claims, LayerOps, Measurement, Raster, figures
 from neuromorphic import report as report_module
 from neuromorphic.canvas import to_png, to_svg
-from neuromorphic.report import Claims, ReportError, comparison_table, write_report
+from neuromorphic.report import ReportError, comparison_table, write_report
 
 LAYER = LayerOps(
     module="blocks.0.att.key",
