@@ -22,13 +22,20 @@ from .html import page
 from .measurement import Claims, LayerOps, Measurement
 from .tables import comparison_table
 
-__all__ = ["ReportError", "comparison_table", "write_report"]
+__all__ = ["ReportError", "check_folder", "comparison_table", "write_report"]
 
 JSON_NAME, HTML_NAME, CSV_NAME = "report.json", "report.html", "report.csv"
 
 
 class ReportError(ValueError):
     """The report cannot be written where it was asked for; the message says why."""
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ReportError if `folder` holds something that is no report of ours: worth asking before a long measurement."""
+    is_ours = folder.is_dir() and ((folder / JSON_NAME).is_file() or not any(folder.iterdir()))
+    if folder.exists() and not is_ours:
+        raise ReportError(f"{folder} is there and is no report (it has no {JSON_NAME}); give another folder")
 
 
 def write_report(folder: Path, measurements: Sequence[Measurement], *, title: str, claims: Claims | None = None) -> Path:
@@ -39,8 +46,7 @@ def write_report(folder: Path, measurements: Sequence[Measurement], *, title: st
     """
     if not measurements:
         raise ReportError("there is nothing to report: no measurement was given")
-    if folder.exists() and not _is_ours(folder):
-        raise ReportError(f"{folder} is there and is no report (it has no {JSON_NAME}); give another folder")
+    check_folder(folder)
     # beside the target, so that the renaming stays on one disk
     unfinished = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     try:
@@ -58,10 +64,6 @@ def write_report(folder: Path, measurements: Sequence[Measurement], *, title: st
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder / HTML_NAME
-
-
-def _is_ours(folder: Path) -> bool:
-    return folder.is_dir() and ((folder / JSON_NAME).is_file() or not any(folder.iterdir()))
 
 
 def _replace(folder: Path, unfinished: Path) -> None:

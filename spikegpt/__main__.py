@@ -224,13 +224,15 @@ def compare_verb(arguments: list[str]) -> int:
 
 def _measure(runs: list[Path], options: _Measuring, title: str) -> int:
     from neuromorphic import bundled_profiles
-    from neuromorphic.report import comparison_table, write_report
+    from neuromorphic.report import check_folder, comparison_table, write_report
 
-    from .compare import claims_of, load_profiles, measure_runs
+    from .compare import claims_of, load_profiles, measure_runs, report_folder
 
     _use_threads(options.threads)
-    # a price table that cannot be read is found before the long part
+    # what cannot work is found before the long part
     profiles = load_profiles(options.prices or bundled_profiles())
+    folder = options.out or report_folder(runs[0])
+    check_folder(folder)
     measurements = measure_runs(
         runs,
         split=options.split,
@@ -241,7 +243,7 @@ def _measure(runs: list[Path], options: _Measuring, title: str) -> int:
         cache=options.cache,
     )
     claims = next((claim for claim in map(claims_of, measurements) if claim is not None), None)
-    report = write_report(options.out or runs[0] / "report", measurements, title=title, claims=claims)
+    report = write_report(folder, measurements, title=title, claims=claims)
     if options.json:
         print(json.dumps([measurement.to_dict() for measurement in measurements]))
     else:

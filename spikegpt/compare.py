@@ -204,6 +204,11 @@ def _rasters(model: SpikeGPT, tokenizer: Tokenizer, tokens: np.ndarray, prompt: 
     return tuple(rasters)
 
 
+def report_folder(run: Path) -> Path:
+    """Return where the report of a run, or of one of its checkpoints, is kept: inside the run, never inside a checkpoint."""
+    return (run.resolve().parent.parent if (run / "manifest.json").is_file() else run) / "report"
+
+
 def load_profiles(names: Sequence[str]) -> list[Profile]:
     return [load_profile(name) for name in names]
 

@@ -8,7 +8,7 @@ import torch
 from conftest import MODEL
 
 from neuromorphic import load_profile
-from spikegpt.compare import claims_of, find_twin, make_twin, measure_model, measure_runs
+from spikegpt.compare import claims_of, find_twin, make_twin, measure_model, measure_runs, report_folder
 from spikegpt.errors import SpikegptError
 from spikegpt.evaluate import evaluate_run
 from spikegpt.model import SpikeGPT
@@ -123,3 +123,8 @@ def test_no_run_is_refused(cache):
 def test_a_measurement_is_plain_values(trained, cache):
     (measured,) = measure(trained, cache=cache)
     assert json.loads(json.dumps(measured.to_dict()))["name"] == "trained"
+
+
+def test_the_report_of_a_checkpoint_lies_in_its_run(trained):
+    assert report_folder(trained) == trained / "report"
+    assert report_folder(trained / "checkpoints" / "step-00000012") == trained.resolve() / "report"
