@@ -5,8 +5,10 @@ No pyplot and no state outlives a call. What is drawn stands in `figures.py`.
 
 import functools
 import io
+import re
 import textwrap
 import warnings
+import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -75,6 +77,39 @@ def to_svg(figure: Figure) -> str:
     return text.getvalue()
 
 
+def inline_svg(figure: Figure, name: str) -> str:
+    """Return the figure as SVG to stand inside HTML, described by its title; `name` keeps its ids apart from other figures'."""
+    svg = ET.fromstring(to_svg(figure))
+    svg.attrib = {"role": "img", "aria-label": " ".join(figure.get_suptitle().split()), "viewBox": svg.get("viewBox")}
+    for parent in list(svg.iter()):
+        for child in [child for child in parent if child.tag.endswith(("metadata", "style"))]:
+            parent.remove(child)
+    for element in svg.iter():
+        # in HTML these need no namespace
+        element.tag = element.tag.rpartition("}")[2]
+        element.attrib = {key.rpartition("}")[2]: _inline_value(key, value, name) for key, value in element.attrib.items()}
+        element.tail = None
+        if element.tag != "text":
+            element.text = None
+    referred = set(re.findall(r'(?:url\(|href=")#([^)"]+)', ET.tostring(svg, encoding="unicode")))
+    for element in svg.iter():
+        if element.get("id") not in referred:
+            element.attrib.pop("id", None)
+    return ET.tostring(svg, encoding="unicode")
+
+
+def _inline_value(key: str, value: str, name: str) -> str:
+    """Return an attribute's value with ids made unique, two decimals, and the fonts of the page."""
+    if key == "id":
+        return f"{name}-{value}"
+    if key == "d":
+        rounded = re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), value)
+        return " ".join(rounded.split())
+    value = re.sub(r"font-family: [^;]*Mono[^;]*", "font-family: ui-monospace, Menlo, Consolas, monospace", value)
+    value = re.sub(r"font-family: '[^;]*(; )?", "", value)
+    return f"#{name}-{value[1:]}" if key.endswith("href") else value.replace("url(#", f"url(#{name}-")
+
+
 @styled
 def to_png(figure: Figure) -> bytes:
     """Return the figure as a PNG of 200 dots per inch."""
@@ -104,7 +139,7 @@ def canvas(title: str, height: float, *, width: float = WIDTH, rows: int = 1) ->
 def statement(text: str) -> Figure:
     """Return a figure that only says why there is nothing to draw."""
     figure = Figure(figsize=(WIDTH, 0.6), facecolor="white")
-    figure.text(0.012, 0.5, "\n".join(textwrap.wrap(text, 60)), va="center", color=MUTED)
+    figure.suptitle("\n".join(textwrap.wrap(text, 60)), x=0.012, y=0.5, ha="left", va="center", size=9, color=MUTED)
     return figure
 
 

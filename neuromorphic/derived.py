@@ -91,7 +91,7 @@ def cache_bytes_per_token(measurement: Measurement) -> float:
 
 
 def estimates(measurement: Measurement, phase: str = PREFILL) -> dict[str, Estimate]:
-    """Return profile -> estimate of one token, without the profiles that have a price for nothing the model does."""
+    """Return profile -> estimate of one token, without the tables that have a price for nothing the model does."""
     found = measurement.energy.get(phase, {}).items()
     return {name: _estimate(name, energy) for name, energy in found if energy["central_pj"] is not None}
 

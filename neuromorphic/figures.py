@@ -67,7 +67,7 @@ def _spikes(band: Raster, top: float, pitch: float, n_tokens: int) -> PathPatch:
     shown = [(token, neuron) for token, neuron in zip(band.tokens, band.neurons, strict=True) if token < n_tokens]
     corners = [(token, top + (neuron + edge) * pitch) for token, neuron in shown for edge in (0.05, 0.95)]
     outline = Outline(np.array(corners, dtype=float).reshape(-1, 2), [Outline.MOVETO, Outline.LINETO] * len(shown) or None)
-    return PathPatch(outline, fill=False, edgecolor=INK if "channel" in band.layer else SPIKE, linewidth=1.2, capstyle="butt")
+    return PathPatch(outline, fill=False, edgecolor=INK if "channel" in band.layer else SPIKE, linewidth=2.6, capstyle="butt")
 
 
 def _raster_title(measurement: Measurement) -> str:
@@ -96,7 +96,7 @@ def firing_rates(measurements: Sequence[Measurement]) -> Figure:
     highest = max(layer.firing_rate for model, _ in shown for layer in firing_layers(model))
     for axes, (model, colour) in zip(panels, shown, strict=True):
         _rate_curves(axes, firing_layers(model), colour)
-        axes.set_title(_silence(model), color=colour)
+        axes.set_title(_silence(model), color=colour, size=8.5)
         axes.set(ylim=(0, 1.15 * highest or 1.0), ylabel="firing rate")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
         axes.yaxis.set_major_locator(MaxNLocator(4))
@@ -120,7 +120,7 @@ def _rate_curves(axes: Axes, layers: list[LayerFiring], colour: str) -> None:
         axes.plot(place, layer.firing_rate, "o", color=colour, markerfacecolor=colour if is_healthy else "white", markersize=4.5)
     top = max(layer.firing_rate for layer in layers) or 1.0
     for end, height in zip(ends, spread([end.firing_rate for end in ends], 0.12 * top), strict=True):
-        axes.annotate(end.part, (places[end], height), (7, 0), textcoords="offset points", va="center", color=colour, annotation_clip=False)
+        axes.annotate(shorten(end.part, 18), (places[end], height), (7, 0), **_BESIDE, color=colour)
     ticks = sorted(set(places.values()))
     names = {place: shorten(layer.part, 8) if layer.block is None else str(place) for layer, place in places.items()}
     axes.set_xticks(ticks, [names[tick] for tick in ticks])
@@ -129,7 +129,7 @@ def _rate_curves(axes: Axes, layers: list[LayerFiring], colour: str) -> None:
 def _silence(model: Measurement) -> str:
     layers = firing_layers(model)
     neurons, dead, saturated = (sum(getattr(layer, name) for layer in layers) for name in ("neurons", "dead", "saturated"))
-    return f"{shorten(model.name, 28)}: {dead:,} dead, {saturated:,} saturated of {neurons:,} neurons"
+    return f"{shorten(model.name, 18)}: {dead:,} dead, {saturated:,} saturated of {neurons:,} neurons"
 
 
 def _firing_title(models: Sequence[Measurement]) -> str:
@@ -141,12 +141,12 @@ def _firing_title(models: Sequence[Measurement]) -> str:
 @styled
 def operations(measurements: Sequence[Measurement]) -> Figure:
     """Return the operations per token: dense, as built and idealised, with MACs, ACs and elementwise operations apart."""
-    views = {model.name: work_by_kind(model) for model in measurements}
-    n_bars = sum(len(works) for works in views.values())
+    views = [(model.name, work_by_kind(model)) for model in measurements]
+    n_bars = sum(len(works) for _, works in views)
     figure, [axes] = canvas(_operations_title(measurements), 0.95 + 0.24 * n_bars + 0.36 * len(views))
-    longest = max((sum(work) for works in views.values() for work in works.values()), default=0.0) or 1.0
+    longest = max((sum(work) for _, works in views for work in works.values()), default=0.0) or 1.0
     position, ticks = 0.0, {}
-    for name, works in views.items():
+    for name, works in views:
         axes.text(0, position, shorten(name, 44), weight="bold", va="center")
         for kind, work in works.items():
             position += 0.9
@@ -167,7 +167,8 @@ def operations(measurements: Sequence[Measurement]) -> Figure:
 def _bar(axes: Axes, position: float, work: Work, longest: float, is_hypothetical: bool) -> None:
     """Draw one stacked bar, each part with its number where there is room for it."""
     left = 0.0
-    for amount, colour in zip(work, (DENSE, SPIKE, PALE), strict=True):
+    parts = [(amount, colour) for amount, colour in zip(work, (DENSE, SPIKE, PALE), strict=True) if amount]
+    for amount, colour in parts:
         fill = {"facecolor": "white", "edgecolor": colour, "hatch": "////"} if is_hypothetical else {"color": colour}
         axes.barh(position, amount, left=left, height=0.72, linewidth=0.8, **fill)
         if amount > 0.14 * longest:
@@ -178,31 +179,36 @@ def _bar(axes: Axes, position: float, work: Work, longest: float, is_hypothetica
 
 
 def _operations_title(measurements: Sequence[Measurement]) -> str:
-    clauses = []
-    for model in spiking(measurements):
-        work = built_work(model)
-        share = work.acs / (work.macs + work.acs) if work.macs + work.acs else 0.0
-        says = "no matrix product reads a spike" if not share else f"{percent(share)} of the products performed are accumulations"
-        clauses.append(f"{shorten(model.name, 28)}: {says}")
-    return "; ".join(clauses) or "Operations per token: every product is a multiply-accumulate"
+    shares = {model.name: _accumulated(model) for model in spiking(measurements)}
+    if not shares:
+        return "Operations per token: every product is a multiply-accumulate"
+    if len(shares) > 2:
+        return f"{percent(min(shares.values()))} to {percent(max(shares.values()))} of the spiking models' products are accumulations"
+    reads = {name: f"{percent(share)} of the products are accumulations" for name, share in shares.items() if share}
+    return "; ".join(f"{shorten(name, 28)}: {reads.get(name, 'no matrix product reads a spike')}" for name in shares)
+
+
+def _accumulated(model: Measurement) -> float:
+    """Return the share of the products performed that are accumulations."""
+    work = built_work(model)
+    return work.acs / (work.macs + work.acs) if work.macs + work.acs else 0.0
 
 
 @styled
 def energy(measurements: Sequence[Measurement], phase: str = PREFILL) -> Figure:
-    """Return the estimated energy of one token by price profile, with its interval; open where terms have no price."""
+    """Return the estimated energy of one token by price table, with its interval; open where terms have no price."""
     by_model = [estimates(model, phase) for model in measurements]
-    profiles = list(dict.fromkeys(name for found in by_model for name in found))
+    profiles = list(dict.fromkeys(name for found in by_model for name, estimate in found.items() if estimate.central_pj > 0))
     if not profiles:
-        return statement(f"No energy was estimated for {phase}.")
+        return statement(f"No price table has a price for what these models do ({phase}).")
     rows = len(profiles) * (len(measurements) + 1)
     figure, [axes] = canvas(_energy_title(by_model, phase), 1.0 + 0.19 * rows)
     position, shades = 0.0, colours(measurements)
     for profile in profiles:
-        axes.text(0.0, position, profile, transform=axes.get_yaxis_transform(), va="center", weight="bold", size=8.5)
+        axes.text(0.0, position, shorten(profile, 44), transform=axes.get_yaxis_transform(), va="center", weight="bold", size=8.5)
         for found, colour in zip(by_model, shades, strict=True):
             position += 0.8
-            if profile in found:
-                _interval(axes, position, found[profile], colour)
+            _interval(axes, position, found.get(profile), colour)
         position += 1.2
     log_scale(axes, "x", "J", 1e-12)
     low, high = axes.dataLim.intervalx
@@ -211,38 +217,44 @@ def energy(measurements: Sequence[Measurement], phase: str = PREFILL) -> Figure:
     axes.grid(axis="x")
     bare(axes, "left")
     keys = [Line2D([], [], marker="o", color=colour, label=shorten(model.name, 28)) for model, colour in zip(measurements, shades, strict=True)]
-    keys.append(Line2D([], [], marker="o", color=MUTED, markerfacecolor="white", label="> a part only: terms have no price"))
+    keys.append(Line2D([], [], marker="o", color=MUTED, markerfacecolor="white", label="> only a part has a price"))
     figure.legend(handles=keys, loc="outside lower left", ncols=2, handlelength=1.4, columnspacing=1.2)
     return figure
 
 
-def _interval(axes: Axes, position: float, estimate: Estimate, colour: str) -> None:
-    if estimate.central_pj <= 0:
-        axes.text(0.02, position, "no priced term", transform=axes.get_yaxis_transform(), va="center", size=8, color=colour)
+def _interval(axes: Axes, position: float, estimate: Estimate | None, colour: str) -> None:
+    if estimate is None or estimate.central_pj <= 0:
+        axes.text(0.02, position, "no price", transform=axes.get_yaxis_transform(), va="center", size=8, color=colour)
         return
-    axes.plot([estimate.low_pj or estimate.central_pj, estimate.high_pj], [position] * 2, color=colour, linewidth=1.6, solid_capstyle="round")
+    # an interval from 0 has no beginning on a logarithmic axis
+    low_pj = estimate.low_pj or estimate.central_pj
+    axes.plot([low_pj, estimate.high_pj], [position] * 2, color=colour, linewidth=1.6, solid_capstyle="round")
     axes.plot(estimate.central_pj, position, "o", color=colour, markerfacecolor=colour if estimate.is_complete else "white", markersize=5.5)
     says = f"{'' if estimate.is_complete else '> '}{joule(estimate.central_pj)}"
     axes.annotate(says, (estimate.high_pj, position), (6, 0), textcoords="offset points", va="center", size=8, color=colour)
 
 
 def _energy_title(by_model: list[dict[str, Estimate]], phase: str) -> str:
-    priced = [estimate.central_pj for found in by_model for estimate in found.values() if estimate.is_complete and estimate.central_pj > 0]
+    priced = [estimate.central_pj for found in by_model for estimate in found.values() if estimate.central_pj > 0]
     if len(priced) < 2:
-        return f"Estimated energy of one token ({phase}) by price profile"
-    return f"Estimates of one token ({phase}) differ up to {times(max(priced) / min(priced))} between models and price profiles"
+        return f"Estimated energy of one token ({phase})"
+    return f"Estimates of one token ({phase}) run from {joule(min(priced))} to {joule(max(priced))}, by model and price table"
 
 
 @styled
 def quality_against_operations(measurements: Sequence[Measurement]) -> Figure:
     """Return bits per byte against the operations that matrix products perform, idealised figures as open circles."""
-    figure, [axes] = canvas(_quality_title(measurements), 2.6)
-    farthest = max((effective_ops(model) for model in measurements), default=0.0) or 1.0
-    bits = [model.bits_per_byte for model in measurements]
+    shown = [(model, colour) for model, colour in zip(measurements, colours(measurements), strict=True) if math.isfinite(model.bits_per_byte)]
+    if not shown:
+        return statement("No model here has finite bits per byte.")
+    models = [model for model, _ in shown]
+    figure, [axes] = canvas(_quality_title(models), 2.6)
+    farthest = max(effective_ops(model) for model in models) or 1.0
+    bits = [model.bits_per_byte for model in models]
     margin = 0.35 * (max(bits) - min(bits)) or 0.1
     axes.set(xlim=(0, 1.08 * farthest), ylim=(min(bits) - margin, max(bits) + margin))
-    heights = spread(bits, 0.19 * (max(bits) - min(bits) + 2 * margin))
-    for model, colour, height in zip(measurements, colours(measurements), heights, strict=True):
+    heights = spread(bits, 0.1 * (max(bits) - min(bits) + 2 * margin))
+    for (model, colour), height in zip(shown, heights, strict=True):
         _quality_point(axes, model, colour, height, farthest)
     axes.set(xlabel="effective operations per token (MACs + ACs)", ylabel="bits per byte")
     axes.xaxis.set_major_formatter(ticks_of())
@@ -259,7 +271,8 @@ def _quality_point(axes: Axes, model: Measurement, colour: str, height: float, f
         axes.plot(hypothetical, model.bits_per_byte, "o", color=colour, markerfacecolor="white", markersize=5.5)
     axes.plot(performed, model.bits_per_byte, "o", color=colour, markersize=7)
     is_right = performed > 0.5 * farthest
-    place = {"xytext": (-9 if is_right else 9, 0), "textcoords": "offset points", "ha": "right" if is_right else "left", "va": "bottom"}
+    place = {"xytext": (-9 if is_right else 9, 3), "textcoords": "offset points", "ha": "right" if is_right else "left", "va": "bottom"}
+    place["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
     axes.annotate(f"{shorten(model.name, 28)}  {model.bits_per_byte:.3f}", (performed, height), color=colour, **place)
 
 

@@ -16,18 +16,25 @@ def si(value: float, unit: str = "") -> str:
     # rounded first, so that 999.6 becomes 1 k and not 1000
     rounded = float(f"{value:.3g}")
     exponent = min(max(3 * math.floor(math.log10(abs(rounded)) / 3), min(_PREFIXES)), max(_PREFIXES))
-    digits = f"{rounded / 10.0**exponent:#.3g}".rstrip(".") if exponent or rounded % 1 else f"{rounded:.0f}"
+    digits = f"{rounded / 10.0**exponent:#.3g}".rstrip(".") if exponent or value % 1 else f"{rounded:.0f}"
     return f"{digits} {_PREFIXES[exponent]}{unit}".rstrip()
 
 
 def short_si(value: float, unit: str = "") -> str:
     """Return the same without zeros after the point, for axes: "10 µJ"."""
-    return re.sub(r"\.0+(?= |$)", "", si(value, unit))
+    return re.sub(r"(\.\d*[1-9])0+(?= |$)|\.0+(?= |$)", r"\1", si(value, unit))
 
 
 def joule(energy_pj: float) -> str:
     """Return picojoules with the prefix that fits, e.g. "1.21 µJ"."""
     return si(energy_pj * 1e-12, "J")
+
+
+def joule_range(low_pj: float, high_pj: float) -> str:
+    """Return e.g. "17.8–23.8 µJ", or "59.6 µJ–6.97 mJ"."""
+    low, high = joule(low_pj), joule(high_pj)
+    shared = low.partition(" ")[2] == high.partition(" ")[2]
+    return f"{low.partition(' ')[0] if shared else low}–{high}"
 
 
 def percent(share: float | None) -> str:

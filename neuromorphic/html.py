@@ -1,79 +1,83 @@
 """The page of a report, as one string: every text escaped, figures inline, no script, nothing from elsewhere."""
 
-import base64
 from collections.abc import Sequence
 from html import escape
-from typing import Any
 
 from matplotlib.figure import Figure
 
-from .canvas import to_png
-from .derived import built_work, dense_work, phases, spiking, twin_of
+from .canvas import WIDTH, inline_svg
+from .derived import built_work, dense_work, effective_ops, phases, spiking, twin_of
 from .formats import percent, shorten, si, times
 from .measurement import Claims, Measurement
-from .tables import BLOCKS, FIRING_HEADER, LAYER_HEADER, TERM_HEADER, comparison_rows, firing_rows, layer_rows, term_rows
+from .tables import BLOCKS, FIRING_HEADER, LAYER_HEADER, comparison_rows, firing_rows, layer_rows, term_rows, unpriced_terms
 
 STYLE = """
-:root { color-scheme: light; --ink: #1b1f24; --muted: #5c6570; --line: #dfe3e8; --band: #f3f5f7; --spike: #0072b2; }
+:root { color-scheme: light; --ink: #1b1f24; --muted: #5c6570; --line: #dfe3e8; --alarm: #b3261e; }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.2rem 1rem 4rem; max-width: 62rem; background: #fff; color: var(--ink);
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+body { margin: 0 auto; padding: 1.6rem 1rem 4rem; max-width: 64rem; background: #fff; color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; -webkit-text-size-adjust: 100%; }
 h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 .6rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; }
-h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; overflow-wrap: anywhere; }
-p { max-width: 44rem; margin: .5rem 0; }
-.lead { font-size: 1.05rem; }
-p.small, figcaption { color: var(--muted); font-size: .85rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
-figcaption { max-width: 44rem; margin-bottom: .3rem; }
-th, td { padding: .28rem .7rem .28rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
-th { font-weight: 600; white-space: nowrap; }
-td { white-space: nowrap; }
-td.note { white-space: normal; min-width: 16rem; color: var(--muted); }
-tbody th { font-weight: 400; }
-tr.group th { font-weight: 600; border-bottom-color: var(--muted); }
-th.inner { padding-left: 1rem; }
+h2 { font-size: 1.2rem; margin: 3rem 0 .6rem; }
+h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; overflow-wrap: anywhere; }
+p { max-width: 44rem; margin: .5rem 0; overflow-wrap: anywhere; }
+.lead { font-size: 1.08rem; }
+small, .small, figcaption { color: var(--muted); font-size: .85rem; }
 figure { margin: 1.2rem 0; }
-figure img { display: block; max-width: 100%; height: auto; }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); gap: 0 2rem; align-items: start; }
-.wide img { max-width: none; }
-.alarm { border-left: 4px solid #b3261e; background: #fdecea; padding: .6rem .9rem; max-width: 44rem; }
-@media (max-width: 40rem) { table { font-size: .78rem; } th, td { white-space: normal; min-width: 6.5rem; } }
-summary { cursor: pointer; font-weight: 600; padding: .3rem 0; }
-@media print { body { font-size: 11px; max-width: none; padding: 0; } .scroll { overflow: visible; }
-  details::details-content { content-visibility: visible; block-size: auto; }
-  h2, h3 { break-after: avoid; } tr, figure:has(img) { break-inside: avoid; }
-  .wide img { width: 100%; } td { white-space: normal; } }
+figcaption { max-width: 44rem; overflow-wrap: anywhere; }
+figure svg { display: block; width: 100%; height: auto; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); gap: 0 2.5rem; align-items: start; }
+.half { max-width: 30.75rem; }
+.scroll { overflow-x: auto; margin: .5rem 0; }
+table { border-collapse: collapse; font-size: .88rem; line-height: 1.4; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem 1.2rem .3rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); white-space: nowrap; }
+thead th { border-bottom-color: var(--muted); }
+tbody th { font-weight: 400; }
+td small { display: block; }
+td.note, td.words { white-space: normal; }
+td.note { min-width: 16rem; color: var(--muted); }
+tr.group th { font-weight: 600; padding-top: .9rem; }
+th.inner { padding-left: 1rem; }
+details { border-bottom: 1px solid var(--line); padding: .45rem 0; }
+summary { cursor: pointer; overflow-wrap: anywhere; }
+.alarm { border-left: 4px solid var(--alarm); background: #fdecea; padding: .6rem .9rem; max-width: 44rem; overflow-wrap: anywhere; }
+@media (max-width: 40rem) { table, small, .small, figcaption { font-size: .8rem; } th, td { padding-right: .8rem; }
+  thead th, tbody th { white-space: normal; min-width: 5.5rem; } td.note { min-width: 12rem; } td small { font-size: .72rem; } }
+@media print { html { font-size: 11px; } body { font-size: 1rem; max-width: none; padding: 0; } .scroll { overflow: visible; }
+  details::details-content { content-visibility: visible; block-size: auto; } h2, h3, summary { break-after: avoid; }
+  tr, svg { break-inside: avoid; } .scroll svg { min-width: 0 !important; } }
 """
 
-LABELS = {
-    "operations": "Operations per token: idealised, as built and dense",
-    "energy": "Estimated energy per token by price table, with intervals",
-    "quality_against_operations": "Bits per byte against operations per token",
-    "state_memory": "State memory against context length",
-    "firing_rates": "Firing rate by layer",
+CAPTIONS = {
+    "operations": "Dense performs every product, as built leaves out those with a zero. The hatched bar is hypothetical: what the published recipe "
+    "would say if every product read spikes.",
+    "quality_against_operations": "Filled circles are what was measured; an open circle is where the published recipe would put the same model.",
+    "energy": "Estimates, not measurements: circles are central readings, lines run from the most to the least favourable one. "
+    "An open circle and > say that some of the work has no price in that table, so that the truth is higher.",
+    "state_memory": "What is kept between two tokens. The dashed line is the key-value cache of a Transformer of the same layers and width.",
+    "firing_rates": "Mean over neurons and tokens. Dead neurons never fired on this text, saturated ones fired at every token.",
 }
+
+RASTER_CAPTION = "Every stroke is a spike, every row a neuron, every column a token; ␣ is a space, ↵ a new line."
 
 
 def page(measurements: Sequence[Measurement], drawn: dict[str, Figure], *, title: str, claims: Claims | None) -> str:
     """Return the whole HTML page."""
-    images = {name: _image(name, figure) for name, figure in drawn.items()}
-    rasters = "".join(f'<div class="scroll wide">{image}</div>' for name, image in images.items() if name.startswith("raster"))
+    pictures = {name: _picture(name, figure) for name, figure in drawn.items()}
+    rasters = "".join(picture for name, picture in pictures.items() if name.startswith("raster"))
     sections = [
         f"<h1>{escape(title)}</h1>",
-        *(f'<p class="lead">{escape(sentence)}</p>' for sentence in _summary(measurements)),
+        *(f'<p class="lead">{paragraph}</p>' for paragraph in _summary(measurements)),
         _alarm(measurements),
         "<h2>Side by side</h2>",
         _comparison(measurements),
         _claims(claims),
         "<h2>Operations</h2>",
-        f'<div class="pair">{images["operations"]}{images["quality_against_operations"]}</div>',
+        f'<div class="pair">{pictures["operations"]}{pictures["quality_against_operations"]}</div>',
         "".join(_layers(measurement) for measurement in measurements),
-        "<h2>Energy, estimated</h2>",
-        f'<div class="pair">{images["energy"]}{images["state_memory"]}</div>',
+        "<h2>Energy (estimated) and memory</h2>",
+        f'<div class="pair">{pictures["energy"]}{pictures["state_memory"]}</div>',
         _energy(measurements),
-        _firing(measurements, images.get("firing_rates", ""), rasters),
+        _firing(measurements, pictures.get("firing_rates", ""), rasters),
         "<h2>What was counted, and what was not</h2>",
         *(f"<p>{escape(text)}</p>" for text in _method(measurements)),
     ]
@@ -89,49 +93,63 @@ def page(measurements: Sequence[Measurement], drawn: dict[str, Figure], *, title
 """
 
 
-def _image(name: str, figure: Figure) -> str:
-    label = LABELS.get(name, "Spikes while a prompt is read, by neuron and token")
-    data = base64.b64encode(to_png(figure)).decode()
-    width = round(figure.get_figwidth() * 96)
-    return f'<figure><img src="data:image/png;base64,{data}" width="{width}" alt="{escape(label)}"></figure>'
+def _picture(name: str, figure: Figure) -> str:
+    """A figure with its caption. One that is wider than a column keeps the size of its letters, and scrolls on a phone."""
+    svg, caption = inline_svg(figure, name), CAPTIONS.get(name, RASTER_CAPTION)
+    if figure.get_figwidth() > WIDTH:
+        least = f"<svg style=\"min-width: {72 * figure.get_figwidth():.0f}px\""
+        svg = f'<div class="scroll" tabindex="0">{svg.replace("<svg", least, 1)}</div>'
+    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
     """A table whose first column names its rows; a row of empty cells is a heading, an indented name stands below it."""
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
-    body = "".join(_row(row, note=header[-1] == "note") for row in rows)
-    table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    body = "\n".join(_row(row, has_note=header[-1] == "note") for row in rows)
+    table = f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>"
     # the caption stands outside of what scrolls, so that it wraps on a phone
-    return f"<figure><figcaption>{escape(caption)}</figcaption>{table}</figure>"
+    return f'<figure><figcaption>{escape(caption)}</figcaption><div class="scroll" tabindex="0">{table}</div></figure>'
 
 
-def _row(row: Sequence[str], note: bool) -> str:
+def _row(row: Sequence[str], has_note: bool) -> str:
     name, *cells = row
-    group = ' class="group"' if not any(cells) else ""
+    if not any(cells):
+        return f'<tr class="group"><th scope="rowgroup" colspan="{len(row)}">{escape(name)}</th></tr>'
     inner = ' class="inner"' if name.startswith(" ") else ""
-    classes = [' class="note"' if note and index == len(cells) - 1 else "" for index in range(len(cells))]
-    shown = "".join(f"<td{kind}>{escape(cell)}</td>" for kind, cell in zip(classes, cells, strict=True))
-    return f'<tr{group}><th scope="row"{inner}>{escape(name.strip())}</th>{shown}</tr>'
+    note = f'<td class="note">{escape(cells.pop())}</td>' if has_note else ""
+    shown = "".join(f"<td>{_cell(cell)}</td>" if any(map(str.isdigit, cell)) else f'<td class="words">{escape(cell)}</td>' for cell in cells)
+    return f'<tr><th scope="row"{inner}>{escape(name.strip())}</th>{shown}{note}</tr>'
+
+
+def _cell(text: str) -> str:
+    """What stands in brackets goes below."""
+    number, bracket, interval = escape(text).partition(" [")
+    return f"{number}<small>[{interval}</small>" if bracket else number
 
 
 def _summary(measurements: Sequence[Measurement]) -> list[str]:
-    """Plain words, computed from the counts."""
+    """Plain words, computed from the counts; a paragraph per spiking model, as HTML."""
     twin = twin_of(measurements)
-    sentences = []
-    for model in spiking(measurements):
-        readers = sum(layer.is_spike_driven for layer in model.layers)
-        work = built_work(model)
-        reads = f"{readers} of its {len(model.layers)} matrix products read spikes" if readers else "no matrix product reads a spike"
-        sentence = f"In {model.name} {reads}: a token costs {si(work.macs)} multiply-accumulates and {si(work.acs)} accumulations"
-        if twin is not None:
-            ops = built_work(twin)
-            sentence += f", {times((work.macs + work.acs) / (ops.macs + ops.acs))} the {si(ops.macs)} of its dense twin {twin.name}"
-            sentence += f", at {model.bits_per_byte:.3f} against {twin.bits_per_byte:.3f} bits per byte"
-        sentences.append(sentence + f". Its neurons fire at {percent(model.firing_rate)} of the tokens.")
-    if not sentences:
+    if not spiking(measurements):
         model = measurements[0]
-        sentences.append(f"{model.name} has no spikes: a token costs {si(dense_work(model).macs)} multiply-accumulates, zeros included.")
-    return sentences
+        return [f"{_strong(model)} has no spikes: a token costs {si(dense_work(model).macs)} multiply-accumulates, zeros included."]
+    return [_summary_of(model, twin) for model in spiking(measurements)]
+
+
+def _summary_of(model: Measurement, twin: Measurement | None) -> str:
+    readers, work = sum(layer.is_spike_driven for layer in model.layers), built_work(model)
+    reads = f"{readers} of {len(model.layers)} matrix products read spikes" if readers else "no matrix product reads a spike"
+    costs = f"a token costs {si(work.macs)} multiply-accumulates and {si(work.acs)} accumulations"
+    beside = ""
+    if twin is not None and effective_ops(twin):
+        ratio = times(effective_ops(model) / effective_ops(twin))
+        beside = f", {ratio} the operations of its dense twin {_strong(twin)} ({si(effective_ops(twin))})"
+        beside += f", at {model.bits_per_byte:.3f} against {twin.bits_per_byte:.3f} bits per byte"
+    return f"In {_strong(model)} {reads}: {costs}{beside}. Its neurons fire at {percent(model.firing_rate)} of the tokens."
+
+
+def _strong(model: Measurement) -> str:
+    return f"<strong>{escape(model.name)}</strong>"
 
 
 def _alarm(measurements: Sequence[Measurement]) -> str:
@@ -169,23 +187,24 @@ def _layers(measurement: Measurement) -> str:
 
 
 def _energy(measurements: Sequence[Measurement]) -> str:
-    parts = [_break_even(measurements)]
-    for measurement in measurements:
-        for phase in phases([measurement]):
-            tables = "".join(f"<h3>{escape(name)}</h3>{_energy_terms(energy)}" for name, energy in measurement.energy[phase].items())
-            name = f"{measurement.name}, {phase}: every term, its price table and source"
-            parts.append(f"<details><summary>{escape(name)}</summary>{tables}</details>")
-    return "".join(parts)
+    profiles = dict.fromkeys(name for measurement in measurements for energies in measurement.energy.values() for name in energies)
+    return _break_even(measurements) + "\n".join(_energy_terms(measurements, profile) for profile in profiles)
 
 
-def _energy_terms(energy: dict[str, Any]) -> str:
-    where = f"weights, activations and state in {energy['memory_level']}" if energy["memory_level"] else "no memory is priced"
-    caption = (
-        f"Estimate per token. {energy['title']}. Grade: {energy['grade']}; scope: {energy['scope'].replace('_', ' ')}; "
-        f"footprint {energy['footprint_bytes']:,} bytes, {where}. Includes: {', '.join(energy['includes'])}. "
-        f"Excludes: {', '.join(energy['excludes'])}. Source: {energy['citation']}"
-    )
-    return _table(TERM_HEADER, term_rows(energy), caption)
+def _energy_terms(measurements: Sequence[Measurement], profile: str) -> str:
+    """One price table: where it is from, and every term of every model, phase by phase."""
+    source = next(energies[profile] for measurement in measurements for energies in measurement.energy.values() if profile in energies)
+    missing = unpriced_terms(measurements, profile)
+    summary = f"{escape(profile)} <small>{'no price for ' + escape(', '.join(missing)) if missing else 'everything has a price'}</small>"
+    lines = [
+        f"{source['title']}. Grade: {source['grade']}. Scope: {source['scope'].replace('_', ' ')}.",
+        f"Includes {', '.join(source['includes']) or 'nothing'}. Excludes {', '.join(source['excludes']) or 'nothing'}.",
+        f"Source: {source['citation']}",
+    ]
+    header = ["term", *(shorten(measurement.name, 28) for measurement in measurements), "note"]
+    tables = [_table(header, term_rows(measurements, phase, profile), f"Estimate per token, {phase}") for phase in phases(measurements)]
+    text = "".join(f'<p class="small">{escape(line)}</p>' for line in lines)
+    return f"<details><summary>{summary}</summary>{text}{''.join(tables)}</details>"
 
 
 def _break_even(measurements: Sequence[Measurement]) -> str:
@@ -217,7 +236,7 @@ def _firing(measurements: Sequence[Measurement], rates: str, rasters: str) -> st
         f"<h3>{escape(model.name)}</h3>" + _table(FIRING_HEADER, firing_rows(model), f"{model.tokens:,} tokens; intervals in tokens")
         for model in spiking(measurements)
     ]
-    return "<h2>Firing</h2>" + rates + rasters + "".join(tables) if tables else ""
+    return f'<h2>Firing</h2><div class="half">{rates}</div>{rasters}' + "".join(tables) if tables else ""
 
 
 def _method(measurements: Sequence[Measurement]) -> list[str]:

@@ -7,17 +7,20 @@ then renamed, so it is whole or not there.
 import csv
 import io
 import json
+import math
 import os
 import secrets
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from . import figures
 from .canvas import to_png
+from .derived import spiking
 from .html import page
 from .measurement import Claims, LayerOps, Measurement
 from .tables import comparison_table
@@ -32,10 +35,9 @@ class ReportError(ValueError):
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ReportError if `folder` holds something that is no report of ours: worth asking before a long measurement."""
-    is_ours = folder.is_dir() and ((folder / JSON_NAME).is_file() or not any(folder.iterdir()))
-    if folder.exists() and not is_ours:
-        raise ReportError(f"{folder} is there and is no report (it has no {JSON_NAME}); give another folder")
+    """Raise ReportError if a report in `folder` would replace what is no report of ours: worth asking before a long measurement."""
+    if (stranger := _stranger(folder)) is not None:
+        raise ReportError(f"{folder} is no report: {stranger} is none of its files; give another folder, or move it away")
 
 
 def write_report(folder: Path, measurements: Sequence[Measurement], *, title: str, claims: Claims | None = None) -> Path:
@@ -47,18 +49,20 @@ def write_report(folder: Path, measurements: Sequence[Measurement], *, title: st
     if not measurements:
         raise ReportError("there is nothing to report: no measurement was given")
     check_folder(folder)
+    # "." has no name to put something beside
+    target = folder.resolve()
     # beside the target, so that the renaming stays on one disk
-    unfinished = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         (unfinished / "figures").mkdir(parents=True)
         drawn = _figures(measurements)
         for name, figure in drawn.items():
             (unfinished / "figures" / f"{name}.png").write_bytes(to_png(figure))
-        (unfinished / HTML_NAME).write_text(page(measurements, drawn, title=title, claims=claims), encoding="utf-8")
-        (unfinished / CSV_NAME).write_text(_csv(measurements), encoding="utf-8", newline="")
+        (unfinished / HTML_NAME).write_text(page(measurements, drawn, title=title, claims=claims), encoding="utf-8", errors="replace")
+        (unfinished / CSV_NAME).write_text(_csv(measurements), encoding="utf-8", errors="replace", newline="")
         content = {"title": title, "claims": asdict(claims) if claims else None, "measurements": [m.to_dict() for m in measurements]}
-        (unfinished / JSON_NAME).write_text(json.dumps(content, indent=1), encoding="utf-8")
-        _replace(folder, unfinished)
+        (unfinished / JSON_NAME).write_text(json.dumps(_finite(content), indent=1, allow_nan=False), encoding="utf-8")
+        _replace(target, unfinished)
     except OSError as error:
         raise ReportError(f"cannot write the report {folder}: {error.strerror}; give another folder") from error
     finally:
@@ -66,32 +70,50 @@ def write_report(folder: Path, measurements: Sequence[Measurement], *, title: st
     return folder / HTML_NAME
 
 
+def _stranger(folder: Path) -> Path | None:
+    """Return something that a report does not have, and that would be lost if one were written here; None if there is nothing."""
+    if not folder.is_dir():
+        return folder if folder.exists() else None
+    inside = {path for path in folder.iterdir() if path.name != "figures"} | set((folder / "figures").glob("*"))
+    ours = {path for path in inside if path.name in (JSON_NAME, HTML_NAME, CSV_NAME) or path.match("figures/*.png")}
+    if inside and folder / JSON_NAME not in ours:
+        return min(inside)
+    return min(inside - ours, default=None)
+
+
 def _replace(folder: Path, unfinished: Path) -> None:
-    """Put `unfinished` in the place of `folder`; a reader finds the old one, or the new one."""
+    """Put `unfinished` in the place of `folder`: whatever interrupts, one of the two is there and whole."""
     old = unfinished.with_name(unfinished.name + ".old")
-    if folder.exists():
-        os.replace(folder, old)
     try:
+        if folder.exists():
+            os.replace(folder, old)
         os.replace(unfinished, folder)
-    except OSError:
-        if old.exists():
+    finally:
+        if old.exists() and not folder.exists():
             os.replace(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _finite(value: Any) -> Any:
+    """Return plain values with null for what JSON cannot say: infinity and not-a-number."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _figures(measurements: Sequence[Measurement]) -> dict[str, Figure]:
     """Name -> figure, in the order of the report; without spikes there is no raster and no rate."""
-    spiking = [measurement for measurement in measurements if measurement.firing_rate is not None]
     drawn = {
         "operations": figures.operations(measurements),
         "energy": figures.energy(measurements),
         "quality_against_operations": figures.quality_against_operations(measurements),
         "state_memory": figures.state_memory(measurements),
     }
-    if spiking:
+    if spiking(measurements):
         drawn["firing_rates"] = figures.firing_rates(measurements)
-    for index, measurement in enumerate(spiking):
+    for index, measurement in enumerate(spiking(measurements)):
         drawn["raster" if index == 0 else f"raster_{index + 1}"] = figures.raster(measurement)
     return drawn
 
