@@ -96,6 +96,8 @@ class OpCounter:
     def __enter__(self) -> "OpCounter":
         if self._mode is not None:
             raise CountError("this OpCounter is already counting; make another one for a count within a count")
+        if any(isinstance(module, torch.jit.ScriptModule) for module in self.model.modules()):
+            raise CountError("a TorchScript module lets nobody look inside; count the model before it is scripted or traced")
         recorder = self._recorder
         recorder.forget_weights()
         for parameter in self.model.parameters():
@@ -159,7 +161,7 @@ class OpCounter:
         is_outermost = not self._stack
         self._stack.append(self._names[id(module)])
         if isinstance(module, nn.RNNBase):
-            # so does oneDNN's LSTM
+            # oneDNN's fused layers show nothing of what they do
             self._unfused.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())
             torch._C._set_mkldnn_enabled(False)
         if is_outermost and not _is_backward():

@@ -435,3 +435,9 @@ def test_an_operator_is_named_by_the_module_that_called_it():
 def test_entering_twice_is_refused():
     with OpCounter(Toy()) as counter, pytest.raises(CountError, match="already counting"):
         counter.__enter__()
+
+
+def test_a_scripted_module_is_refused_in_words():
+    model = nn.Sequential(torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)))
+    with pytest.raises(CountError, match="TorchScript"), OpCounter(model):
+        pass
