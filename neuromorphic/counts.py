@@ -13,6 +13,7 @@ ELEMENTWISE = ("add", "mul", "div", "compare", "select", "exp", "log", "sigmoid"
 KINDS = ("matmul", "convolution", "embedding", "norm", "softmax", "elementwise", "neuron", "scan", "state", "move")
 
 ALPHABETS = ("zero", "binary", "ternary", "integer", "real")
+SPIKES = ("binary", "ternary", "integer")
 
 
 class Site(NamedTuple):
@@ -113,8 +114,8 @@ class Counts:
 
     @property
     def is_spike_driven(self) -> bool:
-        """True if there was a matrix product and every vector that it read was of spikes."""
-        return self.dense_ops > 0 and self.real_elements == 0
+        """True if every vector that a matrix product read was of spikes, and one at least held a spike: silence proves nothing."""
+        return self.alphabet in SPIKES
 
     @property
     def elementwise(self) -> dict[str, int]:

@@ -3,7 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .counts import MAXIMA, Counts, Tally
+from .counts import MAXIMA, SPIKES, Counts, Tally
+from .published import idealised_ops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class LayerOps:
 
     @property
     def is_spike_driven(self) -> bool:
-        return self.alphabet != "real"
+        return self.alphabet in SPIKES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +107,7 @@ def layer_ops(tally: Tally, phase: str, firing_rate: float | None, left_out: tup
         if not sites:
             continue
         counts = sum(sites.values(), Counts())
-        idealised = None if firing_rate is None or module in left_out else counts.dense_ops * firing_rate / tokens
+        idealised = None if firing_rate is None or module in left_out else idealised_ops(counts.dense_ops, firing_rate) / tokens
         rows.append(
             LayerOps(
                 module=module,

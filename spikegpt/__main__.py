@@ -223,14 +223,14 @@ def compare_verb(arguments: list[str]) -> int:
 
 
 def _measure(runs: list[Path], options: _Measuring, title: str) -> int:
-    from neuromorphic import bundled_profiles
+    from neuromorphic import bundled_profiles, load_profile
     from neuromorphic.report import check_folder, comparison_table, write_report
 
-    from .compare import claims_of, load_profiles, measure_runs, report_folder
+    from .compare import claims_of, measure_runs, report_folder
 
     _use_threads(options.threads)
     # what cannot work is found before the long part
-    profiles = load_profiles(options.prices or bundled_profiles())
+    profiles = [load_profile(name) for name in options.prices or bundled_profiles()]
     folder = options.out or report_folder(runs[0])
     check_folder(folder)
     measurements = measure_runs(

@@ -24,11 +24,11 @@ from neuromorphic import (
     Raster,
     estimate,
     layer_ops,
-    load_profile,
     per_token,
     published_saving,
     raster,
 )
+from neuromorphic.published import AC_PJ, MAC_PJ
 
 from .checkpoint import latest_checkpoint, load_model, read_run_config, step_of
 from .config import ModelConfig, TrainConfig
@@ -209,16 +209,11 @@ def report_folder(run: Path) -> Path:
     return (run.resolve().parent.parent if (run / "manifest.json").is_file() else run) / "report"
 
 
-def load_profiles(names: Sequence[str]) -> list[Profile]:
-    return [load_profile(name) for name in names]
-
-
 def claims_of(measurement: Measurement) -> Claims | None:
     """Return the published saving, the same recipe on this model, and what this model saves as built; None if it is dense."""
     if measurement.firing_rate is None:
         return None
     published = published_saving()
-    mac_pj, ac_pj = 4.5, 0.9
     covered = [layer for layer in measurement.layers if layer.idealised_acs is not None]
     dense = sum(layer.dense_ops for layer in covered)
     idealised = sum(layer.idealised_acs for layer in covered)
@@ -229,8 +224,8 @@ def claims_of(measurement: Measurement) -> Claims | None:
     return Claims(
         per_projection_ratio=published.projection_ratio,
         total_ratio=published.total_ratio,
-        idealised_ratio=_ratio(mac_pj * dense, ac_pj * idealised),
-        as_built_ratio=_ratio(mac_pj * dense, mac_pj * still_dense + ac_pj * acs),
+        idealised_ratio=_ratio(MAC_PJ * dense, AC_PJ * idealised),
+        as_built_ratio=_ratio(MAC_PJ * dense, MAC_PJ * still_dense + AC_PJ * acs),
         sentence=f"The published figures multiply every operation by a firing rate; in {measurement.name} as built, {readers} spikes, "
         "and what reads real numbers multiplies as before.",
     )

@@ -320,6 +320,8 @@ def test_a_silent_input_costs_nothing_and_is_densely_full():
     counts = counter.tally().total()
     assert (counts.effective_ops, counts.dense_ops, counts.weights_once, counts.weights_per_event) == (0, 45, 0, 0)
     assert counts.weights_dense == 45
+    # no spike was seen, so nothing says that spikes are what this layer reads
+    assert not counts.is_spike_driven
 
 
 def test_weights_once_counts_the_rows_that_ever_had_an_event():
