@@ -260,6 +260,13 @@ class Recorder:
         else:
             self._add(site, Counts(add=elements, activation_reads=elements))
 
+    def scaled_bias(self, site: Site, bias: Tensor, result: Tensor, beta: float = 1, alpha: float = 1, **_: Any) -> None:
+        """Count beta * bias + alpha * product: a factor other than 1 multiplies every element, a beta of 0 leaves the bias out."""
+        if beta != 0:
+            self.bias(site, bias, result)
+        factors = (beta not in (0, 1)) + (alpha != 1)
+        self._add(site, Counts(mul=factors * self._live_elements(site.operator, result)))
+
     def _describe(self, w: Tensor, describe: Callable, *options: Any) -> Any:
         """Return describe(w, *options), computed once while the weight stays as it is."""
         if w.is_inference():
@@ -286,7 +293,7 @@ def _mm(recorder: Recorder, site: Site, args: tuple, kwargs: dict, results: list
 
 def _addmm(recorder: Recorder, site: Site, args: tuple, kwargs: dict, results: list[Tensor]) -> None:
     recorder.product(site, args[1].unsqueeze(0), args[2].unsqueeze(0))
-    recorder.bias(site, args[0], results[0])
+    recorder.scaled_bias(site, args[0], results[0], **kwargs)
 
 
 def _bmm(recorder: Recorder, site: Site, args: tuple, kwargs: dict, results: list[Tensor]) -> None:
@@ -295,7 +302,7 @@ def _bmm(recorder: Recorder, site: Site, args: tuple, kwargs: dict, results: lis
 
 def _baddbmm(recorder: Recorder, site: Site, args: tuple, kwargs: dict, results: list[Tensor]) -> None:
     recorder.product(site, args[1], args[2])
-    recorder.bias(site, args[0], results[0])
+    recorder.scaled_bias(site, args[0], results[0], **kwargs)
 
 
 def _mv(recorder: Recorder, site: Site, args: tuple, kwargs: dict, results: list[Tensor]) -> None:
@@ -304,7 +311,7 @@ def _mv(recorder: Recorder, site: Site, args: tuple, kwargs: dict, results: list
 
 def _addmv(recorder: Recorder, site: Site, args: tuple, kwargs: dict, results: list[Tensor]) -> None:
     recorder.product(site, args[1].unsqueeze(0), args[2][None, :, None])
-    recorder.bias(site, args[0], results[0])
+    recorder.scaled_bias(site, args[0], results[0], **kwargs)
 
 
 def _dot(recorder: Recorder, site: Site, args: tuple, kwargs: dict, results: list[Tensor]) -> None:

@@ -439,6 +439,16 @@ def test_entering_twice_is_refused():
         counter.__enter__()
 
 
+@pytest.mark.parametrize(("factors", "adds", "muls"), [({}, 21, 0), ({"beta": 0}, 0, 0), ({"beta": 2}, 21, 21), ({"beta": 2, "alpha": 3}, 21, 42)])
+def test_the_factors_of_a_product_with_a_bias_are_counted(factors, adds, muls):
+    class Scaled(nn.Module):
+        def forward(self, bias, x, w):
+            return torch.addmm(bias, x, w, **factors)
+
+    counts = count(Scaled(), torch.ones(3), torch.full((7, 5), 0.5), torch.full((5, 3), 0.5)).total()
+    assert (counts.add, counts.mul, counts.dense_ops) == (adds, muls, 7 * 5 * 3)
+
+
 def test_a_scripted_module_is_refused_in_words():
     model = nn.Sequential(torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)))
     with pytest.raises(CountError, match="TorchScript"), OpCounter(model):
