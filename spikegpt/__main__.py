@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import sys
+from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,13 +13,13 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from . import __version__
-from .config import PRESETS, ModelConfig, TrainConfig, model_preset, train_preset
+from .config import PRESETS, SPIKING, ModelConfig, TrainConfig, model_preset, train_preset
 from .errors import SpikegptError
 
 USAGE = f"""spikegpt {__version__}: train spiking language models, and compare them with their dense RWKV twin
 
-  spikegpt train                  train a model (--preset {" | ".join(PRESETS)})
-  spikegpt train --spiking none   train its dense twin
+  spikegpt train                  train a spike-driven model (--preset {" | ".join(PRESETS)})
+  spikegpt train --spiking none   train its dense twin; --spiking output: the published block
   spikegpt train --resume RUN     continue a run that was broken off
   spikegpt generate RUN "Once"    write text, token by token
   spikegpt evaluate RUN...        bits per byte and firing rates, of several runs side by side
@@ -142,12 +143,18 @@ def train_verb(arguments: list[str]) -> int:
 
 
 def _train_defaults(arguments: list[str]) -> Train:
-    """The defaults that `--preset` asks for, so that every other flag changes the preset."""
-    given = [argument.split("=", 1)[1] for argument in arguments if argument.startswith("--preset=")]
-    given += [value for flag, value in itertools.pairwise(arguments) if flag == "--preset"]
-    # an unknown name is left to the parser, which lists the known ones
-    name = given[-1] if given and given[-1] in PRESETS else "tiny"
-    return Train(preset=name, model=model_preset(name), train=train_preset(name))
+    """The defaults that `--preset` and `--spiking` ask for (each block has its own neuron), so that other flags change those."""
+    name = _given("--preset", arguments, PRESETS) or "tiny"
+    spiking = _given("--spiking", arguments, SPIKING)
+    changes = {"spiking": spiking} if spiking else {}
+    return Train(preset=name, model=model_preset(name, **changes), train=train_preset(name))
+
+
+def _given(flag: str, arguments: list[str], known: Container[str]) -> str | None:
+    """The value of `flag` if it is a known one; an unknown one is left to the parser, which lists the known ones."""
+    values = [argument.split("=", 1)[1] for argument in arguments if argument.startswith(f"{flag}=")]
+    values += [value for name, value in itertools.pairwise(arguments) if name == flag]
+    return values[-1] if values and values[-1] in known else None
 
 
 def _changed(options: Train) -> list[str]:

@@ -7,7 +7,8 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from neuromorphic.published import AC_PJ, MAC_PJ
 
 from .checkpoint import latest_checkpoint, load_model, read_run_config, step_of
 from .config import ModelConfig, TrainConfig
+from .engine import Engine
 from .errors import SpikegptError
 from .evaluate import evaluate_stream, read_text
 from .model import ModelOutput, SpikeGPT
@@ -47,7 +49,9 @@ LARGEST_LISTED_VOCABULARY = 4096
 
 # settings that a twin may have of its own: they do not touch what is learned, or act on spikes only
 _OWN_SETTINGS = {"threads", "eval_every", "eval_tokens", "sample_every", "save_every", "keep", "log_every", "tensorboard"}
-_SPIKE_SETTINGS = {"firing_rate_target", "firing_rate_weight"}
+_SPIKE_SETTINGS = {"firing_rate_target", "firing_rate_weight", "synop_budget", "synop_weight", "synop_warmup", "verify_spikes"}
+# of a model: what only its spikes know
+_NEURON_SETTINGS = {"neuron", "hidden_levels", "spiking_head"}
 
 
 def measure_runs(
@@ -162,6 +166,18 @@ def _decode(model: SpikeGPT, ids: Tensor) -> None:
         state = model(ids[:, position : position + 1], state).state
 
 
+def _decoder(model: SpikeGPT, ids: Tensor) -> Callable[[Tensor], None]:
+    """Return a function that reads ids (1, T) one by one in the engine, as `generate` does, after the first of `ids`."""
+    engine = Engine(model)
+    engine.start(model(ids[:, :1]).state)
+
+    def decode(rest: Tensor) -> None:
+        for token in rest[0]:
+            engine.step(token.view(1))
+
+    return decode
+
+
 @torch.inference_mode()
 def measure_speed(models: Sequence[SpikeGPT], texts: Sequence[np.ndarray]) -> list[dict[str, float]]:
     """Return phase -> tokens per second of each model on this host: medians of rounds in which the models take turns."""
@@ -171,9 +187,10 @@ def measure_speed(models: Sequence[SpikeGPT], texts: Sequence[np.ndarray]) -> li
     for is_counted in (False, *[True] * SPEED_ROUNDS):
         for index, (model, tokens) in enumerate(zip(models, texts, strict=True)):
             ids = torch.from_numpy(tokens[:1025].astype(np.int64))[None, :-1]
-            for phase, read, part in (("prefill", _read, ids), ("decode", _decode, ids[:, :DECODED])):
+            decode = _decoder(model, ids)
+            for phase, read, part in (("prefill", partial(_read, model), ids), ("decode", decode, ids[:, :DECODED])):
                 start = time.perf_counter()
-                read(model, part)
+                read(part)
                 if is_counted:
                     seconds[index][phase].append(time.perf_counter() - start)
                 sizes[index][phase] = part.shape[1]
@@ -188,7 +205,7 @@ def _processor() -> str:
 
 
 def _rasters(model: SpikeGPT, tokenizer: Tokenizer, tokens: np.ndarray, prompt: str | None) -> tuple[Raster, ...]:
-    """The spikes of both halves of the first, the middle and the last block while the prompt is read."""
+    """The spikes of one layer of neurons in both halves of the first, the middle and the last block while the prompt is read."""
     read = tokens if prompt is None else tokenizer.encode(prompt.encode())
     read = np.asarray(read[:RASTER_TOKENS])
     if not len(read):
@@ -196,8 +213,9 @@ def _rasters(model: SpikeGPT, tokenizer: Tokenizer, tokens: np.ndarray, prompt: 
     spikes = model(torch.from_numpy(read.astype(np.int64))[None]).spikes
     labels = tuple(tokenizer.decode([token]).decode("utf-8", "replace") for token in read)
     blocks = sorted({0, model.config.n_layer // 2, model.config.n_layer - 1})
+    halves = {"input": ("att.output_neuron", "ffn.value_neuron")}.get(model.config.spiking, ("time_mix_neuron", "channel_mix_neuron"))
     rasters = []
-    for layer in (f"blocks.{block}.{half}_neuron" for block in blocks for half in ("time_mix", "channel_mix")):
+    for layer in (f"blocks.{block}.{half}" for block in blocks for half in halves):
         n_neurons = min(RASTER_NEURONS, spikes[layer].shape[-1])
         at, neurons = raster(spikes[layer][0], n_neurons)
         rasters.append(Raster(layer=layer, prompt=labels, tokens=tuple(at.tolist()), neurons=tuple(neurons.tolist()), n_neurons=n_neurons))
@@ -252,7 +270,7 @@ def find_twin(run: Path) -> Path | None:
 
 def _twin_key(model: ModelConfig, training: dict[str, Any], corpus: Any) -> tuple[Any, ...]:
     """What must be equal in a model and its twin."""
-    sizes = {name: value for name, value in model.to_dict().items() if name != "neuron"}
+    sizes = {name: value for name, value in model.to_dict().items() if name not in _NEURON_SETTINGS}
     shared = {name: value for name, value in TrainConfig.from_dict(training).to_dict().items() if name not in _OWN_SETTINGS | _SPIKE_SETTINGS}
     return sizes, shared, (corpus or {}).get("text_sha256")
 

@@ -6,10 +6,10 @@ Names are RWKV's (`n_layer, n_embd, ctx_len, vocab_size`).
 
 import dataclasses
 import difflib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-SPIKING = ("none", "output")
+SPIKING = ("none", "output", "input")
 
 
 class _Config:
@@ -32,7 +32,7 @@ class _Config:
                 hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(fields)}"
                 raise ValueError(f"{cls.__name__} has no key {key!r}; {hint}")
         nested = {"neuron": NeuronConfig}
-        return cls(**{key: nested[key].from_dict(value) if key in nested else value for key, value in values.items()})
+        return cls(**{key: nested[key].from_dict(value) if key in nested and value is not None else value for key, value in values.items()})
 
 
 def _check(condition: bool, message: str) -> None:
@@ -42,7 +42,12 @@ def _check(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class NeuronConfig(_Config):
-    """One leaky integrate-and-fire neuron; the defaults are the published SpikeGPT's. Equations: `kernels/reference.py`."""
+    """One leaky integrate-and-fire neuron; the defaults are the published SpikeGPT's. Equations: `kernels/reference.py`.
+
+    With `levels` above 1 or `signed` it is an integer neuron: it may fire several unit spikes within one token, and negative
+    ones (ON/OFF pairs). Its alphabet is -levels..levels or 0..levels, its surrogate straight-through ("rectangular", slope 1),
+    and no gradient flows through its reset.
+    """
 
     membrane_decay: float = 0.5
     """fraction of the potential kept per step = 1 - 1/tau"""
@@ -62,6 +67,12 @@ class NeuronConfig(_Config):
     """steepness of the surrogate (alpha of atan)"""
     learnable_decay: bool = False
     """one trained membrane_decay per channel, starting at the one above"""
+    learnable_threshold: bool = False
+    """one trained threshold per channel, starting at the one above"""
+    levels: int = 1
+    """most unit spikes per token"""
+    signed: bool = False
+    """negative spikes too: ON/OFF pairs, where a spike adds or subtracts"""
 
     def __post_init__(self):
         lowest, highest = ("above 0", "below 1") if self.learnable_decay else ("at least 0", "below 1" if self.decay_input else "at most 1")
@@ -74,6 +85,22 @@ class NeuronConfig(_Config):
         surrogates = ("atan", "sigmoid", "fast_sigmoid", "rectangular")
         _check(self.surrogate in surrogates, f"surrogate must be one of {', '.join(surrogates)}, got {self.surrogate!r}")
         _check(self.slope > 0, f"slope must be positive, got {self.slope}")
+        _check(isinstance(self.levels, int) and 1 <= self.levels <= 127, f"levels must be a whole number from 1 to 127, got {self.levels!r}")
+        if self.is_integer:
+            kind = f"an integer neuron (levels={self.levels}, signed={self.signed})"
+            _check(self.reset_potential == 0, f"{kind} rests at 0: reset_potential must be 0, got {self.reset_potential}")
+            straight = self.surrogate == "rectangular" and self.slope == 1 and self.detach_reset
+            _check(straight, f"{kind} is trained straight through: it needs surrogate='rectangular', slope=1, detach_reset=True")
+        _check(not self.learnable_threshold or self.reset_potential == 0, "a learnable threshold needs reset_potential 0")
+
+    @property
+    def is_integer(self) -> bool:
+        return self.levels > 1 or self.signed
+
+    @property
+    def alphabet(self) -> tuple[int, int]:
+        """Lowest and highest spike: (0, 1) is binary, (-1, 1) ternary."""
+        return (-self.levels if self.signed else 0), self.levels
 
     @property
     def tau(self) -> float:
@@ -87,6 +114,19 @@ class NeuronConfig(_Config):
         return cls(membrane_decay=1 - 1 / tau, **options)
 
 
+# the neuron of the spike-driven block: ON/OFF, up to four spikes a token, memoryless; what measured best in benchmarks/tradeoff.py
+INPUT_NEURON = NeuronConfig(
+    membrane_decay=0.0,
+    reset="subtract",
+    detach_reset=True,
+    surrogate="rectangular",
+    slope=1.0,
+    learnable_threshold=True,
+    levels=4,
+    signed=True,
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(_Config):
     """The shape of a network. The dense twin of a model is the same configuration with `spiking="none"`."""
@@ -97,18 +137,28 @@ class ModelConfig(_Config):
     """tokens per training window; the model itself has no longest text"""
     vocab_size: int = 256
     """training replaces it by the tokenizer's"""
-    spiking: Literal["none", "output"] = "output"
-    """none: dense RWKV-4; output: published SpikeGPT, neurons on the output of each half block"""
+    spiking: Literal["none", "output", "input"] = "input"
+    """none: dense RWKV-4; output: published SpikeGPT, neurons on the output of each half block; input: spike-driven, neurons
+    before every matrix product of a block"""
     dropout: float = 0.03
     """on the residual stream after each block, as published"""
-    neuron: NeuronConfig = field(default_factory=NeuronConfig)
+    hidden_levels: int = 8
+    """input only: most unit spikes per token of a hidden neuron of the channel mix, which is never negative"""
+    spiking_head: bool = False
+    """input only: the head reads spikes too. It costs a little quality, and pays where the vocabulary is large"""
+    neuron: NeuronConfig = None
+    """the neuron; left out, it is the published one for output, INPUT_NEURON for input"""
 
     def __post_init__(self):
+        if self.neuron is None:
+            object.__setattr__(self, "neuron", default_neuron(self.spiking))
         for name in ("n_layer", "n_embd", "ctx_len", "vocab_size"):
             value = getattr(self, name)
             _check(isinstance(value, int) and value >= 1, f"{name} must be a whole number of at least 1, got {value!r}")
         _check(self.spiking in SPIKING, f"spiking must be one of {', '.join(SPIKING)}, got {self.spiking!r}")
         _check(0 <= self.dropout < 1, f"dropout must lie in [0, 1), got {self.dropout}")
+        levels = self.hidden_levels
+        _check(isinstance(levels, int) and 1 <= levels <= 127, f"hidden_levels must be a whole number from 1 to 127, got {levels!r}")
 
     @property
     def n_ffn(self) -> int:
@@ -118,6 +168,19 @@ class ModelConfig(_Config):
     def twin(self) -> "ModelConfig":
         """Return the dense twin's configuration."""
         return dataclasses.replace(self, spiking="none")
+
+    @property
+    def hidden_neuron(self) -> NeuronConfig:
+        """The neuron of the channel mix's hidden layer in the `input` block: as the others, but never negative."""
+        hidden = dataclasses.replace(self.neuron, levels=1, signed=False)
+        if self.hidden_levels == 1:
+            return hidden
+        return dataclasses.replace(hidden, levels=self.hidden_levels, surrogate="rectangular", slope=1.0, detach_reset=True)
+
+
+def default_neuron(spiking: str) -> NeuronConfig:
+    """Return the neuron that a block has if none is given."""
+    return INPUT_NEURON if spiking == "input" else NeuronConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +216,14 @@ class TrainConfig(_Config):
     firing_rate_target: float | None = None
     """adds firing_rate_weight * mean over neuron layers of (rate - target)^2 to the loss"""
     firing_rate_weight: float = 1.0
+    synop_budget: float = 0.2
+    """largest share of the dense matrix products that spikes may cost: adds synop_weight * (share - budget) to the loss while
+    the fan-out-weighted firing rate is above it, from synop_warmup of the steps on. Acts on the input block only; 0 turns it off"""
+    synop_weight: float = 1.0
+    synop_warmup: float = 0.1
+    """share of the steps over which synop_weight grows from 0"""
+    verify_spikes: bool = False
+    """check at every step that each neuron emits its declared alphabet only"""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """mixed precision, where the device has it"""
     seed: int = 0
@@ -184,6 +255,9 @@ class TrainConfig(_Config):
         _check(self.bpe_vocab_size >= 257, f"bpe_vocab_size must be at least 257, got {self.bpe_vocab_size}")
         rate = self.firing_rate_target
         _check(rate is None or 0 < rate < 1, f"firing_rate_target must lie between 0 and 1, got {rate}")
+        _check(0 <= self.synop_budget < 1, f"synop_budget must lie in [0, 1), got {self.synop_budget}")
+        _check(self.synop_weight >= 0, f"synop_weight must not be negative, got {self.synop_weight}")
+        _check(0 <= self.synop_warmup <= 1, f"synop_warmup must lie in [0, 1], got {self.synop_warmup}")
         _check(self.precision in ("no", "bf16", "fp16"), f"precision must be no, bf16 or fp16, got {self.precision!r}")
 
 
@@ -200,12 +274,12 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     # the paper's enwik8 model; its 46.1M parameters imply a vocabulary of about 5458 characters
     "spikegpt-46m": {
-        "model": {"n_layer": 12, "n_embd": 512, "ctx_len": 1024, "vocab_size": 5458},
+        "model": {"n_layer": 12, "n_embd": 512, "ctx_len": 1024, "vocab_size": 5458, "spiking_head": True},
         "train": {"steps": 100_000, **_PUBLISHED},
     },
     # the released OpenWebText model, with the GPT-NeoX 20B vocabulary
     "spikegpt-216m": {
-        "model": {"n_layer": 18, "n_embd": 768, "ctx_len": 1024, "vocab_size": 50277},
+        "model": {"n_layer": 18, "n_embd": 768, "ctx_len": 1024, "vocab_size": 50277, "spiking_head": True},
         "train": {"steps": 400_000, **_PUBLISHED},
     },
 }

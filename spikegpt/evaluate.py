@@ -35,7 +35,11 @@ class Evaluation:
     characters: int
     nats: float
     firing_rates: dict[str, float] = field(default_factory=dict)
-    """emitting module -> mean spike per neuron and token read, in [0, 1]"""
+    """emitting module -> share of its neurons that fired, over all tokens read, in [0, 1]"""
+    unit_spikes: dict[str, float] = field(default_factory=dict)
+    """emitting module -> unit spikes per neuron and token read: above the firing rate where a neuron may fire several times"""
+    synapses: dict[str, int] = field(default_factory=dict)
+    """emitting module -> weights of the matrix product that reads its spikes; empty where none does"""
 
     @property
     def bits_per_token(self) -> float:
@@ -56,36 +60,62 @@ class Evaluation:
 
     @property
     def firing_rate(self) -> float | None:
-        """Mean over the neurons of all blocks (the binary embedding is not a neuron), or None for a dense model."""
-        rates = [rate for name, rate in self.firing_rates.items() if name != "emb"]
-        return sum(rates) / len(rates) if rates else None
+        """See `mean_firing_rate`; None for a dense model."""
+        return mean_firing_rate(self.firing_rates, self.synapses)
+
+    @property
+    def synops_per_token(self) -> float | None:
+        """Unit spikes times the weights that each one reaches; None where no matrix product reads spikes."""
+        if not self.synapses:
+            return None
+        return sum(self.unit_spikes[name] * count for name, count in self.synapses.items())
 
     def to_dict(self) -> dict[str, Any]:
-        derived = ("bits_per_byte", "bits_per_character", "bits_per_token", "perplexity", "firing_rate")
+        derived = ("bits_per_byte", "bits_per_character", "bits_per_token", "perplexity", "firing_rate", "synops_per_token")
         return {**asdict(self), **{name: getattr(self, name) for name in derived}}
+
+
+def mean_firing_rate(rates: dict[str, float], synapses: dict[str, int]) -> float | None:
+    """Return the mean of `rates` weighted by synapses where matrix products read the spikes, else over all layers of neurons.
+
+    The binary embedding is not a neuron. None if there is nothing to average.
+    """
+    if synapses:
+        return sum(rates[name] * count for name, count in synapses.items()) / sum(synapses.values())
+    neurons = [rate for name, rate in rates.items() if name != "emb"]
+    return sum(neurons) / len(neurons) if neurons else None
 
 
 class _Sums:
     """Running sums of one evaluation."""
 
-    def __init__(self):
-        self.nats, self.tokens_read, self.spikes = 0.0, 0, {}
+    def __init__(self, model: SpikeGPT):
+        self.nats, self.tokens_read, self.spikes, self.synapses = 0.0, 0, {}, model.synapses()
 
     def add(self, logits: Tensor, targets: Tensor, spikes: dict[str, Tensor], tokens_read: int) -> None:
         losses = F.cross_entropy(logits.float().flatten(0, -2), targets.flatten(), reduction="none")
         self.nats += losses.double().sum().item()
         self.tokens_read += tokens_read
         for name, spike in spikes.items():
-            total, channels = self.spikes.get(name, (0.0, spike.shape[-1]))
-            self.spikes[name] = (total + (spike != 0).sum(dtype=torch.int64).item(), channels)
+            fired, units, channels = self.spikes.get(name, (0, 0, spike.shape[-1]))
+            units += spike.abs().sum(dtype=torch.float64).item()
+            self.spikes[name] = (fired + spike.count_nonzero().item(), units, channels)
 
     def result(self, protocol: str, tokens: np.ndarray, tokenizer: Tokenizer) -> Evaluation:
         text = tokenizer.decode(tokens[1:])
         # every byte that does not continue a UTF-8 character begins one
         characters = int(np.count_nonzero((np.frombuffer(text, np.uint8) & 0xC0) != 0x80))
-        rates = {name: total / channels / self.tokens_read for name, (total, channels) in self.spikes.items()}
+        rates = {name: fired / channels / self.tokens_read for name, (fired, _, channels) in self.spikes.items()}
+        units = {name: units / channels / self.tokens_read for name, (_, units, channels) in self.spikes.items()}
         return Evaluation(
-            protocol=protocol, tokens=len(tokens) - 1, bytes=len(text), characters=characters, nats=self.nats, firing_rates=rates
+            protocol=protocol,
+            tokens=len(tokens) - 1,
+            bytes=len(text),
+            characters=characters,
+            nats=self.nats,
+            firing_rates=rates,
+            unit_spikes=units,
+            synapses=self.synapses,
         )
 
 
@@ -101,7 +131,7 @@ def evaluate_stream(
         SpikegptError: fewer than two tokens.
     """
     _check(tokens)
-    sums, state = _Sums(), None
+    sums, state = _Sums(model), None
     device = model.head.weight.device
     with _evaluating(model):
         for start in range(0, len(tokens) - 1, chunk):
@@ -127,7 +157,7 @@ def evaluate_windows(model: SpikeGPT, tokens: np.ndarray, tokenizer: Tokenizer, 
     predicted = len(tokens) - 1
     if ctx_len > predicted:
         raise SpikegptError(f"ctx_len is {ctx_len}, the text has {len(tokens)} tokens; use at most {predicted}")
-    sums = _Sums()
+    sums = _Sums(model)
     device = model.head.weight.device
     # the last window is moved back to end with the text; what it has in common with the one before is not scored twice
     starts = [*range(0, predicted - ctx_len, stride), predicted - ctx_len]

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .engine import Engine
 from .errors import SpikegptError
 from .model import SpikeGPT, State, join_states
 from .tokenizer import Tokenizer
@@ -86,7 +87,9 @@ def stream(model: SpikeGPT, tokenizer: Tokenizer, prompts: list[str], sampling: 
     ]
     # each prompt alone: padding would put foreign tokens into a recurrent state
     logits, states = zip(*(_read_prompt(model, row.prompt_ids.to(device)) for row in rows), strict=True)
-    logits, state = torch.cat(logits), join_states(states)
+    logits = torch.cat(logits)
+    engine = Engine(model)
+    engine.start(join_states(states))
     try:
         for _ in range(sampling.max_tokens):
             chosen = torch.stack([row.choose(scores) for row, scores in zip(rows, logits.float().cpu(), strict=True)])
@@ -94,8 +97,7 @@ def stream(model: SpikeGPT, tokenizer: Tokenizer, prompts: list[str], sampling: 
                 yield from row.push(token)
             if all(row.is_done for row in rows):
                 return
-            output = model(chosen.to(device).unsqueeze(1), state)
-            logits, state = output.logits[:, -1], output.state
+            logits = engine.step(chosen)
         for row in rows:
             yield from row.finish()
     finally:

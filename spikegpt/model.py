@@ -1,9 +1,10 @@
-"""The whole network: TimeMix, ChannelMix, Block, SpikeGPT. Dense RWKV-4 is the same class with `spiking="none"`.
+"""The whole network: TimeMix, ChannelMix, Block, SpikeGPT. One class: spike-driven, as published, and dense RWKV-4.
 
 Parameter names and shapes are those of the official checkpoints. One neuron step is one token.
 Sources: github.com/BlinkDL/RWKV-LM, RWKV-v4neo/src/model.py; github.com/ridgerchu/SpikeGPT, src/model.py.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -14,15 +15,22 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from .config import ModelConfig
-from .kernels import WKVState, wkv
+from .kernels import WKVState, event_wkv, wkv
 from .neuron import LIF, heaviside
 
-# makes the neurons of one half block from n_embd; returns a module like `neuron.LIF`
+# makes the neurons of one layer from n_embd; returns a module like `neuron.LIF`
 NeuronFactory = Callable[[int], nn.Module]
+
+# share of its neurons that fires in each layer of the input block at the first step, where thresholds may learn
+INITIAL_FIRING_RATE = 0.25
 
 
 class LayerState(NamedTuple):
-    """What one block carries from token to token; each tensor (B, C). Neuron states are None in the dense twin."""
+    """What one block carries from token to token; each tensor (B, C).
+
+    A neuron state is what the block's neurons carry: None in the dense twin, the potential in the published block, and in
+    the spike-driven block site -> potential, or None where the neuron is memoryless.
+    """
 
     time_mix_shift: Tensor
     wkv: WKVState
@@ -62,12 +70,24 @@ def token_shift_cost(args: tuple, kwargs: dict, output: Any) -> dict[str, int]:
     return {"state_elements": args[0].shape[-1], "state_reads": elements, "state_writes": elements}
 
 
-class TimeMix(nn.Module):
-    """RWKV-4 time mixing: output(sigmoid(receptance) * wkv(key, value)), each projection of a token-shift mix."""
+class _Mix(nn.Module):
+    """What both halves of a block share: neurons before their matrix products, which only the spike-driven block has."""
 
     op_cost = staticmethod(token_shift_cost)
 
-    def __init__(self, config: ModelConfig):
+    def _fire(self, site: str, current: Tensor, before: dict[str, Any] | None, after: dict[str, Any], spikes: dict[str, Tensor]) -> Tensor:
+        """Return the spikes of the neurons at `site`, and note them and their state; without neurons, the current itself."""
+        neuron = getattr(self, site, None)
+        if neuron is None:
+            return current
+        spikes[site], after[site] = neuron(current, before[site] if before else None)
+        return spikes[site]
+
+
+class TimeMix(_Mix):
+    """RWKV-4 time mixing: output(sigmoid(receptance) * wkv(key, value)), each projection of a token-shift mix."""
+
+    def __init__(self, config: ModelConfig, neuron: NeuronFactory):
         super().__init__()
         C = config.n_embd
         self.time_decay = nn.Parameter(torch.empty(C))
@@ -76,22 +96,30 @@ class TimeMix(nn.Module):
             setattr(self, name, nn.Parameter(torch.empty(1, 1, C)))
         for name in ("key", "value", "receptance", "output"):
             setattr(self, name, nn.Linear(C, C, bias=False))
+        self.has_events = config.spiking == "input"
+        if self.has_events:
+            for site in ("key_neuron", "value_neuron", "receptance_neuron", "wkv_neuron", "output_neuron"):
+                setattr(self, site, neuron(C))
 
-    def forward(self, x: Tensor, shift: Tensor | None, state: WKVState | None) -> tuple[Tensor, Tensor, WKVState]:
-        shifted = shift_tokens(x, shift)
-        key = self.key(torch.lerp(shifted, x, self.time_mix_k))
-        value = self.value(torch.lerp(shifted, x, self.time_mix_v))
-        receptance = self.receptance(torch.lerp(shifted, x, self.time_mix_r))
-        mean, state = wkv(self.time_decay, self.time_first, key, value, state)
-        return self.output(torch.sigmoid(receptance) * mean), x[:, -1], state
+    def forward(self, x: Tensor, shift: Tensor | None, state: WKVState | None, before: dict[str, Any] | None) -> tuple:
+        """Return (y, shift, wkv state, site -> neuron state, site -> spikes)."""
+        shifted, after, spikes = shift_tokens(x, shift), {}, {}
+        key = self.key(self._fire("key_neuron", torch.lerp(shifted, x, self.time_mix_k), before, after, spikes))
+        value = self.value(self._fire("value_neuron", torch.lerp(shifted, x, self.time_mix_v), before, after, spikes))
+        receptance = self.receptance(self._fire("receptance_neuron", torch.lerp(shifted, x, self.time_mix_r), before, after, spikes))
+        if self.has_events:
+            value = self._fire("wkv_neuron", value, before, after, spikes)
+            mean, state = event_wkv(self.time_decay, self.time_first, key, value, state)
+        else:
+            mean, state = wkv(self.time_decay, self.time_first, key, value, state)
+        mean = self._fire("output_neuron", torch.sigmoid(receptance) * mean, before, after, spikes)
+        return self.output(mean), x[:, -1], state, after or None, spikes
 
 
-class ChannelMix(nn.Module):
+class ChannelMix(_Mix):
     """RWKV-4 channel mixing: sigmoid(receptance) * value(relu(key)^2), each projection of a token-shift mix."""
 
-    op_cost = staticmethod(token_shift_cost)
-
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, neuron: NeuronFactory):
         super().__init__()
         C = config.n_embd
         self.time_mix_k = nn.Parameter(torch.empty(1, 1, C))
@@ -99,16 +127,25 @@ class ChannelMix(nn.Module):
         self.key = nn.Linear(C, config.n_ffn, bias=False)
         self.value = nn.Linear(config.n_ffn, C, bias=False)
         self.receptance = nn.Linear(C, C, bias=False)
+        if config.spiking == "input":
+            self.key_neuron, self.receptance_neuron = neuron(C), neuron(C)
+            self.value_neuron = LIF(config.n_ffn, config.hidden_neuron)
 
-    def forward(self, x: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
-        shifted = shift_tokens(x, shift)
-        key = self.key(torch.lerp(shifted, x, self.time_mix_k))
-        receptance = self.receptance(torch.lerp(shifted, x, self.time_mix_r))
-        return torch.sigmoid(receptance) * self.value(torch.relu(key).square()), x[:, -1]
+    def forward(self, x: Tensor, shift: Tensor | None, before: dict[str, Any] | None) -> tuple:
+        """Return (y, shift, site -> neuron state, site -> spikes)."""
+        shifted, after, spikes = shift_tokens(x, shift), {}, {}
+        key = self.key(self._fire("key_neuron", torch.lerp(shifted, x, self.time_mix_k), before, after, spikes))
+        receptance = self.receptance(self._fire("receptance_neuron", torch.lerp(shifted, x, self.time_mix_r), before, after, spikes))
+        hidden = self._fire("value_neuron", torch.relu(key).square(), before, after, spikes)
+        return torch.sigmoid(receptance) * self.value(hidden), x[:, -1], after or None, spikes
 
 
 class Block(nn.Module):
-    """x + neuron(time_mix(ln1(x))), then x + neuron(channel_mix(ln2(x))); without neurons in the dense twin."""
+    """x + time_mix(ln1(x)), then x + channel_mix(ln2(x)).
+
+    The spike-driven block (`input`) has neurons inside both halves, before every matrix product; the published block
+    (`output`) has one layer of them after each half; the dense twin (`none`) has none.
+    """
 
     def __init__(self, config: ModelConfig, layer: int, neuron: NeuronFactory):
         super().__init__()
@@ -116,32 +153,32 @@ class Block(nn.Module):
         if layer == 0:
             self.ln0 = nn.LayerNorm(config.n_embd)
         self.ln1 = nn.LayerNorm(config.n_embd)
-        self.att = TimeMix(config)
+        self.att = TimeMix(config, neuron)
         self.ln2 = nn.LayerNorm(config.n_embd)
-        self.ffn = ChannelMix(config)
+        self.ffn = ChannelMix(config, neuron)
         if self.emits_spikes:
             self.time_mix_neuron = neuron(config.n_embd)
             self.channel_mix_neuron = neuron(config.n_embd)
 
-    def forward(self, x: Tensor, state: LayerState | None) -> tuple[Tensor, LayerState, tuple[Tensor, ...]]:
-        """Return (x, state, the spikes of both halves or nothing)."""
+    def forward(self, x: Tensor, state: LayerState | None) -> tuple[Tensor, LayerState, dict[str, Tensor]]:
+        """Return (x, state, name -> spikes)."""
         before = state or LayerState(None, None, None, None, None)
-        mixed, time_mix_shift, wkv_state = self.att(self.ln1(x), before.time_mix_shift, before.wkv)
-        time_mix_neuron = channel_mix_neuron = None
-        spikes = ()
+        mixed, time_mix_shift, wkv_state, time_mix_neuron, inner = self.att(self.ln1(x), before.time_mix_shift, before.wkv, before.time_mix_neuron)
+        spikes = {f"att.{site}": spike for site, spike in inner.items()}
         if self.emits_spikes:
             mixed, time_mix_neuron = self.time_mix_neuron(mixed, before.time_mix_neuron)
-            spikes = (mixed,)
+            spikes["time_mix_neuron"] = mixed
         x = x + mixed
-        mixed, channel_mix_shift = self.ffn(self.ln2(x), before.channel_mix_shift)
+        mixed, channel_mix_shift, channel_mix_neuron, inner = self.ffn(self.ln2(x), before.channel_mix_shift, before.channel_mix_neuron)
+        spikes |= {f"ffn.{site}": spike for site, spike in inner.items()}
         if self.emits_spikes:
             mixed, channel_mix_neuron = self.channel_mix_neuron(mixed, before.channel_mix_neuron)
-            spikes = (*spikes, mixed)
+            spikes["channel_mix_neuron"] = mixed
         return x + mixed, LayerState(time_mix_shift, wkv_state, time_mix_neuron, channel_mix_shift, channel_mix_neuron), spikes
 
 
 class SpikeGPT(nn.Module):
-    """A language model of RWKV-4 blocks whose outputs are spikes, or its dense twin.
+    """A language model of RWKV-4 blocks whose matrix products read spikes, or whose outputs are spikes, or its dense twin.
 
     Args:
         config: sizes and `spiking`; the configuration of our own neurons.
@@ -157,6 +194,9 @@ class SpikeGPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer, make_neuron) for layer in range(config.n_layer))
         self.ln_out = nn.LayerNorm(config.n_embd)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.spiking == "input" and config.spiking_head:
+            # memoryless always: the state belongs to the blocks
+            self.head_neuron = LIF(config.n_embd, dataclasses.replace(config.neuron, membrane_decay=0.0, learnable_decay=False))
         if init:
             initialise(self)
 
@@ -187,10 +227,14 @@ class SpikeGPT(nn.Module):
             x, layer_state, emitted = block(x, state[layer] if state is not None else None)
             x = F.dropout(x, self.config.dropout, self.training)
             new_state.append(layer_state)
-            spikes.update(zip((f"blocks.{layer}.time_mix_neuron", f"blocks.{layer}.channel_mix_neuron"), emitted, strict=False))
+            spikes |= {f"blocks.{layer}.{name}": spike for name, spike in emitted.items()}
         if last_only:
             x = x[:, -1:]
-        return ModelOutput(self.head(self.ln_out(x)), tuple(new_state), spikes)
+        x = self.ln_out(x)
+        if "head_neuron" in self._modules:
+            x, _ = self.head_neuron(x)
+            spikes["head_neuron"] = x
+        return ModelOutput(self.head(x), tuple(new_state), spikes)
 
     def _check_ids(self, ids: Tensor) -> None:
         if ids.dim() != 2 or 0 in ids.shape or ids.is_floating_point():
@@ -202,6 +246,16 @@ class SpikeGPT(nn.Module):
         if lowest < 0 or highest >= self.config.vocab_size:
             wrong = lowest if lowest < 0 else highest
             raise ValueError(f"token id {wrong} is outside the vocabulary [0, {self.config.vocab_size}); is this the model's own tokenizer?")
+
+    def synapses(self) -> dict[str, int]:
+        """Return name of each layer of neurons whose spikes a matrix product reads -> number of its weights; empty unless `input`.
+
+        The neurons `X_neuron` stand before the product `X` of the same module. A spike costs as many synaptic operations as
+        it has synapses, so these are the weights of a mean firing rate.
+        """
+        modules = dict(self.named_modules())
+        read = {name: modules.get(name.removesuffix("_neuron")) for name in modules if name.endswith("_neuron")}
+        return {name: product.weight.numel() for name, product in read.items() if product is not None}
 
     def count_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
@@ -238,7 +292,44 @@ def initialise(model: SpikeGPT) -> None:
         att.time_mix_r.copy_(ramp.sqrt().view(1, 1, C))
         ffn.time_mix_k.copy_(ramp.view(1, 1, C))
         ffn.time_mix_r.copy_(ramp.view(1, 1, C))
+        if config.spiking == "input":
+            # zero matrices would leave the neurons behind them silent, and orthogonal ones learned no better
+            for matrix in (att.key, att.value, att.receptance, att.output, ffn.key, ffn.value, ffn.receptance):
+                nn.init.normal_(matrix.weight, std=(0.5 if matrix in (att.output, ffn.value) else 1.0) / math.sqrt(matrix.in_features))
+            continue
         for matrix in (att.key, att.receptance, att.output, ffn.value, ffn.receptance):
             nn.init.zeros_(matrix.weight)
         nn.init.orthogonal_(att.value.weight, gain=1.0)
         nn.init.orthogonal_(ffn.key.weight, gain=2.0)
+    if config.spiking == "input":
+        nn.init.normal_(model.head.weight, std=1 / math.sqrt(C))
+        for neuron in (module for module in model.modules() if isinstance(module, LIF) and module.config.learnable_decay):
+            neuron.decay_logit.fill_(math.log(neuron.config.membrane_decay / (1 - neuron.config.membrane_decay)))
+        calibrate_thresholds(model)
+
+
+@torch.no_grad()
+def calibrate_thresholds(model: SpikeGPT, rate: float = INITIAL_FIRING_RATE, tokens: int = 64) -> None:
+    """Set the learnable thresholds of every layer, one number per layer, so that `rate` of its neurons fire on random text.
+
+    Layer after layer in one pass over 4 x `tokens` random ids, drawn from torch's default generator.
+    """
+
+    def calibrate(neuron: LIF, inputs: tuple[Tensor, ...]) -> None:
+        current = inputs[0].float()
+        driven = (current.abs() if neuron.config.signed else current).flatten()
+        threshold = driven.kthvalue(max(round((1 - rate) * driven.numel()), 1)).values
+        # a layer that nothing reaches keeps its threshold
+        if threshold > 0:
+            neuron.log_threshold.fill_(torch.log(threshold))
+
+    neurons = [module for module in model.modules() if isinstance(module, LIF) and module.config.learnable_threshold]
+    for neuron in neurons:
+        neuron.log_threshold.fill_(math.log(neuron.config.threshold))
+    hooks = [neuron.register_forward_pre_hook(calibrate) for neuron in neurons]
+    was_training = model.training
+    model.eval()
+    model(torch.randint(model.config.vocab_size, (4, tokens), device=model.head.weight.device))
+    model.train(was_training)
+    for hook in hooks:
+        hook.remove()

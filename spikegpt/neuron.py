@@ -5,6 +5,8 @@ a text may be read at once, in chunks, or token by token. The equations are in `
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,18 +14,56 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from .config import NeuronConfig
-from .kernels import lif
-from .kernels.reference import heaviside, lif_step, surrogate_derivative
+from .kernels import integer_lif, lif
+from .kernels.reference import count_spikes, heaviside, integer_lif_step, lif_step, surrogate_derivative
 
-__all__ = ["LIF", "SnnTorchNeuron", "SpikingJellyNeuron", "heaviside", "lif", "lif_step", "surrogate_derivative"]
+__all__ = [
+    "LIF",
+    "SnnTorchNeuron",
+    "SpikingJellyNeuron",
+    "check_alphabet",
+    "count_spikes",
+    "heaviside",
+    "integer_lif",
+    "integer_lif_step",
+    "lif",
+    "lif_step",
+    "surrogate_derivative",
+    "verified_spikes",
+]
+
+_is_verified = False
+
+
+@contextmanager
+def verified_spikes(on: bool = True) -> Iterator[None]:
+    """Within this block every LIF checks that it emits its declared alphabet only; it costs a pass over the spikes."""
+    global _is_verified
+    before, _is_verified = _is_verified, on
+    try:
+        yield
+    finally:
+        _is_verified = before
+
+
+def check_alphabet(spikes: Tensor, alphabet: tuple[int, int], who: str = "spikes") -> None:
+    """Raise ValueError unless every element of `spikes` is a whole number from alphabet[0] to alphabet[1]."""
+    lowest, highest = alphabet
+    wrong = (spikes != spikes.round()) | (spikes < lowest) | (spikes > highest)
+    if wrong.any():
+        raise ValueError(
+            f"{who}: {int(wrong.sum())} of {spikes.numel()} spikes are not whole numbers from {lowest} to {highest}, "
+            f"the first is {spikes[wrong][0].item()}; the neuron does not emit its declared alphabet"
+        )
 
 
 class LIF(nn.Module):
     """Leaky integrate-and-fire neurons, one per channel.
 
     `forward` is the scan form, over (B, T, C); `step` takes one token, (B, C). The state is the membrane potential
-    (B, C), None at the start of a text. With `learnable_decay` the parameter `decay_logit` (C,) is trained and
-    membrane_decay = sigmoid(decay_logit).
+    (B, C), None at the start of a text, and always None in a memoryless neuron (membrane_decay 0). With `learnable_decay`
+    the parameter `decay_logit` (C,) is trained and membrane_decay = sigmoid(decay_logit); with `learnable_threshold`,
+    `log_threshold` (C,) and threshold = exp(log_threshold).
     """
 
     def __init__(self, channels: int, config: NeuronConfig | None = None, backend: str = "auto"):
@@ -32,19 +72,57 @@ class LIF(nn.Module):
         if self.config.learnable_decay:
             decay = self.config.membrane_decay
             self.decay_logit = nn.Parameter(torch.full((channels,), math.log(decay / (1 - decay))))
+        if self.config.learnable_threshold:
+            self.log_threshold = nn.Parameter(torch.full((channels,), math.log(self.config.threshold)))
+
+    @property
+    def alphabet(self) -> tuple[int, int]:
+        """Lowest and highest spike."""
+        return self.config.alphabet
+
+    @property
+    def is_memoryless(self) -> bool:
+        return self.config.membrane_decay == 0 and not self.config.learnable_decay
+
+    @property
+    def threshold(self) -> float | Tensor:
+        return torch.exp(self.log_threshold) if self.config.learnable_threshold else self.config.threshold
 
     @property
     def membrane_decay(self) -> float | Tensor:
         return torch.sigmoid(self.decay_logit) if self.config.learnable_decay else self.config.membrane_decay
 
-    def forward(self, current: Tensor, potential: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return (spikes (B, T, C), potential (B, C))."""
+    def forward(self, current: Tensor, potential: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return (spikes (B, T, C), potential (B, C), or None if memoryless)."""
+        spikes, potential = self._integer(current, potential) if self.config.is_integer else self._binary(current, potential)
+        if _is_verified:
+            check_alphabet(spikes.detach(), self.alphabet, f"LIF({self.extra_repr()})")
+        return spikes, None if self.is_memoryless else potential
+
+    def _integer(self, current: Tensor, potential: Tensor | None) -> tuple[Tensor, Tensor]:
         config = self.config
+        return integer_lif(
+            current,
+            potential,
+            membrane_decay=self.membrane_decay,
+            threshold=self.threshold,
+            levels=config.levels,
+            signed=config.signed,
+            reset=config.reset,
+            decay_input=config.decay_input,
+            backend=self.backend,
+        )
+
+    def _binary(self, current: Tensor, potential: Tensor | None) -> tuple[Tensor, Tensor]:
+        config, threshold = self.config, self.config.threshold
+        if config.learnable_threshold:
+            # a potential measured in thresholds: one threshold per channel, and the kernel's is 1
+            current, threshold = (current / self.threshold).to(current.dtype), 1.0
         return lif(
             current,
             potential,
             membrane_decay=self.membrane_decay,
-            threshold=config.threshold,
+            threshold=threshold,
             reset=config.reset,
             reset_potential=config.reset_potential,
             decay_input=config.decay_input,
@@ -54,8 +132,8 @@ class LIF(nn.Module):
             backend=self.backend,
         )
 
-    def step(self, current: Tensor, potential: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return (spikes (B, C), potential (B, C)) of one token."""
+    def step(self, current: Tensor, potential: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return (spikes (B, C), potential (B, C), or None if memoryless) of one token."""
         spikes, potential = self(current.unsqueeze(1), potential)
         return spikes.squeeze(1), potential
 

@@ -23,9 +23,10 @@ from . import checkpoint as ckpt
 from .config import ModelConfig, TrainConfig
 from .data import TokenData, prepare
 from .errors import SpikegptError
-from .evaluate import Evaluation, evaluate_stream
+from .evaluate import Evaluation, evaluate_stream, mean_firing_rate
 from .generate import SamplingConfig, generate
 from .model import NeuronFactory, SpikeGPT, State, detach_state, l2wrap
+from .neuron import verified_spikes
 from .optimizer import learning_rate, load_optimizer_tensors, make_optimizer, optimizer_tensors, set_learning_rate
 from .runlog import RunLog
 from .sampler import StreamSampler, WindowSampler
@@ -79,6 +80,17 @@ def resume(run: str | Path, *, neuron: NeuronFactory | None = None, cache: Path 
     return _Trainer(model_config, train_config, run, neuron, cache, quiet, is_new=False).train()
 
 
+def firing_rate(spikes: Tensor) -> Tensor:
+    """Return the share of neurons that fired (scalar); its gradient pushes single spikes, straight through, towards silence."""
+    return spikes.float().abs().clamp(max=1).mean()
+
+
+def synop_share(spikes: dict[str, Tensor], synapses: dict[str, int]) -> Tensor:
+    """Return the share of the dense products' operations that these spikes cost: firing rates weighted by synapses (scalar)."""
+    total = sum(synapses.values())
+    return torch.stack([firing_rate(spikes[name]) * (count / total) for name, count in synapses.items()]).sum()
+
+
 class _Trainer:
     """Everything one run needs, and the loop."""
 
@@ -96,6 +108,7 @@ class _Trainer:
         self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, config))
         self.bare_model: SpikeGPT = self.accelerator.unwrap_model(self.model)
         self.sampler = self._make_sampler()
+        self.synapses = self.bare_model.synapses()
         self.state: State | None = None
         # dropout must differ between processes, and be the same when the run is repeated
         torch.manual_seed(config.seed + 1 + self.accelerator.process_index)
@@ -136,7 +149,7 @@ class _Trainer:
         signals = _StopSignals()
         valid, is_evaluated = None, False
         try:
-            with signals:
+            with signals, verified_spikes(self.config.verify_spikes):
                 while self.step < self.config.steps:
                     stopping = self._train_step(signals)
                     is_last = self.step == self.config.steps
@@ -199,9 +212,15 @@ class _Trainer:
             loss = loss + l2wrap(logits, self.config.l2wrap)
         target = self.config.firing_rate_target
         if target is not None and len(spikes) > 1:
-            rates = torch.stack([spike.float().mean() for name, spike in spikes.items() if name != "emb"])
+            rates = torch.stack([firing_rate(spike) for name, spike in spikes.items() if name != "emb"])
             loss = loss + self.config.firing_rate_weight * (rates - target).square().mean()
+        if self.synapses and self.config.synop_budget:
+            loss = loss + self._synop_weight() * (synop_share(spikes, self.synapses) - self.config.synop_budget).clamp(min=0)
         return loss, cross_entropy, spikes
+
+    def _synop_weight(self) -> float:
+        warmup = self.config.synop_warmup * self.config.steps
+        return self.config.synop_weight * (min(self.step / warmup, 1.0) if warmup else 1.0)
 
     def _clip(self) -> float:
         if not self.accelerator.sync_gradients:
@@ -221,9 +240,8 @@ class _Trainer:
         )
 
     def _log(self, loss: float, norm: float, rate: float, spikes: dict[str, Tensor], seconds: float) -> None:
-        rates = {name: spike.detach().float().mean().item() for name, spike in spikes.items()}
-        neurons = [value for name, value in rates.items() if name != "emb"]
-        firing = sum(neurons) / len(neurons) if neurons else None
+        rates = {name: firing_rate(spike.detach()).item() for name, spike in spikes.items()}
+        firing = mean_firing_rate(rates, self.synapses)
         tokens = self.sampler.global_batch * self.model_config.ctx_len * self.config.grad_accumulation
         bits = loss / math.log(2) * self._tokens_per_byte("train")
         self.log.progress(self.step, loss, bits, tokens / seconds, firing)

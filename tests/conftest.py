@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from spikegpt.config import ModelConfig, TrainConfig
+from spikegpt.neuron import verified_spikes
 from spikegpt.train import train
 
 MODEL = ModelConfig(n_layer=2, n_embd=16, ctx_len=16)
@@ -21,6 +22,13 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def checked_spikes():
+    """In tests every neuron proves that it emits its declared alphabet."""
+    with verified_spikes():
+        yield
 
 
 @pytest.fixture

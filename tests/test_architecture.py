@@ -14,10 +14,12 @@ PACKAGE = TREE / "spikegpt"
 LAYERS = [
     {"errors", "config", "kernels.reference", "kernels.backends"},
     {"files", "kernels.numba_cpu"},
-    {"kernels.lif_door", "kernels.wkv_door"},
+    {"kernels.numba_integer_lif", "kernels.numba_event_wkv"},
+    {"kernels.lif_door", "kernels.integer_lif_door", "kernels.wkv_door", "kernels.event_wkv_door"},
     {"kernels", "tokenizer"},
     {"neuron", "data"},
     {"model"},
+    {"engine"},
     {"checkpoint", "generate", "optimizer", "runlog", "sampler"},
     {"evaluate"},
     {"train", "doctor"},

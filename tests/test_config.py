@@ -34,7 +34,14 @@ def test_configuration_is_frozen():
 
 def test_twin_differs_in_one_field():
     config = model_preset("small")
-    assert dataclasses.replace(config.twin(), spiking="output") == config
+    assert dataclasses.replace(config.twin(), spiking="input") == config
+
+
+def test_each_block_has_its_own_neuron():
+    assert ModelConfig(spiking="input").neuron.alphabet == (-4, 4)
+    assert ModelConfig(spiking="input").hidden_neuron.alphabet == (0, 8)
+    assert ModelConfig(spiking="output").neuron == NeuronConfig() and NeuronConfig().alphabet == (0, 1)
+    assert ModelConfig.from_dict(ModelConfig(spiking="input").to_dict()) == ModelConfig(spiking="input")
 
 
 def test_tau_two_is_decay_one_half():
@@ -45,9 +52,13 @@ def test_tau_two_is_decay_one_half():
 @pytest.mark.parametrize(
     ("kind", "values", "message"),
     [
+        (NeuronConfig, {"levels": 0}, "levels must be a whole number from 1 to 127, got 0"),
+        (NeuronConfig, {"signed": True}, "needs surrogate='rectangular', slope=1, detach_reset=True"),
+        (ModelConfig, {"hidden_levels": 128}, "hidden_levels must be a whole number from 1 to 127"),
+        (TrainConfig, {"synop_budget": 1.0}, r"synop_budget must lie in \[0, 1\)"),
         (ModelConfig, {"n_layer": 0}, "n_layer must be a whole number of at least 1, got 0"),
         (ModelConfig, {"n_embd": 2.5}, "n_embd must be a whole number"),
-        (ModelConfig, {"spiking": "always"}, "spiking must be one of none, output, got 'always'"),
+        (ModelConfig, {"spiking": "always"}, "spiking must be one of none, output, input, got 'always'"),
         (ModelConfig, {"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
         (NeuronConfig, {"membrane_decay": 1.0}, "membrane_decay must be at least 0 and below 1, got 1.0"),
         (NeuronConfig, {"membrane_decay": 0.0, "learnable_decay": True}, "membrane_decay must be above 0"),
