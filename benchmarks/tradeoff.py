@@ -32,8 +32,9 @@ from spikegpt.evaluate import evaluate_stream
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-LEARNING_RATES = (6e-3, 9e-3)
+LEARNING_RATES = {"input": (4e-3, 6e-3), "none": (4e-3, 6e-3, 9e-3)}
 SEEDS = (0, 1, 2)
+BLOCKS = ("input", "none")
 # a little below 0.25, because the budget is reached from above
 COMPARED_BUDGET = 0.245
 BUDGETS = (0.05, 0.10, 0.15, 0.20, COMPARED_BUDGET, 0.40)
@@ -116,11 +117,11 @@ def main() -> None:
     rates, seeds, budgets = LEARNING_RATES, SEEDS, BUDGETS
     if options.quick:
         options.layers, options.width, options.ctx_len, options.steps, options.eval_tokens = 2, 48, 32, 60, 4096
-        options.runs, rates, seeds, budgets = Path(tempfile.mkdtemp()), (6e-3,), (0,), (0.1, COMPARED_BUDGET)
+        options.runs, rates, seeds, budgets = Path(tempfile.mkdtemp()), dict.fromkeys(BLOCKS, (6e-3,)), (0,), (0.1, COMPARED_BUDGET)
 
-    first = run_all([Job(spiking, lr, 0) for lr in rates for spiking in ("input", "none")], options)
-    best = {spiking: min((job for job in first if job.spiking == spiking), key=lambda job: first[job]["bits_per_byte"]).lr for spiking in ("input", "none")}
-    repeated = run_all([Job(spiking, best[spiking], seed) for seed in seeds for spiking in ("input", "none")], options)
+    first = run_all([Job(spiking, lr, 0) for spiking in BLOCKS for lr in rates[spiking]], options)
+    best = {spiking: min((job for job in first if job.spiking == spiking), key=lambda job: first[job]["bits_per_byte"]).lr for spiking in BLOCKS}
+    repeated = run_all([Job(spiking, best[spiking], seed) for seed in seeds for spiking in BLOCKS], options)
     curve = run_all([Job("input", best["input"], 0, budget) for budget in budgets], options)
 
     def bits(spiking: str) -> list[float]:
@@ -128,7 +129,13 @@ def main() -> None:
 
     twin = {"bits": statistics.mean(bits("none")), "dense_ops": next(iter(curve.values()))["dense_ops"]}
     points = [
-        {"budget": job.budget, "firing": found["firing_rate"], "synops_per_token": found["synops_per_token"], "bits": found["bits_per_byte"], "twin_bits": twin["bits"]}
+        {
+            "budget": job.budget,
+            "firing": found["firing_rate"],
+            "synops_per_token": found["synops_per_token"],
+            "bits": found["bits_per_byte"],
+            "twin_bits": twin["bits"],
+        }
         for job, found in curve.items()
     ]
     summary = {

@@ -218,10 +218,10 @@ class TrainConfig(_Config):
     firing_rate_weight: float = 1.0
     synop_budget: float = 0.2
     """largest share of the dense matrix products that spikes may cost: adds synop_weight * (share - budget) to the loss while
-    the fan-out-weighted firing rate is above it, from synop_warmup of the steps on. Acts on the input block only; 0 turns it off"""
+    the firing rate, weighted by synapses, is above it. Acts on the input block only; 0 turns it off"""
     synop_weight: float = 1.0
-    synop_warmup: float = 0.1
-    """share of the steps over which synop_weight grows from 0"""
+    synop_warmup: float = 0.5
+    """share of the steps over which the budget shrinks from 1 to synop_budget"""
     verify_spikes: bool = False
     """check at every step that each neuron emits its declared alphabet only"""
     precision: Literal["no", "bf16", "fp16"] = "no"

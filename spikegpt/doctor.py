@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_leaves
 
 from . import __version__
 from .checkpoint import find_model, load_model
@@ -122,7 +122,7 @@ def describe_model(what: str) -> dict[str, Any]:
     config = model.config
     with torch.no_grad(), torch.device("meta"):
         state = SpikeGPT(config, init=False).eval()(torch.zeros(1, 1, dtype=torch.long)).state
-    parts, _ = tree_flatten(state)
+    parts = [part for part in tree_leaves(state) if part is not None]
     return {
         "source": source,
         "parameters": model.count_parameters(),

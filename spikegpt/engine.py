@@ -24,9 +24,13 @@ WEIGHTS = ("float32", "bfloat16", "int8")
 # than gathering rows text by text; benchmarks/decode.py --batch measures it
 GATHERED_TEXTS = 1.0
 
-_SITES = ("att.key", "att.value", "att.receptance", "att.wkv", "att.output", "ffn.key", "ffn.receptance")
+# layers of neurons with C members in a block, in the order of `numba_decode`
+_SITES = {
+    "none": [],
+    "output": ["time_mix_neuron", "channel_mix_neuron"],
+    "input": [f"{half}_neuron" for half in ("att.key", "att.value", "att.receptance", "att.wkv", "att.output", "ffn.key", "ffn.receptance")],
+}
 _PRODUCTS = ("att.key", "att.value", "att.receptance", "att.output", "ffn.key", "ffn.receptance", "ffn.value")
-_KINDS = ("none", "output", "input")
 # where `numba_decode` counts the inputs of each product, in the order of _PRODUCTS, and the head's
 _COUNTED = (0, 1, 2, 4, 5, 6, 7)
 _HEAD_COUNTED = 8
@@ -131,16 +135,17 @@ class _Packed:
         self.real = real
         blocks = model.blocks
         L, C, F = len(blocks), model.config.n_embd, model.config.n_ffn
-        kind = _KINDS.index(model.config.spiking)
+        kind = list(_SITES).index(model.config.spiking)
         stacks = [torch.stack([_module(block, name).weight.detach().T for block in blocks]) for name in _PRODUCTS]
         stored = [_store(stack, weights) for stack in (*stacks, model.head.weight.detach().T.unsqueeze(0))]
         embedding = model.emb.weight.detach()
         if kind == numba_decode.OUTPUT:
             embedding = (embedding >= 0).to(real)
         neuron = model.config.neuron
-        sites = {numba_decode.INPUT: [f"{site}_neuron" for site in _SITES], numba_decode.OUTPUT: ["time_mix_neuron", "channel_mix_neuron"]}.get(kind, [])
-        self.sites = sites
-        hidden = torch.stack([_neuron_rows(block.ffn.value_neuron, F, real) for block in blocks]) if kind == numba_decode.INPUT else torch.zeros(L, 4, 1)
+        self.sites = sites = _SITES[model.config.spiking]
+        hidden = torch.zeros(L, 4, 1)
+        if kind == numba_decode.INPUT:
+            hidden = torch.stack([_neuron_rows(block.ffn.value_neuron, F, real) for block in blocks])
         has_spiking_head = hasattr(model, "head_neuron")
         head_neuron = _neuron_rows(model.head_neuron, C, real) if has_spiking_head else torch.zeros(4, C)
         is_memoryless = neuron.membrane_decay == 0 and not neuron.learnable_decay

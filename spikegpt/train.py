@@ -215,12 +215,13 @@ class _Trainer:
             rates = torch.stack([firing_rate(spike) for name, spike in spikes.items() if name != "emb"])
             loss = loss + self.config.firing_rate_weight * (rates - target).square().mean()
         if self.synapses and self.config.synop_budget:
-            loss = loss + self._synop_weight() * (synop_share(spikes, self.synapses) - self.config.synop_budget).clamp(min=0)
+            loss = loss + self.config.synop_weight * (synop_share(spikes, self.synapses) - self._synop_budget()).clamp(min=0)
         return loss, cross_entropy, spikes
 
-    def _synop_weight(self) -> float:
-        warmup = self.config.synop_warmup * self.config.steps
-        return self.config.synop_weight * (min(self.step / warmup, 1.0) if warmup else 1.0)
+    def _synop_budget(self) -> float:
+        """The budget of this step: it shrinks from 1 to its final value, for a sudden one drives the firing far below itself."""
+        left = 1 - min(self.step / (self.config.synop_warmup * self.config.steps), 1.0) if self.config.synop_warmup else 0.0
+        return self.config.synop_budget + (1 - self.config.synop_budget) * left
 
     def _clip(self) -> float:
         if not self.accelerator.sync_gradients:

@@ -9,6 +9,7 @@ from conftest import MODEL
 
 from neuromorphic import load_profile
 from spikegpt.compare import claims_of, find_twin, make_twin, measure_model, measure_runs, report_folder
+from spikegpt.config import ModelConfig
 from spikegpt.errors import SpikegptError
 from spikegpt.evaluate import evaluate_run
 from spikegpt.model import SpikeGPT
@@ -16,6 +17,7 @@ from spikegpt.tokenizer import ByteTokenizer
 
 TOKENS = 300
 DENSE = MODEL.twin()
+PUBLISHED = ModelConfig(n_layer=1, n_embd=16, ctx_len=16, spiking="output")
 
 
 def measure(*runs, cache, **options):
@@ -29,7 +31,7 @@ def test_a_measurement_agrees_with_the_evaluation(trained, cache):
     assert measured.bits_per_byte == evaluated["bits_per_byte"]
     assert measured.firing_rate == evaluated["firing_rate"]
     assert measured.tokens == measured.text_bytes == TOKENS - 1
-    assert measured.firing["layers"]["blocks.0.time_mix_neuron"]["firing_rate"] == evaluated["firing_rates"]["blocks.0.time_mix_neuron"]
+    assert measured.firing["layers"]["blocks.0.att.key_neuron"]["firing_rate"] == evaluated["firing_rates"]["blocks.0.att.key_neuron"]
 
 
 def test_dense_operations_are_13_d_squared_per_layer_and_the_head(trained, cache):
@@ -41,8 +43,8 @@ def test_dense_operations_are_13_d_squared_per_layer_and_the_head(trained, cache
     assert measured.uncounted == ()
 
 
-def test_the_published_block_saves_nothing_as_built(make_run, cache):
-    model = SpikeGPT(dataclasses.replace(MODEL, n_layer=1))
+def test_the_published_block_saves_nothing_as_built():
+    model = SpikeGPT(PUBLISHED)
     torch.nn.init.normal_(model.blocks[0].att.output.weight, std=3)
     measured = measure_model(model.eval(), ByteTokenizer(), ByteTokenizer().encode(b"some text, " * 20), name="m", source="here")
     assert measured.firing_rate > 0
@@ -52,8 +54,18 @@ def test_the_published_block_saves_nothing_as_built(make_run, cache):
     assert round(claims.per_projection_ratio, 1) == 33.3 and round(claims.total_ratio, 2) == 32.15
 
 
+def test_the_spike_driven_block_saves_what_its_spikes_do_not_touch(trained, cache):
+    (measured,) = measure(trained, cache=cache)
+    blocks = [layer for layer in measured.layers if layer.module != "head"]
+    assert all(layer.is_spike_driven for layer in blocks)
+    acs, dense = sum(layer.effective_acs + layer.unit_acs for layer in blocks), sum(layer.dense_ops for layer in blocks)
+    claims = claims_of(measured)
+    assert claims.as_built_ratio == pytest.approx(4.5 * dense / (0.9 * acs))
+    assert "14 of the 14 matrix products of its blocks read spikes" in claims.sentence
+
+
 def test_a_silent_model_has_no_idealised_ratio_to_divide_by():
-    model = SpikeGPT(dataclasses.replace(MODEL, n_layer=1)).eval()
+    model = SpikeGPT(PUBLISHED).eval()
     measured = measure_model(model, ByteTokenizer(), ByteTokenizer().encode(b"text" * 9), name="m", source="here")
     assert measured.firing_rate == 0
     claims = claims_of(measured)
@@ -68,7 +80,7 @@ def test_a_dense_model_makes_no_claim(make_run, cache):
 
 def test_the_raster_reads_the_prompt(trained, cache):
     (measured,) = measure(trained, cache=cache, prompt="ab\n")
-    assert [raster.layer for raster in measured.rasters][:2] == ["blocks.0.time_mix_neuron", "blocks.0.channel_mix_neuron"]
+    assert [raster.layer for raster in measured.rasters][:2] == ["blocks.0.att.output_neuron", "blocks.0.ffn.value_neuron"]
     assert measured.rasters[0].prompt == ("a", "b", "\n")
     with pytest.raises(SpikegptError, match="prompt of the raster is empty"):
         measure(trained, cache=cache, prompt="")

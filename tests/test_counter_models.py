@@ -8,6 +8,8 @@ from test_model_golden import load
 from neuromorphic import OpCounter
 from spikegpt import LIF, ModelConfig, NeuronConfig, SnnTorchNeuron, SpikeGPT, SpikingJellyNeuron
 from spikegpt.kernels import lif, wkv
+from spikegpt.model import calibrate_thresholds
+from spikegpt.neuron import verified_spikes
 
 SIZES = {"n_layer": 2, "n_embd": 12, "ctx_len": 64, "vocab_size": 31}
 
@@ -19,7 +21,16 @@ def make(spiking="output", dtype=torch.float32, **options):
     for parameter in model.parameters():
         if parameter.dim() == 2:
             torch.nn.init.normal_(parameter, std=0.5)
+    if spiking == "input":
+        calibrate_thresholds(model, 0.2)
     return model.to(dtype).eval()
+
+
+@pytest.fixture(autouse=True)
+def unchecked_spikes():
+    """The check of the spikes is work too, which is not to be counted."""
+    with verified_spikes(False):
+        yield
 
 
 IDS = torch.randint(0, 31, (3, 11), generator=torch.Generator().manual_seed(1))
@@ -40,7 +51,7 @@ def amounts(tally):
     return total
 
 
-@pytest.mark.parametrize("spiking", ["output", "none"])
+@pytest.mark.parametrize("spiking", ["output", "none", "input"])
 @pytest.mark.parametrize("parts", [(4, 7), (1, 10), (1,) * 11])
 def test_parallel_chunked_and_recurrent_forms_cost_the_same(spiking, parts):
     model = make(spiking, torch.float64) if spiking == "none" else make(spiking)
@@ -56,9 +67,31 @@ def test_the_published_block_performs_no_accumulation():
     assert tally.total().events_out > 0
 
 
+@pytest.mark.parametrize("spiking_head", [False, True])
+def test_every_product_of_the_spike_driven_block_accumulates(spiking_head):
+    torch.manual_seed(0)
+    model = SpikeGPT(ModelConfig(spiking="input", spiking_head=spiking_head, **SIZES)).eval()
+    tally = count(model)
+    products = tally.select(kind="matmul")
+    assert len(products) == 2 * 7 + 1
+    with torch.no_grad():
+        spikes = model(IDS).spikes
+    for site, counts in products.items():
+        if site.module == "head" and not spiking_head:
+            assert (counts.alphabet, counts.effective_acs) == ("real", 0) and counts.effective_macs > 0
+            continue
+        read, product = spikes[f"{site.module}_neuron"], model.get_submodule(site.module)
+        # by hand: each spike of level n costs n accumulations into every output
+        assert counts.is_spike_driven
+        assert counts.events_in == read.count_nonzero().item()
+        levels = read.abs().sum(dim=-1)[read.abs().amax(dim=-1) > 1].sum().item()
+        units = read.abs().sum(dim=-1)[read.abs().amax(dim=-1) == 1].sum().item()
+        assert (counts.unit_acs, counts.effective_acs) == (levels * product.out_features, units * product.out_features)
+
+
 def test_dense_products_are_those_of_the_formula():
     # 13 d^2 per layer and d V for the head
-    for spiking in ("output", "none"):
+    for spiking in ("output", "none", "input"):
         tally = count(make(spiking))
         assert tally.total(kind="matmul").dense_ops == 33 * (2 * 13 * 12**2 + 12 * 31)
         assert tally.token_count() == 33

@@ -156,7 +156,8 @@ def test_many_dense_texts_go_through_the_model(ids):
 
 def test_other_neurons_go_through_the_model(ids):
     snntorch = pytest.importorskip("snntorch")
-    model = SpikeGPT(ModelConfig(n_layer=1, n_embd=8, vocab_size=V, spiking="output"), lambda channels: SnnTorchNeuron(snntorch.Leaky(beta=0.5))).eval()
+    config = ModelConfig(n_layer=1, n_embd=8, vocab_size=V, spiking="output")
+    model = SpikeGPT(config, lambda channels: SnnTorchNeuron(snntorch.Leaky(beta=0.5))).eval()
     engine = Engine(model)
     logits = decode(model, ids[:1], engine, by_rows=None)
     assert not engine.by_rows

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from spikegpt.checkpoint import load_model
 from spikegpt.errors import SpikegptError
-from spikegpt.evaluate import evaluate_run, evaluate_stream, evaluate_windows, table
+from spikegpt.evaluate import evaluate_run, evaluate_stream, evaluate_windows, mean_firing_rate, table
 from spikegpt.tokenizer import ByteTokenizer
 
 TEXT = "Der Zug fährt über die Brücke. " * 9
@@ -56,10 +56,28 @@ def test_windows_score_every_token_once_in_the_right_window(model, tokens, strid
     assert evaluate_windows(model, tokens, ByteTokenizer(), ctx_len, stride).nats == pytest.approx(wanted, rel=1e-5)
 
 
-def test_firing_rates_are_the_mean_spikes(model, tokens):
+def test_firing_rates_and_unit_spikes_are_the_mean_spikes(model, tokens):
     spikes = model(torch.from_numpy(tokens.astype(np.int64))[None, :-1]).spikes
-    found = evaluate_stream(model, tokens, ByteTokenizer(), chunk=13).firing_rates
-    assert found == pytest.approx({name: spike.mean().item() for name, spike in spikes.items()}, abs=1e-3)
+    found = evaluate_stream(model, tokens, ByteTokenizer(), chunk=13)
+    assert found.firing_rates == pytest.approx({name: (spike != 0).float().mean().item() for name, spike in spikes.items()}, abs=2e-3)
+    assert found.unit_spikes == pytest.approx({name: spike.abs().mean().item() for name, spike in spikes.items()}, abs=4e-3)
+
+
+def test_the_mean_firing_rate_is_weighted_by_synapses():
+    rates = {"emb": 0.9, "a": 0.5, "b": 0.1, "c": 0.3}
+    assert mean_firing_rate(rates, {"a": 100, "b": 300}) == pytest.approx((0.5 * 100 + 0.1 * 300) / 400)
+    assert mean_firing_rate(rates, {}) == pytest.approx(0.3)
+    assert mean_firing_rate({"emb": 0.9}, {}) is None
+
+
+def test_synaptic_operations_are_unit_spikes_times_their_synapses(model, tokens):
+    found = evaluate_stream(model, tokens, ByteTokenizer())
+    spikes = model(torch.from_numpy(tokens.astype(np.int64))[None, :-1]).spikes
+    wanted = 0.0
+    for name, product in model.named_modules():
+        if isinstance(product, torch.nn.Linear) and name != "head":
+            wanted += spikes[f"{name}_neuron"].abs().sum().item() * product.out_features / (len(tokens) - 1)
+    assert found.synops_per_token == pytest.approx(wanted, rel=1e-2)
 
 
 def test_evaluation_leaves_the_model_in_training(model, tokens):
@@ -83,7 +101,7 @@ def test_window_longer_than_the_text_names_both(model, tokens):
 def test_run_is_evaluated_on_its_own_test_split(trained, cache):
     result = evaluate_run(trained, cache=cache, limit=500)
     assert result["stream"]["tokens"] == 499
-    assert "0.channel_mix_neuron" in table([result])
+    assert "0.ffn.value_neuron" in table([result])
 
 
 def test_missing_file_is_named(trained, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from spikegpt.config import INPUT_NEURON, SPIKING, ModelConfig, NeuronConfig, model_preset
-from spikegpt.model import INITIAL_FIRING_RATE, SpikeGPT, calibrate_thresholds, detach_state, initialise
+from spikegpt.model import SpikeGPT, calibrate_thresholds, detach_state, initialise
 from spikegpt.neuron import LIF, check_alphabet, verified_spikes
 
 T = 13
@@ -110,19 +110,22 @@ def test_synapses_are_the_weights_that_the_spikes_reach():
 
 @pytest.mark.parametrize("preset", ["tiny", "small"])
 @pytest.mark.parametrize("neuron", [INPUT_NEURON, BINARY], ids=["integer", "binary"])
-def test_every_layer_of_a_new_spike_driven_model_fires_between_5_and_30_percent(preset, neuron):
+def test_a_new_spike_driven_model_fires_on_real_text(preset, neuron):
     torch.manual_seed(0)
     model = SpikeGPT(model_preset(preset, neuron=neuron, hidden_levels=4)).eval()
     text = (b"It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness. " * 3)[:256]
     with torch.no_grad():
         spikes = model(torch.tensor([list(text)])).spikes
     rates = {name: (spike != 0).float().mean().item() for name, spike in spikes.items()}
-    assert all(0.05 < rate < 0.30 for rate in rates.values()), rates
+    # inputs start at 45 % on random tokens, what a block adds to the residual stream at 5 and 10 %
+    assert all(0.02 < rate < 0.50 for rate in rates.values()), rates
+    synapses = model.synapses()
+    assert 0.15 < sum(rates[name] * count for name, count in synapses.items()) / sum(synapses.values()) < 0.35
 
 
 def test_calibration_sets_the_share_that_fires():
     model = make("input")
-    for rate in (0.1, INITIAL_FIRING_RATE):
+    for rate in (0.1, 0.25):
         torch.manual_seed(3)
         calibrate_thresholds(model, rate)
         torch.manual_seed(3)

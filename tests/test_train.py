@@ -106,7 +106,7 @@ def test_unwritable_run_folder_is_an_error(cache, tmp_path):
 
 def test_dead_and_saturated_layers_are_named(make_run, capsys):
     make_run(model=dataclasses.replace(MODEL, neuron=NeuronConfig(threshold=1e6)))
-    assert "blocks.1.channel_mix_neuron is dead (mean firing 0.00%)" in capsys.readouterr().err
+    assert "blocks.1.ffn.value_neuron is dead (mean firing 0.00%)" in capsys.readouterr().err
 
 
 def test_firing_rate_target_pulls_the_rate(make_run):

@@ -96,7 +96,10 @@ def wkv_backward(
 
 def log_decay(time_decay: Tensor) -> Tensor:
     """Return -exp(time_decay) kept finite, so that a gradient of 0 stays 0 when it is multiplied by it."""
-    return -torch.exp(time_decay.detach().float()).clamp(max=torch.finfo(torch.float32).max)
+    # numpy, for a threaded torch.exp of so few numbers can wait milliseconds for a second thread
+    with np.errstate(over="ignore"):
+        rate = torch.from_numpy(np.exp(time_decay.detach().float().numpy()))
+    return -rate.clamp(max=torch.finfo(torch.float32).max)
 
 
 def as_float32(tensor: Tensor) -> Tensor:

@@ -224,7 +224,8 @@ def _sigmoid(x):
 
 @fused
 def decode(
-    part, parts, gate, tokens, kind, embedding, ln0, ln_out, weights, scales, per_channel, neurons, hidden_neurons, head_neuron, options, rest, state, potential, hidden_potential, shared, events, logits,
+    part, parts, gate, tokens, kind, embedding, ln0, ln_out, weights, scales, per_channel,
+    neurons, hidden_neurons, head_neuron, options, rest, state, potential, hidden_potential, shared, events, logits,
 ):  # fmt: skip
     """Read one token of each text and write the logits of the next: this thread's columns of everything.
 
