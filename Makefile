@@ -8,15 +8,17 @@ DEMO := $(RUNS)/demo
 .PHONY: demo test lint clean
 
 demo: .venv/base
-	@echo "--- a spiking language model of about 1M parameters, trained on the text of Python's own documentation ---"
+	@echo "--- a spike-driven language model of about 1M parameters, trained on the text of Python's own documentation ---"
 	@test -d $(DEMO)-spiking || $(BIN)/spikegpt train --preset tiny --out $(DEMO)-spiking
 	@echo "--- its dense twin: the same sizes, text, seed and steps ---"
 	@test -d $(DEMO)-twin || $(BIN)/spikegpt train --preset tiny --spiking none --out $(DEMO)-twin
+	@echo "--- the published block, whose spikes no matrix product reads ---"
+	@test -d $(DEMO)-published || $(BIN)/spikegpt train --preset tiny --spiking output --out $(DEMO)-published
 	@echo "--- what the spiking model writes ---"
 	@$(BIN)/spikegpt generate $(DEMO)-spiking "The " --max-tokens 300
-	@echo "--- both models on text that neither has seen: quality, firing, operations, estimated energy, speed ---"
-	@$(BIN)/spikegpt compare $(DEMO)-spiking $(DEMO)-twin
-	@echo "--- open $(DEMO)-spiking/report/report.html; the runs: $(DEMO)-spiking, $(DEMO)-twin (config.json, metrics.jsonl, samples.txt, checkpoints/) ---"
+	@echo "--- all three on text that none has seen: quality, firing, operations, estimated energy, speed ---"
+	@$(BIN)/spikegpt compare $(DEMO)-spiking $(DEMO)-published $(DEMO)-twin
+	@echo "--- open $(DEMO)-spiking/report/report.html; the runs: $(DEMO)-spiking, $(DEMO)-twin, $(DEMO)-published (config.json, metrics.jsonl, samples.txt, checkpoints/) ---"
 	@echo "    $(BIN)/spikegpt --help    shows what else there is; source .venv/bin/activate to leave out the path"
 
 test: .venv/test

@@ -49,8 +49,8 @@ def dense_work(measurement: Measurement) -> Work:
 
 def built_work(measurement: Measurement) -> Work:
     """Return what the model costs as built: products with a zero skipped, accumulations only where spikes were read."""
-    macs = sum(layer.effective_macs for layer in measurement.layers)
-    return Work(macs, sum(layer.effective_acs for layer in measurement.layers), elementwise_ops(measurement))
+    macs = sum(layer.built_macs for layer in measurement.layers)
+    return Work(macs, sum(layer.built_acs for layer in measurement.layers), elementwise_ops(measurement))
 
 
 def idealised_work(measurement: Measurement) -> Work | None:
@@ -59,8 +59,8 @@ def idealised_work(measurement: Measurement) -> Work | None:
     if not covered:
         return None
     left_out = [layer for layer in measurement.layers if layer.idealised_acs is None]
-    acs = sum(covered) + sum(layer.effective_acs for layer in left_out)
-    return Work(sum(layer.effective_macs for layer in left_out), acs, 0.0)
+    acs = sum(covered) + sum(layer.built_acs for layer in left_out)
+    return Work(sum(layer.built_macs for layer in left_out), acs, 0.0)
 
 
 def work_by_kind(measurement: Measurement) -> dict[str, Work]:
@@ -118,8 +118,9 @@ class LayerFiring(NamedTuple):
 
     @property
     def part(self) -> str:
-        """Which half of a block the neurons belong to, e.g. "time mix"."""
-        return self.layer.rsplit(".", 1)[-1].removesuffix("_neuron").replace("_", " ")
+        """Where in a block the neurons stand, e.g. "time mix" or "att key"; their name where there is no block."""
+        inside = re.split(r"(?:^|\.)\d+\.", self.layer)[-1] if self.block is not None else self.layer.rsplit(".", 1)[-1]
+        return inside.removesuffix("_neuron").replace("_", " ").replace(".", " ")
 
 
 def firing_layers(measurement: Measurement) -> list[LayerFiring]:

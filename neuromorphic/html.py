@@ -244,9 +244,9 @@ def _method(measurements: Sequence[Measurement]) -> list[str]:
     return [
         f"Blocks: {blocks}.",
         "Counts are exact integers, taken from the tensors that the operators consumed. A product is an accumulation (AC) only if "
-        "the vector that it read held nothing but 0 and 1, or -1, 0 and 1; everything else is a multiply-accumulate (MAC). As built "
-        "leaves out products with a zero on either side, which pays only on hardware that skips them; dense counts them all. What "
-        "depends on parameters alone is prepared once and not counted.",
+        "the vector that it read held nothing but 0 and 1, or -1, 0 and 1, or whole numbers: an integer spike of n counts as n unit "
+        "spikes, n accumulations. Everything else is a multiply-accumulate (MAC). As built leaves out products with a zero on either "
+        "side, which pays only on hardware that skips them; dense counts them all. What depends on parameters alone is not counted.",
         "The idealised column is the published recipe, operations times a firing rate. It never asks what a product reads.",
         "Energies are estimates from the named price tables, not measurements. The interval runs from weights fetched once and zeros "
         "skipped to every weight fetched for every token. A term without a price is left out and said to be unpriced, so the sum is "

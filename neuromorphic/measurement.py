@@ -26,6 +26,16 @@ class LayerOps:
     def is_spike_driven(self) -> bool:
         return self.alphabet in SPIKES
 
+    @property
+    def built_macs(self) -> float:
+        """Multiply-accumulates as built: none where only spikes were read."""
+        return 0.0 if self.is_spike_driven else self.effective_macs
+
+    @property
+    def built_acs(self) -> float:
+        """Accumulations as built: a spike of level n is n unit spikes, each of which accumulates."""
+        return self.effective_acs + self.unit_acs if self.is_spike_driven else self.effective_acs
+
 
 @dataclass(frozen=True, kw_only=True)
 class Raster:

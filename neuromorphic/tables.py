@@ -80,11 +80,11 @@ def layer_rows(measurement: Measurement) -> list[list[str]]:
         [
             layer.module,
             "–" if layer.idealised_acs is None else si(layer.idealised_acs),
-            si(layer.effective_macs),
-            si(layer.effective_acs),
+            si(layer.built_macs),
+            si(layer.built_acs),
             si(layer.dense_ops),
             percent(layer.density),
-            {"real": "numbers", "integer": "levels", "ternary": "signed spikes", "binary": "spikes"}.get(layer.alphabet, "nothing"),
+            {"real": "numbers", "integer": "integer spikes", "ternary": "signed spikes", "binary": "spikes"}.get(layer.alphabet, "nothing"),
             "yes" if layer.is_spike_driven else "no",
         ]
         for layer in measurement.layers

@@ -236,7 +236,7 @@ def claims_of(measurement: Measurement) -> Claims | None:
     dense = sum(layer.dense_ops for layer in covered)
     idealised = sum(layer.idealised_acs for layer in covered)
     driven = [layer for layer in covered if layer.is_spike_driven]
-    acs = sum(layer.effective_acs + layer.unit_acs for layer in driven)
+    acs = sum(layer.built_acs for layer in driven)
     still_dense = dense - sum(layer.dense_ops for layer in driven)
     readers = f"{len(driven)} of the {len(covered)} matrix products of its blocks read" if driven else "no matrix product of its blocks reads"
     return Claims(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .kernels import EventWKVState, WKVState
 from .kernels.backends import is_installed
+from .kernels.reference import EVENT_KEY_LIMIT
 from .model import LayerState, SpikeGPT, State
 from .neuron import LIF
 
@@ -288,8 +289,9 @@ def _channel_rows(block, has_events: bool) -> Tensor:
     """(11, C) in the order of `numba_decode`."""
     att, ffn = block.att, block.ffn
     rate = -torch.exp(att.time_decay.clamp(max=60.0))
-    limit = 20.0
-    decay, first = (torch.exp(rate), torch.exp(att.time_first.clamp(-limit, limit))) if has_events else (rate, att.time_first)
+    decay, first = rate, att.time_first
+    if has_events:
+        decay, first = torch.exp(rate), torch.exp(first.clamp(-EVENT_KEY_LIMIT, EVENT_KEY_LIMIT))
     rows = (block.ln1.weight, block.ln1.bias, block.ln2.weight, block.ln2.bias, att.time_mix_k, att.time_mix_v, att.time_mix_r)
     return torch.stack([row.detach().flatten() for row in (*rows, ffn.time_mix_k, ffn.time_mix_r, decay, first)])
 

@@ -13,7 +13,7 @@ PACKAGE = TREE / "spikegpt"
 # lower imports nothing from higher; modules on one line do not import each other unless the line below says so
 LAYERS = [
     {"errors", "config", "kernels.reference", "kernels.backends"},
-    {"files", "kernels.numba_cpu"},
+    {"files", "kernels.numba_cpu", "kernels.numba_decode"},
     {"kernels.numba_integer_lif", "kernels.numba_event_wkv"},
     {"kernels.lif_door", "kernels.integer_lif_door", "kernels.wkv_door", "kernels.event_wkv_door"},
     {"kernels", "tokenizer"},

@@ -14,6 +14,8 @@ import numpy as np
 from numba.core import cgutils, types
 from numba.extending import intrinsic, overload
 
+from .reference import EVENT_KEY_LIMIT
+
 fused = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 
 NONE, OUTPUT, INPUT = range(3)
@@ -36,6 +38,7 @@ NEURON_ROWS = 4
 # columns are shared out in runs of this many, so that two threads never write to one cache line
 GRAIN = 16
 SPINS = 4000
+LOWEST_KEY, HIGHEST_KEY = np.float32(-EVENT_KEY_LIMIT), np.float32(EVENT_KEY_LIMIT)
 
 
 @intrinsic
@@ -211,7 +214,9 @@ def _event_wkv(key, value, state, per_channel, first, last):
         decay, boost = per_channel[WKV_DECAY, c], per_channel[WKV_FIRST, c]
         weight = key.dtype.type(1)
         if v != 0:
-            weight = np.exp(min(max(key[c], key.dtype.type(-20)), key.dtype.type(20)))
+            # written so that NaN passes
+            k = LOWEST_KEY if key[c] < LOWEST_KEY else key[c]
+            weight = key.dtype.type(np.exp(HIGHEST_KEY if k > HIGHEST_KEY else k))
         value[c] = (a + boost * weight * v) / (b + boost * weight)
         state[NUMERATOR, c], state[DENOMINATOR, c] = decay * a + weight * v, decay * b + weight
 
