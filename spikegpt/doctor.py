@@ -13,19 +13,26 @@ from torch.utils._pytree import tree_leaves
 from . import __version__
 from .checkpoint import find_model, load_model
 from .config import PRESETS, model_preset
-from .kernels import lif, wkv
+from .engine import GATHERED_TEXTS, Engine
+from .kernels import event_wkv, integer_lif, lif, wkv
 from .kernels.backends import FAST_BACKEND, is_installed
 from .model import SpikeGPT
 
 PACKAGES = ("torch", "numpy", "numba", "safetensors", "tokenizers", "accelerate", "tyro", "matplotlib", "tensorboard", "snntorch", "spikingjelly")
 SHAPE = (4, 256, 512)
+DECODED = 32
 # float32 against float64: what the tests of the kernels allow
 TOLERANCE = 1e-4
 
 
 def examine() -> dict[str, Any]:
     """Return the report of `spikegpt doctor` as plain values; `healthy` is false if a kernel gives wrong numbers."""
-    kernels = {"lif": _examine(_lif_inputs, lif_of), "wkv": _examine(_wkv_inputs, wkv_of)}
+    kernels = {
+        "lif": _examine(_lif_inputs, lif_of),
+        "integer_lif": _examine(_lif_inputs, integer_lif_of),
+        "wkv": _examine(_wkv_inputs, wkv_of),
+        "event_wkv": _examine(_event_wkv_inputs, event_wkv_of),
+    }
     devices = {"cpu": f"{torch.get_num_threads()} threads"}
     if torch.cuda.is_available():
         devices |= {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
@@ -36,7 +43,29 @@ def examine() -> dict[str, Any]:
         "devices": devices,
         "kernels": {device: _kernel_for(device) for device in ("cpu", "cuda")},
         f"checked at (B, T, C) = {SHAPE}, forward and backward": kernels,
+        "decoding": decoding(),
         "healthy": all(kernel["is_right"] for kernel in kernels.values()),
+    }
+
+
+def decoding() -> dict[str, Any]:
+    """Return how texts are decoded here, and how fast one text is: a new model of the preset `small` and its dense twin."""
+    speeds, density = {}, 1.0
+    for spiking in ("input", "none"):
+        torch.manual_seed(0)
+        engine = Engine(SpikeGPT(model_preset("small", spiking=spiking)).eval())
+        with torch.inference_mode():
+            engine.start(engine.model(torch.zeros(1, 1, dtype=torch.long)).state)
+        tokens = torch.arange(DECODED)
+        speeds[spiking] = round(DECODED / _seconds(lambda e=engine, t=tokens: [e.step(token.view(1)) for token in t]))
+        density = engine.density() if spiking == "input" else density
+    where = f"up to {GATHERED_TEXTS / density:.0f} texts at once at this firing" if engine.by_rows else "nowhere"
+    return {
+        "by rows that fired": where,
+        "beyond that": "one dense pass over all texts",
+        "share of the weights read": round(density, 3),
+        "tokens_per_s spike-driven": speeds["input"],
+        "tokens_per_s dense twin": speeds["none"],
     }
 
 
@@ -61,6 +90,19 @@ def _lif_inputs(dtype: torch.dtype) -> list[torch.Tensor]:
 
 def lif_of(inputs: list[torch.Tensor], backend: str) -> torch.Tensor:
     return lif(inputs[0], backend=backend)[0]
+
+
+def integer_lif_of(inputs: list[torch.Tensor], backend: str) -> torch.Tensor:
+    return integer_lif(inputs[0], membrane_decay=0.5, levels=4, signed=True, backend=backend)[0]
+
+
+def _event_wkv_inputs(dtype: torch.dtype) -> list[torch.Tensor]:
+    time_decay, time_first, key, value = _wkv_inputs(dtype)
+    return [time_decay, time_first, key, (value.detach() * (value.detach().abs() > 1)).requires_grad_()]
+
+
+def event_wkv_of(inputs: list[torch.Tensor], backend: str) -> torch.Tensor:
+    return event_wkv(*inputs, backend=backend)[0]
 
 
 def _wkv_inputs(dtype: torch.dtype) -> list[torch.Tensor]:

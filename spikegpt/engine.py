@@ -23,7 +23,7 @@ WEIGHTS = ("float32", "bfloat16", "int8")
 
 # texts times density (the share of weight rows that a token reads) above which one dense product over all texts is faster
 # than gathering rows text by text; benchmarks/decode.py --batch measures it
-GATHERED_TEXTS = 1.0
+GATHERED_TEXTS = 3.0
 
 # layers of neurons with C members in a block, in the order of `numba_decode`
 _SITES = {
@@ -31,6 +31,9 @@ _SITES = {
     "output": ["time_mix_neuron", "channel_mix_neuron"],
     "input": [f"{half}_neuron" for half in ("att.key", "att.value", "att.receptance", "att.wkv", "att.output", "ffn.key", "ffn.receptance")],
 }
+# weights in matrices below which waking a second thread for every token costs more than it saves
+SHARED_WEIGHTS = 10_000_000
+
 _PRODUCTS = ("att.key", "att.value", "att.receptance", "att.output", "ffn.key", "ffn.receptance", "ffn.value")
 # where `numba_decode` counts the inputs of each product, in the order of _PRODUCTS, and the head's
 _COUNTED = (0, 1, 2, 4, 5, 6, 7)
@@ -44,7 +47,7 @@ class Engine:
         model: whose weights are copied, so later changes of the model are not seen.
         weights: how they are stored: float32 (or the model's float64), bfloat16, or int8 with a scale per output. The state,
             the neurons and the sums are float32 always (float64 in a float64 model).
-        threads: that share the work of a token; None takes torch's number.
+        threads: that share the work of a token; None takes torch's number, or one for a small model.
 
     Raises:
         ValueError: unknown `weights`, or a model that cannot be decoded by rows while `weights` is not its own.
@@ -53,46 +56,49 @@ class Engine:
     def __init__(self, model: SpikeGPT, weights: str = "float32", threads: int | None = None):
         if weights not in WEIGHTS:
             raise ValueError(f"weights is {weights!r}; known: {', '.join(WEIGHTS)}")
-        self.model, self.threads = model, threads or torch.get_num_threads()
+        self.model, self.threads = model, threads or (torch.get_num_threads() if _weights(model) >= SHARED_WEIGHTS else 1)
         self.reason = why_not_by_rows(model)
         if self.reason and weights != "float32":
             raise ValueError(f"{weights} weights need decoding by rows, and {self.reason}; use weights='float32'")
         self._packed = None if self.reason else _Packed(model, weights, self.threads)
         self._state: State | None = None
-        self.by_rows = False
+        self.by_rows, self._is_chosen = False, True
 
     def start(self, state: State, by_rows: bool | None = None) -> None:
         """Take over the state (of one or several texts) that reading the beginning of the texts has left.
 
-        `by_rows` says whether rows are gathered text by text, or one dense pass serves all texts; None chooses the faster
-        one by the number of texts and the density seen so far.
+        `by_rows` says whether rows are gathered text by text, or one dense pass serves all texts; None reads the first token
+        by rows, and goes on with what is faster at the density seen.
 
         Raises:
             ValueError: `by_rows` is asked for and cannot be.
         """
         if by_rows and self._packed is None:
             raise ValueError(f"this model cannot be decoded by rows: {self.reason}")
-        self.by_rows = self._pays(state) if by_rows is None else by_rows
+        self.by_rows = self._packed is not None if by_rows is None else by_rows
+        self._is_chosen = by_rows is not None
         if self.by_rows:
             self._packed.take(state)
         else:
             self._state = state
 
-    def _pays(self, state: State) -> bool:
-        if self._packed is None:
-            return False
-        texts = state[0].time_mix_shift.shape[0]
-        # one text is always read by rows: the dense product has nothing to share among texts
-        return texts == 1 or texts * self.density() <= GATHERED_TEXTS
-
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
         """Read one token of each text, (B,), and return the logits of the next, (B, vocab_size)."""
         if self.by_rows:
-            return self._packed.step(tokens)
+            logits = self._packed.step(tokens)
+            if not self._is_chosen:
+                self._choose(len(tokens))
+            return logits
         output = self.model(tokens.to(self.model.head.weight.device).unsqueeze(1), self._state)
         self._state = output.state
         return output.logits[:, -1]
+
+    def _choose(self, texts: int) -> None:
+        """Go on with the model's forward pass if it is faster; one text is always read by rows, for it shares its pass with none."""
+        self._is_chosen = True
+        if texts > 1 and texts * self.density() > GATHERED_TEXTS:
+            self._state, self.by_rows = self._packed.give(), False
 
     def state(self) -> State:
         """Return the state after the last token, as the model's forward pass takes it."""
@@ -108,6 +114,10 @@ class Engine:
     def spike_counts(self) -> dict[str, int]:
         """Return layer of neurons -> how many of its neurons fired, over all tokens read by rows; of a spike-driven model."""
         return self._packed.spike_counts(self.model.synapses()) if self._packed is not None else {}
+
+
+def _weights(model) -> int:
+    return sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear))
 
 
 def why_not_by_rows(model: SpikeGPT) -> str:

@@ -145,13 +145,14 @@ def test_density_is_the_rows_read_over_all_rows(ids):
     assert engine.density() == pytest.approx(read / sum(synapses.values()) / (3 * (T - START)))
 
 
-def test_many_dense_texts_go_through_the_model(ids):
-    model = make("none")
+@pytest.mark.parametrize(("block", "texts", "by_rows"), [("none", 1, True), ("none", 6, False), ("input", 6, True), ("input", 24, False)])
+def test_many_texts_go_on_through_the_model_after_the_first_token(block, texts, by_rows, ids):
+    model, many = make(block), ids.repeat(8, 1)[:texts]
     engine = Engine(model)
-    logits = decode(model, ids, engine, by_rows=None)
-    assert not engine.by_rows
+    logits = decode(model, many, engine, by_rows=None)
+    assert engine.by_rows == by_rows
     with torch.no_grad():
-        torch.testing.assert_close(logits, model(ids).logits[:, START:])
+        torch.testing.assert_close(logits, model(many).logits[:, START:], rtol=1e-10, atol=1e-10)
 
 
 def test_other_neurons_go_through_the_model(ids):
