@@ -91,6 +91,12 @@ def synop_share(spikes: dict[str, Tensor], synapses: dict[str, int]) -> Tensor:
     return torch.stack([firing_rate(spikes[name]) * (count / total) for name, count in synapses.items()]).sum()
 
 
+def synop_budget(step: int, config: TrainConfig) -> float:
+    """Return the budget of a step: it shrinks from 1 to synop_budget, for a sudden one drives the firing far below itself."""
+    left = 1 - min(step / (config.synop_warmup * config.steps), 1.0) if config.synop_warmup else 0.0
+    return config.synop_budget + (1 - config.synop_budget) * left
+
+
 class _Trainer:
     """Everything one run needs, and the loop."""
 
@@ -215,13 +221,8 @@ class _Trainer:
             rates = torch.stack([firing_rate(spike) for name, spike in spikes.items() if name != "emb"])
             loss = loss + self.config.firing_rate_weight * (rates - target).square().mean()
         if self.synapses and self.config.synop_budget:
-            loss = loss + self.config.synop_weight * (synop_share(spikes, self.synapses) - self._synop_budget()).clamp(min=0)
+            loss = loss + self.config.synop_weight * (synop_share(spikes, self.synapses) - synop_budget(self.step, self.config)).clamp(min=0)
         return loss, cross_entropy, spikes
-
-    def _synop_budget(self) -> float:
-        """The budget of this step: it shrinks from 1 to its final value, for a sudden one drives the firing far below itself."""
-        left = 1 - min(self.step / (self.config.synop_warmup * self.config.steps), 1.0) if self.config.synop_warmup else 0.0
-        return self.config.synop_budget + (1 - self.config.synop_budget) * left
 
     def _clip(self) -> float:
         if not self.accelerator.sync_gradients:

@@ -15,12 +15,13 @@ from safetensors.torch import load_file
 
 from spikegpt import train as training
 from spikegpt.checkpoint import latest_checkpoint
-from spikegpt.config import NeuronConfig
+from spikegpt.config import NeuronConfig, TrainConfig
 from spikegpt.errors import SpikegptError
 from spikegpt.files import sha256_of
 from spikegpt.model import SpikeGPT
 from spikegpt.optimizer import learning_rate, make_optimizer
 from spikegpt.runlog import read_metrics
+from spikegpt.train import synop_budget, synop_share
 
 
 def weights_of(run: Path) -> str:
@@ -164,3 +165,23 @@ def test_two_processes_train_like_one_with_the_doubled_batch(tmp_path, cache):
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     ours, theirs = (load_file(latest_checkpoint(tmp_path / name) / "model.safetensors") for name in ("one", "two"))
     assert max((ours[key] - theirs[key]).abs().max() for key in ours) < 1e-3
+
+
+def test_the_share_of_synaptic_operations_is_worked_out_by_hand():
+    spikes = {"a": torch.tensor([[[0.0, 2.0, -1.0, 0.0]]]), "b": torch.tensor([[[1.0, 0.0, 0.0, 0.0]]]), "silent": torch.zeros(1, 1, 4)}
+    # half of a's neurons fire into 300 weights, a quarter of b's into 100
+    assert synop_share(spikes, {"a": 300, "b": 100}).item() == pytest.approx((0.5 * 300 + 0.25 * 100) / 400)
+
+
+def test_the_budget_silences_neurons(make_run):
+    rates = {}
+    for budget in (0.0, 0.02):
+        run = make_run(f"budget{budget}", steps=40, synop_budget=budget, synop_weight=10.0, synop_warmup=0.1, lr=1e-2)
+        rates[budget] = [line["firing_rate"] for line in read_metrics(run) if line["kind"] == "valid"][-1]
+    assert rates[0.02] < 0.7 * rates[0.0]
+
+
+def test_the_budget_shrinks_to_its_end_over_the_warmup(make_run):
+    budget = TrainConfig(steps=100, synop_budget=0.2, synop_warmup=0.5)
+    assert [synop_budget(step, budget) for step in (0, 25, 50, 99)] == pytest.approx([1.0, 0.6, 0.2, 0.2])
+    assert synop_budget(0, TrainConfig(synop_warmup=0.0, synop_budget=0.2)) == 0.2
