@@ -17,12 +17,15 @@ _HOME = {
     "model_preset": "config",
     "train_preset": "config",
     "SpikegptError": "errors",
+    "event_wkv": "kernels",
+    "integer_lif": "kernels",
     "lif": "kernels",
     "wkv": "kernels",
     "LIF": "neuron",
     "SnnTorchNeuron": "neuron",
     "SpikingJellyNeuron": "neuron",
     "SpikeGPT": "model",
+    "Engine": "engine",
     "load_model": "checkpoint",
     "load_tokenizer": "tokenizer",
     "prepare": "data",
@@ -36,10 +39,11 @@ if TYPE_CHECKING:
     from .checkpoint import load_model
     from .config import PRESETS, ModelConfig, NeuronConfig, TrainConfig, model_preset, train_preset
     from .data import prepare
+    from .engine import Engine
     from .errors import SpikegptError
     from .evaluate import evaluate_stream, evaluate_windows
     from .generate import SamplingConfig
-    from .kernels import lif, wkv
+    from .kernels import event_wkv, integer_lif, lif, wkv
     from .model import SpikeGPT
     from .neuron import LIF, SnnTorchNeuron, SpikingJellyNeuron
     from .tokenizer import load_tokenizer

@@ -177,6 +177,11 @@ class ModelConfig(_Config):
             return hidden
         return dataclasses.replace(hidden, levels=self.hidden_levels, surrogate="rectangular", slope=1.0, detach_reset=True)
 
+    @property
+    def head_neuron(self) -> NeuronConfig:
+        """The neuron before a spiking head: as the others, but memoryless, for the state belongs to the blocks."""
+        return dataclasses.replace(self.neuron, membrane_decay=0.0, learnable_decay=False)
+
 
 def default_neuron(spiking: str) -> NeuronConfig:
     """Return the neuron that a block has if none is given."""

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .config import ModelConfig, NeuronConfig
 from .kernels import EventWKVState, WKVState
 from .kernels.backends import is_installed
 from .kernels.reference import EVENT_KEY_LIMIT
@@ -33,6 +34,9 @@ _SITES = {
 }
 # weights in matrices below which waking a second thread for every token costs more than it saves
 SHARED_WEIGHTS = 10_000_000
+
+# arrivals at the gate that no meeting waits for
+OPEN = 1 << 62
 
 _PRODUCTS = ("att.key", "att.value", "att.receptance", "att.output", "ffn.key", "ffn.receptance", "ffn.value")
 # where `numba_decode` counts the inputs of each product, in the order of _PRODUCTS, and the head's
@@ -62,7 +66,7 @@ class Engine:
             raise ValueError(f"{weights} weights need decoding by rows, and {self.reason}; use weights='float32'")
         self._packed = None if self.reason else _Packed(model, weights, self.threads)
         self._state: State | None = None
-        self.by_rows, self._is_chosen = False, True
+        self.by_rows, self._is_chosen, self._is_started = False, True, False
 
     def start(self, state: State, by_rows: bool | None = None) -> None:
         """Take over the state (of one or several texts) that reading the beginning of the texts has left.
@@ -76,7 +80,7 @@ class Engine:
         if by_rows and self._packed is None:
             raise ValueError(f"this model cannot be decoded by rows: {self.reason}")
         self.by_rows = self._packed is not None if by_rows is None else by_rows
-        self._is_chosen = by_rows is not None
+        self._is_chosen, self._is_started = by_rows is not None, True
         if self.by_rows:
             self._packed.take(state)
         else:
@@ -84,7 +88,13 @@ class Engine:
 
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
-        """Read one token of each text, (B,), and return the logits of the next, (B, vocab_size)."""
+        """Read one token of each text, (B,), and return the logits of the next, (B, vocab_size).
+
+        Raises:
+            ValueError: not one token of the vocabulary per text, or no text was started.
+        """
+        if not self._is_started:
+            raise ValueError("step: no text was started; call start(state) with the state that reading its beginning has left")
         if self.by_rows:
             logits = self._packed.step(tokens)
             if not self._is_chosen:
@@ -131,8 +141,19 @@ def why_not_by_rows(model: SpikeGPT) -> str:
         return f"the model is in {weight.dtype}"
     if not is_installed("numba"):
         return "numba is not installed"
-    foreign = [type(module).__name__ for name, module in model.named_modules() if name.endswith("_neuron") and not isinstance(module, LIF)]
-    return f"its neurons are {foreign[0]}, not our LIF" if foreign else ""
+    neurons = [module for name, module in model.named_modules() if name.endswith("_neuron")]
+    for neuron in neurons:
+        if not isinstance(neuron, LIF):
+            return f"its neurons are {type(neuron).__name__}, not our LIF"
+        if neuron.config not in _known_neurons(model.config):
+            return f"a neuron differs from the model's configuration: {neuron.config}"
+    return ""
+
+
+def _known_neurons(config: ModelConfig) -> list[NeuronConfig]:
+    if config.spiking != "input":
+        return [config.neuron]
+    return [config.neuron, config.hidden_neuron, config.head_neuron]
 
 
 class _Packed:
@@ -143,7 +164,6 @@ class _Packed:
 
         self.step_function, self.config, self.threads = numba_decode.decode, model.config, threads
         real = torch.float64 if model.head.weight.dtype == torch.float64 else torch.float32
-        self.real = real
         blocks = model.blocks
         L, C, F = len(blocks), model.config.n_embd, model.config.n_ffn
         kind = list(_SITES).index(model.config.spiking)
@@ -236,11 +256,18 @@ class _Packed:
         outside = (ids < 0) | (ids >= self.config.vocab_size)
         if ids.shape != self.state.shape[:1] or outside.any():
             raise ValueError(f"step: want {len(self.state)} token ids in [0, {self.config.vocab_size}), one per text, got {ids.tolist()}")
-        self.gate[0] = 0
-        helpers = [self._pool().submit(self._run, part, ids) for part in range(1, self.threads)]
-        self._run(0, ids)
-        for helper in helpers:
-            helper.result()
+        self.gate[0], helpers = 0, []
+        try:
+            for part in range(1, self.threads):
+                helpers.append(self._pool().submit(self._run, part, ids))
+            self._run(0, ids)
+        except BaseException:
+            # Ctrl-C came before this thread did: without it the others would wait for ever
+            self.gate[0] = OPEN
+            raise
+        finally:
+            for helper in helpers:
+                helper.result()
         self.tokens_read += len(ids)
         return torch.from_numpy(self.logits.copy())
 

@@ -4,7 +4,6 @@ Parameter names and shapes are those of the official checkpoints. One neuron ste
 Sources: github.com/BlinkDL/RWKV-LM, RWKV-v4neo/src/model.py; github.com/ridgerchu/SpikeGPT, src/model.py.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -199,8 +198,7 @@ class SpikeGPT(nn.Module):
         self.ln_out = nn.LayerNorm(config.n_embd)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.spiking == "input" and config.spiking_head:
-            # memoryless always: the state belongs to the blocks
-            self.head_neuron = LIF(config.n_embd, dataclasses.replace(config.neuron, membrane_decay=0.0, learnable_decay=False))
+            self.head_neuron = LIF(config.n_embd, config.head_neuron)
         if init:
             initialise(self)
 

@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 from spikegpt.config import INPUT_NEURON, ModelConfig, NeuronConfig
 from spikegpt.engine import Engine
 from spikegpt.model import SpikeGPT, calibrate_thresholds
-from spikegpt.neuron import SnnTorchNeuron
+from spikegpt.neuron import LIF, SnnTorchNeuron
 
 V, T, START = 61, 26, 9
 BLOCKS = {
@@ -189,6 +189,17 @@ def test_bad_tokens_are_refused(tokens, message, ids):
         engine.start(model(ids[:1]).state)
     with pytest.raises(ValueError, match=message):
         engine.step(torch.tensor(tokens))
+
+
+def test_a_step_without_a_text_is_refused():
+    with pytest.raises(ValueError, match="no text was started"):
+        Engine(make("input")).step(torch.tensor([1]))
+
+
+def test_our_neurons_with_another_configuration_go_through_the_model(ids):
+    config = ModelConfig(n_layer=1, n_embd=8, vocab_size=V, spiking="output")
+    engine = Engine(SpikeGPT(config, lambda channels: LIF(channels, NeuronConfig(threshold=0.5))))
+    assert "differs from the model's configuration" in engine.reason
 
 
 def test_unknown_weights_are_refused():
