@@ -3,6 +3,7 @@
 The only module that knows both packages: `neuromorphic` counts any torch model, and nothing of it knows ours.
 """
 
+import dataclasses
 import platform
 import statistics
 import sys
@@ -50,6 +51,8 @@ LARGEST_LISTED_VOCABULARY = 4096
 # settings that a twin may have of its own: they do not touch what is learned, or act on spikes only
 _OWN_SETTINGS = {"threads", "eval_every", "eval_tokens", "sample_every", "save_every", "keep", "log_every", "tensorboard"}
 _SPIKE_SETTINGS = {"firing_rate_target", "firing_rate_weight", "synop_budget", "synop_weight", "synop_warmup", "verify_spikes"}
+# a pupil's twin learns from the text alone
+_TEACHING_SETTINGS = {"teacher", "teacher_weight"}
 # of a model: what only its spikes know
 _NEURON_SETTINGS = {"neuron", "hidden_levels", "spiking_head"}
 
@@ -271,7 +274,8 @@ def find_twin(run: Path) -> Path | None:
 def _twin_key(model: ModelConfig, training: dict[str, Any], corpus: Any) -> tuple[Any, ...]:
     """What must be equal in a model and its twin."""
     sizes = {name: value for name, value in model.to_dict().items() if name not in _NEURON_SETTINGS}
-    shared = {name: value for name, value in TrainConfig.from_dict(training).to_dict().items() if name not in _OWN_SETTINGS | _SPIKE_SETTINGS}
+    own = _OWN_SETTINGS | _SPIKE_SETTINGS | _TEACHING_SETTINGS
+    shared = {name: value for name, value in TrainConfig.from_dict(training).to_dict().items() if name not in own}
     return sizes, shared, (corpus or {}).get("text_sha256")
 
 
@@ -285,7 +289,8 @@ def make_twin(run: Path, *, cache: Path | None = None, quiet: bool = False) -> P
     model = ModelConfig.from_dict(config["model"])
     if model.spiking == "none":
         raise SpikegptError(f"{run} is dense; --twin needs a spiking run")
-    training = TrainConfig.from_dict(config["train"])
+    # a twin is nobody's pupil
+    training = dataclasses.replace(TrainConfig.from_dict(config["train"]), teacher=None)
     twin = find_twin(run)
     if twin is None:
         twin = run.resolve().parent / f"{run.resolve().name}-twin"

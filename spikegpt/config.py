@@ -227,6 +227,10 @@ class TrainConfig(_Config):
     synop_weight: float = 1.0
     synop_warmup: float = 0.5
     """share of the steps over which the budget shrinks from 1 to synop_budget"""
+    teacher: str | None = None
+    """folder of a trained run, the dense twin for instance, whose predictions are learned beside the text (distillation)"""
+    teacher_weight: float = 0.5
+    """share of the teacher in the loss: (1 - weight) * cross-entropy + weight * KL(teacher || model)"""
     verify_spikes: bool = False
     """check at every step that each neuron emits its declared alphabet only"""
     precision: Literal["no", "bf16", "fp16"] = "no"
@@ -262,6 +266,8 @@ class TrainConfig(_Config):
         _check(rate is None or 0 < rate < 1, f"firing_rate_target must lie between 0 and 1, got {rate}")
         _check(0 <= self.synop_budget < 1, f"synop_budget must lie in [0, 1), got {self.synop_budget}")
         _check(self.synop_weight >= 0, f"synop_weight must not be negative, got {self.synop_weight}")
+        _check(0 <= self.teacher_weight <= 1, f"teacher_weight must lie in [0, 1], got {self.teacher_weight}")
+        _check(self.teacher is None or not self.carry_state, "a teacher reads each window from an empty state: leave out carry_state")
         _check(0 <= self.synop_warmup <= 1, f"synop_warmup must lie in [0, 1], got {self.synop_warmup}")
         _check(self.precision in ("no", "bf16", "fp16"), f"precision must be no, bf16 or fp16, got {self.precision!r}")
 

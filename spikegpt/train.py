@@ -97,6 +97,15 @@ def synop_budget(step: int, config: TrainConfig) -> float:
     return config.synop_budget + (1 - config.synop_budget) * left
 
 
+def distillation(logits: Tensor, taught: Tensor) -> Tensor:
+    """Return KL(teacher || model) in nats per token (scalar), of logits (B, T, vocab_size) of both.
+
+    Source: Hinton, Vinyals and Dean 2015, at temperature 1.
+    """
+    ours, theirs = (F.log_softmax(part.float().flatten(0, 1), dim=-1) for part in (logits, taught))
+    return F.kl_div(ours, theirs, log_target=True, reduction="batchmean")
+
+
 class _Trainer:
     """Everything one run needs, and the loop."""
 
@@ -115,6 +124,7 @@ class _Trainer:
         self.bare_model: SpikeGPT = self.accelerator.unwrap_model(self.model)
         self.sampler = self._make_sampler()
         self.synapses = self.bare_model.synapses()
+        self.teacher = self._load_teacher()
         self.state: State | None = None
         # dropout must differ between processes, and be the same when the run is repeated
         torch.manual_seed(config.seed + 1 + self.accelerator.process_index)
@@ -214,6 +224,9 @@ class _Trainer:
             cross_entropy = F.cross_entropy(logits.float().flatten(0, 1), targets.to(device).flatten())
         self.state = detach_state(state) if self.config.carry_state else None
         loss = cross_entropy
+        if self.teacher is not None:
+            weight = self.config.teacher_weight
+            loss = (1 - weight) * cross_entropy + weight * distillation(logits, self._predictions(ids.to(device)))
         if self.config.l2wrap:
             loss = loss + l2wrap(logits, self.config.l2wrap)
         target = self.config.firing_rate_target
@@ -223,6 +236,19 @@ class _Trainer:
         if self.synapses and self.config.synop_budget:
             loss = loss + self.config.synop_weight * (synop_share(spikes, self.synapses) - synop_budget(self.step, self.config)).clamp(min=0)
         return loss, cross_entropy, spikes
+
+    def _load_teacher(self) -> SpikeGPT | None:
+        if self.config.teacher is None:
+            return None
+        model, tokenizer = ckpt.load_model(self.config.teacher)
+        if tokenizer.fingerprint != self.data.tokenizer.fingerprint:
+            raise SpikegptError(f"the teacher {self.config.teacher} has another tokenizer; its tokens are not this run's")
+        return model.to(self.accelerator.device).eval()
+
+    @torch.no_grad()
+    def _predictions(self, ids: Tensor) -> Tensor:
+        with self.accelerator.autocast():
+            return self.teacher(ids).logits
 
     def _clip(self) -> float:
         if not self.accelerator.sync_gradients:

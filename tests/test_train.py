@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -14,14 +15,14 @@ from conftest import MODEL, TRAIN
 from safetensors.torch import load_file
 
 from spikegpt import train as training
-from spikegpt.checkpoint import latest_checkpoint
+from spikegpt.checkpoint import latest_checkpoint, load_model
 from spikegpt.config import NeuronConfig, TrainConfig
 from spikegpt.errors import SpikegptError
 from spikegpt.files import sha256_of
 from spikegpt.model import SpikeGPT
 from spikegpt.optimizer import learning_rate, make_optimizer
 from spikegpt.runlog import read_metrics
-from spikegpt.train import synop_budget, synop_share
+from spikegpt.train import distillation, synop_budget, synop_share
 
 
 def weights_of(run: Path) -> str:
@@ -185,3 +186,38 @@ def test_the_budget_shrinks_to_its_end_over_the_warmup(make_run):
     budget = TrainConfig(steps=100, synop_budget=0.2, synop_warmup=0.5)
     assert [synop_budget(step, budget) for step in (0, 25, 50, 99)] == pytest.approx([1.0, 0.6, 0.2, 0.2])
     assert synop_budget(0, TrainConfig(synop_warmup=0.0, synop_budget=0.2)) == 0.2
+
+
+def test_distillation_is_the_divergence_worked_out_by_hand():
+    ours, theirs = torch.tensor([[[0.0, 0.0]]]), torch.log(torch.tensor([[[0.25, 0.75]]]))
+    wanted = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
+    assert distillation(ours, theirs).item() == pytest.approx(wanted, rel=1e-6)
+    assert distillation(theirs, theirs).item() == pytest.approx(0.0, abs=1e-7)
+
+
+def test_a_pupil_learns_what_its_teacher_predicts(make_run):
+    teacher = make_run("teacher", model=MODEL.twin(), steps=120, lr=1e-2)
+    alone = make_run("alone", steps=40, lr=1e-2)
+    pupil = make_run("pupil", steps=40, lr=1e-2, teacher=str(teacher), teacher_weight=1.0)
+    ids = torch.randint(97, 122, (4, 16), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        taught, *others = (load_model(run)[0](ids).logits for run in (teacher, alone, pupil))
+    assert distillation(others[1], taught) < distillation(others[0], taught)
+
+
+def test_a_resumed_pupil_ends_as_an_unbroken_one(make_run, cache):
+    teacher = str(make_run("teacher", model=MODEL.twin()))
+    whole = make_run("whole", teacher=teacher)
+    broken = make_run("broken", teacher=teacher)
+    for file in (broken / "checkpoints" / "step-00000012").iterdir():
+        file.unlink()
+    training.resume(broken, cache=cache, quiet=True)
+    assert weights_of(broken) == weights_of(whole)
+
+
+def test_a_teacher_with_another_tokenizer_is_refused(make_run):
+    teacher = make_run("teacher", model=MODEL.twin(), tokenizer="char")
+    with pytest.raises(SpikegptError, match="has another tokenizer"):
+        make_run("pupil", teacher=str(teacher))
+    with pytest.raises(SpikegptError, match="nowhere is not the folder of a run"):
+        make_run("orphan", teacher="nowhere")
