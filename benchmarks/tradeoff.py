@@ -3,8 +3,10 @@
     python benchmarks/tradeoff.py --data FOLDER_OR_FILES      4 layers, width 192, 2,000 steps of 16 x 128 bytes: about 4 hours
     python benchmarks/tradeoff.py --quick                     a minute, the built-in corpus, three tiny runs, no published number
 
-Each side is trained at each of LEARNING_RATES with seed 0, the better one is kept and repeated with the other seeds; then
-one spike-driven run per budget. Trainings are single-threaded, `--side-by-side` of them at once; what exists is resumed.
+Each side is trained at each of LEARNING_RATES with seed 0, the best one is kept and repeated with the other seeds; then one
+spike-driven run per budget. The spike-driven side is taught by its dense twin of the same seed (--teacher); two controls say
+what that is worth: the same run untaught, and the dense twin taught by itself. Trainings are single-threaded,
+`--side-by-side` of them at once; what exists is resumed.
 Bits and firing are of the whole valid split, read once with carried state. Writes results/tradeoff.json and tradeoff.png.
 Last line: JSON with the points (firing, synops_per_token, bits, twin_bits) and the gap of the three seeds.
 """
@@ -17,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib
@@ -48,11 +50,12 @@ class Job:
     lr: float
     seed: int
     budget: float = COMPARED_BUDGET
+    teacher: "Job | None" = None
 
     @property
     def name(self) -> str:
         budget = f"-budget{self.budget:g}" if self.spiking != "none" else ""
-        return f"{self.spiking}-lr{self.lr:g}-seed{self.seed}{budget}"
+        return f"{self.spiking}-lr{self.lr:g}-seed{self.seed}{budget}{'-taught' if self.teacher else ''}"
 
 
 def train(job: Job, options) -> None:
@@ -65,6 +68,7 @@ def train(job: Job, options) -> None:
         command += ["--n-layer", str(options.layers), "--n-embd", str(options.width), "--ctx-len", str(options.ctx_len)]
         command += ["--steps", str(options.steps), "--batch-size", str(options.batch_size), "--lr", str(job.lr), "--seed", str(job.seed)]
         command += ["--synop-budget", str(job.budget), "--eval-every", "500", "--save-every", "500", "--sample-every", "0"]
+        command += ["--teacher", str(options.runs / job.teacher.name)] if job.teacher else []
     run.parent.mkdir(parents=True, exist_ok=True)
     with open(options.runs / f"{job.name}.log", "a") as log:
         subprocess.run(command, check=True, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -76,7 +80,8 @@ def evaluate(job: Job, options) -> dict:
         model, tokenizer = load_model(options.runs / job.name)
         valid = np.asarray(prepare(options.data, tokenizer).split("valid"))[: options.eval_tokens]
         result = evaluate_stream(model, valid, tokenizer).to_dict()
-        kept.write_text(json.dumps({**vars(job), "parameters": model.count_parameters(), "dense_ops": dense_ops(model), **result}))
+        facts = {"spiking": job.spiking, "lr": job.lr, "seed": job.seed, "budget": job.budget, "teacher": job.teacher and job.teacher.name}
+        kept.write_text(json.dumps({**facts, "parameters": model.count_parameters(), "dense_ops": dense_ops(model), **result}))
     return json.loads(kept.read_text())
 
 
@@ -86,6 +91,8 @@ def dense_ops(model) -> int:
 
 
 def run_all(jobs: list[Job], options) -> dict[Job, dict]:
+    # the same training may be asked for twice, as a seed and as a point of the curve
+    jobs = list(dict.fromkeys(jobs))
     with ThreadPoolExecutor(options.side_by_side) as pool:
         list(pool.map(lambda job: train(job, options), jobs))
     return {job: evaluate(job, options) for job in jobs}
@@ -119,35 +126,46 @@ def main() -> None:
         options.layers, options.width, options.ctx_len, options.steps, options.eval_tokens = 2, 48, 32, 60, 4096
         options.runs, rates, seeds, budgets = Path(tempfile.mkdtemp()), dict.fromkeys(BLOCKS, (6e-3,)), (0,), (0.1, COMPARED_BUDGET)
 
-    first = run_all([Job(spiking, lr, 0) for spiking in BLOCKS for lr in rates[spiking]], options)
-    best = {spiking: min((job for job in first if job.spiking == spiking), key=lambda job: first[job]["bits_per_byte"]).lr for spiking in BLOCKS}
-    repeated = run_all([Job(spiking, best[spiking], seed) for seed in seeds for spiking in BLOCKS], options)
-    curve = run_all([Job("input", best["input"], 0, budget) for budget in budgets], options)
+    def best(jobs: list[Job]) -> Job:
+        return min(jobs, key=lambda job: results[job]["bits_per_byte"])
 
-    def bits(spiking: str) -> list[float]:
-        return [repeated[Job(spiking, best[spiking], seed)]["bits_per_byte"] for seed in seeds]
+    results = run_all([Job("none", lr, 0) for lr in rates["none"]], options)
+    twins = [replace(best(list(results)), seed=seed) for seed in seeds]
+    pupils = [Job("input", lr, 0, teacher=twins[0]) for lr in rates["input"]]
+    results |= run_all([*twins, *pupils], options)
+    chosen = best(pupils)
+    repeated = [replace(chosen, seed=twin.seed, teacher=twin) for twin in twins]
+    untaught, taught_twin = replace(chosen, teacher=None), replace(twins[0], teacher=twins[0])
+    curve = [replace(chosen, budget=budget) for budget in budgets]
+    results |= run_all([*repeated, untaught, taught_twin, *curve], options)
 
-    twin = {"bits": statistics.mean(bits("none")), "dense_ops": next(iter(curve.values()))["dense_ops"]}
+    def bits(jobs: list[Job]) -> list[float]:
+        return [results[job]["bits_per_byte"] for job in jobs]
+
+    twin = {"bits": statistics.mean(bits(twins)), "dense_ops": results[twins[0]]["dense_ops"]}
     points = [
         {
             "budget": job.budget,
-            "firing": found["firing_rate"],
-            "synops_per_token": found["synops_per_token"],
-            "bits": found["bits_per_byte"],
+            "firing": results[job]["firing_rate"],
+            "synops_per_token": results[job]["synops_per_token"],
+            "bits": results[job]["bits_per_byte"],
             "twin_bits": twin["bits"],
         }
-        for job, found in curve.items()
+        for job in curve
     ]
     summary = {
         "points": points,
-        "gap_by_seed": [ours / theirs - 1 for ours, theirs in zip(bits("input"), bits("none"), strict=True)],
-        "gap": statistics.mean(bits("input")) / twin["bits"] - 1,
-        "firing": statistics.mean(repeated[Job("input", best["input"], seed)]["firing_rate"] for seed in seeds),
+        "gap_by_seed": [ours / theirs - 1 for ours, theirs in zip(bits(repeated), bits(twins), strict=True)],
+        "gap": statistics.mean(bits(repeated)) / twin["bits"] - 1,
+        "firing": statistics.mean(results[job]["firing_rate"] for job in repeated),
+        "gap_untaught": bits([untaught])[0] / bits(twins)[0] - 1,
+        "gap_of_taught_twin": bits([taught_twin])[0] / bits(twins)[0] - 1,
     }
     if not options.quick:
-        runs = [{"job": job.name, **found} for job, found in {**first, **repeated, **curve}.items()]
+        runs = [{"job": job.name, **found} for job, found in results.items()]
         corpus = Path(options.data[0]).name
-        path = write_result("tradeoff", {**summary, "corpus": corpus, "best_lr": best, "dense_ops": twin["dense_ops"], "runs": runs})
+        best_lr = {"input": chosen.lr, "none": twins[0].lr}
+        path = write_result("tradeoff", {**summary, "corpus": corpus, "best_lr": best_lr, "dense_ops": twin["dense_ops"], "runs": runs})
         draw(points, twin, path.with_suffix(".png"))
     print(json.dumps(summary))
 
