@@ -224,7 +224,7 @@ class TrainConfig(_Config):
     synop_budget: float = 0.2
     """largest share of the dense matrix products that spikes may cost: adds synop_weight * (share - budget) to the loss while
     the firing rate, weighted by synapses, is above it. Acts on the input block only; 0 turns it off"""
-    synop_weight: float = 1.0
+    synop_weight: float = 5.0
     synop_warmup: float = 0.5
     """share of the steps over which the budget shrinks from 1 to synop_budget"""
     teacher: str | None = None
