@@ -256,16 +256,16 @@ class _Packed:
         outside = (ids < 0) | (ids >= self.config.vocab_size)
         if ids.shape != self.state.shape[:1] or outside.any():
             raise ValueError(f"step: want {len(self.state)} token ids in [0, {self.config.vocab_size}), one per text, got {ids.tolist()}")
-        self.gate[0], helpers = 0, []
+        self.gate[0], helpers, is_done = 0, [], False
         try:
             for part in range(1, self.threads):
                 helpers.append(self._pool().submit(self._run, part, ids))
             self._run(0, ids)
-        except BaseException:
-            # Ctrl-C came before this thread did: without it the others would wait for ever
-            self.gate[0] = OPEN
-            raise
+            is_done = True
         finally:
+            # where Ctrl-C came before this thread did, the others would wait for it for ever
+            if not is_done:
+                self.gate[0] = OPEN
             for helper in helpers:
                 helper.result()
         self.tokens_read += len(ids)
