@@ -12,7 +12,7 @@ PACKAGE = TREE / "spikegpt"
 
 # lower imports nothing from higher; modules on one line do not import each other unless the line below says so
 LAYERS = [
-    {"errors", "config", "kernels.reference", "kernels.backends"},
+    {"errors", "config", "kernels.reference", "kernels.backends", "kernels.wkv_checks"},
     {"files", "kernels.numba_cpu", "kernels.numba_decode"},
     {"kernels.numba_integer_lif", "kernels.numba_event_wkv"},
     {"kernels.lif_door", "kernels.integer_lif_door", "kernels.wkv_door", "kernels.event_wkv_door"},

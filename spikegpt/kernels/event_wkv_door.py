@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import reference
 from .backends import choose_backend
+from .wkv_checks import check_wkv_inputs
 
 
 class EventWKVState(NamedTuple):
@@ -51,27 +52,9 @@ def event_wkv(
     Raises:
         ValueError: a shape, dtype or device does not fit; the message names what was found and wanted.
     """
-    if key.dim() != 3 or 0 in key.shape:
-        raise ValueError(f"event_wkv: key must be (B, T, C) with no empty side, got {tuple(key.shape)}")
-    if value.shape != key.shape or value.dtype != key.dtype:
-        raise ValueError(f"event_wkv: value is {value.dtype} {tuple(value.shape)}, key is {key.dtype} {tuple(key.shape)}; they must agree")
-    if not key.dtype.is_floating_point:
-        raise ValueError(f"event_wkv: key must be a floating-point tensor, got {key.dtype}")
-    B, _, C = key.shape
-    for name, parameter in (("time_decay", time_decay), ("time_first", time_first)):
-        if parameter.shape != (C,):
-            raise ValueError(f"event_wkv: key has {C} channels, {name} has shape {tuple(parameter.shape)}; want ({C},)")
-    state_dtype = torch.float64 if key.dtype == torch.float64 else torch.float32
-    if state is None:
-        state = EventWKVState.empty(B, C, dtype=state_dtype, device=key.device)
-    for name, part in zip(EventWKVState._fields, state, strict=True):
-        if part.shape != (B, C) or part.dtype != state_dtype:
-            found = f"event_wkv: state.{name} is {part.dtype} {tuple(part.shape)}"
-            raise ValueError(f"{found}, want {state_dtype} {(B, C)} for {key.dtype} keys")
-    devices = {tensor.device for tensor in (time_decay, time_first, key, value, *state)}
-    if len(devices) > 1:
-        raise ValueError(f"event_wkv: tensors are on {sorted(map(str, devices))}; move them to one device")
-    time_decay, time_first = time_decay.to(state_dtype), time_first.to(state_dtype)
+    if state is not None:
+        state = EventWKVState(*state)
+    time_decay, time_first, state = check_wkv_inputs("event_wkv", EventWKVState.empty, time_decay, time_first, key, value, state)
     implementation = reference.event_wkv if choose_backend(backend, "event_wkv", key) == "reference" else event_wkv_operator
     output, *state = implementation(time_decay, time_first, key, value, *state)
     return output, EventWKVState(*state)

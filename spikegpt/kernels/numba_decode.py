@@ -72,10 +72,9 @@ def _give_way(typing_context):
         from llvmlite import ir
 
         function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.IntType(32), []), "sched_yield")
-        builder.call(function, [])
-        return context.get_dummy_value()
+        return builder.call(function, [])
 
-    return types.void(), generate
+    return types.int32(), generate
 
 
 @fused

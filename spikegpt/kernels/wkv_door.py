@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import reference
 from .backends import choose_backend
+from .wkv_checks import check_wkv_inputs
 
 
 class WKVState(NamedTuple):
@@ -49,26 +50,9 @@ def wkv(
     Raises:
         ValueError: a shape, dtype or device does not fit; the message names what was found and wanted.
     """
-    if key.dim() != 3 or 0 in key.shape:
-        raise ValueError(f"wkv: key must be (B, T, C) with no empty side, got {tuple(key.shape)}")
-    if value.shape != key.shape or value.dtype != key.dtype:
-        raise ValueError(f"wkv: value is {value.dtype} {tuple(value.shape)}, key is {key.dtype} {tuple(key.shape)}; they must agree")
-    if not key.dtype.is_floating_point:
-        raise ValueError(f"wkv: key must be a floating-point tensor, got {key.dtype}")
-    B, _, C = key.shape
-    for name, parameter in (("time_decay", time_decay), ("time_first", time_first)):
-        if parameter.shape != (C,):
-            raise ValueError(f"wkv: key has {C} channels, {name} has shape {tuple(parameter.shape)}; want ({C},)")
-    state_dtype = torch.float64 if key.dtype == torch.float64 else torch.float32
-    if state is None:
-        state = WKVState.empty(B, C, dtype=state_dtype, device=key.device)
-    for name, part in zip(WKVState._fields, state, strict=True):
-        if part.shape != (B, C) or part.dtype != state_dtype:
-            raise ValueError(f"wkv: state.{name} is {part.dtype} {tuple(part.shape)}, want {state_dtype} {(B, C)} for {key.dtype} keys")
-    devices = {tensor.device for tensor in (time_decay, time_first, key, value, *state)}
-    if len(devices) > 1:
-        raise ValueError(f"wkv: tensors are on {sorted(map(str, devices))}; move them to one device")
-    time_decay, time_first = time_decay.to(state_dtype), time_first.to(state_dtype)
+    if state is not None:
+        state = WKVState(*state)
+    time_decay, time_first, state = check_wkv_inputs("wkv", WKVState.empty, time_decay, time_first, key, value, state)
     implementation = reference.wkv if choose_backend(backend, "wkv", key) == "reference" else wkv_operator
     output, *state = implementation(time_decay, time_first, key, value, *state)
     return output, WKVState(*state)
