@@ -1,10 +1,11 @@
 """Train a spiking model and its dense twin with equal data, seed and steps; write both curves, final bits and firing rates.
 
     python benchmarks/twin_curves.py --data FOLDER_OR_FILES            `small`, 2,000 steps of 8 x 256 tokens, both models
+    python benchmarks/twin_curves.py --spiking output --data ...       the published block in place of the spike-driven one
     python benchmarks/twin_curves.py --quick                           under a minute, the built-in corpus, no published number
 
-Runs that were broken off are resumed. `--only` trains one of the two, so that both can run side by side.
-Last line: JSON with bits_output, bits_none (bits per byte on the test split) and firing_rate.
+The spike-driven model is taught by its twin. Runs that were broken off are resumed; `--only` trains one of the two.
+Last line: JSON with bits_spiking, bits_twin (bits per byte on the test split), gap and firing_rate.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import numpy as np
 from measure import write_result
 
 from spikegpt.checkpoint import load_model
-from spikegpt.config import SPIKING, model_preset, train_preset
+from spikegpt.config import model_preset, train_preset
 from spikegpt.data import prepare
 from spikegpt.evaluate import evaluate_stream, evaluate_windows
 from spikegpt.runlog import read_metrics
@@ -26,17 +27,26 @@ from spikegpt.train import resume, train
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+BLOCKS = {"none": "dense twin", "input": "spike-driven block", "output": "published block"}
 
-def train_one(spiking: str, runs: Path, data: list[str], preset: str, steps: int, threads: int) -> Path:
+
+def train_one(spiking: str, runs: Path, data: list[str], preset: str, steps: int, threads: int) -> None:
     run = runs / spiking
     if (run / "config.json").exists():
         resume(run)
-        return run
+        return
     config = train_preset(
-        preset, data=data, steps=steps, threads=threads, eval_every=max(steps // 8, 1), save_every=250, sample_every=0, log_every=10
+        preset,
+        data=data,
+        steps=steps,
+        threads=threads,
+        eval_every=max(steps // 8, 1),
+        save_every=250,
+        sample_every=0,
+        log_every=10,
+        teacher=str(runs / "none") if spiking == "input" else None,
     )
     train(model_preset(preset, spiking=spiking), config, run)
-    return run
 
 
 def results_of(run: Path, data: list[str]) -> dict:
@@ -54,15 +64,17 @@ def results_of(run: Path, data: list[str]) -> dict:
 
 def draw(results: dict[str, dict], title: str, path: Path) -> None:
     figure, (quality, firing) = plt.subplots(1, 2, figsize=(10, 4), width_ratios=(3, 2), layout="constrained")
-    for (spiking, label), colour in zip({"none": "dense twin", "output": "spiking (published block)"}.items(), ("C7", "C0"), strict=True):
-        train_curve = np.array([(step, bits) for step, bits, _ in results[spiking]["train_curve"]])
+    for (spiking, result), colour in zip(results.items(), ("C7", "C0"), strict=True):
+        label = BLOCKS[spiking]
+        train_curve = np.array([(step, bits) for step, bits, _ in result["train_curve"]])
         smooth = np.convolve(np.pad(train_curve[:, 1], (4, 4), mode="edge"), np.ones(9) / 9, mode="valid")
         quality.plot(train_curve[:, 0], smooth, color=colour, alpha=0.4, label=f"{label}, train")
-        valid = np.array([(step, bits) for step, bits, _ in results[spiking]["valid_curve"]])
+        valid = np.array([(step, bits) for step, bits, _ in result["valid_curve"]])
         quality.plot(valid[:, 0], valid[:, 1], "o-", color=colour, label=f"{label}, valid")
     quality.set(xlabel="step", ylabel="bits per byte", title=title, ylim=(None, 5))
     quality.legend()
-    rates = {name: rate for name, rate in results["output"]["stream"]["firing_rates"].items() if name != "emb"}
+    spiking = list(results.values())[-1]
+    rates = {name: rate for name, rate in spiking["stream"]["firing_rates"].items() if name != "emb"}
     labels = [name.removeprefix("blocks.").replace("_neuron", "") for name in rates]
     firing.barh(labels, list(rates.values()), color="C0")
     firing.invert_yaxis()
@@ -77,27 +89,31 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=Path, default=Path("runs/twin_curves"))
-    parser.add_argument("--only", choices=SPIKING)
+    parser.add_argument("--spiking", choices=("input", "output"), default="input")
+    parser.add_argument("--only", choices=BLOCKS)
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     if options.quick:
         options.preset, options.steps, options.runs = "tiny", 60, Path(tempfile.mkdtemp())
-    for spiking in [options.only] if options.only else SPIKING:
+    pair = ("none", options.spiking)
+    for spiking in [options.only] if options.only else pair:
         train_one(spiking, options.runs, options.data, options.preset, options.steps, options.threads)
     if options.only:
         return
-    results = {spiking: results_of(options.runs / spiking, options.data) for spiking in SPIKING}
+    results = {spiking: results_of(options.runs / spiking, options.data) for spiking in pair}
+    twin, spiking = (result["stream"] for result in results.values())
     summary = {
-        "bits_output": results["output"]["stream"]["bits_per_byte"],
-        "bits_none": results["none"]["stream"]["bits_per_byte"],
-        "firing_rate": results["output"]["stream"]["firing_rate"],
+        "bits_spiking": spiking["bits_per_byte"],
+        "bits_twin": twin["bits_per_byte"],
+        "gap": spiking["bits_per_byte"] / twin["bits_per_byte"] - 1,
+        "firing_rate": spiking["firing_rate"],
     }
     if not options.quick:
         corpus = Path(options.data[0]).name
-        configs = json.loads((options.runs / "output" / "config.json").read_text())
-        write_result("twin_curves", {**summary, "corpus": corpus, "config": {key: configs[key] for key in ("model", "train")}, "runs": results})
-        title = f"{options.preset} on {corpus}: {options.steps} steps"
-        draw(results, title, Path(__file__).parent / "results" / "twin_curves.png")
+        config = json.loads((options.runs / options.spiking / "config.json").read_text())
+        facts = {"corpus": corpus, "config": {key: config[key] for key in ("model", "train")}, "runs": results}
+        path = write_result(f"twin_curves_{options.spiking}", {**summary, **facts})
+        draw(results, f"{options.preset} on {corpus}: {options.steps} steps", path.with_suffix(".png"))
     print(json.dumps(summary))
 
 

@@ -1,0 +1,97 @@
+"""Finds the CUDA sources, compiles them at first use through CuPy (NVRTC, no compiler needed) and launches their kernels.
+
+A kernel runs on torch's current stream and the device of its tensors, on their memory as it lies: nothing is copied.
+What the arguments of each kernel are stands at the top of its `.cu` file; who calls it, in the modules `cuda_*`.
+"""
+
+import functools
+import importlib
+import importlib.metadata
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# the macro ELEMENT of cuda/elements.cuh
+ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+# few, because there are few neurons and many multiprocessors
+THREADS = 64
+
+
+def find_sources() -> Path:
+    """Return the folder of the CUDA sources: of the installed package, or of the checkout that it runs from."""
+    package = Path(__file__).parent.parent
+    for folder in (package / "cuda", package.parent / "cuda"):
+        if (folder / "elements.cuh").is_file():
+            return folder
+    raise FileNotFoundError(f"the CUDA sources are missing: neither {package / 'cuda'} nor {package.parent / 'cuda'} holds them; install spikegpt again")
+
+
+@functools.cache
+def read_source(name: str) -> str:
+    """Return the text of `name`.cu with its own headers written out where they are included.
+
+    One text, because CuPy keeps what it compiled by the text alone: a changed header must change it.
+    """
+    seen = set()
+
+    def written_out(name: str) -> str:
+        if name in seen:
+            return ""
+        seen.add(name)
+        text = (find_sources() / name).read_text(encoding="utf-8")
+        text = re.sub(r'^#include "(.+)"$', lambda found: written_out(found[1]), text, flags=re.MULTILINE)
+        return text.replace("#pragma once\n", "")
+
+    return written_out(f"{name}.cu")
+
+
+def launch(source: str, kernel: str, element: torch.dtype, threads: int | tuple[int, ...], *arguments) -> None:
+    """Run `kernel` of `source`.cu, compiled for `element`, on `threads` threads: as many as that along x, and blocks along y and z.
+
+    A tensor is passed as its address, None as a null pointer, a number as int or float.
+
+    Raises:
+        RuntimeError: CuPy was built for another CUDA version than torch.
+    """
+    device = next(argument.device for argument in arguments if isinstance(argument, Tensor))
+    along_x, *blocks = threads if isinstance(threads, tuple) else (threads,)
+    grid = (-(-along_x // THREADS), *blocks)
+    cupy = import_cupy()
+    with cupy.cuda.Device(device.index), cupy.cuda.Stream.from_external(torch.cuda.current_stream(device)):
+        _kernel(source, kernel, element, device.index)(grid, (THREADS,), tuple(map(_as_argument, arguments)))
+
+
+@functools.cache
+def _kernel(source: str, kernel: str, element: torch.dtype, device_index: int):
+    return _module(source, element, device_index).get_function(kernel)
+
+
+@functools.cache
+def _module(source: str, element: torch.dtype, device_index: int):
+    return import_cupy().RawModule(code=read_source(source), options=(f"-DELEMENT={ELEMENTS[element]}",), backend="nvrtc")
+
+
+def _as_argument(value: Tensor | float | None) -> np.generic:
+    if isinstance(value, Tensor):
+        return np.uintp(value.data_ptr())
+    if value is None:
+        return np.uintp(0)
+    return np.float32(value) if isinstance(value, float) else np.int32(value)
+
+
+@functools.cache
+def import_cupy():
+    """Return the module cupy.
+
+    Raises:
+        RuntimeError: it was built for another CUDA version than torch; the message says what to install.
+    """
+    wanted = f"cupy-cuda{torch.version.cuda.split('.')[0]}x"
+    installed = {name for dist in importlib.metadata.distributions() if re.fullmatch(r"cupy-cuda\d+x", name := dist.metadata["Name"] or "")}
+    if installed and wanted not in installed:
+        found = ", ".join(sorted(installed))
+        raise RuntimeError(f"torch was built for CUDA {torch.version.cuda}, CuPy is {found}: pip uninstall {found}; pip install {wanted}")
+    return importlib.import_module("cupy")
