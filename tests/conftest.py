@@ -4,8 +4,10 @@ import dataclasses
 
 import pytest
 import torch
+from cuda_on_host import HostLauncher
 
 from spikegpt.config import ModelConfig, TrainConfig
+from spikegpt.kernels import cupy_cuda
 from spikegpt.neuron import verified_spikes
 from spikegpt.train import train
 
@@ -55,3 +57,14 @@ def trained(tmp_path_factory):
     run = base / "trained"
     train(MODEL, TRAIN, run, cache=base / "cache", quiet=True)
     return run
+
+
+@pytest.fixture(params=[False, True], ids=["forwards", "backwards"])
+def host(request, monkeypatch):
+    """CUDA kernels run on the CPU, in both orders of their threads: none may depend on another."""
+    launcher = HostLauncher(backwards=request.param)
+    monkeypatch.setattr(cupy_cuda, "launch", launcher)
+    # fills what torch.empty returns with NaN
+    torch.use_deterministic_algorithms(True)
+    yield launcher
+    torch.use_deterministic_algorithms(False)

@@ -2,25 +2,14 @@
 
 import pytest
 import torch
-from cuda_on_host import HostLauncher, needs_compiler
+from cuda_on_host import needs_compiler
 
-from spikegpt.kernels import cuda_lif, cupy_cuda, reference
+from spikegpt.kernels import cuda_lif, reference
 
 pytestmark = needs_compiler
 SIZES = [(1, 1, 1), (3, 2, 5), (2, 63, 33), (1, 97, 130), (3, 32, 65)]  # odd on purpose, and the length of a word
 # largest difference allowed, as a fraction of the largest entry
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
-
-
-@pytest.fixture(params=[False, True], ids=["forwards", "backwards"])
-def host(request, monkeypatch):
-    """The launcher, in both orders of the threads: none may depend on another."""
-    launcher = HostLauncher(backwards=request.param)
-    monkeypatch.setattr(cupy_cuda, "launch", launcher)
-    # fills what torch.empty returns with NaN
-    torch.use_deterministic_algorithms(True)
-    yield launcher
-    torch.use_deterministic_algorithms(False)
 
 
 def assert_close(found, wanted, dtype=torch.float32):

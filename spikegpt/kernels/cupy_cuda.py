@@ -26,7 +26,7 @@ def find_sources() -> Path:
     for folder in (package / "cuda", package.parent / "cuda"):
         if (folder / "elements.cuh").is_file():
             return folder
-    raise FileNotFoundError(f"the CUDA sources are missing: neither {package / 'cuda'} nor {package.parent / 'cuda'} holds them; install spikegpt again")
+    raise FileNotFoundError(f"no CUDA sources in {package / 'cuda'} nor in {package.parent / 'cuda'}; install spikegpt again")
 
 
 @functools.cache
