@@ -14,7 +14,7 @@ PACKAGE = TREE / "spikegpt"
 LAYERS = [
     {"errors", "config", "kernels.reference", "kernels.backends", "kernels.wkv_checks"},
     {"files", "kernels.numba_cpu", "kernels.numba_decode", "kernels.cupy_cuda"},
-    {"kernels.numba_integer_lif", "kernels.numba_event_wkv"},
+    {"kernels.numba_lif", "kernels.numba_integer_lif", "kernels.numba_wkv", "kernels.numba_event_wkv"},
     {"kernels.cuda_lif", "kernels.cuda_integer_lif", "kernels.cuda_wkv", "kernels.cuda_event_wkv", "kernels.cuda_event_matvec"},
     {"kernels.lif_door", "kernels.integer_lif_door", "kernels.wkv_door", "kernels.event_wkv_door"},
     {"kernels", "tokenizer"},
@@ -108,7 +108,7 @@ def test_cuda_is_not_a_python_package():
 def test_importing_everything_compiles_nothing_and_prints_nothing():
     names = [f"spikegpt.{module_name(path)}" for path in MODULES if path.name != "__main__.py"]
     code = (
-        f"import importlib, sys; [importlib.import_module(n) for n in {names}]; import spikegpt.kernels.numba_cpu as k; "
+        f"import importlib, sys; [importlib.import_module(n) for n in {names}]; import spikegpt.kernels.numba_lif as k; "
         "import numba.core.dispatcher as d; "
         "assert all(not x.signatures for x in vars(k).values() if isinstance(x, d.Dispatcher)); "
         "assert 'spikingjelly' not in sys.modules and 'cupy' not in sys.modules and 'snntorch' not in sys.modules"

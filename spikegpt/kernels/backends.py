@@ -5,24 +5,26 @@ with one warning that says what to install.
 """
 
 import functools
+import importlib
 import importlib.util
 import warnings
+from types import ModuleType
 
 import torch
 
-BACKENDS = ("auto", "reference", "numba")
+BACKENDS = ("auto", "reference", "numba", "cupy")
 
 # device of the tensor -> fast backend; dtypes outside FAST_DTYPES and devices outside the table use the reference
 # a meta tensor has no numbers: the operator's fake implementation gives the shapes
-FAST_BACKEND = {"cpu": "numba", "meta": "numba"}
+FAST_BACKEND = {"cpu": "numba", "cuda": "cupy", "meta": "numba"}
 FAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-PACKAGE = {"numba": "numba"}
+PACKAGE = {"numba": "numba", "cupy": "cupy"}
 # looked up once: finding a package costs more than a small kernel
 _installed = {backend: importlib.util.find_spec(package) is not None for backend, package in PACKAGE.items()}
 
 
 def choose_backend(backend: str, operation: str, tensor: torch.Tensor) -> str:
-    """Return "numba" or "reference" for `tensor`.
+    """Return "numba", "cupy" or "reference" for `tensor`.
 
     Raises:
         ValueError: unknown backend, or one that cannot serve this device or dtype.
@@ -40,7 +42,7 @@ def choose_backend(backend: str, operation: str, tensor: torch.Tensor) -> str:
         if tensor.dtype not in FAST_DTYPES:
             return "reference"
         if not is_installed(fast):
-            _warn_once(f"{operation}: {PACKAGE[fast]} is missing, using the slow reference; pip install {PACKAGE[fast]}")
+            _warn_once(f"{operation}: {PACKAGE[fast]} is missing, using the slow reference; pip install {what_to_install(fast)}")
             return "reference"
         return fast
     if backend != fast:
@@ -48,13 +50,27 @@ def choose_backend(backend: str, operation: str, tensor: torch.Tensor) -> str:
     if tensor.dtype not in FAST_DTYPES:
         raise ValueError(f"{operation}: backend {backend!r} takes float32, bfloat16 or float16, got {tensor.dtype}; use backend='reference'")
     if not is_installed(backend):
-        raise ModuleNotFoundError(f"{operation}: backend {backend!r} was asked for; pip install {PACKAGE[backend]}")
+        raise ModuleNotFoundError(f"{operation}: backend {backend!r} was asked for; pip install {what_to_install(backend)}")
     return backend
+
+
+def fast_kernels(operation: str, tensor: torch.Tensor) -> ModuleType:
+    """Return the module of the fast kernels of `operation` for the device of `tensor`.
+
+    Imported only now, because each needs a package that the other's machine may lack.
+    """
+    return importlib.import_module(f".{'cuda' if tensor.is_cuda else 'numba'}_{operation}", __package__)
 
 
 def is_installed(backend: str) -> bool:
     """Return whether the package behind `backend` can be imported; imports nothing."""
     return _installed[backend]
+
+
+def what_to_install(backend: str) -> str:
+    """Return the name under which pip knows the package behind `backend`: CuPy has one for each major version of CUDA."""
+    version = torch.version.cuda or "13"
+    return f"cupy-cuda{version.split('.')[0]}x" if backend == "cupy" else PACKAGE[backend]
 
 
 @functools.cache

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .backends import what_to_install
+
 # the macro ELEMENT of cuda/elements.cuh
 ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 # few, because there are few neurons and many multiprocessors
@@ -89,9 +91,14 @@ def import_cupy():
     Raises:
         RuntimeError: it was built for another CUDA version than torch; the message says what to install.
     """
-    wanted = f"cupy-cuda{torch.version.cuda.split('.')[0]}x"
-    installed = {name for dist in importlib.metadata.distributions() if re.fullmatch(r"cupy-cuda\d+x", name := dist.metadata["Name"] or "")}
+    wanted, installed = what_to_install("cupy"), installed_cupy()
     if installed and wanted not in installed:
-        found = ", ".join(sorted(installed))
+        found = " ".join(installed)
         raise RuntimeError(f"torch was built for CUDA {torch.version.cuda}, CuPy is {found}: pip uninstall {found}; pip install {wanted}")
     return importlib.import_module("cupy")
+
+
+def installed_cupy() -> dict[str, str]:
+    """Return {name: version} of the CuPy packages that pip installed; one built from source has the name cupy and fits any CUDA."""
+    packages = {dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions()}
+    return {name: version for name, version in sorted(packages.items()) if re.fullmatch(r"cupy-cuda\d+x", name or "")}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .backends import choose_backend
+from .backends import choose_backend, fast_kernels
 from .wkv_checks import check_wkv_inputs
 
 
@@ -65,9 +65,7 @@ def event_wkv_operator(
     time_decay: Tensor, time_first: Tensor, key: Tensor, value: Tensor, numerator: Tensor, denominator: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(output, numerator, denominator)."""
-    from . import numba_event_wkv
-
-    return numba_event_wkv.event_wkv_forward(time_decay, time_first, key, value, numerator, denominator)
+    return fast_kernels("event_wkv", key).event_wkv_forward(time_decay, time_first, key, value, numerator, denominator)
 
 
 @event_wkv_operator.register_fake
@@ -89,9 +87,7 @@ def event_wkv_backward_operator(
     denominator: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of (time_decay, time_first, key, value, numerator, denominator)."""
-    from . import numba_event_wkv
-
-    return numba_event_wkv.event_wkv_backward(
+    return fast_kernels("event_wkv", key).event_wkv_backward(
         grad_output, grad_numerator, grad_denominator, time_decay, time_first, key, value, numerator, denominator
     )
 

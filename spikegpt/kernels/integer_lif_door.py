@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .backends import choose_backend
+from .backends import choose_backend, fast_kernels
 
 MOST_LEVELS = 127  # a signed byte holds every count, and so does each floating-point dtype, exactly
 
@@ -109,9 +109,7 @@ def integer_lif_operator(
     decay_input: bool,
 ) -> tuple[Tensor, Tensor]:
     """(spikes, final potential). Keeps only its inputs for the backward pass, which recomputes the potential."""
-    from . import numba_integer_lif
-
-    return numba_integer_lif.integer_lif_forward(current, potential, membrane_decay, threshold, levels, signed, reset, decay_input)
+    return fast_kernels("integer_lif", current).integer_lif_forward(current, potential, membrane_decay, threshold, levels, signed, reset, decay_input)
 
 
 @integer_lif_operator.register_fake
@@ -133,9 +131,7 @@ def integer_lif_backward_operator(
     decay_input: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(grad of current (B, T, C), of potential (B, C), of membrane_decay (C,), of threshold (C,))."""
-    from . import numba_integer_lif
-
-    return numba_integer_lif.integer_lif_backward(
+    return fast_kernels("integer_lif", current).integer_lif_backward(
         grad_spikes, grad_final, current, potential, membrane_decay, threshold, levels, signed, reset, decay_input
     )
 

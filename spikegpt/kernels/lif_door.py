@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .backends import choose_backend
+from .backends import choose_backend, fast_kernels
 
 
 def lif(
@@ -114,9 +114,7 @@ def lif_operator(
     slope: float,
 ) -> tuple[Tensor, Tensor]:
     """(spikes, final potential). Keeps only `current` for the backward pass, which recomputes the potential."""
-    from . import numba_cpu
-
-    return numba_cpu.lif_forward(current, potential, membrane_decay, threshold, reset, reset_potential, decay_input)
+    return fast_kernels("lif", current).lif_forward(current, potential, membrane_decay, threshold, reset, reset_potential, decay_input)
 
 
 @lif_operator.register_fake
@@ -142,9 +140,7 @@ def lif_backward_operator(
     slope: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(grad of current (B, T, C), of potential (B, C), of membrane_decay (C,))."""
-    from . import numba_cpu
-
-    return numba_cpu.lif_backward(
+    return fast_kernels("lif", current).lif_backward(
         grad_spikes,
         grad_final,
         current,

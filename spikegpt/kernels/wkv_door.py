@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .backends import choose_backend
+from .backends import choose_backend, fast_kernels
 from .wkv_checks import check_wkv_inputs
 
 
@@ -69,9 +69,7 @@ def wkv_operator(
     max_exponent: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(output, numerator, denominator, max_exponent)."""
-    from . import numba_cpu
-
-    return numba_cpu.wkv_forward(time_decay, time_first, key, value, numerator, denominator, max_exponent)
+    return fast_kernels("wkv", key).wkv_forward(time_decay, time_first, key, value, numerator, denominator, max_exponent)
 
 
 @wkv_operator.register_fake
@@ -95,9 +93,7 @@ def wkv_backward_operator(
     max_exponent: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of (time_decay, time_first, key, value, numerator, denominator)."""
-    from . import numba_cpu
-
-    return numba_cpu.wkv_backward(
+    return fast_kernels("wkv", key).wkv_backward(
         grad_output,
         grad_numerator,
         grad_denominator,
