@@ -67,6 +67,7 @@ def read_log(log: str) -> dict[str, tuple[int, int, int, int]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
     kernels, sizes, failures = [], {}, []
     for source in sorted(path.stem for path in find_sources().glob("*.cu")):
@@ -89,7 +90,7 @@ def main() -> None:
         print(failure, file=sys.stderr)
     spilled = sorted({f"{k.kernel} {k.element} {k.target}" for k in kernels if k.spilled_bytes or k.stack_bytes})
     summary = {"compiled": len(sizes), "failed": len(failures), "spilled": spilled}
-    if not options.quick:
+    if not (options.quick or options.check):
         write_result("cuda_compile", {**summary, "code_bytes": sizes, "kernels": [vars(k) for k in kernels]})
     print(json.dumps(summary))
     sys.exit(bool(failures or spilled))

@@ -15,7 +15,8 @@ from .checkpoint import find_model, load_model
 from .config import PRESETS, model_preset
 from .engine import GATHERED_TEXTS, Engine
 from .kernels import event_wkv, integer_lif, lif, wkv
-from .kernels.backends import FAST_BACKEND, is_installed
+from .kernels.backends import FAST_BACKEND, is_installed, what_to_install
+from .kernels.cupy_cuda import installed_cupy
 from .model import SpikeGPT
 
 PACKAGES = ("torch", "numpy", "numba", "safetensors", "tokenizers", "accelerate", "tyro", "matplotlib", "tensorboard", "snntorch", "spikingjelly")
@@ -27,24 +28,28 @@ TOLERANCE = 1e-4
 
 def examine() -> dict[str, Any]:
     """Return the report of `spikegpt doctor` as plain values; `healthy` is false if a kernel gives wrong numbers."""
-    kernels = {
-        "lif": _examine(_lif_inputs, lif_of),
-        "integer_lif": _examine(_lif_inputs, integer_lif_of),
-        "wkv": _examine(_wkv_inputs, wkv_of),
-        "event_wkv": _examine(_event_wkv_inputs, event_wkv_of),
-    }
     devices = {"cpu": f"{torch.get_num_threads()} threads"}
     if torch.cuda.is_available():
         devices |= {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
+    examined = {device: _examine_all(device) for device in ("cpu", "cuda") if device == "cpu" or torch.cuda.is_available()}
     return {
         "spikegpt": __version__,
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in PACKAGES} | (installed_cupy() or {"cupy": _version("cupy")}),
         "devices": devices,
         "kernels": {device: _kernel_for(device) for device in ("cpu", "cuda")},
-        f"checked at (B, T, C) = {SHAPE}, forward and backward": kernels,
+        f"checked at (B, T, C) = {SHAPE}, forward and backward": examined,
         "decoding": decoding(),
-        "healthy": all(kernel["is_right"] for kernel in kernels.values()),
+        "healthy": all(kernel["is_right"] for kernels in examined.values() for kernel in kernels.values()),
+    }
+
+
+def _examine_all(device: str) -> dict[str, dict[str, Any]]:
+    return {
+        "lif": _examine(_lif_inputs, lif_of, device),
+        "integer_lif": _examine(_lif_inputs, integer_lif_of, device),
+        "wkv": _examine(_wkv_inputs, wkv_of, device),
+        "event_wkv": _examine(_event_wkv_inputs, event_wkv_of, device),
     }
 
 
@@ -77,15 +82,13 @@ def _version(package: str) -> str:
 
 
 def _kernel_for(device: str) -> str:
-    backend = FAST_BACKEND.get(device)
-    if backend is None:
-        return "reference (plain torch, slow)"
-    return backend if is_installed(backend) else f"reference (slow); pip install {backend} for the fast one"
+    backend = FAST_BACKEND[device]
+    return backend if is_installed(backend) else f"reference (slow); pip install {what_to_install(backend)} for the fast one"
 
 
 def _lif_inputs(dtype: torch.dtype) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [(2 * torch.randn(SHAPE, generator=generator)).to(dtype).requires_grad_()]
+    return [(2 * torch.randn(SHAPE, generator=generator)).to(dtype)]
 
 
 def lif_of(inputs: list[torch.Tensor], backend: str) -> torch.Tensor:
@@ -98,7 +101,7 @@ def integer_lif_of(inputs: list[torch.Tensor], backend: str) -> torch.Tensor:
 
 def _event_wkv_inputs(dtype: torch.dtype) -> list[torch.Tensor]:
     time_decay, time_first, key, value = _wkv_inputs(dtype)
-    return [time_decay, time_first, key, (value.detach() * (value.detach().abs() > 1)).requires_grad_()]
+    return [time_decay, time_first, key, value * (value.abs() > 1)]
 
 
 def event_wkv_of(inputs: list[torch.Tensor], backend: str) -> torch.Tensor:
@@ -109,20 +112,24 @@ def _wkv_inputs(dtype: torch.dtype) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     C = SHAPE[-1]
     shapes = (C, C, SHAPE, SHAPE)
-    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
 
 
 def wkv_of(inputs: list[torch.Tensor], backend: str) -> torch.Tensor:
     return wkv(*inputs, backend=backend)[0]
 
 
-def _examine(make: Callable, run: Callable) -> dict[str, Any]:
+def _examine(make: Callable, run: Callable, device: str) -> dict[str, Any]:
     """Compare the kernel that `auto` chooses with the float64 reference, and time it against the float32 reference."""
-    fast = _output_and_gradients(make(torch.float32), run, "auto")
-    exact = _output_and_gradients(make(torch.float64), run, "reference")
+
+    def inputs(dtype: torch.dtype) -> list[torch.Tensor]:
+        return [tensor.to(device).requires_grad_() for tensor in make(dtype)]
+
+    fast = _output_and_gradients(inputs(torch.float32), run, "auto")
+    exact = _output_and_gradients(inputs(torch.float64), run, "reference")
     # a potential within rounding of the threshold may fire in one precision and not in the other: one in 10,000 is allowed
     errors = [((a.double() - b).abs() > TOLERANCE * b.abs().max()).double().mean().item() for a, b in zip(fast, exact, strict=True)]
-    seconds = {backend: _seconds(lambda b=backend: _output_and_gradients(make(torch.float32), run, b)) for backend in ("auto", "reference")}
+    seconds = {backend: _seconds(lambda b=backend: _output_and_gradients(inputs(torch.float32), run, b)) for backend in ("auto", "reference")}
     tokens = SHAPE[0] * SHAPE[1]
     return {
         "is_right": max(errors) < 1e-4,
@@ -133,17 +140,20 @@ def _examine(make: Callable, run: Callable) -> dict[str, Any]:
 
 def _output_and_gradients(inputs: list[torch.Tensor], run: Callable, backend: str) -> list[torch.Tensor]:
     output = run(inputs, backend)
-    weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
+    weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype, device=output.device).view_as(output)
     return [output.detach(), *torch.autograd.grad((output * weights).sum(), inputs)]
 
 
 def _seconds(function: Callable) -> float:
     """Best of three after one call to warm up."""
+    finish = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     function()
     times = []
     for _ in range(3):
+        finish()
         start = time.perf_counter()
         function()
+        finish()
         times.append(time.perf_counter() - start)
     return min(times)
 
