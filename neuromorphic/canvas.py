@@ -165,10 +165,13 @@ def bare(axes: Axes, *sides: str) -> None:
 
 
 def spread(positions: Sequence[float], gap: float) -> list[float]:
-    """Return positions moved apart to at least `gap`, in the same order, around the same middle."""
+    """Return positions at least `gap` apart, in the same order, moved as little as that allows (least squares)."""
     order = sorted(range(len(positions)), key=lambda index: positions[index])
-    moved = [positions[index] for index in order]
-    for index in range(1, len(moved)):
-        moved[index] = max(moved[index], moved[index - 1] + gap)
-    shift = sum(moved) / len(moved) - sum(positions) / len(positions) if moved else 0.0
-    return [moved[order.index(index)] - shift for index in range(len(positions))]
+    # with the gaps taken out, what is too close is out of order: neighbours are pooled until the groups rise
+    groups: list[list[float]] = []
+    for place, index in enumerate(order):
+        groups.append([positions[index] - place * gap])
+        while len(groups) > 1 and sum(groups[-2]) / len(groups[-2]) > sum(groups[-1]) / len(groups[-1]):
+            groups[-2:] = [groups[-2] + groups[-1]]
+    moved = [sum(group) / len(group) for group in groups for _ in group]
+    return [moved[place] + place * gap for place in (order.index(index) for index in range(len(positions)))]

@@ -92,10 +92,12 @@ def firing_rates(measurements: Sequence[Measurement]) -> Figure:
     shown = [(model, colour) for model, colour in zip(measurements, colours(measurements), strict=True) if firing_layers(model)]
     if not shown:
         return statement("No model here has spikes.")
-    figure, panels = canvas(_firing_title([model for model, _ in shown]), 0.5 + 1.7 * len(shown), rows=len(shown))
+    # every curve is named at its end
+    height = max(1.7, 0.3 * max(len({layer.part for layer in firing_layers(model)}) for model, _ in shown))
+    figure, panels = canvas(_firing_title([model for model, _ in shown]), 0.5 + height * len(shown), rows=len(shown))
     highest = max(layer.firing_rate for model, _ in shown for layer in firing_layers(model))
     for axes, (model, colour) in zip(panels, shown, strict=True):
-        _rate_curves(axes, firing_layers(model), colour)
+        _rate_curves(axes, firing_layers(model), colour, label_gap=0.25 * (highest or 1.0) / height)
         axes.set_title(_silence(model), color=colour, size=8.5)
         axes.set(ylim=(0, 1.15 * highest or 1.0), ylabel="firing rate")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
@@ -106,7 +108,7 @@ def firing_rates(measurements: Sequence[Measurement]) -> Figure:
     return figure
 
 
-def _rate_curves(axes: Axes, layers: list[LayerFiring], colour: str) -> None:
+def _rate_curves(axes: Axes, layers: list[LayerFiring], colour: str, label_gap: float) -> None:
     outside = [layer for layer in layers if layer.block is None]
     places = {layer: layer.block if layer.block is not None else outside.index(layer) - len(outside) for layer in layers}
     parts = dict.fromkeys(layer.part for layer in layers)
@@ -118,8 +120,7 @@ def _rate_curves(axes: Axes, layers: list[LayerFiring], colour: str) -> None:
     for layer, place in places.items():
         is_healthy = not layer.dead and not layer.saturated
         axes.plot(place, layer.firing_rate, "o", color=colour, markerfacecolor=colour if is_healthy else "white", markersize=4.5)
-    top = max(layer.firing_rate for layer in layers) or 1.0
-    for end, height in zip(ends, spread([end.firing_rate for end in ends], 0.12 * top), strict=True):
+    for end, height in zip(ends, spread([end.firing_rate for end in ends], label_gap), strict=True):
         axes.annotate(shorten(end.part, 18), (places[end], height), (7, 0), **_BESIDE, color=colour)
     ticks = sorted(set(places.values()))
     names = {place: shorten(layer.part, 8) if layer.block is None else str(place) for layer, place in places.items()}

@@ -109,7 +109,8 @@ def test_every_model_has_its_own_colour():
 
 
 def test_labels_are_moved_apart_in_order_around_their_middle():
-    assert spread([1.0, 1.0, 5.0], 1.0) == [pytest.approx(2 / 3), pytest.approx(5 / 3), pytest.approx(14 / 3)]
+    assert spread([1.0, 1.0, 5.0], 1.0) == [0.5, 1.5, 5.0]
+    assert spread([2.0, 2.5, 1.0], 1.0) == pytest.approx([11 / 6, 17 / 6, 5 / 6])
     assert spread([3.0, 1.0], 1.0) == [3.0, 1.0]
 
 
