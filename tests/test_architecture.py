@@ -16,7 +16,7 @@ LAYERS = [
     {"files", "kernels.numba_cpu", "kernels.numba_decode", "kernels.cupy_cuda"},
     {"kernels.numba_lif", "kernels.numba_integer_lif", "kernels.numba_wkv", "kernels.numba_event_wkv"},
     {"kernels.cuda_lif", "kernels.cuda_integer_lif", "kernels.cuda_wkv", "kernels.cuda_event_wkv", "kernels.cuda_event_matvec"},
-    {"kernels.lif_door", "kernels.integer_lif_door", "kernels.wkv_door", "kernels.event_wkv_door"},
+    {"kernels.lif_door", "kernels.integer_lif_door", "kernels.wkv_door", "kernels.event_wkv_door", "kernels.event_matvec_door"},
     {"kernels", "tokenizer"},
     {"neuron", "data"},
     {"model"},
