@@ -10,7 +10,7 @@ from . import cuda_event_matvec, reference
 from .backends import choose_backend
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
-# of `neuromorphic`: larger whole numbers are no spikes
+# larger whole numbers are no spikes to the counter
 LARGEST_LEVEL = 127
 
 
