@@ -18,9 +18,15 @@ __device__ __forceinline__ element from_float(float x) { return x; }
 typedef unsigned short element;
 __device__ __forceinline__ float to_float(element x) { return __uint_as_float((unsigned int)x << 16); }
 __device__ __forceinline__ element from_float(float x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    element result;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(result) : "f"(x));
+    return result;
+#else
     unsigned int bits = __float_as_uint(x);
     // to the nearest, ties to even; a NaN stays one
     return x == x ? (element)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) : (element)0x7fff;
+#endif
 }
 
 #elif ELEMENT == 2
@@ -57,7 +63,7 @@ struct Stretch {
 
     __device__ __forceinline__ void load(const element* from, long long stride, int left) {
 #pragma unroll
-        for (int i = 0; i < STEPS; i++) at[i] = i < left ? from[i * stride] : (element)0;
+        for (int i = 0; i < STEPS; i++, from += stride) at[i] = i < left ? *from : (element)0;
     }
 
     __device__ __forceinline__ float operator[](int i) const { return to_float(at[i]); }

@@ -36,6 +36,28 @@ struct Neuron {
     }
 };
 
+// One stretch of the way forward; the pointers are at its first step. Returns what fired, one bit per step.
+// FULL: all STEPS lie within the text. No branch then parts the steps, and they overlap.
+template <bool FULL>
+__device__ __forceinline__ word walk(
+    const Neuron& neuron, const Stretch<STEPS>& current, float& potential, element* spikes, float* membrane, int steps, int C
+) {
+    const element one = from_float(1.0f), zero = from_float(0.0f);
+    word fired = 0;
+#pragma unroll
+    for (int i = 0; i < STEPS; i++) {
+        if (FULL || i < steps) {
+            const float charged = neuron.charge(potential, current[i]);
+            const bool spike = charged >= neuron.threshold;
+            if (spikes) spikes[(long long)i * C] = spike ? one : zero;
+            if (membrane) membrane[(long long)i * C] = charged;
+            fired |= (word)spike << i;
+            potential = neuron.reset(charged);
+        }
+    }
+    return fired;
+}
+
 // Writes spikes, packed and membrane where the pointer is not null, and always the last potential.
 extern "C" __global__ void lif_forward(
     const element* __restrict__ current, const float* __restrict__ potential, const float* __restrict__ decay,
@@ -47,7 +69,6 @@ extern "C" __global__ void lif_forward(
     const int b = at / C, c = at % C;
     const long long first = (long long)b * T * C + c;
     const Neuron neuron(decay[c], threshold, keep, offset, rest, decay_input);
-    const element one = from_float(1.0f), zero = from_float(0.0f);
     float v = potential[at];
     Stretch<STEPS> ahead;
     ahead.load(current + first, C, T);
@@ -55,22 +76,39 @@ extern "C" __global__ void lif_forward(
         const Stretch<STEPS> here = ahead;
         // on its way while this stretch is computed
         ahead.load(current + first + (long long)(start + STEPS) * C, C, T - start - STEPS);
-        word fired = 0;
-#pragma unroll
-        for (int i = 0; i < STEPS; i++) {
-            if (start + i < T) {
-                const long long place = first + (long long)(start + i) * C;
-                const float charged = neuron.charge(v, here[i]);
-                const bool spike = charged >= threshold;
-                if (spikes) spikes[place] = spike ? one : zero;
-                if (membrane) membrane[place] = charged;
-                fired |= (word)spike << i;
-                v = neuron.reset(charged);
-            }
-        }
+        const long long begin = first + (long long)start * C;
+        element* const spikes_here = spikes ? spikes + begin : nullptr;
+        float* const membrane_here = membrane ? membrane + begin : nullptr;
+        const word fired = start + STEPS <= T ? walk<true>(neuron, here, v, spikes_here, membrane_here, STEPS, C)
+                                              : walk<false>(neuron, here, v, spikes_here, membrane_here, T - start, C);
         if (packed) packed[((long long)b * ((T + 31) / 32) + start / 32) * C + c] = fired;
     }
     last_potential[at] = v;
+}
+
+// What the way back needs to know beside the neuron.
+struct Rule {
+    float own_input, through_reset, rest, slope;
+    int surrogate;
+};
+
+template <bool FULL>
+__device__ __forceinline__ void walk_back(
+    const Neuron& neuron, const Rule& rule, const Stretch<BACK_STEPS>& current, const Stretch<BACK_STEPS>& grad_spikes, const float* before,
+    float& grad, float& grad_of_decay, element* grad_current, int steps, int C
+) {
+#pragma unroll
+    for (int i = BACK_STEPS - 1; i >= 0; i--) {
+        if (FULL || i < steps) {
+            const float charged = neuron.charge(before[i], current[i]), distance = charged - neuron.threshold;
+            const float jump = rule.through_reset * (neuron.keep * charged + neuron.offset - charged);
+            const float kept = distance >= 0.0f ? neuron.keep * grad : grad;
+            const float grad_charged = kept + (grad_spikes[i] + grad * jump) * surrogate_derivative(distance, rule.surrogate, rule.slope);
+            grad_current[(long long)i * C] = from_float(neuron.gain * grad_charged);
+            grad_of_decay += grad_charged * (before[i] - rule.own_input * current[i] - rule.rest);
+            grad = neuron.decay * grad_charged;
+        }
+    }
 }
 
 // membrane: as stored by lif_forward, or null: then the potential is computed once more from the current, from checkpoint to
@@ -87,7 +125,7 @@ extern "C" __global__ void lif_backward(
     const int b = at / C, c = at % C;
     const long long first = (long long)b * T * C + c;
     const Neuron neuron(decay[c], threshold, keep, offset, rest, decay_input);
-    const float own_input = decay_input ? 1.0f : 0.0f, through_reset = detach_reset ? 0.0f : 1.0f;
+    const Rule rule = {decay_input ? 1.0f : 0.0f, detach_reset ? 0.0f : 1.0f, rest, slope, surrogate};
     const int stretches = (T + BACK_STEPS - 1) / BACK_STEPS;
 
     if (!membrane) {
@@ -105,35 +143,30 @@ extern "C" __global__ void lif_backward(
     }
 
     float grad = grad_final[at], grad_of_decay = 0.0f;
+    Stretch<BACK_STEPS> x_ahead, gs_ahead;
+    const int last = (stretches - 1) * BACK_STEPS;
+    x_ahead.load(current + first + (long long)last * C, C, T - last);
+    gs_ahead.load(grad_spikes + first + (long long)last * C, C, T - last);
     for (int stretch = stretches - 1; stretch >= 0; stretch--) {
         const int start = stretch * BACK_STEPS, steps = T - start;
-        const long long begin = first + (long long)start * C;
-        Stretch<BACK_STEPS> x, gs;
-        x.load(current + begin, C, steps);
-        gs.load(grad_spikes + begin, C, steps);
+        const long long begin = first + (long long)start * C, earlier = begin - (long long)BACK_STEPS * C;
+        const Stretch<BACK_STEPS> x = x_ahead, gs = gs_ahead;
+        x_ahead.load(current + earlier, C, start);
+        gs_ahead.load(grad_spikes + earlier, C, start);
         // the potential before each step
         float before[BACK_STEPS];
-        if (membrane) {
-            before[0] = start ? neuron.reset(membrane[begin - C]) : potential[at];
+        before[0] = membrane ? (start ? neuron.reset(membrane[begin - C]) : potential[at]) : checkpoints[(long long)stretch * neurons + at];
 #pragma unroll
-            for (int i = 1; i < BACK_STEPS; i++) before[i] = i < steps ? neuron.reset(membrane[begin + (long long)(i - 1) * C]) : 0.0f;
-        } else {
-            before[0] = checkpoints[(long long)stretch * neurons + at];
-#pragma unroll
-            for (int i = 1; i < BACK_STEPS; i++) before[i] = neuron.reset(neuron.charge(before[i - 1], x[i - 1]));
+        for (int i = 1; i < BACK_STEPS; i++) {
+            if (!membrane)
+                before[i] = neuron.reset(neuron.charge(before[i - 1], x[i - 1]));
+            else
+                before[i] = i < steps ? neuron.reset(membrane[begin + (long long)(i - 1) * C]) : 0.0f;
         }
-#pragma unroll
-        for (int i = BACK_STEPS - 1; i >= 0; i--) {
-            if (i < steps) {
-                const float charged = neuron.charge(before[i], x[i]);
-                const float jump = through_reset * (keep * charged + offset - charged);
-                const float kept = charged >= threshold ? keep * grad : grad;
-                const float grad_charged = kept + (gs[i] + grad * jump) * surrogate_derivative(charged - threshold, surrogate, slope);
-                grad_current[begin + (long long)i * C] = from_float(neuron.gain * grad_charged);
-                grad_of_decay += grad_charged * (before[i] - own_input * x[i] - rest);
-                grad = neuron.decay * grad_charged;
-            }
-        }
+        if (steps >= BACK_STEPS)
+            walk_back<true>(neuron, rule, x, gs, before, grad, grad_of_decay, grad_current + begin, steps, C);
+        else
+            walk_back<false>(neuron, rule, x, gs, before, grad, grad_of_decay, grad_current + begin, steps, C);
     }
     grad_potential[at] = grad;
     grad_decay[at] = grad_of_decay;

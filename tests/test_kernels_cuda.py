@@ -1,10 +1,16 @@
 """The CUDA kernels, run on the CPU by `cuda_on_host`, against the reference: outputs, final state and every gradient."""
 
+import importlib
+
 import pytest
 import torch
 from cuda_on_host import needs_compiler
+from torch.nn import functional as F
 
-from spikegpt.kernels import cuda_lif, reference
+from spikegpt.config import SPIKING, ModelConfig
+from spikegpt.kernels import cuda_lif, reference, wkv
+from spikegpt.kernels.wkv_door import gated_wkv_operator
+from spikegpt.model import SpikeGPT
 
 pytestmark = needs_compiler
 SIZES = [(1, 1, 1), (3, 2, 5), (2, 63, 33), (1, 97, 130), (3, 32, 65)]  # odd on purpose, and the length of a word
@@ -78,3 +84,54 @@ def test_lif_matches_reference_with_every_surrogate(host, surrogate, detach_rese
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_lif_matches_reference_in_every_dtype(host, dtype, store_membrane):
     assert_lif(lif_inputs(2, 63, 33, dtype), {}, store_membrane=store_membrane)
+
+
+@pytest.fixture
+def cuda_doors(host, monkeypatch):
+    """Sends CPU tensors the way of CUDA tensors, from the doors on."""
+    for name in ("lif", "integer_lif", "wkv", "event_wkv"):
+        door = importlib.import_module(f"spikegpt.kernels.{name}_door")
+        monkeypatch.setattr(door, "choose_backend", lambda backend, operation, tensor: "cupy")
+        monkeypatch.setattr(door, "fast_kernels", lambda operation, tensor: importlib.import_module(f"spikegpt.kernels.cuda_{operation}"))
+    return host
+
+
+def loss_and_gradients(model, ids):
+    logits, state, _ = model(ids[:, :9])
+    # the second half goes on from the carried state, and the gradient flows back through it
+    logits = torch.cat([logits, model(ids[:, 9:-1], state).logits], dim=1)
+    loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [loss.detach(), *torch.autograd.grad(loss, parameters)]
+
+
+@pytest.mark.parametrize("spiking", SPIKING)
+def test_a_model_learns_the_same_through_the_cuda_kernels(spiking, request):
+    torch.manual_seed(0)
+    model = SpikeGPT(ModelConfig(n_layer=2, n_embd=16, ctx_len=32, vocab_size=17, spiking=spiking))
+    ids = torch.randint(17, (2, 20))
+    wanted = loss_and_gradients(model.eval(), ids)
+    host = request.getfixturevalue("cuda_doors")
+    found = loss_and_gradients(model, ids)
+    for ours, numba in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, numba, rtol=1e-4, atol=1e-5 * max(numba.abs().max().item(), 1e-6))
+    assert {"none": "wkv", "output": "lif", "input": "event_wkv"}[spiking] in " ".join(host.ran)
+
+
+def test_the_gate_in_the_kernel_is_the_gate_outside(cuda_doors):
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(shape, generator=generator).requires_grad_() for shape in ((5,), (5,), (2, 33, 5), (2, 33, 5), (2, 33, 5))]
+
+    found = wkv(*inputs[:4], receptance=inputs[4])[0]
+    wanted = torch.sigmoid(inputs[4]) * wkv(*inputs[:4])[0]
+    assert_close(found.detach(), wanted.detach())
+    cotangent = torch.randn(found.shape, generator=generator)
+    for ours, apart in zip(*(torch.autograd.grad(output, inputs, cotangent) for output in (found, wanted)), strict=True):
+        assert_close(ours, apart)
+
+
+def test_every_operator_declares_the_shapes_and_strides_it_returns(cuda_doors):
+    generator = torch.Generator().manual_seed(0)
+    sizes = (5,), (5,), (2, 33, 5), (2, 33, 5), (2, 5), (2, 5), (2, 5), (2, 33, 5)
+    inputs = [torch.rand(size, generator=generator).requires_grad_() for size in sizes]
+    torch.library.opcheck(gated_wkv_operator, inputs, test_utils=("test_schema", "test_faketensor", "test_autograd_registration"))
