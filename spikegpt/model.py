@@ -113,10 +113,11 @@ class TimeMix(_Mix):
         if self.has_events:
             value = self._fire("wkv_neuron", value, before, after, spikes)
             mean, state = event_wkv(self.time_decay, self.time_first, key, value, state)
+            gated = torch.sigmoid(receptance) * mean
         else:
-            mean, state = wkv(self.time_decay, self.time_first, key, value, state)
-        mean = self._fire("output_neuron", torch.sigmoid(receptance) * mean, before, after, spikes)
-        return self.output(mean), x[:, -1], state, after or None, spikes
+            gated, state = wkv(self.time_decay, self.time_first, key, value, state, receptance=receptance)
+        gated = self._fire("output_neuron", gated, before, after, spikes)
+        return self.output(gated), x[:, -1], state, after or None, spikes
 
 
 class ChannelMix(_Mix):

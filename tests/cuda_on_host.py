@@ -60,7 +60,10 @@ class HostLauncher:
         for i, buffer in guarded.items():
             ends = torch.cat([buffer[:GUARD], buffer[-GUARD:]])
             assert (ends == GUARD_VALUE).all(), f"{kernel} wrote beyond its argument {i}"
-            arguments[i].detach().view(-1).copy_(buffer[GUARD:-GUARD])
+            target, found = arguments[i].detach().view(-1), buffer[GUARD:-GUARD]
+            # autograd forbids writing to what it saved, even the same numbers
+            if not torch.equal(target.view(torch.uint8), found.view(torch.uint8)):
+                target.copy_(found)
         self.ran.append(kernel)
 
 

@@ -86,14 +86,12 @@ def test_lif_matches_reference_in_every_dtype(host, dtype, store_membrane):
     assert_lif(lif_inputs(2, 63, 33, dtype), {}, store_membrane=store_membrane)
 
 
-@pytest.fixture
-def cuda_doors(host, monkeypatch):
-    """Sends CPU tensors the way of CUDA tensors, from the doors on."""
+def through_cuda_doors(monkeypatch):
+    """From here on CPU tensors go the way of CUDA tensors."""
     for name in ("lif", "integer_lif", "wkv", "event_wkv"):
         door = importlib.import_module(f"spikegpt.kernels.{name}_door")
         monkeypatch.setattr(door, "choose_backend", lambda backend, operation, tensor: "cupy")
         monkeypatch.setattr(door, "fast_kernels", lambda operation, tensor: importlib.import_module(f"spikegpt.kernels.cuda_{operation}"))
-    return host
 
 
 def loss_and_gradients(model, ids):
@@ -106,19 +104,20 @@ def loss_and_gradients(model, ids):
 
 
 @pytest.mark.parametrize("spiking", SPIKING)
-def test_a_model_learns_the_same_through_the_cuda_kernels(spiking, request):
+def test_a_model_learns_the_same_through_the_cuda_kernels(spiking, host, monkeypatch):
     torch.manual_seed(0)
     model = SpikeGPT(ModelConfig(n_layer=2, n_embd=16, ctx_len=32, vocab_size=17, spiking=spiking))
     ids = torch.randint(17, (2, 20))
     wanted = loss_and_gradients(model.eval(), ids)
-    host = request.getfixturevalue("cuda_doors")
+    through_cuda_doors(monkeypatch)
     found = loss_and_gradients(model, ids)
     for ours, numba in zip(found, wanted, strict=True):
         torch.testing.assert_close(ours, numba, rtol=1e-4, atol=1e-5 * max(numba.abs().max().item(), 1e-6))
     assert {"none": "wkv", "output": "lif", "input": "event_wkv"}[spiking] in " ".join(host.ran)
 
 
-def test_the_gate_in_the_kernel_is_the_gate_outside(cuda_doors):
+def test_the_gate_in_the_kernel_is_the_gate_outside(host, monkeypatch):
+    through_cuda_doors(monkeypatch)
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(shape, generator=generator).requires_grad_() for shape in ((5,), (5,), (2, 33, 5), (2, 33, 5), (2, 33, 5))]
 
@@ -130,7 +129,8 @@ def test_the_gate_in_the_kernel_is_the_gate_outside(cuda_doors):
         assert_close(ours, apart)
 
 
-def test_every_operator_declares_the_shapes_and_strides_it_returns(cuda_doors):
+def test_the_gated_operator_declares_the_shapes_and_strides_it_returns(host, monkeypatch):
+    through_cuda_doors(monkeypatch)
     generator = torch.Generator().manual_seed(0)
     sizes = (5,), (5,), (2, 33, 5), (2, 33, 5), (2, 5), (2, 5), (2, 5), (2, 33, 5)
     inputs = [torch.rand(size, generator=generator).requires_grad_() for size in sizes]
