@@ -9,10 +9,13 @@ Last line: JSON with compiled (modules), failed and spilled (kernels that keep r
 
 import argparse
 import json
+import os
 import re
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
+import torch
 from cuda.bindings import nvrtc
 from measure import write_result
 
@@ -35,22 +38,18 @@ class Kernel:
     shared_bytes: int
 
 
-def compile_source(source: str, element: int, target: str) -> tuple[int, str]:
-    """Return (size of the machine code in bytes, the compiler's log).
-
-    Raises:
-        RuntimeError: it does not compile; the message is the log.
-    """
-    options = [f"--gpu-architecture={target}".encode(), f"-DELEMENT={element}".encode(), b"--ptxas-options=-v"]
+def compile_job(job: tuple[str, torch.dtype, str]) -> tuple[int, str]:
+    """Return (size of the machine code in bytes, 0 if there is none; the compiler's log) for a source, element type and target."""
+    source, dtype, target = job
+    options = [f"--gpu-architecture={target}".encode(), f"-DELEMENT={ELEMENTS[dtype]}".encode(), b"--ptxas-options=-v"]
     _, program = nvrtc.nvrtcCreateProgram(read_source(source).encode(), f"{source}.cu".encode(), 0, [], [])
     (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
     _, size = nvrtc.nvrtcGetProgramLogSize(program)
     log = b" " * size
     nvrtc.nvrtcGetProgramLog(program, log)
-    text = log.decode().strip("\0 \n")
-    if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        raise RuntimeError(f"{source}.cu for {target}, ELEMENT={element}: {text}")
-    return nvrtc.nvrtcGetCUBINSize(program)[1], text
+    text = f"{source}.cu for {target}, {dtype}: {log.decode().strip(chr(0))}"
+    is_compiled = status == nvrtc.nvrtcResult.NVRTC_SUCCESS
+    return nvrtc.nvrtcGetCUBINSize(program)[1] if is_compiled else 0, text
 
 
 def read_log(log: str) -> dict[str, tuple[int, int, int, int]]:
@@ -69,18 +68,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
+    sources = sorted(path.stem for path in find_sources().glob("*.cu"))
+    jobs = [(source, dtype, target) for source in sources for dtype in ELEMENTS for target in (TARGETS[:1] if options.quick else TARGETS)]
     kernels, sizes, failures = [], {}, []
-    for source in sorted(path.stem for path in find_sources().glob("*.cu")):
-        for dtype, element in ELEMENTS.items():
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for (source, dtype, target), (size, log) in zip(jobs, pool.map(compile_job, jobs), strict=True):
             name = str(dtype).removeprefix("torch.")
-            for target in TARGETS[:1] if options.quick else TARGETS:
-                try:
-                    size, log = compile_source(source, element, target)
-                except RuntimeError as error:
-                    failures.append(str(error))
-                    continue
-                if "warning" in log:
-                    failures.append(log)
+            if not size or "warning" in log:
+                failures.append(log)
+            if size:
                 sizes[f"{source} {name} {target}"] = size
                 kernels += [Kernel(source, kernel, target, name, *needs) for kernel, needs in read_log(log).items()]
     print(f"{'kernel':32}{'element':10}{'target':8}{'registers':>10}{'spilled':>9}{'stack':>7}{'shared':>8}")
