@@ -97,7 +97,7 @@ def firing_rates(measurements: Sequence[Measurement]) -> Figure:
     figure, panels = canvas(_firing_title([model for model, _ in shown]), 0.5 + height * len(shown), rows=len(shown))
     highest = max(layer.firing_rate for model, _ in shown for layer in firing_layers(model))
     for axes, (model, colour) in zip(panels, shown, strict=True):
-        _rate_curves(axes, firing_layers(model), colour, label_gap=0.25 * (highest or 1.0) / height)
+        _rate_curves(axes, firing_layers(model), colour, label_gap=0.2 * (highest or 1.0) / height)
         axes.set_title(_silence(model), color=colour, size=8.5)
         axes.set(ylim=(0, 1.15 * highest or 1.0), ylabel="firing rate")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))

@@ -25,6 +25,8 @@ USAGE = f"""spikegpt {__version__}: train spiking language models, and compare t
   spikegpt evaluate RUN...        bits per byte and firing rates, of several runs side by side
   spikegpt measure RUN            count what a run computes, estimate its energy, write RUN/report/report.html
   spikegpt compare RUN --twin     the same beside its dense twin, which is found or trained; or: compare RUN RUN...
+  spikegpt import FILE            published SpikeGPT or RWKV-4 weights (.pth, Hugging Face folder) become a folder like a run
+  spikegpt export RUN FILE        and back
   spikegpt info RUN|PRESET        sizes and configuration
   spikegpt doctor                 what is installed, which kernels run here, how fast
 
@@ -101,6 +103,27 @@ class Compare(_Measuring):
 
     runs: Annotated[Positional[tuple[Path, ...]], arg(help="folders of runs or checkpoints")]
     twin: Annotated[bool, arg(help="add the dense twin of the first run: found beside it, or trained now")] = False
+
+
+@dataclass(kw_only=True)
+class Import:
+    """Turn the weights of the published SpikeGPT, of RWKV-4 or of Hugging Face's RwkvForCausalLM into a folder that every verb takes."""
+
+    source: Annotated[Positional[Path], arg(help=".pth or .safetensors file, or the folder of a model")]
+    out: Annotated[Path | None, arg(help="folder to write; by default runs/NAME")] = None
+    spiking: Annotated[Literal["none", "output"] | None, arg(help="dense RWKV-4 or the published block, if size and name do not tell")] = None
+    tokenizer: Annotated[Path | None, arg(help="tokenizers JSON file; by default the one beside the weights")] = None
+    ctx_len: Annotated[int, arg(help="tokens per window in evaluation; the weights do not say")] = 1024
+    json: Annotated[bool, arg(help="print JSON")] = False
+
+
+@dataclass(kw_only=True)
+class Export:
+    """Write the model of a run under the names of others."""
+
+    run: Annotated[Positional[Path], arg(help="folder of a run, of a checkpoint, or of an imported model")]
+    target: Annotated[Positional[Path], arg(help="file (pth) or folder (huggingface) to write")]
+    layout: Annotated[Literal["pth", "huggingface"], arg(help="official names in one file of torch.save, or RwkvForCausalLM's folder")] = "pth"
 
 
 @dataclass(kw_only=True)
@@ -258,6 +281,26 @@ def _measure(runs: list[Path], options: _Measuring, title: str) -> int:
     return 0
 
 
+def import_verb(arguments: list[str]) -> int:
+    options = tyro.cli(Import, prog="spikegpt import", args=arguments)
+    from .doctor import describe_model
+    from .foreign import import_weights
+
+    out = options.out or Path("runs") / options.source.resolve().stem
+    import_weights(options.source, out, spiking=options.spiking, tokenizer=options.tokenizer, ctx_len=options.ctx_len)
+    _show(describe_model(str(out)), options.json)
+    return 0
+
+
+def export_verb(arguments: list[str]) -> int:
+    options = tyro.cli(Export, prog="spikegpt export", args=arguments)
+    from .foreign import export_weights
+
+    export_weights(options.run, options.target, options.layout)
+    print(f"wrote {options.target}")
+    return 0
+
+
 def info_verb(arguments: list[str]) -> int:
     options = tyro.cli(Info, prog="spikegpt info", args=arguments)
     from .doctor import describe_model
@@ -302,6 +345,8 @@ VERBS = {
     "evaluate": evaluate_verb,
     "measure": measure_verb,
     "compare": compare_verb,
+    "import": import_verb,
+    "export": export_verb,
     "info": info_verb,
     "doctor": doctor_verb,
 }

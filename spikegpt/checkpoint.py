@@ -11,9 +11,11 @@ A checkpoint is written under a temporary name, flushed to disk, and renamed. No
 import json
 import os
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -178,22 +180,35 @@ def find_model(path: Path, warn: Warn = warn_on_stderr) -> Path:
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
-def load_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file.
+class TensorFile(Mapping):
+    """Name -> tensor of a safetensors file; each is read when it is asked for.
 
     Raises:
         SpikegptError: missing, truncated, or not safetensors; a pickle is named as such and never opened.
     """
-    try:
-        with safe_open(path, framework="pt", device=device) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except FileNotFoundError:
-        raise SpikegptError(f"{path} does not exist") from None
-    except SafetensorError as error:
-        start = path.open("rb").read(4)
-        if start[:2] == b"PK" or start[:1] == b"\x80":
-            raise SpikegptError(f"{path} is a pickle, which could run code when loaded: refused; convert it to safetensors first") from None
-        raise SpikegptError(f"{path} is not a whole safetensors file ({error}); use another checkpoint") from None
+
+    def __init__(self, path: Path, device: str = "cpu"):
+        try:
+            self._file = safe_open(path, framework="pt", device=device)
+        except FileNotFoundError:
+            raise SpikegptError(f"{path} does not exist") from None
+        except SafetensorError as error:
+            start = path.open("rb").read(4)
+            if start[:2] == b"PK" or start[:1] == b"\x80":
+                raise SpikegptError(f"{path} is a pickle, which could run code when loaded: refused; convert it to safetensors first") from None
+            raise SpikegptError(f"{path} is not a whole safetensors file ({error}); use another checkpoint") from None
+        self._names = set(self._file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def load_model(path: str | Path, neuron: NeuronFactory | None = None, device: str = "cpu") -> tuple[SpikeGPT, Tokenizer]:
@@ -213,27 +228,29 @@ def load_model(path: str | Path, neuron: NeuronFactory | None = None, device: st
     except (KeyError, TypeError, ValueError) as error:
         raise SpikegptError(f"{folder / 'config.json'} does not describe a model: {error}") from None
     model = SpikeGPT(config, neuron, init=False)
-    load_weights(model, load_tensors(folder / "model.safetensors"), folder / "model.safetensors")
+    load_weights(model, TensorFile(folder / "model.safetensors"), folder / "model.safetensors")
     return model.to(device).eval(), load_tokenizer(folder / "tokenizer.json")
 
 
-def load_weights(model: SpikeGPT, weights: dict[str, Tensor], source: Path) -> None:
-    """Copy `weights` into `model`; SpikegptError names the first tensor that is missing, too many or of another shape."""
+@torch.no_grad()
+def load_weights(model: SpikeGPT, weights: Mapping[str, Tensor], source: Path) -> None:
+    """Copy `weights` into `model`, one after the other; SpikegptError names the first tensor that is missing, too many or of another shape."""
     wanted = model.state_dict()
     advice = "the checkpoint is of another configuration"
-    for name in sorted(wanted.keys() ^ weights.keys()):
+    for name in sorted(wanted.keys() ^ set(weights)):
         raise SpikegptError(f"{source}: tensor {name!r} is {'missing' if name in wanted else 'not part of the model'}; {advice}")
     for name, tensor in wanted.items():
-        if weights[name].shape != tensor.shape:
-            raise SpikegptError(f"{source}: {name!r} has shape {tuple(weights[name].shape)}, the model wants {tuple(tensor.shape)}; {advice}")
-    model.load_state_dict(weights)
+        found = weights[name]
+        if found.shape != tensor.shape:
+            raise SpikegptError(f"{source}: {name!r} has shape {tuple(found.shape)}, the model wants {tuple(tensor.shape)}; {advice}")
+        tensor.copy_(found)
 
 
 def load_training(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return (tensors, state) that `save_checkpoint` was given."""
     state = read_json(checkpoint / "training.json")
     check_format(state, checkpoint / "training.json")
-    return load_tensors(checkpoint / "training.safetensors"), state
+    return dict(TensorFile(checkpoint / "training.safetensors")), state
 
 
 def read_run_config(run: Path) -> dict[str, Any]:

@@ -348,7 +348,7 @@ class _Trainer:
 
     def _load(self, checkpoint: Path) -> None:
         tensors, state = ckpt.load_training(checkpoint)
-        ckpt.load_weights(self.bare_model, ckpt.load_tensors(checkpoint / "model.safetensors"), checkpoint)
+        ckpt.load_weights(self.bare_model, ckpt.TensorFile(checkpoint / "model.safetensors"), checkpoint)
         load_optimizer_tensors(self.optimizer, tensors)
         self.step, self.best = state["step"], state["best"]
         self.sampler.position = state["sampler_position"]

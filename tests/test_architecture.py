@@ -14,7 +14,7 @@ PACKAGE = TREE / "spikegpt"
 LAYERS = [
     {"errors", "config", "kernels.reference", "kernels.backends", "kernels.wkv_checks"},
     {"files", "kernels.numba_cpu", "kernels.numba_decode", "kernels.cupy_cuda"},
-    {"kernels.numba_lif", "kernels.numba_integer_lif", "kernels.numba_wkv", "kernels.numba_event_wkv"},
+    {"safetensors_file", "kernels.numba_lif", "kernels.numba_integer_lif", "kernels.numba_wkv", "kernels.numba_event_wkv"},
     {"kernels.cuda_lif", "kernels.cuda_integer_lif", "kernels.cuda_wkv", "kernels.cuda_event_wkv", "kernels.cuda_event_matvec"},
     {"kernels.lif_door", "kernels.integer_lif_door", "kernels.wkv_door", "kernels.event_wkv_door", "kernels.event_matvec_door"},
     {"kernels", "tokenizer"},
@@ -23,7 +23,7 @@ LAYERS = [
     {"engine"},
     {"checkpoint", "generate", "optimizer", "runlog", "sampler"},
     {"evaluate"},
-    {"train", "doctor"},
+    {"train", "doctor", "foreign"},
     {"compare"},
     {"__main__"},
 ]
