@@ -181,6 +181,10 @@ class _Trainer:
                 # a run that was complete already is only evaluated
                 if self.step == self.config.steps and not is_evaluated:
                     valid = self._evaluate()
+        except torch.OutOfMemoryError as error:
+            size = f"batch_size {self.config.batch_size} x ctx_len {self.model_config.ctx_len}"
+            advice = "lower --batch-size and raise --grad-accumulation as much, or lower --ctx-len"
+            raise SpikegptError(f"step {self.step + 1}: the GPU's memory is full at {size}: {advice}. torch says: {error}") from error
         finally:
             if self.is_main:
                 self.log.close()

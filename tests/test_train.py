@@ -100,6 +100,15 @@ def test_infinite_loss_stops_with_step_rate_and_checkpoint(make_run, tmp_path):
         make_run(lr=1e30, warmup_steps=0, grad_clip=0.0)
 
 
+def test_a_full_gpu_is_said_to_be(make_run, monkeypatch):
+    def full(self):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(training._Trainer, "_forward", full)
+    with pytest.raises(SpikegptError, match=r"step 1: the GPU's memory is full at batch_size 4 x ctx_len 16: lower --batch-size .* 2\.00 GiB"):
+        make_run()
+
+
 def test_unwritable_run_folder_is_an_error(cache, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SpikegptError, match="cannot write the run folder"):
