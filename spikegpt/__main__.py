@@ -114,6 +114,8 @@ class Import:
     spiking: Annotated[Literal["none", "output"] | None, arg(help="dense RWKV-4 or the published block, if size and name do not tell")] = None
     tokenizer: Annotated[Path | None, arg(help="tokenizers JSON file; by default the one beside the weights")] = None
     ctx_len: Annotated[int, arg(help="tokens per window in evaluation; the weights do not say")] = 1024
+    binary_embedding: Annotated[bool, arg(help="pass the embedding through a step, as in training; the published inference of 216M does not")] = True
+    rescale_every: Annotated[int, arg(help="6: rescale as the published inference does, which weakens what the neurons receive")] = 0
     json: Annotated[bool, arg(help="print JSON")] = False
 
 
@@ -287,7 +289,15 @@ def import_verb(arguments: list[str]) -> int:
     from .foreign import import_weights
 
     out = options.out or Path("runs") / options.source.resolve().stem
-    import_weights(options.source, out, spiking=options.spiking, tokenizer=options.tokenizer, ctx_len=options.ctx_len)
+    import_weights(
+        options.source,
+        out,
+        spiking=options.spiking,
+        tokenizer=options.tokenizer,
+        ctx_len=options.ctx_len,
+        binary_embedding=options.binary_embedding,
+        rescale_every=options.rescale_every,
+    )
     _show(describe_model(str(out)), options.json)
     return 0
 

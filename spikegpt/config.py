@@ -146,6 +146,12 @@ class ModelConfig(_Config):
     """input only: most unit spikes per token of a hidden neuron of the channel mix, which is never negative"""
     spiking_head: bool = False
     """input only: the head reads spikes too. It costs a little quality, and pays where the vocabulary is large"""
+    binary_embedding: bool = True
+    """output only: the embedding passes through a step, as in the published training. The published inference of the 216M model
+    leaves it out; False does so too"""
+    rescale_every: int = 0
+    """none and output: as in published inference, halve the residual stream after every so many layers, and divide what layer l
+    adds to it by 2^(l // rescale_every). Exact for dense RWKV-4; before a neuron it weakens the current. 0: never"""
     neuron: NeuronConfig = None
     """the neuron; left out, it is the published one for output, INPUT_NEURON for input"""
 
@@ -156,6 +162,9 @@ class ModelConfig(_Config):
             value = getattr(self, name)
             _check(isinstance(value, int) and value >= 1, f"{name} must be a whole number of at least 1, got {value!r}")
         _check(self.spiking in SPIKING, f"spiking must be one of {', '.join(SPIKING)}, got {self.spiking!r}")
+        rescale = self.rescale_every
+        _check(isinstance(rescale, int) and rescale >= 0, f"rescale_every must be a whole number of at least 0, got {rescale!r}")
+        _check(not rescale or self.spiking != "input", "rescale_every is of published inference; the spike-driven block has none")
         _check(0 <= self.dropout < 1, f"dropout must lie in [0, 1), got {self.dropout}")
         levels = self.hidden_levels
         _check(isinstance(levels, int) and 1 <= levels <= 127, f"hidden_levels must be a whole number from 1 to 127, got {levels!r}")

@@ -139,6 +139,8 @@ def why_not_by_rows(model: SpikeGPT) -> str:
         return f"the model is on {weight.device}"
     if weight.dtype not in (torch.float32, torch.float64):
         return f"the model is in {weight.dtype}"
+    if model.config.rescale_every:
+        return "it is rescaled as in published inference"
     if not is_installed("numba"):
         return "numba is not installed"
     neurons = [module for name, module in model.named_modules() if name.endswith("_neuron")]
@@ -170,7 +172,7 @@ class _Packed:
         stacks = [torch.stack([_module(block, name).weight.detach().T for block in blocks]) for name in _PRODUCTS]
         stored = [_store(stack, weights) for stack in (*stacks, model.head.weight.detach().T.unsqueeze(0))]
         embedding = model.emb.weight.detach()
-        if kind == numba_decode.OUTPUT:
+        if kind == numba_decode.OUTPUT and model.config.binary_embedding:
             embedding = (embedding >= 0).to(real)
         neuron = model.config.neuron
         self.sites = sites = _SITES[model.config.spiking]

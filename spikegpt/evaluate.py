@@ -211,6 +211,8 @@ def read_text(
     else:
         # a checkpoint folder lies inside its run
         folder = run if (run / "metrics.jsonl").exists() else run.parent.parent
+        if not (folder / "metrics.jsonl").exists():
+            raise SpikegptError(f"{run} was not trained here, so it has no text of its own; give one with --file FILE")
         data = read_run_config(folder)["train"]["data"]
         tokens, source = np.asarray(prepare(list(data), tokenizer, cache).split(split)), f"{', '.join(data)} ({split})"
     tokens = tokens[:limit]

@@ -5,6 +5,7 @@ Loading never runs code. Tensors are mapped or read one at a time, so that no fi
 Key names: RWKV-LM's RWKV-v4neo/src/model.py; transformers' convert_rwkv_checkpoint_to_hf.py.
 """
 
+import dataclasses
 import json
 import pickle
 import re
@@ -52,7 +53,16 @@ PUBLISHED = {(18, 768, 50277): "output", (12, 768, 50277): "none", (24, 1024, 50
 LARGER_RWKV4 = {(32, 2560, 50277): "none", (32, 4096, 50277): "none", (40, 5120, 50277): "none"}
 
 
-def import_weights(source: Path, out: Path, *, spiking: str | None = None, tokenizer: Path | None = None, ctx_len: int = 1024) -> ModelConfig:
+def import_weights(
+    source: Path,
+    out: Path,
+    *,
+    spiking: str | None = None,
+    tokenizer: Path | None = None,
+    ctx_len: int = 1024,
+    binary_embedding: bool = True,
+    rescale_every: int = 0,
+) -> ModelConfig:
     """Write the model in `source` into the folder `out`, in our format, and return its configuration.
 
     Args:
@@ -60,6 +70,7 @@ def import_weights(source: Path, out: Path, *, spiking: str | None = None, token
         spiking: "output" (the published block) or "none" (dense RWKV-4), whose tensors are alike; None recognises it.
         tokenizer: a `tokenizers` JSON file; None takes the one beside the weights, or bytes for a vocabulary of 256.
         ctx_len: tokens per window in evaluation; the weights do not say.
+        binary_embedding, rescale_every: see ModelConfig; False and 6 are what the published inference script does.
 
     Raises:
         SpikegptError: it cannot be read safely, is of another family, or does not fit; each tensor at fault is named.
@@ -69,6 +80,7 @@ def import_weights(source: Path, out: Path, *, spiking: str | None = None, token
         raise SpikegptError(f"{out} is not empty; give another --out")
     with_names = official_names(open_weights(source))
     config = infer_config(with_names, source, spiking, ctx_len)
+    config = dataclasses.replace(config, binary_embedding=binary_embedding, rescale_every=rescale_every)
     chosen = _find_tokenizer(source, tokenizer, config.vocab_size)
     out.mkdir(parents=True, exist_ok=True)
     chosen.save(out / "tokenizer.json")

@@ -154,6 +154,9 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int, neuron: NeuronFactory):
         super().__init__()
         self.emits_spikes = config.spiking == "output"
+        # of published inference, see ModelConfig.rescale_every
+        self.drive = 2.0 ** -(layer // config.rescale_every) if config.rescale_every else 1.0
+        self.halves_stream = config.rescale_every > 0 and (layer + 1) % config.rescale_every == 0
         if layer == 0:
             self.ln0 = nn.LayerNorm(config.n_embd)
         self.ln1 = nn.LayerNorm(config.n_embd)
@@ -169,16 +172,19 @@ class Block(nn.Module):
         before = state or LayerState(None, None, None, None, None)
         mixed, time_mix_shift, wkv_state, time_mix_neuron, inner = self.att(self.ln1(x), before.time_mix_shift, before.wkv, before.time_mix_neuron)
         spikes = {f"att.{site}": spike for site, spike in inner.items()}
+        mixed = mixed if self.drive == 1.0 else self.drive * mixed
         if self.emits_spikes:
             mixed, time_mix_neuron = self.time_mix_neuron(mixed, before.time_mix_neuron)
             spikes["time_mix_neuron"] = mixed
         x = x + mixed
         mixed, channel_mix_shift, channel_mix_neuron, inner = self.ffn(self.ln2(x), before.channel_mix_shift, before.channel_mix_neuron)
         spikes |= {f"ffn.{site}": spike for site, spike in inner.items()}
+        mixed = mixed if self.drive == 1.0 else self.drive * mixed
         if self.emits_spikes:
             mixed, channel_mix_neuron = self.channel_mix_neuron(mixed, before.channel_mix_neuron)
             spikes["channel_mix_neuron"] = mixed
-        return x + mixed, LayerState(time_mix_shift, wkv_state, time_mix_neuron, channel_mix_shift, channel_mix_neuron), spikes
+        x = (x + mixed) / 2 if self.halves_stream else x + mixed
+        return x, LayerState(time_mix_shift, wkv_state, time_mix_neuron, channel_mix_shift, channel_mix_neuron), spikes
 
 
 class SpikeGPT(nn.Module):
@@ -222,7 +228,7 @@ class SpikeGPT(nn.Module):
             raise ValueError(f"the state has {len(state)} layers, the model {len(self.blocks)}; it comes from another model")
         x = self.emb(ids)
         spikes = {}
-        if self.config.spiking == "output":
+        if self.config.spiking == "output" and self.config.binary_embedding:
             x = spikes["emb"] = heaviside(x, "atan", 2.0)
         x = self.blocks[0].ln0(x)
         new_state = []

@@ -17,6 +17,7 @@ BLOCKS = {
     "output": {"spiking": "output"},
     "output, soft reset": {"spiking": "output", "neuron": NeuronConfig(reset="subtract", membrane_decay=0.8, learnable_decay=True)},
     "output, resting below 0": {"spiking": "output", "neuron": NeuronConfig(reset_potential=-0.25, decay_input=False)},
+    "output, real embedding": {"spiking": "output", "binary_embedding": False},
     "input": {"spiking": "input"},
     "input, spiking head": {"spiking": "input", "spiking_head": True},
     "input, leaky": {"spiking": "input", "neuron": dataclasses.replace(INPUT_NEURON, membrane_decay=0.4, learnable_decay=True, reset="zero")},
@@ -216,3 +217,9 @@ def test_the_model_is_copied(ids):
         model.head.weight.zero_()
     engine.start(state)
     torch.testing.assert_close(engine.step(ids[:1, START]), before)
+
+
+def test_a_model_that_is_rescaled_goes_through_its_own_forward_pass(ids):
+    model = make("output", rescale_every=2)
+    assert "rescaled" in Engine(model).reason
+    torch.testing.assert_close(decode(model, ids, Engine(model), by_rows=False), model(ids).logits[:, START:])

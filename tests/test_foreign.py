@@ -65,6 +65,44 @@ def test_the_authors_weights_import_by_the_command_and_give_their_logits(name, a
     assert np.abs(logits - arrays["logits64"]).max() < 1e-4 * np.abs(arrays["logits64"]).max()
 
 
+@pytest.mark.parametrize("variant, switches", [("binarised", {}), ("asis", {"binary_embedding": False})])
+def test_published_inference_is_reproduced_token_by_token(variant, switches, authors_file, tmp_path):
+    # the authors' script rescales from the sixth layer on, and this model has two: the switch must not matter
+    import_weights(authors_file("spikegpt_train_a"), tmp_path / "model", rescale_every=6, **switches)
+    model, _ = load_model(tmp_path / "model")
+    arrays = np.load(GOLDEN / "spikegpt_rnn_a.npz")
+    ids, state, logits = torch.from_numpy(golden("spikegpt_train_a")[1]["idx"]).long(), None, []
+    for token in ids.split(1, dim=1):
+        step = model(token, state)
+        logits, state = [*logits, step.logits], step.state
+    assert np.abs(torch.cat(logits, dim=1).detach().numpy() - arrays[f"logits.{variant}"]).max() < 1e-4
+
+
+def test_rescaling_is_exact_for_a_dense_model_and_weakens_a_spiking_one():
+    torch.manual_seed(0)
+    ids = torch.randint(256, (1, 40))
+    logits, firing = {}, {}
+    for spiking in ("none", "output"):
+        for every in (0, 2):
+            model = SpikeGPT(ModelConfig(n_layer=6, n_embd=32, spiking=spiking, rescale_every=every)).eval()
+            torch.manual_seed(1)
+            for parameter in model.parameters():
+                torch.nn.init.normal_(parameter, std=0.3)
+            output = model(ids)
+            logits[spiking, every] = output.logits
+            firing[spiking, every] = {name: spikes.mean().item() for name, spikes in output.spikes.items()}
+    # up to LayerNorm's epsilon beside a smaller variance
+    torch.testing.assert_close(logits["none", 2], logits["none", 0], rtol=1e-3, atol=1e-3)
+    fired = [firing["output", every]["blocks.5.time_mix_neuron"] for every in (0, 2)]
+    assert fired[1] < 0.5 * fired[0]
+
+
+def test_an_imported_model_has_no_text_of_its_own(authors_file, tmp_path):
+    import_weights(authors_file("rwkv4_a"), tmp_path / "model")
+    done = command("evaluate", tmp_path / "model")
+    assert done.returncode == 1 and "give one with --file FILE" in done.stderr
+
+
 @pytest.mark.parametrize("name", BLOCKS)
 def test_they_export_to_the_same_tensors(name, authors_file, tmp_path):
     import_weights(authors_file(name), tmp_path / "model")
