@@ -32,6 +32,8 @@ BLOCKS = {"none": "dense twin", "input": "spike-driven block", "output": "publis
 
 def train_one(spiking: str, runs: Path, data: list[str], preset: str, steps: int, threads: int) -> None:
     run = runs / spiking
+    if (run / "checkpoints" / f"step-{steps:08d}").exists():
+        return
     if (run / "config.json").exists():
         resume(run)
         return
@@ -111,6 +113,8 @@ def main() -> None:
     if not options.quick:
         corpus = Path(options.data[0]).name
         config = json.loads((options.runs / options.spiking / "config.json").read_text())
+        # where the text lay is nobody's business
+        config["train"] |= {"data": corpus, "teacher": config["train"]["teacher"] and "none"}
         facts = {"corpus": corpus, "config": {key: config[key] for key in ("model", "train")}, "runs": results}
         path = write_result(f"twin_curves_{options.spiking}", {**summary, **facts})
         draw(results, f"{options.preset} on {corpus}: {options.steps} steps", path.with_suffix(".png"))

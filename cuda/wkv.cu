@@ -79,7 +79,9 @@ struct State {
 __device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + expf(-x)); }
 
 // The state that enters `split`.
-__device__ __forceinline__ State enter(State state, const float* states, float log_decay, int splits, int split, int split_steps, int neurons, int at) {
+__device__ __forceinline__ State enter(
+    State state, const float* states, float log_decay, int splits, int split, int split_steps, int neurons, int at
+) {
     for (int earlier = 0; earlier < split; earlier++) {
         State left;
         left.load(states, splits, earlier, neurons, at);
@@ -274,7 +276,10 @@ __device__ __forceinline__ void back(
     next_value.load(value + (long long)last * C, C, end - last);
     next_grad.load(grad_output + (long long)last * C, C, end - last);
     if (receptance) next_receptance.load(receptance + (long long)last * C, C, end - last);
+    State next_state;
+    next_state.load(checkpoints, stretches, last / BACK_STEPS, neurons, at);
     for (int start = last; start >= begin; start -= BACK_STEPS) {
+        const State state = next_state;
         const Stretch<BACK_STEPS> k = next_key, v = next_value, r = next_receptance, g = next_grad;
         const long long here = (long long)start * C, earlier = here - (long long)BACK_STEPS * C;
         const int left = start - begin;
@@ -282,9 +287,10 @@ __device__ __forceinline__ void back(
         next_value.load(value + earlier, C, left);
         next_grad.load(grad_output + earlier, C, left);
         if (receptance) next_receptance.load(receptance + earlier, C, left);
-        State state;
-        state.load(checkpoints, stretches, start / BACK_STEPS, neurons, at);
-        const Targets there = {to.key ? to.key + here : nullptr, to.value ? to.value + here : nullptr, to.receptance ? to.receptance + here : nullptr};
+        if (left > 0) next_state.load(checkpoints, stretches, start / BACK_STEPS - 1, neurons, at);
+        const Targets there = {
+            to.key ? to.key + here : nullptr, to.value ? to.value + here : nullptr, to.receptance ? to.receptance + here : nullptr
+        };
         if (start + BACK_STEPS <= end)
             walk_back<true>(state, k, v, r, g, receptance, log_decay, time_first, grad, there, BACK_STEPS, C);
         else

@@ -98,6 +98,61 @@ def test_wkv_begins_from_nothing(host, splits, gated):
     assert_matches(inputs, splits, gated)
 
 
+@pytest.mark.parametrize("splits", [1, 3])
+def test_keys_far_below_zero_are_not_lost_when_nothing_came_before(host, splits):
+    inputs = make_inputs(2, 63, 9)
+    inputs[2].sub_(1000)
+    inputs[4:7] = WKVState.empty(2, 9)
+    assert_matches(inputs, splits, rounding=63 * 1000 * 2**-24)
+
+
+@pytest.mark.parametrize("size", [100.0, 1000.0])
+def test_a_gate_may_be_wide_open_or_shut(host, size):
+    inputs = make_inputs(2, 63, 9)
+    inputs[7].copy_(size * inputs[7].sign())
+    assert_matches(inputs, gated=True)
+
+
+@gated_or_not
+def test_inputs_need_not_be_contiguous(host, gated):
+    inputs = [strided(tensor) for tensor in make_inputs(2, 63, 9)]
+    cotangents = [strided(torch.ones(shape)) for shape in ((2, 63, 9), (2, 9), (2, 9))]
+    gate = {"receptance": inputs[7] if gated else None}
+    found = *cuda_wkv.wkv_forward(*inputs[:7], **gate), *cuda_wkv.wkv_backward(*cotangents, *inputs[:7], **gate)
+
+    inputs, cotangents = ([tensor.contiguous() for tensor in tensors] for tensors in (inputs, cotangents))
+    gate = {"receptance": inputs[7] if gated else None}
+    wanted = *cuda_wkv.wkv_forward(*inputs[:7], **gate), *cuda_wkv.wkv_backward(*cotangents, *inputs[:7], **gate)
+    assert all(torch.equal(ours, same) for ours, same in zip(found, wanted, strict=True))
+
+
+def strided(tensor):
+    """Return the same numbers, two apart in memory."""
+    return torch.stack([tensor, tensor], dim=-1)[..., 0]
+
+
+@pytest.mark.parametrize("splits", [None, 2, 3, 7])
+def test_results_do_not_depend_on_the_number_of_splits(host, splits):
+    inputs = make_inputs(2, 257, 9)
+    cotangents = [torch.ones(shape) for shape in ((2, 257, 9), (2, 9), (2, 9))]
+    found = cuda_wkv.wkv_backward(*cotangents, *inputs[:7], receptance=inputs[7], splits=splits)
+    wanted = cuda_wkv.wkv_backward(*cotangents, *inputs[:7], receptance=inputs[7], splits=1)
+    for ours, whole in zip(found, wanted, strict=True):
+        assert_close(ours, whole, 5e-6)
+
+
+def test_gradients_between_splits_stay_exact_at_a_large_exponent(host):
+    # entering by joining and leaving step by step round this exponent differently
+    inputs = make_inputs(2, 512, 33)
+    inputs[0] = inputs[0] / 2 - 5
+    inputs[2].add_(97)
+    inputs[6].add_(100)
+    _, cotangents, grads = wanted_of(inputs, gated=False)
+    found = cuda_wkv.wkv_backward(*cotangents, *inputs[:7], splits=8)
+    for ours, wanted in zip(found[2:], grads[2:], strict=True):
+        assert_close(ours, wanted.float(), 3e-4)
+
+
 def test_few_channels_are_split_and_many_are_not():
     assert cuda_wkv.cut_time(768, 1024) == (16, 64)
     assert cuda_wkv.cut_time(768, 63) == (1, 64)
