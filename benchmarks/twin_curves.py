@@ -65,7 +65,11 @@ def results_of(run: Path, data: list[str]) -> dict:
 
 
 def draw(results: dict[str, dict], title: str, path: Path) -> None:
-    figure, (quality, firing) = plt.subplots(1, 2, figsize=(10, 4), width_ratios=(3, 2), layout="constrained")
+    spiking = list(results.values())[-1]
+    rates = {name: rate for name, rate in spiking["stream"]["firing_rates"].items() if name != "emb"}
+    # every layer is named beside its bar
+    height = max(4.0, 0.15 * len(rates))
+    figure, (quality, firing) = plt.subplots(1, 2, figsize=(10, height), width_ratios=(3, 2), layout="constrained")
     for (spiking, result), colour in zip(results.items(), ("C7", "C0"), strict=True):
         label = BLOCKS[spiking]
         train_curve = np.array([(step, bits) for step, bits, _ in result["train_curve"]])
@@ -73,12 +77,12 @@ def draw(results: dict[str, dict], title: str, path: Path) -> None:
         quality.plot(train_curve[:, 0], smooth, color=colour, alpha=0.4, label=f"{label}, train")
         valid = np.array([(step, bits) for step, bits, _ in result["valid_curve"]])
         quality.plot(valid[:, 0], valid[:, 1], "o-", color=colour, label=f"{label}, valid")
-    quality.set(xlabel="step", ylabel="bits per byte", title=title, ylim=(None, 5))
+    quality.set(xlabel="step", ylabel="bits per byte", title=title, ylim=(None, 3))
     quality.legend()
-    spiking = list(results.values())[-1]
-    rates = {name: rate for name, rate in spiking["stream"]["firing_rates"].items() if name != "emb"}
     labels = [name.removeprefix("blocks.").replace("_neuron", "") for name in rates]
     firing.barh(labels, list(rates.values()), color="C0")
+    firing.tick_params(axis="y", labelsize=8)
+    firing.margins(y=0.01)
     firing.invert_yaxis()
     firing.set(xlabel="firing rate on the test split", title="by layer")
     figure.savefig(path, dpi=120)
