@@ -234,6 +234,7 @@ class TrainConfig(_Config):
     """largest share of the dense matrix products that spikes may cost: adds synop_weight * (share - budget) to the loss while
     the firing rate, weighted by synapses, is above it. Acts on the input block only; 0 turns it off"""
     synop_weight: float = 5.0
+    """at a budget of 0.2 or more; below, it grows as the budget shrinks, so that an excess counts in proportion"""
     synop_warmup: float = 0.5
     """share of the steps over which the budget shrinks from 1 to synop_budget"""
     teacher: str | None = None

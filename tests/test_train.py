@@ -22,7 +22,7 @@ from spikegpt.files import sha256_of
 from spikegpt.model import SpikeGPT
 from spikegpt.optimizer import learning_rate, make_optimizer
 from spikegpt.runlog import read_metrics
-from spikegpt.train import distillation, synop_budget, synop_share
+from spikegpt.train import distillation, synop_budget, synop_share, synop_weight
 
 
 def weights_of(run: Path) -> str:
@@ -189,6 +189,11 @@ def test_the_budget_silences_neurons(make_run):
         run = make_run(f"budget{budget}", steps=40, synop_budget=budget, synop_weight=10.0, synop_warmup=0.1, lr=1e-2)
         rates[budget] = [line["firing_rate"] for line in read_metrics(run) if line["kind"] == "valid"][-1]
     assert rates[0.02] < 0.7 * rates[0.0]
+
+
+@pytest.mark.parametrize("budget, weight", [(0.05, 20.0), (0.1, 10.0), (0.2, 5.0), (0.4, 5.0)])
+def test_an_excess_over_a_small_budget_counts_in_proportion(budget, weight):
+    assert synop_weight(TrainConfig(synop_budget=budget)) == pytest.approx(weight)
 
 
 def test_the_budget_shrinks_to_its_end_over_the_warmup(make_run):
