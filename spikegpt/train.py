@@ -32,7 +32,6 @@ from .runlog import RunLog
 from .sampler import StreamSampler, WindowSampler
 from .tokenizer import load_tokenizer
 
-
 SMALL_BUDGET = 0.2
 
 
