@@ -142,7 +142,7 @@ def measure_runs(run: Path, twin: Path, repetitions: int) -> dict:
     contenders = {"spiking": decoder(engine, model, tokens), "twin": decoder(other, dense, tokens), "torch": torch_products(dense, torch.float32)}
     times = alternate(contenders, repetitions)
     ratios = {"vs_torch_products": ratio(times["torch"], times["spiking"]), "vs_twin_engine": ratio(times["twin"], times["spiking"])}
-    return {"parameters": model.count_parameters(), "density": {"spiking": engine.density()}, "ratios": ratios}
+    return {"run": str(run), "twin": str(twin), "parameters": model.count_parameters(), "density": {"spiking": engine.density()}, "ratios": ratios}
 
 
 def measure_batch(repetitions: int) -> dict:
