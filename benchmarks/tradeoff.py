@@ -119,10 +119,11 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", default=["python-docs"])
     parser.add_argument("--runs", type=Path, default=Path("runs/tradeoff"))
     parser.add_argument("--side-by-side", type=int, default=2)
+    parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS, help="points of the curve")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     options.layers, options.width, options.ctx_len, options.batch_size, options.steps, options.eval_tokens = 4, 192, 128, 16, 2000, None
-    rates, seeds, budgets = LEARNING_RATES, SEEDS, BUDGETS
+    rates, seeds, budgets = LEARNING_RATES, SEEDS, options.budgets
     if options.quick:
         options.layers, options.width, options.ctx_len, options.steps, options.eval_tokens = 2, 48, 32, 60, 4096
         options.runs, rates, seeds, budgets = Path(tempfile.mkdtemp()), dict.fromkeys(BLOCKS, (6e-3,)), (0,), (0.1, COMPARED_BUDGET)
