@@ -106,10 +106,11 @@ def draw(points: list[dict], twin: dict, path: Path) -> None:
     axes.plot(synops, bits, "o-", color="C0", label="spike-driven block")
     for x, y, point in zip(synops, bits, points, strict=True):
         axes.annotate(f"{point['firing']:.0%} firing", (x, y), textcoords="offset points", xytext=(6, 6), fontsize=9)
-    axes.plot([twin["dense_ops"] / 1e3], [twin["bits"]], "s", color="C7", label="dense twin (multiply-accumulates)")
+    axes.plot([twin["dense_ops"] / 1e3], [twin["bits"]], "s", color="C7", label="dense twin of the same seed (multiply-accumulates)")
     axes.axhline(twin["bits"], color="C7", linewidth=0.8)
     axes.axhline(1.05 * twin["bits"], color="C7", linewidth=0.8, linestyle=":", label="dense twin + 5 %")
-    axes.set(xscale="log", xlabel="operations per token in the matrix products of the blocks (thousands)", ylabel="bits per byte, valid split")
+    axes.set(xlim=(0, 1.05 * twin["dense_ops"] / 1e3), ylabel="bits per byte, valid split")
+    axes.set_xlabel("operations per token in the matrix products of the blocks (thousands)")
     axes.legend()
     figure.savefig(path, dpi=120)
 
@@ -140,7 +141,8 @@ def main() -> None:
     def bits(jobs: list[Job]) -> list[float]:
         return [results[job]["bits_per_byte"] for job in jobs]
 
-    twin = {"bits": statistics.mean(bits(twins)), "dense_ops": results[twins[0]]["dense_ops"]}
+    # the curve is one seed's, and so is the twin beside it
+    twin = {"bits": bits(twins)[0], "dense_ops": results[twins[0]]["dense_ops"]}
     points = [
         {
             "budget": job.budget,
@@ -154,7 +156,7 @@ def main() -> None:
     summary = {
         "points": points,
         "gap_by_seed": [ours / theirs - 1 for ours, theirs in zip(bits(taught), bits(twins), strict=True)],
-        "gap": statistics.mean(bits(taught)) / twin["bits"] - 1,
+        "gap": statistics.mean(bits(taught)) / statistics.mean(bits(twins)) - 1,
         "firing": statistics.mean(results[job]["firing_rate"] for job in taught),
         "gap_untaught": bits([untaught])[0] / bits(twins)[0] - 1,
     }
