@@ -49,8 +49,8 @@ OTHER_FAMILIES = {
     "tiny_att": 'RWKV-4 "a" (tiny attention)',
 }
 # layers, width and vocabulary that only one of the two blocks was published with
-PUBLISHED = {(18, 768, 50277): "output", (12, 768, 50277): "none", (24, 1024, 50277): "none", (24, 2048, 50277): "none"}
-LARGER_RWKV4 = {(32, 2560, 50277): "none", (32, 4096, 50277): "none", (40, 5120, 50277): "none"}
+RWKV4_SIZES = ((12, 768), (24, 1024), (24, 2048), (32, 2560), (32, 4096), (40, 5120))
+PUBLISHED = {(18, 768, 50277): "output"} | {(*size, 50277): "none" for size in RWKV4_SIZES}
 
 
 def import_weights(
@@ -198,7 +198,7 @@ def official_name(name: str) -> str:
 
 def huggingface_name(name: str) -> str:
     for theirs, ours in reversed(HUGGINGFACE.items()):
-        # the first of the name's parts have no point before them
+        # what has no point before it stands at the front
         if ours in name and (not theirs.startswith("rwkv.") or name.startswith(ours)):
             name = name.replace(ours, theirs)
     return name
@@ -242,11 +242,11 @@ def _recognise_block(source: Path, sizes: tuple[int, int, int]) -> str | None:
             return values["model"].get("spiking")
     name = source.name.lower()
     # the name first: it is what the giver says
-    if "spikegpt" in name or "spike" in name:
+    if "spike" in name:
         return "output"
     if "rwkv" in name:
         return "none"
-    return (PUBLISHED | LARGER_RWKV4).get(sizes)
+    return PUBLISHED.get(sizes)
 
 
 def _check_tensors(weights: Mapping[str, Tensor], config: ModelConfig, source: Path) -> None:
@@ -289,7 +289,7 @@ def empty_model(config: ModelConfig) -> SpikeGPT:
 
 
 def _huggingface_config(config: ModelConfig) -> dict:
-    """Return config.json of RwkvForCausalLM; `spiking` is ours and ignored there."""
+    """Return config.json of RwkvForCausalLM."""
     return {
         "architectures": ["RwkvForCausalLM"],
         "model_type": "rwkv",
