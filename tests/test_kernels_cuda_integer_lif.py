@@ -78,6 +78,41 @@ def test_integer_lif_matches_reference_in_every_dtype(host, dtype, store_membran
     assert_matches(make_inputs(2, 63, 33, dtype), FOUR, store_membrane)
 
 
+@pytest.mark.parametrize("levels", [1, 4, 127])
+@pytest.mark.parametrize("signed", [False, True])
+def test_whole_and_half_thresholds_are_decided_as_the_reference_does(host, levels, signed):
+    # every count and every plane, both edges of the window of the gradient, and 2 thresholds beyond
+    _, potential, decay, threshold = make_inputs(1, 1, 33, memoryless=True)
+    halves = torch.arange(-2 * levels - 4, 2 * levels + 5) / 2
+    current = (halves.view(1, -1, 1) * threshold.detach()).requires_grad_()
+    assert_matches([current, potential, decay, threshold], FOUR | {"levels": levels, "signed": signed})
+
+
+def test_the_window_of_the_gradient_includes_its_edges(host):
+    # by hand: 4 levels, so that half a threshold beyond the last spike is 4.5
+    beyond = torch.tensor(4.5).nextafter(torch.tensor(5.0)).item()
+    current = torch.tensor([-beyond, -4.5, 0.0, 4.5, beyond]).view(1, -1, 1)
+    inputs = current, torch.zeros(1, 1), torch.zeros(1), torch.ones(1)
+    grad_current, *_ = cuda_integer_lif.integer_lif_backward(torch.ones_like(current), torch.zeros(1, 1), *inputs, **FOUR)
+    assert grad_current.flatten().tolist() == [0, 1, 1, 1, 0]
+
+
+@pytest.mark.parametrize("reset", reference.RESETS)
+@pytest.mark.parametrize("scale", [1e-40, 1e30])
+def test_integer_lif_matches_reference_at_extreme_values(host, scale, reset):
+    current, *others = make_inputs(2, 39, 33)
+    # thresholds stay as they are: nothing reaches them, or everything is far beyond
+    assert_matches([(current.detach() * scale).requires_grad_(), *others], FOUR | {"reset": reset})
+
+
+def test_infinity_fires_as_often_as_it_may(host):
+    inputs = make_inputs(1, 9, 3)
+    inputs[0].data[0, 4, 1] = -float("inf")
+    found, wanted = cuda_integer_lif.integer_lif_forward(*inputs, **FOUR), reference.integer_lif(*inputs, **FOUR)
+    assert found[0][0, 4, 1] == -4
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, wanted, strict=True))
+
+
 def test_nan_stays_where_it_is(host):
     inputs = make_inputs(1, 9, 3)
     inputs[0].data[0, 4, 1] = float("nan")
