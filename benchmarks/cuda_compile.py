@@ -1,6 +1,6 @@
 """Compile every CUDA source for every target and element type, with no GPU and no driver; print what each kernel needs.
 
-    python benchmarks/cuda_compile.py                 table: registers, spilled bytes, stack, shared memory by kernel and target
+    python benchmarks/cuda_compile.py                 table: registers, spilled bytes, stack, shared memory by kernel and target; sizes
     python benchmarks/cuda_compile.py --quick         one target
 
 Needs `pip install cuda-bindings nvidia-cuda-nvrtc`. Warnings count as failures.
@@ -82,6 +82,9 @@ def main() -> None:
     print(f"{'kernel':32}{'element':10}{'target':8}{'registers':>10}{'spilled':>9}{'stack':>7}{'shared':>8}")
     for k in kernels:
         print(f"{k.kernel:32}{k.element:10}{k.target:8}{k.registers:10}{k.spilled_bytes:9}{k.stack_bytes:7}{k.shared_bytes:8}")
+    print(f"\n{'module':32}" + "".join(f"{target:>12}" for target in TARGETS) + "   bytes of machine code, bfloat16")
+    for source in sources:
+        print(f"{source:32}" + "".join(f"{sizes.get(f'{source} bfloat16 {target}', 0):12,}" for target in TARGETS))
     for failure in failures:
         print(failure, file=sys.stderr)
     spilled = sorted({f"{k.kernel} {k.element} {k.target}" for k in kernels if k.spilled_bytes or k.stack_bytes})

@@ -26,7 +26,7 @@ from measure import write_result
 from torch.nn import functional as F
 
 from spikegpt.config import model_preset
-from spikegpt.kernels import event_wkv, integer_lif, lif, wkv
+from spikegpt.kernels import WKVState, event_wkv, integer_lif, lif, wkv
 from spikegpt.model import SpikeGPT, calibrate_thresholds
 
 TREE = Path(__file__).parent.parent
@@ -151,6 +151,11 @@ def measure_packed(machine: Machine) -> dict[str, Any]:
     return found
 
 
+def check_same(name: str, theirs: torch.Tensor, ours: torch.Tensor) -> None:
+    error = (theirs - ours).abs().max().item()
+    assert error < 1e-3, f"{name} differs from ours by {error}: it computes something else"
+
+
 def plain_wkv(machine: Machine) -> Callable[..., torch.Tensor] | None:
     """Return the published manner of the WKV as a function, or None without a GPU."""
     if not machine.is_gpu:
@@ -201,8 +206,11 @@ def measure_against_others(machine: Machine) -> dict[str, Any]:
             found["lif / SpikingJelly"] = "not measured: spikingjelly is not installed"
         if importlib.util.find_spec("fla") and machine.is_gpu:
             rwkv4 = importlib.import_module("fla.ops.rwkv4")
-            state = torch.zeros(B, 3, 1, C, device=machine.device)
-            against("wkv / flash-linear-attention", lambda: wkv(w, u, x, x), lambda: rwkv4.fused_recurrent_rwkv4(-w.exp(), u, x, x, state))
+            # numerator, denominator, exponent; they take the raw decay too
+            state = torch.stack(tuple(WKVState.empty(B, C, device=machine.device)), dim=1).unsqueeze(2)
+            theirs = rwkv4.fused_recurrent_rwkv4(w, u, x, x, state)[0]
+            check_same("flash-linear-attention", theirs, wkv(w, u, x, x)[0])
+            against("wkv / flash-linear-attention", lambda: wkv(w, u, x, x), lambda: rwkv4.fused_recurrent_rwkv4(w, u, x, x, state))
         else:
             found["wkv / flash-linear-attention"] = "not measured: fla is not installed"
         plain = plain_wkv(machine)
@@ -211,8 +219,7 @@ def measure_against_others(machine: Machine) -> dict[str, Any]:
                 found[f"wkv / one thread per channel, B x C = {rows * C}"] = "not measured: no GPU"
                 continue
             few = x[:rows].contiguous()
-            error = (plain(-w.exp(), u, few, few) - wkv(w, u, few, few)[0]).abs().max().item()
-            assert error < 1e-3, f"the plain WKV differs by {error}"
+            check_same("one thread per channel", plain(-w.exp(), u, few, few), wkv(w, u, few, few)[0])
             half = few.bfloat16()
             against(f"wkv / one thread per channel, B x C = {rows * C}", lambda h=half: wkv(w, u, h, h), lambda f=few: plain(-w.exp(), u, f, f))
     return found

@@ -88,7 +88,7 @@ def import_weights(
     shapes = {name: tuple(tensor.shape) for name, tensor in empty_model(config).state_dict().items()}
     tensors = ((name, with_names[name].reshape(shape).float()) for name, shape in shapes.items())
     # last, because a folder with weights is a model
-    write_safetensors(out / "model.safetensors", dict.fromkeys(shapes, torch.float32), shapes, tensors)
+    write_safetensors(out / "model.safetensors", shapes, tensors)
     return config
 
 
@@ -116,7 +116,7 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
     stream = ((name, weights[ours]) for name, ours in names.items())
     write_atomically(target / "config.json", json.dumps(_huggingface_config(config), indent=1))
     tokenizer.save(target / "tokenizer.json")
-    write_safetensors(target / "model.safetensors", dict.fromkeys(names, torch.float32), shapes, stream)
+    write_safetensors(target / "model.safetensors", shapes, stream)
 
 
 # --- reading -------------------------------------------------------------------------------------------------------

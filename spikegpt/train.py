@@ -32,6 +32,7 @@ from .runlog import RunLog
 from .sampler import StreamSampler, WindowSampler
 from .tokenizer import load_tokenizer
 
+# share of the dense products below which a budget is small: its excess weighs more
 SMALL_BUDGET = 0.2
 
 

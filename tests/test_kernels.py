@@ -356,6 +356,8 @@ X = torch.zeros(2, 4, 3)
         (lambda: wkv(torch.zeros(3), torch.zeros(3), X.long(), X.long()), "int64", "floating-point"),
         (lambda: wkv(torch.zeros(3), torch.zeros(3), X, X, WKVState.empty(1, 3)), "(1, 3)", "(2, 3)"),
         (lambda: wkv(torch.zeros(3), torch.zeros(3, device="meta"), X, X), "meta", "one device"),
+        (lambda: wkv(torch.zeros(3), torch.zeros(3), X, X, receptance=X[:1]), "(1, 4, 3)", "(2, 4, 3)"),
+        (lambda: wkv(torch.zeros(3), torch.zeros(3), X, X, receptance=X.double()), "float64", "float32"),
     ],
 )
 def test_errors_say_what_was_found_and_what_is_wanted(call, found, wanted):

@@ -1,5 +1,6 @@
 """The CUDA kernels, run on the CPU by `cuda_on_host`, against the reference: outputs, final state and every gradient."""
 
+import dataclasses
 import importlib
 
 import pytest
@@ -7,9 +8,10 @@ import torch
 from cuda_on_host import needs_compiler
 from torch.nn import functional as F
 
+from neuromorphic import OpCounter
 from spikegpt.config import SPIKING, ModelConfig
 from spikegpt.kernels import cuda_lif, reference, wkv
-from spikegpt.kernels.wkv_door import gated_wkv_operator
+from spikegpt.kernels.wkv_door import wkv_operator
 from spikegpt.model import SpikeGPT
 
 pytestmark = needs_compiler
@@ -129,9 +131,32 @@ def test_the_gate_in_the_kernel_is_the_gate_outside(host, monkeypatch):
         assert_close(ours, apart)
 
 
-def test_the_gated_operator_declares_the_shapes_and_strides_it_returns(host, monkeypatch):
+@pytest.mark.parametrize("inputs", [7, 8], ids=["plain", "gated"])
+def test_the_operator_declares_the_shapes_and_strides_it_returns(inputs, host, monkeypatch):
     through_cuda_doors(monkeypatch)
     generator = torch.Generator().manual_seed(0)
     sizes = (5,), (5,), (2, 33, 5), (2, 33, 5), (2, 5), (2, 5), (2, 5), (2, 33, 5)
-    inputs = [torch.rand(size, generator=generator).requires_grad_() for size in sizes]
-    torch.library.opcheck(gated_wkv_operator, inputs, test_utils=("test_schema", "test_faketensor", "test_autograd_registration"))
+    tensors = [torch.rand(size, generator=generator).requires_grad_() for size in sizes[:inputs]]
+    torch.library.opcheck(wkv_operator, tensors, test_utils=("test_schema", "test_faketensor", "test_autograd_registration"))
+
+
+class Gated(torch.nn.Module):
+    def forward(self, *inputs):
+        return wkv(*inputs, receptance=inputs[2])
+
+
+def count(*inputs):
+    model = Gated()
+    with OpCounter(model) as counter:
+        model(*inputs)
+    return counter.tally().total()
+
+
+def test_a_gate_in_the_kernel_costs_what_it_costs_outside(host, monkeypatch):
+    inputs = [torch.ones(size) for size in ((5,), (5,), (2, 33, 5), (2, 33, 5))]
+    outside = count(*inputs)
+    through_cuda_doors(monkeypatch)
+    inside = count(*inputs)
+    assert inside.state_reads == 3 * 2 * 33 * 5
+    # one kernel in the place of three, and no operation less
+    assert (inside.calls, dataclasses.replace(inside, calls=outside.calls)) == (1, outside)

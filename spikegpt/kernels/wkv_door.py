@@ -60,8 +60,8 @@ def wkv(
         found = f"wkv: receptance is {receptance.dtype} {tuple(receptance.shape)} on {receptance.device}"
         raise ValueError(f"{found}, key is {key.dtype} {tuple(key.shape)} on {key.device}; they must agree")
     chosen = choose_backend(backend, "wkv", key)
-    if chosen == "cupy" and receptance is not None:
-        output, *state = gated_wkv_operator(time_decay, time_first, key, value, *state, receptance)
+    if chosen == "cupy":
+        output, *state = wkv_operator(time_decay, time_first, key, value, *state, receptance)
         return output, WKVState(*state)
     implementation = reference.wkv if chosen == "reference" else wkv_operator
     output, *state = implementation(time_decay, time_first, key, value, *state)
@@ -77,16 +77,22 @@ def wkv_operator(
     numerator: Tensor,
     denominator: Tensor,
     max_exponent: Tensor,
+    receptance: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(output, numerator, denominator, max_exponent)."""
-    return fast_kernels("wkv", key).wkv_forward(time_decay, time_first, key, value, numerator, denominator, max_exponent)
+    """(output, numerator, denominator, max_exponent); with a receptance, which only CUDA takes, the gated output."""
+    inputs = time_decay, time_first, key, value, numerator, denominator, max_exponent
+    return fast_kernels("wkv", key).wkv_forward(*inputs, **_gate(receptance))
+
+
+def _gate(receptance: Tensor | None) -> dict[str, Tensor]:
+    return {} if receptance is None else {"receptance": receptance}
 
 
 @wkv_operator.register_fake
-def _(time_decay, time_first, key, value, numerator, denominator, max_exponent):
-    return torch.empty_like(key, memory_format=torch.contiguous_format), *(
-        torch.empty_like(part, memory_format=torch.contiguous_format) for part in (numerator, denominator, max_exponent)
-    )
+def _(time_decay, time_first, key, value, numerator, denominator, max_exponent, receptance=None):
+    # contiguous whatever the inputs are: the kernel fills new arrays
+    outputs = key, numerator, denominator, max_exponent
+    return tuple(torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in outputs)
 
 
 @torch.library.custom_op("spikegpt::wkv_backward", mutates_args=())
@@ -101,27 +107,20 @@ def wkv_backward_operator(
     numerator: Tensor,
     denominator: Tensor,
     max_exponent: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of (time_decay, time_first, key, value, numerator, denominator)."""
-    return fast_kernels("wkv", key).wkv_backward(
-        grad_output,
-        grad_numerator,
-        grad_denominator,
-        time_decay,
-        time_first,
-        key,
-        value,
-        numerator,
-        denominator,
-        max_exponent,
-    )
+    receptance: Tensor | None = None,
+) -> list[Tensor]:
+    """Gradients of (time_decay, time_first, key, value, numerator, denominator) and, if it is given, of receptance."""
+    grads = grad_output, grad_numerator, grad_denominator
+    inputs = time_decay, time_first, key, value, numerator, denominator, max_exponent
+    return list(fast_kernels("wkv", key).wkv_backward(*grads, *inputs, **_gate(receptance)))
 
 
 @wkv_backward_operator.register_fake
-def _(grad_output, grad_numerator, grad_denominator, time_decay, time_first, key, value, numerator, denominator, max_exponent):
-    # contiguous whatever the inputs are: the kernel fills new arrays
-    inputs = time_decay, time_first, key, value, numerator, denominator
-    return tuple(torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in inputs)
+def _(
+    grad_output, grad_numerator, grad_denominator, time_decay, time_first, key, value, numerator, denominator, max_exponent, receptance=None
+):
+    inputs = time_decay, time_first, key, value, numerator, denominator, *_gate(receptance).values()
+    return [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in inputs]
 
 
 def _save_for_backward(ctx, inputs, output):
@@ -130,28 +129,35 @@ def _save_for_backward(ctx, inputs, output):
 
 
 def _backward(ctx, grad_output, grad_numerator, grad_denominator, _grad_max_exponent):
-    return *wkv_backward_operator(grad_output, grad_numerator, grad_denominator, *ctx.saved_tensors), None
+    *grads, last = wkv_backward_operator(grad_output, grad_numerator, grad_denominator, *ctx.saved_tensors)
+    # none for max_exponent, which stands before receptance
+    return (*grads, last, None, None) if ctx.saved_tensors[7] is None else (*grads, None, last)
 
 
 wkv_operator.register_autograd(_backward, setup_context=_save_for_backward)
 
 
 def _op_cost(args: tuple, kwargs: dict, output: tuple[Tensor, ...]) -> dict[str, int | str]:
-    """What one call computes, for dispatch-mode counters: `reference.wkv` line by line, exp(time_decay) prepared once."""
+    """What one call computes, for dispatch-mode counters: `reference.wkv` line by line, exp(time_decay) prepared once.
+
+    A gate in the kernel counts what a sigmoid and a product count outside: both read their inputs and write their result.
+    """
     time_decay, _, key = args[:3]
     steps = key.numel()
+    gated = steps if args[7:] and args[7] is not None else 0
     return {
         "kind": "scan",
         "add": 10 * steps,
-        "mul": 6 * steps,
+        "mul": 6 * steps + gated,
         "div": steps,
         "exp": 4 * steps,
+        "sigmoid": gated,
         "compare": 2 * steps,
         "weights_once": 2 * time_decay.numel(),
         "weights_per_event": 2 * steps,
         "weights_dense": 2 * steps,
-        "activation_reads": 2 * steps,
-        "activation_writes": steps,
+        "activation_reads": 2 * steps + 3 * gated,
+        "activation_writes": steps + 2 * gated,
         "state_elements": 3 * time_decay.numel(),
         "state_reads": 3 * steps,
         "state_writes": 3 * steps,
@@ -159,70 +165,3 @@ def _op_cost(args: tuple, kwargs: dict, output: tuple[Tensor, ...]) -> dict[str,
 
 
 torch.ops.spikegpt.wkv.default.op_cost = _op_cost
-
-
-@torch.library.custom_op("spikegpt::gated_wkv", mutates_args=())
-def gated_wkv_operator(
-    time_decay: Tensor,
-    time_first: Tensor,
-    key: Tensor,
-    value: Tensor,
-    numerator: Tensor,
-    denominator: Tensor,
-    max_exponent: Tensor,
-    receptance: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(sigmoid(receptance) * output, numerator, denominator, max_exponent): on CUDA, one kernel in place of three."""
-    inputs = time_decay, time_first, key, value, numerator, denominator, max_exponent
-    return fast_kernels("wkv", key).wkv_forward(*inputs, receptance=receptance)
-
-
-@gated_wkv_operator.register_fake
-def _(time_decay, time_first, key, value, numerator, denominator, max_exponent, receptance):
-    parts = key, numerator, denominator, max_exponent
-    return tuple(torch.empty_like(part, memory_format=torch.contiguous_format) for part in parts)
-
-
-@torch.library.custom_op("spikegpt::gated_wkv_backward", mutates_args=())
-def gated_wkv_backward_operator(
-    grad_output: Tensor,
-    grad_numerator: Tensor,
-    grad_denominator: Tensor,
-    time_decay: Tensor,
-    time_first: Tensor,
-    key: Tensor,
-    value: Tensor,
-    numerator: Tensor,
-    denominator: Tensor,
-    max_exponent: Tensor,
-    receptance: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of (time_decay, time_first, key, value, numerator, denominator, receptance)."""
-    grads = grad_output, grad_numerator, grad_denominator
-    inputs = time_decay, time_first, key, value, numerator, denominator, max_exponent
-    return fast_kernels("wkv", key).wkv_backward(*grads, *inputs, receptance=receptance)
-
-
-@gated_wkv_backward_operator.register_fake
-def _(grad_output, grad_numerator, grad_denominator, time_decay, time_first, key, value, numerator, denominator, max_exponent, receptance):
-    inputs = time_decay, time_first, key, value, numerator, denominator, receptance
-    return tuple(torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in inputs)
-
-
-def _gated_backward(ctx, grad_output, grad_numerator, grad_denominator, _grad_max_exponent):
-    *grads, grad_receptance = gated_wkv_backward_operator(grad_output, grad_numerator, grad_denominator, *ctx.saved_tensors)
-    return *grads, None, grad_receptance
-
-
-gated_wkv_operator.register_autograd(_gated_backward, setup_context=_save_for_backward)
-
-
-def _gated_op_cost(args: tuple, kwargs: dict, output: tuple[Tensor, ...]) -> dict[str, int | str]:
-    """The cost of `wkv`, and per step what a sigmoid and a product cost apart: both read their inputs and write their result."""
-    steps = args[2].numel()
-    apart = {"sigmoid": steps, "mul": steps, "activation_reads": 3 * steps, "activation_writes": 2 * steps}
-    cost = _op_cost(args, kwargs, output)
-    return cost | {name: cost.get(name, 0) + count for name, count in apart.items()}
-
-
-torch.ops.spikegpt.gated_wkv.default.op_cost = _gated_op_cost

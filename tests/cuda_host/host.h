@@ -20,7 +20,12 @@ static inline unsigned __float_as_uint(float x) { unsigned bits; std::memcpy(&bi
 static inline float __fmul_rn(float a, float b) { volatile float product = a * b; return product; }
 static inline float __fadd_rn(float a, float b) { volatile float sum = a + b; return sum; }
 static inline float __fdiv_rn(float a, float b) { return a / b; }
-static inline float __fdividef(float a, float b) { return a / b; }
+// one unit in the last place off, so that a test sees it where the exact quotient is wanted; by a power of two it is exact there too
+static inline float __fdividef(float a, float b) {
+    int exponent;
+    const float quotient = a / b;
+    return std::frexp(std::fabs(b), &exponent) == 0.5f ? quotient : std::nextafter(quotient, 2 * quotient);
+}
 static inline int __ffs(unsigned bits) { return __builtin_ffs((int)bits); }
 static inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 template <class T> static inline T __ldg(const T* p) { return *p; }
