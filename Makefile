@@ -35,7 +35,7 @@ lint: .venv/test
 
 # spikingjelly and neurobench ask for torchvision and torchaudio, which the tests do not need and which would bring another torch
 .venv/test: .venv/base
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]' snntorch loguru scipy tqdm
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,hf,eval]' snntorch loguru scipy tqdm
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps spikingjelly neurobench
 	touch $@
 

@@ -223,6 +223,16 @@ class SpikeGPT(nn.Module):
         Raises:
             ValueError: ids are not (B, T) whole numbers or lie outside the vocabulary; the state is another model's.
         """
+        x, new_state, spikes = self.hidden(ids, state)
+        if last_only:
+            x = x[:, -1:]
+        if "head_neuron" in self._modules:
+            x, _ = self.head_neuron(x)
+            spikes["head_neuron"] = x
+        return ModelOutput(self.head(x), new_state, spikes)
+
+    def hidden(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State, dict[str, Tensor]]:
+        """Return (what the head reads, before its neurons, if it has any: (B, T, n_embd); state; spikes), as `forward` would."""
         self._check_ids(ids)
         if state is not None and len(state) != len(self.blocks):
             raise ValueError(f"the state has {len(state)} layers, the model {len(self.blocks)}; it comes from another model")
@@ -237,13 +247,7 @@ class SpikeGPT(nn.Module):
             x = F.dropout(x, self.config.dropout, self.training)
             new_state.append(layer_state)
             spikes |= {f"blocks.{layer}.{name}": spike for name, spike in emitted.items()}
-        if last_only:
-            x = x[:, -1:]
-        x = self.ln_out(x)
-        if "head_neuron" in self._modules:
-            x, _ = self.head_neuron(x)
-            spikes["head_neuron"] = x
-        return ModelOutput(self.head(x), tuple(new_state), spikes)
+        return self.ln_out(x), tuple(new_state), spikes
 
     def _check_ids(self, ids: Tensor) -> None:
         if ids.dim() != 2 or 0 in ids.shape or ids.is_floating_point():

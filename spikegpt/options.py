@@ -1,0 +1,120 @@
+"""What each verb of the command line takes. Flags come from these classes and from the configuration dataclasses."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, UseAppendAction, arg
+
+from .config import ModelConfig, TrainConfig
+
+
+@dataclass(kw_only=True)
+class Train:
+    """Train a model, or continue one: spikegpt train [--preset NAME] [--out RUN] [flags] | spikegpt train --resume RUN"""
+
+    preset: Annotated[Literal["tiny", "small", "spikegpt-46m", "spikegpt-216m"], arg(help="sizes and optimizer defaults")] = "tiny"
+    out: Annotated[Path | None, arg(help="run folder; by default runs/PRESET-SPIKING")] = None
+    resume: Annotated[Path | None, arg(help="continue the run in this folder, with its own configuration; no other flags")] = None
+    cache: Annotated[Path | None, arg(help="where token files are kept")] = None
+    json: Annotated[bool, arg(help="print the result as one line of JSON, and no progress")] = False
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass(kw_only=True)
+class Generate:
+    """Write text that continues one or several prompts."""
+
+    run: Annotated[Positional[Path], arg(help="folder of a run or of a checkpoint")]
+    prompts: Annotated[Positional[tuple[str, ...]], arg(help="texts to continue; a newline if none")] = ()
+    max_tokens: int = 200
+    temperature: Annotated[float, arg(help="0 takes the most likely token always")] = 0.8
+    top_k: Annotated[int, arg(help="choose among the k most likely; 0 is no limit")] = 0
+    top_p: Annotated[float, arg(help="choose among the most likely that together have this probability")] = 0.95
+    repetition_penalty: Annotated[float, arg(help="above 1 makes tokens that were seen less likely")] = 1.0
+    stop: Annotated[UseAppendAction[tuple[str, ...]], arg(help="end before this string; may be given several times")] = ()
+    seed: int = 0
+    threads: Annotated[int, arg(help="CPU threads; 0 leaves torch's choice")] = 0
+    json: Annotated[bool, arg(help="print prompts and texts as JSON, at the end")] = False
+
+
+@dataclass(kw_only=True)
+class Evaluate:
+    """Measure how well runs predict a text, and how much their neurons fire."""
+
+    runs: Annotated[Positional[tuple[Path, ...]], arg(help="folders of runs or checkpoints")]
+    split: Annotated[Literal["train", "valid", "test"], arg(help="part of the run's own text")] = "test"
+    file: Annotated[Path | None, arg(help="evaluate on this text file instead")] = None
+    tokens: Annotated[int | None, arg(help="read at most so many tokens")] = None
+    stride: Annotated[int | None, arg(help="tokens scored per window; by default half of ctx_len")] = None
+    cache: Annotated[Path | None, arg(help="where token files are kept")] = None
+    threads: Annotated[int, arg(help="CPU threads; 0 leaves torch's choice")] = 0
+    json: Annotated[bool, arg(help="print JSON")] = False
+
+
+@dataclass(kw_only=True)
+class Measuring:
+    split: Annotated[Literal["train", "valid", "test"], arg(help="part of the run's own text")] = "test"
+    file: Annotated[Path | None, arg(help="measure on this text file instead")] = None
+    tokens: Annotated[int | None, arg(help="read at most so many tokens")] = 100_000
+    prompt: Annotated[str | None, arg(help="text for the spike raster; by default the beginning of the text")] = None
+    prices: Annotated[UseAppendAction[tuple[str, ...]], arg(help="price table by name, or your own .toml file; repeatable; default: all")] = ()
+    out: Annotated[Path | None, arg(help="folder of the report; by default RUN/report")] = None
+    cache: Annotated[Path | None, arg(help="where token files are kept")] = None
+    threads: Annotated[int, arg(help="CPU threads; 0 leaves torch's choice")] = 0
+    json: Annotated[bool, arg(help="print the measurements as JSON instead of a table")] = False
+
+
+@dataclass(kw_only=True)
+class Measure(Measuring):
+    """Count what a run computes, estimate what that would cost, and write a report."""
+
+    run: Annotated[Positional[Path], arg(help="folder of a run or of a checkpoint")]
+
+
+@dataclass(kw_only=True)
+class Compare(Measuring):
+    """Measure several runs on the same text and set them side by side in one report."""
+
+    runs: Annotated[Positional[tuple[Path, ...]], arg(help="folders of runs or checkpoints")]
+    twin: Annotated[bool, arg(help="add the dense twin of the first run: found beside it, or trained now")] = False
+
+
+@dataclass(kw_only=True)
+class Import:
+    """Turn the weights of the published SpikeGPT, of RWKV-4 or of Hugging Face's RwkvForCausalLM into a folder that every verb takes."""
+
+    source: Annotated[Positional[Path], arg(help=".pth or .safetensors file, or the folder of a model")]
+    out: Annotated[Path | None, arg(help="folder to write; by default runs/NAME")] = None
+    spiking: Annotated[Literal["none", "output"] | None, arg(help="dense RWKV-4 or the published block, if size and name do not tell")] = None
+    tokenizer: Annotated[Path | None, arg(help="tokenizers JSON file; by default the one beside the weights")] = None
+    ctx_len: Annotated[int, arg(help="tokens per window in evaluation; the weights do not say")] = 1024
+    binary_embedding: Annotated[bool, arg(help="pass the embedding through a step, as in training; the published inference of 216M does not")] = True
+    rescale_every: Annotated[int, arg(help="6: rescale as the published inference does, which weakens what the neurons receive")] = 0
+    json: Annotated[bool, arg(help="print JSON")] = False
+
+
+@dataclass(kw_only=True)
+class Export:
+    """Write the model of a run under the names of others."""
+
+    run: Annotated[Positional[Path], arg(help="folder of a run, of a checkpoint, or of an imported model")]
+    target: Annotated[Positional[Path], arg(help="file (pth) or folder (huggingface) to write")]
+    layout: Annotated[Literal["pth", "huggingface"], arg(help="official names in one file of torch.save, or RwkvForCausalLM's folder")] = "pth"
+
+
+@dataclass(kw_only=True)
+class Info:
+    """Show the sizes and the configuration of a run, a checkpoint or a preset."""
+
+    what: Annotated[Positional[str], arg(help="a preset's name, or the folder of a run or of a checkpoint")]
+    json: Annotated[bool, arg(help="print JSON")] = False
+
+
+@dataclass(kw_only=True)
+class Doctor:
+    """Say what is installed, which kernels will run where, whether they are right, and how fast they are here."""
+
+    threads: Annotated[int, arg(help="CPU threads; 0 leaves torch's choice")] = 0
+    json: Annotated[bool, arg(help="print JSON")] = False
