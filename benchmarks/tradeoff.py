@@ -111,6 +111,7 @@ def draw(points: list[dict], twin: dict, path: Path) -> None:
     axes.axhline(1.05 * twin["bits"], color="C7", linewidth=0.8, linestyle=":", label="dense twin + 5 %")
     axes.set(xlim=(0, 1.05 * twin["dense_ops"] / 1e3), ylabel="bits per byte, valid split")
     axes.set_xlabel("operations per token in the matrix products of the blocks (thousands)")
+    axes.margins(y=0.1)
     axes.legend()
     figure.savefig(path, dpi=120)
 
