@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import json
 import sys
-from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ USAGE = f"""spikegpt {__version__}: train spiking language models, and compare t
 
   spikegpt train                  train a spike-driven model (--preset {" | ".join(PRESETS)})
   spikegpt train --spiking none   train its dense twin; --spiking output: the published block
+  spikegpt train --from RUN       go on from trained weights: fine-tune them, or turn dense ones into spiking ones (--spiking input)
   spikegpt train --resume RUN     continue a run that was broken off
   spikegpt generate RUN "Once"    write text, token by token
   spikegpt evaluate RUN...        bits per byte and firing rates, of several runs side by side
@@ -42,8 +42,9 @@ def train_verb(arguments: list[str]) -> int:
             raise SpikegptError(f"--resume goes on with the run's own configuration; leave out {', '.join(_changed(options))}")
         result = train.resume(options.resume, cache=options.cache, quiet=options.json)
     else:
-        out = options.out or Path("runs") / f"{options.preset}-{options.model.spiking}"
-        result = train.train(options.model, options.train, out, cache=options.cache, quiet=options.json)
+        name = options.from_.resolve().name + "-tuned" if options.from_ else options.preset
+        out = options.out or Path("runs") / f"{name}-{options.model.spiking}"
+        result = train.train(options.model, options.train, out, start=options.from_, cache=options.cache, quiet=options.json)
     if not result.is_main:
         return 0
     if options.json:
@@ -57,24 +58,34 @@ def train_verb(arguments: list[str]) -> int:
 
 
 def _train_defaults(arguments: list[str]) -> Train:
-    """The defaults that `--preset` and `--spiking` ask for (each block has its own neuron), so that other flags change those."""
-    name = _given("--preset", arguments, PRESETS) or "tiny"
-    spiking = _given("--spiking", arguments, SPIKING)
-    changes = {"spiking": spiking} if spiking else {}
-    return Train(preset=name, model=model_preset(name, **changes), train=train_preset(name))
+    """The defaults that `--preset`, `--from` and `--spiking` ask for (each block has its own neuron), so that other flags change those."""
+    name = _given("--preset", arguments) or "tiny"
+    spiking = _given("--spiking", arguments)
+    changes = {"spiking": spiking} if spiking in SPIKING else {}
+    start = _given("--from", arguments)
+    if start is None:
+        # an unknown name is left to the parser, which lists the known ones
+        name = name if name in PRESETS else "tiny"
+        return Train(preset=name, model=model_preset(name, **changes), train=train_preset(name))
+    if _given("--preset", arguments) is not None:
+        raise SpikegptError(f"the sizes are those of {start}; leave out --preset")
+    from .convert import defaults_from
+
+    model, training = defaults_from(Path(start), **changes)
+    return Train(model=model, train=training)
 
 
-def _given(flag: str, arguments: list[str], known: Container[str]) -> str | None:
-    """The value of `flag` if it is a known one; an unknown one is left to the parser, which lists the known ones."""
+def _given(flag: str, arguments: list[str]) -> str | None:
+    """The value of `flag`, or None."""
     values = [argument.split("=", 1)[1] for argument in arguments if argument.startswith(f"{flag}=")]
     values += [value for name, value in itertools.pairwise(arguments) if name == flag]
-    return values[-1] if values and values[-1] in known else None
+    return values[-1] if values else None
 
 
 def _changed(options: Train) -> list[str]:
     """Flags besides --resume, --cache and --json that differ from the defaults."""
     defaults = _train_defaults([])
-    names = ["preset", "out"] if (options.preset, options.out) != (defaults.preset, None) else []
+    names = ["preset", "out", "from"] if (options.preset, options.out, options.from_) != (defaults.preset, None, None) else []
     for part in ("model", "train"):
         ours, theirs = getattr(options, part).to_dict(), getattr(defaults, part).to_dict()
         names += [name for name in ours if ours[name] != theirs[name]]

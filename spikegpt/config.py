@@ -40,6 +40,14 @@ def _check(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def _is_number(text: str) -> bool:
+    """Whether `text` is a finite number of at least 0."""
+    try:
+        return 0 <= float(text) < float("inf")
+    except ValueError:
+        return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class NeuronConfig(_Config):
     """One leaky integrate-and-fire neuron; the defaults are the published SpikeGPT's. Equations: `kernels/reference.py`.
@@ -241,6 +249,13 @@ class TrainConfig(_Config):
     """folder of a trained run, the dense twin for instance, whose predictions are learned beside the text (distillation)"""
     teacher_weight: float = 0.5
     """share of the teacher in the loss: (1 - weight) * cross-entropy + weight * KL(teacher || model)"""
+    freeze: tuple[str, ...] = ()
+    """parameters that stay as they are, by name patterns: "emb.*", "blocks.[0-3].*", "*.att.*" """
+    lr_scales: tuple[str, ...] = ()
+    """PATTERN=FACTOR multiplies the learning rate of the parameters of these names, on top of RWKV's groups; the last that fits counts"""
+    anneal: float = 0.0
+    """share of the steps over which neurons begin to spike: the probability that one does grows from 0 to 1, until then it passes on
+    the real number that its spikes stand for. For dense weights in a spiking model"""
     verify_spikes: bool = False
     """check at every step that each neuron emits its declared alphabet only"""
     precision: Literal["no", "bf16", "fp16"] = "no"
@@ -262,7 +277,7 @@ class TrainConfig(_Config):
 
     def __post_init__(self):
         # a configuration read from JSON brings lists
-        for name in ("data", "betas"):
+        for name in ("data", "betas", "freeze", "lr_scales"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         _check(len(self.data) > 0, "data names no text; give python-docs, files or a folder")
         for name in ("steps", "batch_size", "grad_accumulation", "keep", "log_every", "save_every"):
@@ -279,6 +294,10 @@ class TrainConfig(_Config):
         _check(0 <= self.teacher_weight <= 1, f"teacher_weight must lie in [0, 1], got {self.teacher_weight}")
         _check(self.teacher is None or not self.carry_state, "a teacher reads each window from an empty state: leave out carry_state")
         _check(0 <= self.synop_warmup <= 1, f"synop_warmup must lie in [0, 1], got {self.synop_warmup}")
+        _check(0 <= self.anneal <= 1, f"anneal must lie in [0, 1], got {self.anneal}")
+        for entry in self.lr_scales:
+            pattern, _, factor = entry.rpartition("=")
+            _check(bool(pattern) and _is_number(factor), f"lr_scales wants PATTERN=FACTOR with a factor of at least 0, got {entry!r}")
         _check(self.precision in ("no", "bf16", "fp16"), f"precision must be no, bf16 or fp16, got {self.precision!r}")
 
 

@@ -1,26 +1,51 @@
 """RWKV's parameter groups and learning-rate schedule, and the optimizer's state as plain tensors."""
 
 import math
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
 from .config import TrainConfig
+from .errors import SpikegptError
 
 # RWKV-v4neo, configure_optimizers: these learn faster than the rest
 LEARNING_RATE_SCALE = {"time_decay": 2.0, "time_first": 3.0}
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Return Adam with RWKV's groups: time_decay at 2x, time_first at 3x; weight decay on matrices only."""
+    """Return Adam with RWKV's groups: time_decay at 2x, time_first at 3x; weight decay on matrices only.
+
+    What `config.freeze` names asks for no gradient from now on; `config.lr_scales` multiplies the rates of what it names.
+
+    Raises:
+        SpikegptError: a pattern names no parameter, or nothing is left to train.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    frozen = {name for pattern in config.freeze for name in _matching(pattern, names, "--freeze")}
+    if len(frozen) == len(names):
+        raise SpikegptError(f"--freeze {' '.join(config.freeze)} leaves nothing to train")
+    factors: dict[str, float] = {}
+    for pattern, _, factor in (entry.rpartition("=") for entry in config.lr_scales):
+        factors |= dict.fromkeys(_matching(pattern, names, "--lr-scales"), float(factor))
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        scale = LEARNING_RATE_SCALE.get(name.rsplit(".", 1)[-1], 1.0)
+        if name in frozen:
+            parameter.requires_grad_(False)
+            continue
+        scale = LEARNING_RATE_SCALE.get(name.rsplit(".", 1)[-1], 1.0) * factors.get(name, 1.0)
         decay = config.weight_decay if parameter.squeeze().dim() >= 2 else 0.0
         groups.setdefault((scale, decay), []).append(parameter)
     options = [{"params": members, "lr_scale": scale, "weight_decay": decay} for (scale, decay), members in groups.items()]
     fused = next(model.parameters()).device.type in ("cpu", "cuda")
     return torch.optim.AdamW(options, lr=config.lr, betas=config.betas, eps=config.adam_eps, fused=fused)
+
+
+def _matching(pattern: str, names: list[str], flag: str) -> list[str]:
+    found = [name for name in names if fnmatchcase(name, pattern)]
+    if not found:
+        raise SpikegptError(f"{flag}: no parameter is named like {pattern!r}; there are {', '.join(names[:3])}, ... {names[-1]}")
+    return found
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:

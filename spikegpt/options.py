@@ -11,10 +11,13 @@ from .config import ModelConfig, TrainConfig
 
 @dataclass(kw_only=True)
 class Train:
-    """Train a model, or continue one: spikegpt train [--preset NAME] [--out RUN] [flags] | spikegpt train --resume RUN"""
+    """Train a model, fine-tune or convert one, or continue a run: spikegpt train [--preset NAME | --from RUN | --resume RUN] [flags]"""
 
     preset: Annotated[Literal["tiny", "small", "spikegpt-46m", "spikegpt-216m"], arg(help="sizes and optimizer defaults")] = "tiny"
     out: Annotated[Path | None, arg(help="run folder; by default runs/PRESET-SPIKING")] = None
+    from_: Annotated[
+        Path | None, arg(name="from", help="begin with the weights, sizes and tokenizer of this folder; dense ones may become --spiking input")
+    ] = None
     resume: Annotated[Path | None, arg(help="continue the run in this folder, with its own configuration; no other flags")] = None
     cache: Annotated[Path | None, arg(help="where token files are kept")] = None
     json: Annotated[bool, arg(help="print the result as one line of JSON, and no progress")] = False

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,6 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from . import checkpoint as ckpt
 from .config import ModelConfig, TrainConfig
+from .convert import anneal, read_model_config, start_from
 from .data import TokenData, prepare
 from .errors import SpikegptError
 from .evaluate import Evaluation, evaluate_stream, mean_firing_rate
@@ -53,19 +55,25 @@ def train(
     train_config: TrainConfig,
     run: str | Path,
     *,
+    start: Path | None = None,
     neuron: NeuronFactory | None = None,
     cache: Path | None = None,
     quiet: bool = False,
 ) -> TrainResult:
     """Train a new model into the folder `run`. The vocabulary size is the tokenizer's.
 
+    Args:
+        start: folder of a run, of a checkpoint or of an imported model whose weights the model begins with, and whose vocabulary
+            size it takes. Dense ones may go into a spiking model: see `convert.py`, and `TrainConfig.anneal`.
+
     Raises:
-        SpikegptError: the folder holds a run already or cannot be written, the text is too short, the loss is not finite.
+        SpikegptError: the folder holds a run already or cannot be written, the text is too short, the weights in `start` do not
+            fit, the loss is not finite.
     """
     run = Path(run)
     if (run / "config.json").exists():
         raise SpikegptError(f"{run} holds a run already; continue it with: spikegpt train --resume {run}, or give another --out")
-    return _Trainer(model_config, train_config, run, neuron, cache, quiet, is_new=True).train()
+    return _Trainer(model_config, train_config, run, start, neuron, cache, quiet, is_new=True).train()
 
 
 def resume(run: str | Path, *, neuron: NeuronFactory | None = None, cache: Path | None = None, quiet: bool = False) -> TrainResult:
@@ -80,7 +88,8 @@ def resume(run: str | Path, *, neuron: NeuronFactory | None = None, cache: Path 
         model_config, train_config = ModelConfig.from_dict(values["model"]), TrainConfig.from_dict(values["train"])
     except (KeyError, TypeError, ValueError) as error:
         raise SpikegptError(f"{run / 'config.json'} does not describe a run: {error}") from None
-    return _Trainer(model_config, train_config, run, neuron, cache, quiet, is_new=False).train()
+    start = Path(values["started_from"]) if values.get("started_from") else None
+    return _Trainer(model_config, train_config, run, start, neuron, cache, quiet, is_new=False).train()
 
 
 def firing_rate(spikes: Tensor) -> Tensor:
@@ -98,6 +107,11 @@ def synop_budget(step: int, config: TrainConfig) -> float:
     """Return the budget of a step: it shrinks from 1 to synop_budget, for a sudden one drives the firing far below itself."""
     left = 1 - min(step / (config.synop_warmup * config.steps), 1.0) if config.synop_warmup else 0.0
     return config.synop_budget + (1 - config.synop_budget) * left
+
+
+def spike_share(step: int, config: TrainConfig) -> float:
+    """Return the probability with which a neuron spikes at a step: it grows from 0 to 1 over `anneal` of the steps."""
+    return min(step / (config.anneal * config.steps), 1.0) if config.anneal else 1.0
 
 
 def synop_weight(config: TrainConfig) -> float:
@@ -121,7 +135,7 @@ def distillation(logits: Tensor, taught: Tensor) -> Tensor:
 class _Trainer:
     """Everything one run needs, and the loop."""
 
-    def __init__(self, model_config, config: TrainConfig, run: Path, neuron, cache, quiet: bool, is_new: bool):
+    def __init__(self, model_config, config: TrainConfig, run: Path, start, neuron, cache, quiet: bool, is_new: bool):
         self.config, self.run, self.step, self.best = config, run, 0, {}
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -130,8 +144,12 @@ class _Trainer:
         with self.accelerator.main_process_first():
             self.data = self._prepare_data(is_new, cache)
         torch.manual_seed(config.seed)
-        self.model_config = dataclasses.replace(model_config, vocab_size=self.data.tokenizer.vocab_size)
-        model = SpikeGPT(self.model_config, neuron)
+        self.model_config = dataclasses.replace(model_config, vocab_size=self._vocab_size(start))
+        newest = ckpt.latest_checkpoint(run)
+        self.begins_trained = start is not None and newest is None
+        model = SpikeGPT(self.model_config, neuron, init=not self.begins_trained)
+        if self.begins_trained:
+            start_from(model, start, self._some_text())
         self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, config))
         self.bare_model: SpikeGPT = self.accelerator.unwrap_model(self.model)
         self.sampler = self._make_sampler()
@@ -141,9 +159,8 @@ class _Trainer:
         # dropout must differ between processes, and be the same when the run is repeated
         torch.manual_seed(config.seed + 1 + self.accelerator.process_index)
         if is_new and self.is_main:
-            _create_run(run, self.model_config, config, self.data)
+            _create_run(run, self.model_config, config, self.data, start)
         self.accelerator.wait_for_everyone()
-        newest = ckpt.latest_checkpoint(run)
         if newest is not None:
             self._load(newest)
         elif not is_new and self.is_main and not quiet:
@@ -162,6 +179,22 @@ class _Trainer:
         tokenizer = self.config.tokenizer if is_new or not stored.exists() else load_tokenizer(stored)
         return prepare(list(self.config.data), tokenizer, cache, self.config.bpe_vocab_size)
 
+    def _vocab_size(self, start: Path | None) -> int:
+        tokens = self.data.tokenizer.vocab_size
+        if start is None:
+            return tokens
+        # released models have a few rows more than tokens
+        rows = read_model_config(start).vocab_size
+        if tokens > rows:
+            raise SpikegptError(f"the tokenizer has {tokens} tokens, the model in {start} {rows}; use its own: leave out --tokenizer")
+        return rows
+
+    def _some_text(self) -> Tensor:
+        """The first windows of the train split, at most 8 x ctx_len tokens (B, T), for fitting neurons."""
+        T = self.model_config.ctx_len
+        tokens = np.asarray(self.data.split("train")[: 8 * T], dtype=np.int64)
+        return torch.from_numpy(tokens[: len(tokens) // T * T].reshape(-1, T) if len(tokens) >= T else tokens[None])
+
     def _make_sampler(self) -> WindowSampler | StreamSampler:
         kind = StreamSampler if self.config.carry_state else WindowSampler
         return kind(
@@ -178,6 +211,8 @@ class _Trainer:
         valid, is_evaluated = None, False
         try:
             with signals, verified_spikes(self.config.verify_spikes):
+                if self.begins_trained:
+                    self._evaluate()
                 while self.step < self.config.steps:
                     stopping = self._train_step(signals)
                     is_last = self.step == self.config.steps
@@ -209,6 +244,7 @@ class _Trainer:
         rate = learning_rate(self.step, self.config)
         set_learning_rate(self.optimizer, rate)
         self.model.train()
+        anneal(self.bare_model, spike_share(self.step, self.config))
         total = torch.zeros((), device=self.accelerator.device)
         for _ in range(self.config.grad_accumulation):
             with self.accelerator.accumulate(self.model):
@@ -323,10 +359,16 @@ class _Trainer:
             firing = "" if valid.firing_rate is None else f", firing {valid.firing_rate:.2%}"
             self.log.say(f"valid at step {self.step}: {valid.bits_per_byte:.4f} bits/byte{firing}")
             self.log.watch_firing(self.step, valid.firing_rates)
-            if not self.best or valid.bits_per_byte < self.best["bits_per_byte"]:
+            if self._is_settled and (not self.best or valid.bits_per_byte < self.best["bits_per_byte"]):
                 self.best = {"step": self.step, "bits_per_byte": valid.bits_per_byte}
         self._save()
         return valid
+
+    @property
+    def _is_settled(self) -> bool:
+        """Whether all neurons spike and the whole budget is in force: a model from before is not what the run is for."""
+        has_budget = self.synapses and self.config.synop_budget
+        return spike_share(self.step, self.config) == 1 and (not has_budget or synop_budget(self.step, self.config) == self.config.synop_budget)
 
     def _sample(self) -> None:
         if self.is_main:
@@ -407,12 +449,13 @@ def _make_accelerator(config: TrainConfig):
     return Accelerator(cpu=cpu, mixed_precision=config.precision, gradient_accumulation_steps=config.grad_accumulation)
 
 
-def _create_run(run: Path, model_config: ModelConfig, config: TrainConfig, data: TokenData) -> None:
+def _create_run(run: Path, model_config: ModelConfig, config: TrainConfig, data: TokenData, start: Path | None) -> None:
     try:
         run.mkdir(parents=True, exist_ok=True)
         data.tokenizer.save(run / "tokenizer.json")
         facts: dict[str, Any] = {
             "corpus": {key: data.header[key] for key in ("corpus", "metadata", "text_sha256", "splits")},
+            "started_from": start and str(start),
             "made_with": {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()},
         }
         # the configuration is written last: a folder that has it is a whole run

@@ -22,7 +22,7 @@ LAYERS = [
     {"model"},
     {"engine"},
     {"checkpoint", "generate", "optimizer", "runlog", "sampler"},
-    {"evaluate"},
+    {"evaluate", "convert"},
     {"train", "doctor", "foreign"},
     {"compare"},
     {"__main__"},

@@ -28,6 +28,16 @@ def test_train_then_evaluate_then_generate(tmp_path, cache):
     assert [text["prompt"] for text in texts] == ["a", "b"]
 
 
+def test_train_from_a_run_takes_its_sizes_and_its_tokenizer(tmp_path, trained, cache):
+    options = ["--cache", cache, "--json", "--steps", "1", "--eval-tokens", "64", "--threads", "1", "--freeze", "emb.*"]
+    done = json.loads(spikegpt("train", "--from", trained, "--out", tmp_path / "run", *options).stdout)
+    assert done["step"] == 1
+    ours, theirs = (json.loads((run / "config.json").read_text())["model"] for run in (tmp_path / "run", trained))
+    assert ours == theirs
+    refused = spikegpt("train", "--resume", tmp_path / "run", "--from", trained, check=False)
+    assert refused.returncode == 1 and "leave out" in refused.stderr and "--from" in refused.stderr
+
+
 def test_generate_streams_the_prompt_and_its_continuation(trained):
     assert spikegpt("generate", trained, "The ", "--max-tokens", "5").stdout.startswith("The ")
 
@@ -114,6 +124,9 @@ def test_preset_sets_the_defaults_and_flags_change_them(tmp_path):
         (["train", "--data", "nothing.txt"], "nothing.txt"),
         (["train", "--resume", "nothing"], "nothing/config.json does not exist"),
         (["train", "--resume", "nothing", "--lr", "1"], "leave out --lr"),
+        (["train", "--from", "nothing"], "is not the folder of a run"),
+        (["train", "--from", "nothing", "--preset", "small"], "the sizes are those of nothing; leave out --preset"),
+        (["train", "--lr-scales", "head"], "lr_scales wants PATTERN=FACTOR"),
         (["generate", "nothing"], "is not the folder of a run"),
         (["evaluate"], "no run given"),
         (["measure", "nothing"], "is not the folder of a run"),

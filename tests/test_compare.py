@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from conftest import MODEL
+from conftest import MODEL, TRAIN
 
 from neuromorphic import load_profile
 from spikegpt.compare import claims_of, find_twin, make_twin, measure_model, measure_runs, report_folder
@@ -14,6 +14,7 @@ from spikegpt.errors import SpikegptError
 from spikegpt.evaluate import evaluate_run
 from spikegpt.model import SpikeGPT
 from spikegpt.tokenizer import ByteTokenizer
+from spikegpt.train import train
 
 TOKENS = 300
 DENSE = MODEL.twin()
@@ -104,6 +105,22 @@ def test_a_missing_twin_is_trained_and_an_unfinished_one_is_finished(make_run, c
         file.unlink()
     make_twin(run, cache=cache, quiet=True)
     assert (twin / "checkpoints" / "step-00000012" / "manifest.json").is_file()
+
+
+def test_the_twin_of_a_converted_run_goes_on_from_the_same_dense_weights(make_run, tmp_path, cache):
+    dense = make_run("dense", DENSE)
+    converted = dataclasses.replace(DENSE, spiking="input", neuron=None)
+    train(converted, dataclasses.replace(TRAIN, anneal=0.5), tmp_path / "run", start=dense, cache=cache)
+    assert find_twin(tmp_path / "run") is None
+    twin = make_twin(tmp_path / "run", cache=cache, quiet=True)
+    assert json.loads((twin / "config.json").read_text())["started_from"] == str(dense)
+    assert find_twin(tmp_path / "run") == twin
+
+
+def test_a_run_that_began_with_spiking_weights_has_no_twin(make_run, tmp_path, cache, trained):
+    train(MODEL, TRAIN, tmp_path / "run", start=trained, cache=cache, quiet=True)
+    with pytest.raises(SpikegptError, match=r"began with the spiking weights of .*trained, which have no dense twin; name a run"):
+        make_twin(tmp_path / "run", cache=cache)
 
 
 def test_a_dense_run_has_no_twin(make_run):

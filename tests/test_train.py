@@ -33,7 +33,7 @@ class _Killed(Exception):
     """Stands for SIGKILL: nothing of ours runs after it."""
 
 
-def break_off(monkeypatch, run: Path, cache: Path, after: int, **changes) -> None:
+def break_off(monkeypatch, run: Path, cache: Path, after: int, model=MODEL, start: Path | None = None, **changes) -> None:
     step = training._Trainer._train_step
 
     def dying(self, signals):
@@ -44,7 +44,7 @@ def break_off(monkeypatch, run: Path, cache: Path, after: int, **changes) -> Non
     with monkeypatch.context() as patch:
         patch.setattr(training._Trainer, "_train_step", dying)
         with pytest.raises(_Killed):
-            training.train(MODEL, dataclasses.replace(TRAIN, **changes), run, cache=cache, quiet=True)
+            training.train(model, dataclasses.replace(TRAIN, **changes), run, start=start, cache=cache, quiet=True)
 
 
 @pytest.mark.parametrize("after", [1, 4, 7, 11])
@@ -235,3 +235,34 @@ def test_a_teacher_with_another_tokenizer_is_refused(make_run):
         make_run("pupil", teacher=str(teacher))
     with pytest.raises(SpikegptError, match="nowhere is not the folder of a run"):
         make_run("orphan", teacher="nowhere")
+
+
+def test_learning_rate_scales_multiply_rwkvs_groups_and_the_last_that_fits_counts():
+    config = dataclasses.replace(TRAIN, lr_scales=("*.att.*=0.5", "*.time_decay=0.1", "head.*=0"))
+    model = SpikeGPT(MODEL)
+    optimizer = make_optimizer(model, config)
+    scale_of = {id(member): group["lr_scale"] for group in optimizer.param_groups for member in group["params"]}
+    named = dict(model.named_parameters())
+    assert scale_of[id(named["blocks.0.att.key.weight"])] == 0.5
+    assert scale_of[id(named["blocks.1.att.time_decay"])] == pytest.approx(0.2)
+    assert scale_of[id(named["blocks.1.att.time_first"])] == 1.5
+    assert (scale_of[id(named["head.weight"])], scale_of[id(named["emb.weight"])]) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"freeze": ("embedding.*",)}, r"--freeze: no parameter is named like 'embedding\.\*'; there are emb\.weight, "),
+        ({"freeze": ("*",)}, "leaves nothing to train"),
+        ({"lr_scales": ("bocks.*=2",)}, r"--lr-scales: no parameter is named like 'bocks\.\*'"),
+    ],
+)
+def test_patterns_that_name_nothing_or_all_are_refused(changes, message):
+    with pytest.raises(SpikegptError, match=message):
+        make_optimizer(SpikeGPT(MODEL), dataclasses.replace(TRAIN, **changes))
+
+
+@pytest.mark.parametrize("entry", ["head.*", "head.*=fast", "=2", "head.*=-1", "head.*=inf"])
+def test_a_learning_rate_scale_is_a_pattern_and_a_factor(entry):
+    with pytest.raises(ValueError, match="PATTERN=FACTOR"):
+        TrainConfig(lr_scales=(entry,))
