@@ -49,7 +49,7 @@ def defaults_from(start: Path, **changes) -> tuple[ModelConfig, TrainConfig]:
     if is_converted:
         # what only other blocks have, and what only published inference does; dense embeddings were never binary
         changes = {"neuron": None, "rescale_every": 0, "binary_embedding": False, **changes}
-    training = {"lr": 1e-3, "lr_final": 1e-4, "anneal": 0.3} if is_converted else {"lr": 3e-4, "lr_final": 3e-5}
+    training = {"lr": 2e-3, "lr_final": 1e-4, "anneal": 0.3} if is_converted else {"lr": 3e-4, "lr_final": 3e-5}
     return dataclasses.replace(there, **changes), TrainConfig(tokenizer=str(find_model(start) / "tokenizer.json"), **training)
 
 
