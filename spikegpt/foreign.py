@@ -21,6 +21,7 @@ from .checkpoint import FORMAT, TensorFile, find_model, load_model, read_json
 from .config import PRESETS, ModelConfig, model_preset
 from .errors import SpikegptError
 from .files import atomic_path, write_atomically
+from .hub import fetch, is_hub_name
 from .model import SpikeGPT
 from .safetensors_file import write_safetensors
 from .tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
@@ -66,9 +67,10 @@ def import_weights(
     """Write the model in `source` into the folder `out`, in our format, and return its configuration.
 
     Args:
-        source: a `.pth` or `.safetensors` file, or a folder of Hugging Face's or ours.
+        source: a `.pth` or `.safetensors` file, a folder of Hugging Face's or ours, or OWNER/NAME or OWNER/NAME/FILE on the hub.
         spiking: "output" (the published block) or "none" (dense RWKV-4), whose tensors are alike; None recognises it.
-        tokenizer: a `tokenizers` JSON file; None takes the one beside the weights, or bytes for a vocabulary of 256.
+        tokenizer: a `tokenizers` JSON file, or OWNER/NAME on the hub, whose tokenizer.json it is; None takes the one beside the
+            weights, or bytes for a vocabulary of 256.
         ctx_len: tokens per window in evaluation; the weights do not say.
         binary_embedding, rescale_every: see ModelConfig; False and 6 are what the published inference script does.
 
@@ -78,6 +80,10 @@ def import_weights(
     source, out = Path(source), Path(out)
     if out.exists() and any(out.iterdir()):
         raise SpikegptError(f"{out} is not empty; give another --out")
+    if is_hub_name(source):
+        source = fetch(source)
+    if tokenizer is not None and is_hub_name(tokenizer):
+        tokenizer = fetch(tokenizer if tokenizer.suffix == ".json" else tokenizer / "tokenizer.json")
     with_names = official_names(open_weights(source))
     config = infer_config(with_names, source, spiking, ctx_len)
     config = dataclasses.replace(config, binary_embedding=binary_embedding, rescale_every=rescale_every)

@@ -88,10 +88,10 @@ class Compare(Measuring):
 class Import:
     """Turn the weights of the published SpikeGPT, of RWKV-4 or of Hugging Face's RwkvForCausalLM into a folder that every verb takes."""
 
-    source: Annotated[Positional[Path], arg(help=".pth or .safetensors file, or the folder of a model")]
+    source: Annotated[Positional[Path], arg(help=".pth or .safetensors file, the folder of a model, or OWNER/NAME[/FILE] on the Hugging Face hub")]
     out: Annotated[Path | None, arg(help="folder to write; by default runs/NAME")] = None
     spiking: Annotated[Literal["none", "output"] | None, arg(help="dense RWKV-4 or the published block, if size and name do not tell")] = None
-    tokenizer: Annotated[Path | None, arg(help="tokenizers JSON file; by default the one beside the weights")] = None
+    tokenizer: Annotated[Path | None, arg(help="tokenizers JSON file, or OWNER/NAME on the hub; by default the one beside the weights")] = None
     ctx_len: Annotated[int, arg(help="tokens per window in evaluation; the weights do not say")] = 1024
     binary_embedding: Annotated[bool, arg(help="pass the embedding through a step, as in training; the published inference of 216M does not")] = True
     rescale_every: Annotated[int, arg(help="6: rescale as the published inference does, which weakens what the neurons receive")] = 0

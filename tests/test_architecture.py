@@ -13,7 +13,7 @@ PACKAGE = TREE / "spikegpt"
 # lower imports nothing from higher; modules on one line do not import each other unless the line below says so
 LAYERS = [
     {"errors", "config", "kernels.reference", "kernels.backends", "kernels.wkv_checks"},
-    {"files", "options", "kernels.numba_cpu", "kernels.numba_decode", "kernels.cupy_cuda"},
+    {"files", "hub", "options", "kernels.numba_cpu", "kernels.numba_decode", "kernels.cupy_cuda"},
     {"safetensors_file", "kernels.numba_lif", "kernels.numba_integer_lif", "kernels.numba_wkv", "kernels.numba_event_wkv"},
     {"kernels.cuda_lif", "kernels.cuda_integer_lif", "kernels.cuda_wkv", "kernels.cuda_event_wkv", "kernels.cuda_event_matvec"},
     {"kernels.lif_door", "kernels.integer_lif_door", "kernels.wkv_door", "kernels.event_wkv_door", "kernels.event_matvec_door"},
