@@ -181,15 +181,16 @@ def find_model(path: Path, warn: Warn = warn_on_stderr) -> Path:
 
 
 class TensorFile(Mapping):
-    """Name -> tensor of a safetensors file; each is read when it is asked for.
+    """Name -> tensor of a safetensors file; each is read when it is asked for, and its part of the file is let go with it.
 
     Raises:
         SpikegptError: missing, truncated, or not safetensors; a pickle is named as such and never opened.
     """
 
-    def __init__(self, path: Path, device: str = "cpu"):
+    def __init__(self, path: Path):
         try:
-            self._file = safe_open(path, framework="pt", device=device)
+            with safe_open(path, framework="pt") as file:
+                self._names = set(file.keys())
         except FileNotFoundError:
             raise SpikegptError(f"{path} does not exist") from None
         except SafetensorError as error:
@@ -197,12 +198,14 @@ class TensorFile(Mapping):
             if start[:2] == b"PK" or start[:1] == b"\x80":
                 raise SpikegptError(f"{path} is a pickle, which could run code when loaded: refused; convert it to safetensors first") from None
             raise SpikegptError(f"{path} is not a whole safetensors file ({error}); use another checkpoint") from None
-        self._names = set(self._file.keys())
+        self._path = path
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
             raise KeyError(name)
-        return self._file.get_tensor(name)
+        # opened anew each time: a file that stays open keeps all that was read of it in memory, and a model would be there twice
+        with safe_open(self._path, framework="pt") as file:
+            return file.get_tensor(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

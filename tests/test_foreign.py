@@ -236,20 +236,22 @@ def test_a_spike_driven_model_has_no_name_elsewhere(trained, tmp_path):
         export_weights(trained, tmp_path / "file.pth", "pth")
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process is read from Linux' /proc")
 def test_importing_and_loading_need_less_than_twice_the_size(tmp_path):
     config = ModelConfig(n_layer=6, n_embd=512, vocab_size=20000, spiking="none")
     torch.save(SpikeGPT(config, init=False).state_dict(), tmp_path / "rwkv.pth")
     size = (tmp_path / "rwkv.pth").stat().st_size
     words(tmp_path / "tokenizer.json", 20000)
-    # 1 KiB per unit on Linux; the peak of the process so far is what it needs without a model
+    # the peak so far is what the process needs without a model; getrusage would begin with the peak of its parent
     code = (
-        "import resource, sys; from pathlib import Path; import torch; from spikegpt.foreign import import_weights; "
+        "import re, sys; from pathlib import Path; import torch; from spikegpt.foreign import import_weights; "
         "from spikegpt.checkpoint import load_model; torch.set_num_threads(1); folder = Path(sys.argv[1]); "
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024; before = peak(); "
+        "peak = lambda: 1024 * int(re.search(r'VmHWM:\\s+(\\d+) kB', Path('/proc/self/status').read_text())[1]); before = peak(); "
         "import_weights(folder / 'rwkv.pth', folder / 'model'); middle = peak(); load_model(folder / 'model'); "
         "print(middle - before, peak() - before)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     importing, both = map(int, done.stdout.split())
     assert size > 100e6
-    assert importing < 2 * size and both < 2 * size, (importing / size, both / size)
+    # loading holds the model once, so the measurement itself is right
+    assert importing < 2 * size and 0.9 * size < both < 2 * size, (importing / size, both / size)
