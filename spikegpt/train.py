@@ -36,6 +36,7 @@ from .tokenizer import load_tokenizer
 
 # share of the dense products below which a budget is small: its excess weighs more
 SMALL_BUDGET = 0.2
+FITTED_WINDOWS = 8
 
 
 @dataclass(frozen=True)
@@ -190,10 +191,12 @@ class _Trainer:
         return rows
 
     def _some_text(self) -> Tensor:
-        """The first windows of the train split, at most 8 x ctx_len tokens (B, T), for fitting neurons."""
-        T = self.model_config.ctx_len
-        tokens = np.asarray(self.data.split("train")[: 8 * T], dtype=np.int64)
-        return torch.from_numpy(tokens[: len(tokens) // T * T].reshape(-1, T) if len(tokens) >= T else tokens[None])
+        """Windows from all over the train split, for fitting neurons: (B, T) with T = ctx_len, or all of a shorter split."""
+        tokens = self.data.split("train")
+        T = min(self.model_config.ctx_len, len(tokens))
+        # the beginning alone would be a title page and a table of contents: fitted to those, a model lost 0.3 bits
+        starts = np.linspace(0, len(tokens) - T, FITTED_WINDOWS).astype(int)
+        return torch.from_numpy(np.stack([tokens[start : start + T] for start in starts]).astype(np.int64))
 
     def _make_sampler(self) -> WindowSampler | StreamSampler:
         kind = StreamSampler if self.config.carry_state else WindowSampler
