@@ -215,7 +215,7 @@ def info_verb(arguments: list[str]) -> int:
     options = tyro.cli(Info, prog="spikegpt info", args=arguments)
     from .doctor import describe_model
 
-    _show(describe_model(options.what), options.json)
+    _show(describe_model(options.what, options.tensors), options.json)
     return 0
 
 

@@ -158,8 +158,8 @@ def _seconds(function: Callable) -> float:
     return min(times)
 
 
-def describe_model(what: str) -> dict[str, Any]:
-    """Return sizes and configuration of a preset, run or checkpoint as plain values.
+def describe_model(what: str, with_tensors: bool = False) -> dict[str, Any]:
+    """Return sizes and configuration of a preset, run or checkpoint as plain values, and the shape of each tensor by its name.
 
     Raises:
         SpikegptError: `what` is none of them.
@@ -182,4 +182,5 @@ def describe_model(what: str) -> dict[str, Any]:
         "state_bytes": sum(part.numel() * part.element_size() for part in parts),
         "matrix_macs_per_token": sum(p.numel() for name, p in model.named_parameters() if p.dim() == 2 and name != "emb.weight"),
         "config": config.to_dict(),
+        **({"tensors": {name: " x ".join(map(str, tensor.shape)) for name, tensor in model.state_dict().items()}} if with_tensors else {}),
     }

@@ -106,7 +106,7 @@ class LIF(nn.Module):
     def forward(self, current: Tensor, potential: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Return (spikes (B, T, C), potential (B, C), or None if memoryless)."""
         spikes, potential = self._integer(current, potential) if self.config.is_integer else self._binary(current, potential)
-        if _is_verified:
+        if _is_verified and not spikes.is_meta:
             check_alphabet(spikes.detach(), self.alphabet, f"LIF({self.extra_repr()})")
         if self.training and self.spike_share < 1:
             real = (current / self.spike_worth).to(spikes.dtype)

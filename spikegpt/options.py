@@ -112,6 +112,7 @@ class Info:
     """Show the sizes and the configuration of a run, a checkpoint or a preset."""
 
     what: Annotated[Positional[str], arg(help="a preset's name, or the folder of a run or of a checkpoint")]
+    tensors: Annotated[bool, arg(help="list every tensor's name and shape too")] = False
     json: Annotated[bool, arg(help="print JSON")] = False
 
 

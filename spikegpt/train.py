@@ -428,9 +428,10 @@ class _Trainer:
         if "state.0" in tensors:
             self.state = self._carried_state([tensors[f"state.{i}"][rank] for i in range(sum(key.startswith("state.") for key in tensors))])
         # last, for reading a token above may have drawn a dropout
-        torch.set_rng_state(tensors["rng.cpu"][rank])
+        # cloned: torch 2.13 reads a generator's state from the front of the storage, which for a row is another process's
+        torch.set_rng_state(tensors["rng.cpu"][rank].clone())
         if "rng.cuda" in tensors and torch.cuda.is_available():
-            torch.cuda.set_rng_state(tensors["rng.cuda"][rank])
+            torch.cuda.set_rng_state(tensors["rng.cuda"][rank].clone())
 
     def _carried_state(self, carried: list[Tensor]) -> State:
         """The state that `_save` took apart; its shape comes from reading one token."""

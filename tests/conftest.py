@@ -1,10 +1,13 @@
 """Small real runs that several test files share."""
 
 import dataclasses
+import threading
+from http.server import ThreadingHTTPServer
 
 import pytest
 import torch
 from cuda_on_host import HostLauncher
+from hub_server import Hub
 
 from spikegpt.config import ModelConfig, TrainConfig
 from spikegpt.kernels import cupy_cuda
@@ -68,3 +71,13 @@ def host(request, monkeypatch):
     torch.use_deterministic_algorithms(True)
     yield launcher
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """(folder of the repositories, address) of a running hub."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.root = tmp_path / "hub"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.root, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()

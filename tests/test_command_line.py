@@ -80,7 +80,8 @@ def test_an_interrupted_measurement_writes_nothing(trained, tmp_path, cache):
 
 def test_info_gives_the_sizes_of_a_preset_and_of_a_run(trained):
     assert json.loads(spikegpt("info", "spikegpt-216m", "--json").stdout)["matrix_macs_per_token"] == 18 * 13 * 768**2 + 768 * 50277
-    facts = json.loads(spikegpt("info", trained, "--json").stdout)
+    facts = json.loads(spikegpt("info", trained, "--tensors", "--json").stdout)
+    assert facts["tensors"]["blocks.1.att.key.weight"] == "16 x 16"
     # per layer two shifts and two WKV sums of 16 channels, 4 bytes each: its neurons are memoryless
     assert facts["state_bytes"] == 2 * 4 * 16 * 4
     assert facts["matrix_macs_per_token"] == 2 * 13 * 16 * 16 + 256 * 16
