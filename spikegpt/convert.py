@@ -18,7 +18,8 @@ from .errors import SpikegptError
 from .model import SpikeGPT
 from .neuron import LIF
 
-# thresholds that are tried, in units of a channel's root mean square current
+FITTED_CURRENTS = 2048
+# in units of a channel's root mean square current
 TRIED_THRESHOLDS = torch.logspace(-1.3, 0.6, 24)
 
 
@@ -108,7 +109,9 @@ def fit_neurons(model: SpikeGPT, ids: Tensor) -> None:
     anneal(model, 0.0)
     for neuron in neurons.values():
         neuron.train()
-    model(ids)
+    hidden, _, _ = model.hidden(ids)
+    if "head_neuron" in neurons:
+        neurons["head_neuron"](hidden)
     anneal(model, 1.0)
     model.train(was_training)
     for hook in hooks:
@@ -117,6 +120,7 @@ def fit_neurons(model: SpikeGPT, ids: Tensor) -> None:
 
 def best_thresholds(currents: Tensor, neuron: LIF) -> Tensor:
     """Return the thresholds (C,) with which the spikes of `currents` (N, C), at their worth, err least; 1 where none arrives."""
+    currents = currents[:: -(-len(currents) // FITTED_CURRENTS)]
     size = currents.square().mean(0).sqrt()
     best, least = torch.ones_like(size), torch.full_like(size, torch.inf)
     levels, signed = neuron.config.levels, neuron.config.signed

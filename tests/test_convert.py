@@ -8,6 +8,7 @@ import torch
 from conftest import MODEL, TRAIN
 from test_train import break_off, weights_of
 
+from spikegpt import convert
 from spikegpt import train as training
 from spikegpt.checkpoint import load_model
 from spikegpt.config import SPIKING, ModelConfig, NeuronConfig
@@ -76,7 +77,8 @@ def test_the_best_threshold_of_two_values_is_half_the_larger():
     assert threshold[1] == 1
 
 
-def test_a_worth_of_one_and_one_level_th_thresholds_errs_least():
+def test_a_worth_of_one_and_one_level_th_thresholds_errs_least(monkeypatch):
+    monkeypatch.setattr(convert, "FITTED_CURRENTS", 200_000)
     currents = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
     for levels, least in ((1, 0.19), (2, 0.10), (4, 0.044), (8, 0.017)):
         neuron = LIF(1, NeuronConfig(levels=levels, signed=True, surrogate="rectangular", slope=1, detach_reset=True, learnable_threshold=True))
