@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from . import checkpoint as ckpt
 from .config import ModelConfig, TrainConfig
-from .convert import anneal, read_model_config, start_from
+from .convert import FITTED_CURRENTS, anneal, read_model_config, start_from
 from .data import TokenData, prepare
 from .errors import SpikegptError
 from .evaluate import Evaluation, evaluate_stream, mean_firing_rate
@@ -191,9 +191,9 @@ class _Trainer:
         return rows
 
     def _some_text(self) -> Tensor:
-        """Windows from all over the train split, for fitting neurons: (B, T) with T = ctx_len, or all of a shorter split."""
+        """Windows from all over the train split, for fitting neurons: (B, T)."""
         tokens = self.data.split("train")
-        T = min(self.model_config.ctx_len, len(tokens))
+        T = min(self.model_config.ctx_len, FITTED_CURRENTS // FITTED_WINDOWS, len(tokens))
         # the beginning alone would be a title page and a table of contents: fitted to those, a model lost 0.3 bits
         starts = np.linspace(0, len(tokens) - T, FITTED_WINDOWS).astype(int)
         return torch.from_numpy(np.stack([tokens[start : start + T] for start in starts]).astype(np.int64))
