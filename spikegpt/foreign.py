@@ -26,7 +26,7 @@ from .model import SpikeGPT
 from .safetensors_file import write_safetensors
 from .tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 
-LAYOUTS = ("pth", "huggingface")
+LAYOUTS = ("pth", "huggingface", "auto")
 # what training frameworks put before every name
 PREFIXES = ("_forward_module.", "module.", "_orig_mod.")
 # Hugging Face's part of a name -> the official one; in this order
@@ -99,7 +99,11 @@ def import_weights(
 
 
 def export_weights(run: Path, target: Path, layout: str) -> None:
-    """Write the model of a run, checkpoint or imported folder in the `layout` of the other side: "pth" (a file) or "huggingface" (a folder).
+    """Write the model of a run, checkpoint or imported folder in the `layout` of the other side.
+
+    Args:
+        layout: "pth", a file of torch.save with the official names; "huggingface", a folder of RwkvForCausalLM's; "auto", a folder
+            for AutoModelForCausalLM after `import spikegpt.huggingface`, of any block.
 
     Raises:
         SpikegptError: the model has tensors that the layout does not know, or the target cannot be written.
@@ -107,10 +111,16 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
     if layout not in LAYOUTS:
         raise SpikegptError(f"layout {layout!r} is unknown; known: {', '.join(LAYOUTS)}")
     folder = find_model(Path(run))
+    if layout == "auto":
+        from .huggingface import from_run
+
+        for part in from_run(folder):
+            part.save_pretrained(target)
+        return
     model, tokenizer = load_model(folder)
     config = model.config
     if config.spiking == "input":
-        raise SpikegptError("a spike-driven model has neurons with parameters, which no other layout names; export --spiking output or none")
+        raise SpikegptError("a spike-driven model has neurons with parameters, which no other library's layout names; export it with --layout auto")
     weights = model.state_dict()
     if layout == "pth":
         with atomic_path(target) as temporary:

@@ -103,8 +103,11 @@ class Export:
     """Write the model of a run under the names of others."""
 
     run: Annotated[Positional[Path], arg(help="folder of a run, of a checkpoint, or of an imported model")]
-    target: Annotated[Positional[Path], arg(help="file (pth) or folder (huggingface) to write")]
-    layout: Annotated[Literal["pth", "huggingface"], arg(help="official names in one file of torch.save, or RwkvForCausalLM's folder")] = "pth"
+    target: Annotated[Positional[Path], arg(help="file (pth) or folder (huggingface, auto) to write")]
+    layout: Annotated[
+        Literal["pth", "huggingface", "auto"],
+        arg(help="official names in a file of torch.save; RwkvForCausalLM's folder; a folder for AutoModelForCausalLM with spikegpt.huggingface"),
+    ] = "pth"
 
 
 @dataclass(kw_only=True)

@@ -287,7 +287,7 @@ class BPETokenizer(Tokenizer):
 
     def _token_bytes(self) -> list[bytes]:
         """The bytes of each id; a hole has none."""
-        byte_of, table = _byte_of_letter(), [b""] * self.vocab_size
+        byte_of, table = {letter: byte for byte, letter in enumerate(byte_letters())}, [b""] * self.vocab_size
         for token, id in self._library.get_vocab(with_added_tokens=False).items():
             table[id] = bytes(byte_of[letter] for letter in token) if all(letter in byte_of for letter in token) else token.encode()
         # added tokens are spelled as they are, and go before those of the model
@@ -364,11 +364,11 @@ def _code_points(characters: str) -> np.ndarray:
     return np.frombuffer(characters.encode("utf-32-le"), np.dtype("<u4"))
 
 
-def _byte_of_letter() -> dict[str, int]:
-    """The byte that each letter of a byte-level vocabulary stands for.
+def byte_letters() -> list[str]:
+    """Return the letter that stands for each byte in a byte-level vocabulary, bytes 0 to 255.
 
     Source: Radford et al. 2019, GPT-2, bytes_to_unicode: visible Latin-1 letters stand for themselves, the rest follow from U+0100.
     """
-    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = sorted(set(range(256)) - set(visible))
-    return {chr(byte): byte for byte in visible} | {chr(0x100 + rank): byte for rank, byte in enumerate(hidden)}
+    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    hidden = iter(range(0x100, 0x200))
+    return [chr(byte if byte in visible else next(hidden)) for byte in range(256)]

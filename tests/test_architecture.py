@@ -23,7 +23,8 @@ LAYERS = [
     {"engine"},
     {"checkpoint", "generate", "optimizer", "runlog", "sampler"},
     {"evaluate", "convert"},
-    {"train", "doctor", "foreign"},
+    {"train", "doctor", "huggingface"},
+    {"foreign"},
     {"compare"},
     {"__main__"},
 ]
