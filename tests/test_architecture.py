@@ -21,9 +21,9 @@ LAYERS = [
     {"neuron", "data"},
     {"model"},
     {"engine"},
-    {"checkpoint", "generate", "optimizer", "runlog", "sampler"},
-    {"evaluate"},
-    {"train", "doctor", "foreign"},
+    {"checkpoint", "generate", "optimizer", "runlog", "sampler", "scoring"},
+    {"evaluate", "harness"},
+    {"train", "doctor", "foreign", "last_word"},
     {"compare"},
     {"__main__"},
 ]
