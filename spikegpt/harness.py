@@ -26,7 +26,9 @@ try:
     from lm_eval.models.utils import normalize_gen_kwargs
     from tqdm import tqdm
 except ModuleNotFoundError as error:
-    raise SpikegptError(f"{error.name} is not installed; install it with: pip install 'spikegpt[eval]'") from None
+    raise SpikegptError(f"lm_eval cannot be imported ({error}); install it with: pip install 'spikegpt[eval]'") from None
+
+_log = logging.getLogger(__name__)
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -39,7 +41,7 @@ class SpikeGPTHarness(TemplateLM):
         pretrained: its folder.
         prefix: text of one token before texts without context; by default see the module.
         batch_size: contexts, continuations or prompts that are read at once; "auto" is 16.
-        device: e.g. cpu or cuda.
+        device: e.g. cpu or cuda. lm_eval itself asks for cuda:0 where it was told nothing, so without a GPU it is the CPU, with a warning.
         max_batch_size: lm_eval's; not needed.
 
     Raises:
@@ -58,11 +60,14 @@ class SpikeGPTHarness(TemplateLM):
         batch_size = BATCH if batch_size == "auto" else batch_size
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise SpikegptError(f"batch_size must be a whole number of at least 1, or auto, got {batch_size!r}")
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            _log.warning("no GPU here: %s is on the CPU", pretrained)
+            device = "cpu"
         self.model, self.tokens = load_model(pretrained, device=device)
         self.model.eval()
         self.batch_size, self._device = int(batch_size), torch.device(device)
         self.has_end, self.prefix, self._prefix_id = _prefix(self.tokens, prefix)
-        logging.getLogger(__name__).info("texts without context are read after %r", self.prefix)
+        _log.info("texts without context are read after %r", self.prefix)
 
     @property
     def eot_token_id(self) -> int:

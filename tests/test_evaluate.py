@@ -149,7 +149,7 @@ def test_windows_are_the_stream_where_they_hold_all_that_the_model_remembers(tok
     model, sees = forgetful(n_layer), 3 * n_layer + 1
     stream = evaluate_stream(model, tokens, ByteTokenizer()).nats
     assert evaluate_windows(model, tokens, ByteTokenizer(), sees, 1).nats == pytest.approx(stream, rel=1e-6)
-    # scored are the last 5, so the first of them has 5 - 1 tokens less behind it
+    # the first of the last 5 has 4 tokens less behind it than the last
     assert evaluate_windows(model, tokens, ByteTokenizer(), sees + 4, 5).nats == pytest.approx(stream, rel=1e-6)
     assert abs(evaluate_windows(model, tokens, ByteTokenizer(), sees - 1, 1).nats / stream - 1) > 1e-5
 
