@@ -83,10 +83,10 @@ def main() -> None:
         print(f"{name:20s}{found.bits_per_byte:12.4f}{difference:+12.3%}{found.firing_rate:13.2%}")
     if not options.quick:
         command = f"python benchmarks/published_faults.py RUN --rescale-every {options.rescale_every} --tokens {options.tokens}"
-        facts = {"command": command, "tokens": len(tokens), "ctx_len": ctx_len, "rescale_every": options.rescale_every, "config": model.config.to_dict()}
         # where the text lay is nobody's business
-        facts |= {"text": Path(source).name, "parameters": model.count_parameters(), "protocol": f"windows of {ctx_len}, stride {ctx_len}"}
-        write_result("published_faults", {**facts, "results": results})
+        text = {"text": Path(source).name, "tokens": len(tokens), "protocol": f"windows of {ctx_len}, stride {ctx_len}"}
+        facts = {"parameters": model.count_parameters(), "config": model.config.to_dict(), "rescale_every": options.rescale_every}
+        write_result("published_faults", {"command": command, **text, **facts, "results": results})
     print(json.dumps({name: round(result["bits_per_byte"], 5) for name, result in results.items()}))
 
 

@@ -29,7 +29,8 @@ from .errors import SpikegptError
 from .model import LayerState, ModelOutput, SpikeGPT, State, evaluating
 from .tokenizer import Tokenizer
 
-BATCH = 8
+# windows read at once: so many, or fewer where their logits would be more than this
+BATCH, LOGITS = 8, 1 << 26
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +197,7 @@ def evaluate_windows(
     device = model.head.weight.device
     # the last window is moved back to end with the text; what it has in common with the one before is not scored twice
     starts = [*range(0, predicted - ctx_len, stride), predicted - ctx_len]
-    batch_size = 1 if keep_membrane else BATCH
+    batch_size = 1 if keep_membrane else max(min(BATCH, LOGITS // (ctx_len * model.config.vocab_size)), 1)
     with evaluating(model):
         scored = 0
         for first in range(0, len(starts), batch_size):
@@ -269,8 +270,9 @@ def evaluate_run(
     """
     model, tokenizer = load_model(run)
     tokens, source = read_text(run, tokenizer, split=split, file=file, limit=limit, cache=cache)
-    ctx_len = min(ctx_len or model.config.ctx_len, len(tokens) - 1)
-    windows = evaluate_windows(model, tokens, tokenizer, ctx_len, stride or max(ctx_len // 2, 1), keep_membrane)
+    ctx_len = min(model.config.ctx_len if ctx_len is None else ctx_len, len(tokens) - 1)
+    stride = max(ctx_len // 2, 1) if stride is None else stride
+    windows = evaluate_windows(model, tokens, tokenizer, ctx_len, stride, keep_membrane)
     return {
         "run": str(run),
         "spiking": model.config.spiking,

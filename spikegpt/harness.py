@@ -63,10 +63,10 @@ class SpikeGPTHarness(TemplateLM):
         if device.startswith("cuda") and not torch.cuda.is_available():
             _log.warning("no GPU here: %s is on the CPU", pretrained)
             device = "cpu"
-        self.model, self.tokens = load_model(pretrained, device=device)
+        self.model, self.tokenizer = load_model(pretrained, device=device)
         self.model.eval()
         self.batch_size, self._device = int(batch_size), torch.device(device)
-        self.has_end, self.prefix, self._prefix_id = _prefix(self.tokens, prefix)
+        self.has_end, self.prefix, self._prefix_id = _prefix(self.tokenizer, prefix)
         _log.info("texts without context are read after %r", self.prefix)
 
     @property
@@ -75,7 +75,7 @@ class SpikeGPTHarness(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        return f"{self.tokens.name}-{self.tokens.fingerprint[:12]}"
+        return f"{self.tokenizer.name}-{self.tokenizer.fingerprint[:12]}"
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm_eval writes into its results."""
@@ -88,7 +88,7 @@ class SpikeGPTHarness(TemplateLM):
         }
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_) -> list[int]:
-        return self.tokens.encode(string.encode()).tolist()
+        return self.tokenizer.encode(string.encode()).tolist()
 
     def _loglikelihood_tokens(self, requests: list[tuple], disable_tqdm: bool = False, **_) -> list[tuple[float, bool]]:
         # what has its context, or the beginning of one, in common comes together
@@ -122,7 +122,7 @@ class SpikeGPTHarness(TemplateLM):
         for sampling in dict.fromkeys(settings):
             alike = [place for place, other in enumerate(settings) if other == sampling]
             for part in _parts(alike, self.batch_size, disable_tqdm):
-                written = generate(self.model, self.tokens, [requests[place].args[0] or self.prefix for place in part], sampling)
+                written = generate(self.model, self.tokenizer, [requests[place].args[0] or self.prefix for place in part], sampling)
                 for place, text in zip(part, written, strict=True):
                     texts[place] = text
                     self.cache_hook.add_partial("generate_until", requests[place].args, text)

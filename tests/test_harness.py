@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -83,7 +85,7 @@ def test_rolling_reads_a_whole_text_longer_than_any_window_with_carried_state(ha
 
 def test_generation_is_greedy_and_ends_before_a_stop_string(harness):
     prompts = ["The ", "if x", "class A:"]
-    greedy = generate(harness.model, harness.tokens, prompts, SamplingConfig(max_tokens=12, temperature=0))
+    greedy = generate(harness.model, harness.tokenizer, prompts, SamplingConfig(max_tokens=12, temperature=0))
     options = {"until": ["\n\n"], "max_gen_toks": 12}
     found = harness.generate_until(requests_of(*((prompt, options) for prompt in prompts)), disable_tqdm=True)
     assert found == [text.split("\n\n")[0] for text in greedy]
@@ -165,6 +167,12 @@ def test_lm_eval_runs_a_multiple_choice_task_from_local_files(trained, tmp_path)
     assert results["results"]["python_questions"]["acc,none"] == right / len(QUESTIONS)
     assert results["results"]["python_questions"]["acc_norm,none"] == right_per_byte / len(QUESTIONS)
     assert results["config"]["prefix"] == "\n"
+
+
+def test_the_entry_point_for_later_versions_of_lm_eval_names_the_class():
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+    module, name = project["project"]["entry-points"]["lm_eval.models"]["spikegpt"].split(":")
+    assert (module, name) == (SpikeGPTHarness.__module__, SpikeGPTHarness.__name__)
 
 
 def test_a_run_that_is_none_is_named(tmp_path):
