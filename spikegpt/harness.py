@@ -103,13 +103,15 @@ class SpikeGPTHarness(TemplateLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Return the log probability of each text, all of it, after the prefix, with carried state: no windows."""
-        totals = []
-        for (request,) in _parts(requests, 1, disable_tqdm):
-            (text,) = request.args
-            (score,) = score_continuations(self.model, [([self._prefix_id], self.tok_encode(text))])
-            totals.append(score.log_probability)
-            self.cache_hook.add_partial("loglikelihood_rolling", (text,), score.log_probability)
-        return totals
+        ids = [self.tok_encode(*request.args) for request in requests]
+        totals: dict[int, float] = {}
+        # texts of like length together
+        for part in _parts(sorted(range(len(ids)), key=lambda place: len(ids[place])), self.batch_size, disable_tqdm):
+            scores = score_continuations(self.model, [([self._prefix_id], ids[place]) for place in part], self.batch_size)
+            for place, score in zip(part, scores, strict=True):
+                totals[place] = score.log_probability
+                self.cache_hook.add_partial("loglikelihood_rolling", requests[place].args, score.log_probability)
+        return [totals[place] for place in range(len(requests))]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Return a continuation of each context: the most likely tokens, unless `do_sample`, up to a string of `until`.

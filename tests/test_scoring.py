@@ -68,8 +68,9 @@ def test_the_greedy_continuation_is_greedy_until_one_token_differs(model):
         with torch.no_grad():
             continuation.append(model(torch.tensor([context + continuation])).logits[0, -1].argmax().item())
     wrong = [*continuation[:-1], (continuation[-1] + 1) % 32]
-    greedy, not_greedy = score_continuations(model, [(context, continuation), (context, wrong)])
-    assert greedy.is_greedy and not not_greedy.is_greedy
+    # the short one stands beside longer ones, and so is padded
+    scores = score_continuations(model, [(context, continuation), (context, wrong), (context, continuation[:2])])
+    assert [score.is_greedy for score in scores] == [True, False, True]
 
 
 def test_a_shared_context_is_read_once(model):
@@ -88,6 +89,15 @@ def test_a_common_beginning_is_read_once(model):
     hook.remove()
     # the beginning of all three; one token more of each; the last token of the longest
     assert read == [(1, 20), (3, 1), (1, 1)]
+
+
+def test_contexts_with_a_common_beginning_are_read_together_in_whatever_order_they_come(model):
+    read = []
+    hook = model.register_forward_pre_hook(lambda _, inputs: read.append(tuple(inputs[0].shape)))
+    one, other = list(range(20)), list(range(10, 30))
+    score_continuations(model, [([*text, token], []) for token in (1, 2) for text in (one, other)], batch=2)
+    hook.remove()
+    assert read == [(1, 20), (2, 1), (1, 20), (2, 1)]
 
 
 def test_states_after_contexts_of_different_lengths_hold_no_padding(model):
