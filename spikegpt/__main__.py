@@ -22,7 +22,8 @@ USAGE = f"""spikegpt {__version__}: train spiking language models, and compare t
   spikegpt train --from RUN       go on from trained weights: fine-tune them, or turn dense ones into spiking ones (--spiking input)
   spikegpt train --resume RUN     continue a run that was broken off
   spikegpt generate RUN "Once"    write text, token by token
-  spikegpt evaluate RUN...        bits per byte and firing rates, of several runs side by side
+  spikegpt evaluate RUN...        bits per byte, perplexities and firing rates, of several runs side by side; --last-word FILE
+  spikegpt lm-eval ...            EleutherAI's lm_eval, which then knows: --model spikegpt --model_args pretrained=RUN
   spikegpt measure RUN            count what a run computes, estimate its energy, write RUN/report/report.html
   spikegpt compare RUN --twin     the same beside its dense twin, which is found or trained; or: compare RUN RUN...
   spikegpt import FILE            published SpikeGPT or RWKV-4 weights (.pth, Hugging Face folder) become a folder like a run
@@ -127,11 +128,33 @@ def evaluate_verb(arguments: list[str]) -> int:
     _use_threads(options.threads)
     if not options.runs:
         raise SpikegptError("no run given; spikegpt evaluate RUN [RUN ...]")
+    if options.last_word is not None:
+        from . import last_word
+
+        results = [last_word.evaluate_last_words(run, options.last_word) for run in options.runs]
+        print(json.dumps(results) if options.json else last_word.table(results))
+        return 0
     results = [
-        evaluate_run(run, split=options.split, file=options.file, limit=options.tokens, stride=options.stride, cache=options.cache)
+        evaluate_run(
+            run,
+            split=options.split,
+            file=options.file,
+            limit=options.tokens,
+            ctx_len=options.ctx_len,
+            stride=options.stride,
+            keep_membrane=options.keep_membrane,
+            cache=options.cache,
+        )
         for run in options.runs
     ]
     print(json.dumps(results) if options.json else table(results))
+    return 0
+
+
+def lm_eval_verb(arguments: list[str]) -> int:
+    from .harness import run_lm_eval
+
+    run_lm_eval(arguments)
     return 0
 
 
@@ -253,6 +276,7 @@ VERBS = {
     "train": train_verb,
     "generate": generate_verb,
     "evaluate": evaluate_verb,
+    "lm-eval": lm_eval_verb,
     "measure": measure_verb,
     "compare": compare_verb,
     "import": import_verb,

@@ -2,10 +2,17 @@
 
 Two protocols. `stream`: the whole text once, in order, the state carried from chunk to chunk, so every token sees all
 before it. `windows`: overlapping windows of ctx_len tokens, each from an empty state; only the last `stride` tokens of a
-window are scored (all of the first window), so every token but the very first is scored once.
+window are scored (all of the first window), so every token but the very first is scored once. The two agree where a model
+forgets what lies more than ctx_len - stride tokens back, and where one window holds the whole text.
+
+Every figure is the same sum of nats, divided by a count of the raw text, which no tokenizer changes: bytes, characters (code
+points), words (what stands between white space), or words and line ends. The last is how WikiText counts: its `<eos>` is one
+more token per line, 245,569 in the test split; lm-eval's word_perplexity leaves line ends out. From one to the other:
+perplexity' = perplexity ** (count / count').
 """
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,10 +26,11 @@ from torch.nn import functional as F
 from .checkpoint import load_model, read_run_config
 from .data import prepare
 from .errors import SpikegptError
-from .model import ModelOutput, SpikeGPT
+from .model import LayerState, ModelOutput, SpikeGPT, State, evaluating
 from .tokenizer import Tokenizer
 
-BATCH = 8
+# windows read at once: so many, or fewer where their logits would be more than this
+BATCH, LOGITS = 8, 1 << 26
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +41,8 @@ class Evaluation:
     tokens: int
     bytes: int
     characters: int
+    words: int
+    line_ends: int
     nats: float
     firing_rates: dict[str, float] = field(default_factory=dict)
     """emitting module -> share of its neurons that fired, over all tokens read, in [0, 1]"""
@@ -56,7 +66,17 @@ class Evaluation:
     @property
     def perplexity(self) -> float:
         """Per token."""
-        return math.exp(min(self.nats / self.tokens, 700.0))
+        return perplexity_of(self.nats, self.tokens)
+
+    @property
+    def word_perplexity(self) -> float:
+        """Per word: what stands between white space."""
+        return perplexity_of(self.nats, self.words)
+
+    @property
+    def word_and_line_perplexity(self) -> float:
+        """Per word or line end, as WikiText counts."""
+        return perplexity_of(self.nats, self.words + self.line_ends)
 
     @property
     def firing_rate(self) -> float | None:
@@ -71,8 +91,14 @@ class Evaluation:
         return sum(self.unit_spikes[name] * count for name, count in self.synapses.items())
 
     def to_dict(self) -> dict[str, Any]:
-        derived = ("bits_per_byte", "bits_per_character", "bits_per_token", "perplexity", "firing_rate", "synops_per_token")
-        return {**asdict(self), **{name: getattr(self, name) for name in derived}}
+        units = ("bits_per_byte", "bits_per_character", "bits_per_token", "perplexity", "word_perplexity", "word_and_line_perplexity")
+        return {**asdict(self), **{name: getattr(self, name) for name in (*units, "firing_rate", "synops_per_token")}}
+
+
+def perplexity_of(nats: float, count: int) -> float:
+    """Return exp(nats / count)."""
+    # a text without a word has one unit; beyond 700, exp overflows
+    return math.exp(min(nats / max(count, 1), 700.0))
 
 
 def mean_firing_rate(rates: dict[str, float], synapses: dict[str, int]) -> float | None:
@@ -112,6 +138,8 @@ class _Sums:
             tokens=len(tokens) - 1,
             bytes=len(text),
             characters=characters,
+            words=sum(1 for _ in re.finditer(r"\S+", text.decode(errors="replace"))),
+            line_ends=text.count(b"\n"),
             nats=self.nats,
             firing_rates=rates,
             unit_spikes=units,
@@ -133,7 +161,7 @@ def evaluate_stream(
     _check(tokens)
     sums, state = _Sums(model), None
     device = model.head.weight.device
-    with _evaluating(model):
+    with evaluating(model):
         for start in range(0, len(tokens) - 1, chunk):
             piece = torch.from_numpy(tokens[start : start + chunk + 1].astype(np.int64)).to(device)
             output = model(piece[None, :-1], state)
@@ -145,53 +173,55 @@ def evaluate_stream(
 
 
 @torch.inference_mode()
-def evaluate_windows(model: SpikeGPT, tokens: np.ndarray, tokenizer: Tokenizer, ctx_len: int, stride: int) -> Evaluation:
+def evaluate_windows(
+    model: SpikeGPT, tokens: np.ndarray, tokenizer: Tokenizer, ctx_len: int, stride: int, keep_membrane: bool = False
+) -> Evaluation:
     """Return the evaluation of `tokens` (N,) in windows of `ctx_len`, the last `stride` of each scored.
 
+    `keep_membrane` starts each window with the membrane potentials of the end of the window before, and all else empty: a
+    fault of the published inference script, which does so from its second trial on, to be measured.
+
     Raises:
-        SpikegptError: fewer than two tokens, ctx_len longer than the text, or a stride outside [1, ctx_len].
+        SpikegptError: fewer than two tokens, ctx_len longer than the text, a stride outside [1, ctx_len], or membranes to be
+            kept by a model without neurons.
     """
     _check(tokens)
+    predicted = len(tokens) - 1
+    if not 1 <= ctx_len <= predicted:
+        raise SpikegptError(f"ctx_len is {ctx_len}, the text has {len(tokens)} tokens; use at most {predicted} and at least 1")
     if not 1 <= stride <= ctx_len:
         raise SpikegptError(f"stride must lie between 1 and ctx_len ({ctx_len}), got {stride}")
-    predicted = len(tokens) - 1
-    if ctx_len > predicted:
-        raise SpikegptError(f"ctx_len is {ctx_len}, the text has {len(tokens)} tokens; use at most {predicted}")
-    sums = _Sums(model)
+    if keep_membrane and model.config.spiking == "none":
+        raise SpikegptError("a dense model has no membranes to keep; leave out --keep-membrane")
+    sums, state = _Sums(model), None
     device = model.head.weight.device
     # the last window is moved back to end with the text; what it has in common with the one before is not scored twice
     starts = [*range(0, predicted - ctx_len, stride), predicted - ctx_len]
-    with _evaluating(model):
+    batch_size = 1 if keep_membrane else max(min(BATCH, LOGITS // (ctx_len * model.config.vocab_size)), 1)
+    with evaluating(model):
         scored = 0
-        for first in range(0, len(starts), BATCH):
-            batch = starts[first : first + BATCH]
+        for first in range(0, len(starts), batch_size):
+            batch = starts[first : first + batch_size]
             windows = torch.from_numpy(np.stack([tokens[s : s + ctx_len + 1] for s in batch]).astype(np.int64)).to(device)
-            logits, _, spikes = model(windows[:, :-1])
+            logits, after, spikes = model(windows[:, :-1], state)
+            state = membranes_of(after) if keep_membrane else None
             is_new = torch.zeros(len(batch), ctx_len, dtype=torch.bool, device=device)
             for row, start in enumerate(batch):
                 is_new[row, max(scored - start, 0) :] = True
                 scored = start + ctx_len
             sums.add(logits[is_new], windows[:, 1:][is_new], spikes, windows[:, 1:].numel())
-    return sums.result(f"windows of {ctx_len}, stride {stride}, empty state", tokens, tokenizer)
+    beginning = "state empty but for the membranes of the window before" if keep_membrane else "empty state"
+    return sums.result(f"windows of {ctx_len}, stride {stride}, {beginning}", tokens, tokenizer)
+
+
+def membranes_of(state: State) -> State:
+    """Return the state of a text's beginning, but with the neurons of `state`."""
+    return tuple(LayerState(None, None, layer.time_mix_neuron, None, layer.channel_mix_neuron) for layer in state)
 
 
 def _check(tokens: np.ndarray, source: str = "the text") -> None:
     if len(tokens) < 2:
         raise SpikegptError(f"{source} has {len(tokens)} token(s); at least 2 are needed, for the first is never predicted")
-
-
-class _evaluating:
-    """Within this block the model is in evaluation mode; afterwards as it was."""
-
-    def __init__(self, model: SpikeGPT):
-        self.model = model
-
-    def __enter__(self):
-        self.was_training = self.model.training
-        self.model.eval()
-
-    def __exit__(self, *_):
-        self.model.train(self.was_training)
 
 
 def read_text(
@@ -221,17 +251,28 @@ def read_text(
 
 
 def evaluate_run(
-    run: Path, *, split: str = "test", file: Path | None = None, limit: int | None = None, stride: int | None = None, cache: Path | None = None
+    run: Path,
+    *,
+    split: str = "test",
+    file: Path | None = None,
+    limit: int | None = None,
+    ctx_len: int | None = None,
+    stride: int | None = None,
+    keep_membrane: bool = False,
+    cache: Path | None = None,
 ) -> dict[str, Any]:
     """Return both protocols' figures of the model in `run`, on a split of its own text or on `file`, as plain values.
 
+    `ctx_len` is by default the model's, `stride` half of it. A text shorter than that is one window.
+
     Raises:
-        SpikegptError: no whole model there, its text is gone, or the text is too short.
+        SpikegptError: no whole model there, its text is gone, the text is too short, or `evaluate_windows` refuses.
     """
     model, tokenizer = load_model(run)
     tokens, source = read_text(run, tokenizer, split=split, file=file, limit=limit, cache=cache)
-    ctx_len = min(model.config.ctx_len, max(len(tokens) - 1, 1))
-    windows = evaluate_windows(model, tokens, tokenizer, ctx_len, stride or max(ctx_len // 2, 1))
+    ctx_len = min(model.config.ctx_len if ctx_len is None else ctx_len, len(tokens) - 1)
+    stride = max(ctx_len // 2, 1) if stride is None else stride
+    windows = evaluate_windows(model, tokens, tokenizer, ctx_len, stride, keep_membrane)
     return {
         "run": str(run),
         "spiking": model.config.spiking,
@@ -242,22 +283,39 @@ def evaluate_run(
     }
 
 
+_UNITS = {
+    "bits/byte": "bits_per_byte",
+    "bits/character": "bits_per_character",
+    "perplexity per token": "perplexity",
+    "perplexity per word": "word_perplexity",
+    "perplexity per word or line end": "word_and_line_perplexity",
+}
+
+
 def table(results: list[dict[str, Any]]) -> str:
     """Return the figures of several runs side by side, as text."""
-    rows = {
-        "spiking": lambda r: r["spiking"],
-        "parameters": lambda r: f"{r['parameters']:,}",
-        "text": lambda r: r["text"],
-        "bytes predicted": lambda r: f"{r['stream']['bytes']:,}",
-        "bits/byte, carried state": lambda r: f"{r['stream']['bits_per_byte']:.4f}",
-        "bits/character": lambda r: f"{r['stream']['bits_per_character']:.4f}",
-        "perplexity per token": lambda r: f"{r['stream']['perplexity']:.3f}",
-        f"bits/byte, {results[0]['windows']['protocol'].removesuffix(', empty state')}": lambda r: f"{r['windows']['bits_per_byte']:.4f}",
-        "firing rate": lambda r: "dense" if r["stream"]["firing_rate"] is None else f"{r['stream']['firing_rate']:.2%}",
-    }
-    layers = dict.fromkeys(name for result in results for name in result["stream"]["firing_rates"])
-    for name in layers:
-        rows[f"  {name}"] = lambda r, name=name: f"{r['stream']['firing_rates'][name]:.2%}" if name in r["stream"]["firing_rates"] else "-"
-    cells = [["run", *(result["run"] for result in results)], *([title, *map(show, results)] for title, show in rows.items())]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)
+    rows = [["run", *(result["run"] for result in results)]]
+
+    def add(title: str, show: Callable[[dict[str, Any]], str]) -> None:
+        rows.append([title, *map(show, results)])
+
+    add("spiking", lambda r: r["spiking"])
+    add("parameters", lambda r: f"{r['parameters']:,}")
+    add("text", lambda r: r["text"])
+    add("predicted: tokens", lambda r: f"{r['stream']['tokens']:,}")
+    for name in ("bytes", "characters", "words", "line_ends"):
+        add(f"  {name.replace('_', ' ')}", lambda r, name=name: f"{r['stream'][name]:,}")
+    for protocol in ("stream", "windows"):
+        add("protocol", lambda r, protocol=protocol: r[protocol]["protocol"])
+        for title, name in _UNITS.items():
+            add(f"  {title}", lambda r, protocol=protocol, name=name: f"{r[protocol][name]:.4f}")
+    add("firing rate", lambda r: "dense" if r["stream"]["firing_rate"] is None else f"{r['stream']['firing_rate']:.2%}")
+    for name in dict.fromkeys(name for result in results for name in result["stream"]["firing_rates"]):
+        add(f"  {name}", lambda r, name=name: f"{r['stream']['firing_rates'][name]:.2%}" if name in r["stream"]["firing_rates"] else "-")
+    return columns(rows)
+
+
+def columns(rows: list[list[str]]) -> str:
+    """Return rows of cells as lines, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)

@@ -5,7 +5,8 @@ Sources: github.com/BlinkDL/RWKV-LM, RWKV-v4neo/src/model.py; github.com/ridgerc
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -59,6 +60,11 @@ def detach_state(state: State) -> State:
 def join_states(states: Sequence[State]) -> State:
     """Return the states of several texts as the state of one batch."""
     return tree_map(lambda first, *rest: torch.cat([first, *rest]) if isinstance(first, Tensor) else first, *states)
+
+
+def select_texts(state: State, texts: Sequence[int]) -> State:
+    """Return the state of the batch that consists of these texts (places in the batch of `state`), in this order."""
+    return tree_map(lambda part: part[list(texts)] if isinstance(part, Tensor) else part, state)
 
 
 def shift_tokens(x: Tensor, previous: Tensor | None) -> Tensor:
@@ -272,6 +278,17 @@ class SpikeGPT(nn.Module):
 
     def count_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within this block the model is in evaluation mode; afterwards as it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def l2wrap(logits: Tensor, strength: float) -> Tensor:

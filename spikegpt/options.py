@@ -50,7 +50,10 @@ class Evaluate:
     split: Annotated[Literal["train", "valid", "test"], arg(help="part of the run's own text")] = "test"
     file: Annotated[Path | None, arg(help="evaluate on this text file instead")] = None
     tokens: Annotated[int | None, arg(help="read at most so many tokens")] = None
+    ctx_len: Annotated[int | None, arg(help="tokens per window; by default the model's ctx_len")] = None
     stride: Annotated[int | None, arg(help="tokens scored per window; by default half of ctx_len")] = None
+    keep_membrane: Annotated[bool, arg(help="start windows with the membranes of the window before, a fault of the published inference")] = False
+    last_word: Annotated[Path | None, arg(help="instead: predict the last words of passages, {\"text\": ...} in a .jsonl file, else lines")] = None
     cache: Annotated[Path | None, arg(help="where token files are kept")] = None
     threads: Annotated[int, arg(help="CPU threads; 0 leaves torch's choice")] = 0
     json: Annotated[bool, arg(help="print JSON")] = False

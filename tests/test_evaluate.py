@@ -8,8 +8,10 @@ import torch
 from torch.nn import functional as F
 
 from spikegpt.checkpoint import load_model
+from spikegpt.config import ModelConfig
 from spikegpt.errors import SpikegptError
 from spikegpt.evaluate import evaluate_run, evaluate_stream, evaluate_windows, mean_firing_rate, table
+from spikegpt.model import LayerState, SpikeGPT
 from spikegpt.tokenizer import ByteTokenizer
 
 TEXT = "Der Zug fährt über die Brücke. " * 9
@@ -107,3 +109,86 @@ def test_run_is_evaluated_on_its_own_test_split(trained, cache):
 def test_missing_file_is_named(trained, tmp_path):
     with pytest.raises(SpikegptError, match=r"cannot read .*nothing\.txt: No such file"):
         evaluate_run(trained, file=tmp_path / "nothing.txt")
+
+
+def test_words_are_between_white_space_and_line_ends_count_once(model):
+    text = "Zug \tum\u00a0acht.\n\n = Ende = \n"
+    found = evaluate_stream(model, ByteTokenizer().encode(text.encode()), ByteTokenizer())
+    # by hand, without the first byte: ug | um | acht. | = | Ende | =, and a no-break space is white
+    assert (found.words, found.line_ends) == (6, 3)
+    assert found.word_perplexity == pytest.approx(math.exp(found.nats / 6))
+    assert found.word_and_line_perplexity == pytest.approx(found.word_perplexity ** (6 / 9))
+
+
+def test_every_unit_is_the_same_sum_of_nats(model, tokens):
+    found = evaluate_stream(model, tokens, ByteTokenizer())
+    per_word = found.bits_per_byte * found.bytes / found.words
+    assert found.word_perplexity == pytest.approx(2**per_word)
+    assert found.bits_per_character * found.characters == pytest.approx(found.bits_per_byte * found.bytes)
+
+
+def test_one_window_over_the_whole_text_is_the_stream(model, tokens):
+    whole = evaluate_windows(model, tokens, ByteTokenizer(), len(tokens) - 1, 1)
+    assert whole.nats == pytest.approx(evaluate_stream(model, tokens, ByteTokenizer(), chunk=7).nats, rel=1e-5)
+
+
+def forgetful(n_layer: int) -> SpikeGPT:
+    """A dense model whose WKV keeps the token before and nothing older: a layer sees 3 tokens back (two token shifts and that)."""
+    torch.manual_seed(0)
+    model = SpikeGPT(ModelConfig(n_layer=n_layer, n_embd=16, spiking="none", ctx_len=16)).eval()
+    with torch.no_grad():
+        for matrix in (parameter for parameter in model.parameters() if parameter.dim() == 2):
+            matrix.normal_(std=0.5)
+        for block in model.blocks:
+            block.att.time_decay.fill_(10.0)
+    return model
+
+
+@pytest.mark.parametrize("n_layer", [1, 2])
+def test_windows_are_the_stream_where_they_hold_all_that_the_model_remembers(tokens, n_layer):
+    model, sees = forgetful(n_layer), 3 * n_layer + 1
+    stream = evaluate_stream(model, tokens, ByteTokenizer()).nats
+    assert evaluate_windows(model, tokens, ByteTokenizer(), sees, 1).nats == pytest.approx(stream, rel=1e-6)
+    # the first of the last 5 has 4 tokens less behind it than the last
+    assert evaluate_windows(model, tokens, ByteTokenizer(), sees + 4, 5).nats == pytest.approx(stream, rel=1e-6)
+    assert abs(evaluate_windows(model, tokens, ByteTokenizer(), sees - 1, 1).nats / stream - 1) > 1e-5
+
+
+@pytest.fixture(scope="module")
+def published():
+    torch.manual_seed(0)
+    model = SpikeGPT(ModelConfig(n_layer=2, n_embd=16, spiking="output")).eval()
+    with torch.no_grad():
+        for matrix in (parameter for parameter in model.parameters() if parameter.dim() == 2):
+            matrix.normal_(std=0.8)
+    return model
+
+
+def test_kept_membranes_start_each_window_and_nothing_else_does(published, tokens):
+    wanted, state = 0.0, None
+    for start in range(0, 3 * 8, 8):
+        ids = torch.from_numpy(tokens[start : start + 9].astype(np.int64))[None]
+        with torch.no_grad():
+            logits, after, _ = published(ids[:, :-1], state)
+        wanted += F.cross_entropy(logits[0], ids[0, 1:], reduction="sum").item()
+        state = tuple(LayerState(None, None, layer.time_mix_neuron, None, layer.channel_mix_neuron) for layer in after)
+    found = evaluate_windows(published, tokens[:25], ByteTokenizer(), 8, 8, keep_membrane=True)
+    assert found.nats == pytest.approx(wanted, rel=1e-6)
+    assert "membranes of the window before" in found.protocol
+    assert found.nats != evaluate_windows(published, tokens[:25], ByteTokenizer(), 8, 8).nats
+
+
+def test_one_window_has_no_membranes_to_inherit(published, tokens):
+    kept, plain = (evaluate_windows(published, tokens[:9], ByteTokenizer(), 8, 8, keep_membrane=keep) for keep in (True, False))
+    assert kept.nats == plain.nats
+
+
+def test_a_dense_model_has_no_membranes_to_keep(tokens):
+    with pytest.raises(SpikegptError, match="no membranes"):
+        evaluate_windows(forgetful(1), tokens, ByteTokenizer(), 8, 8, keep_membrane=True)
+
+
+def test_the_table_states_both_protocols_and_every_unit(trained, cache):
+    shown = table([evaluate_run(trained, cache=cache, limit=100, ctx_len=12, stride=3)])
+    for part in ("stream, carried state", "windows of 12, stride 3, empty state", "bits/byte", "bits/character", "perplexity per word or line end"):
+        assert part in shown
