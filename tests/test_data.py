@@ -10,10 +10,12 @@ import pytest
 from tokenizers import Tokenizer as Library
 from tokenizers import models, pre_tokenizers
 
-from spikegpt.data import prepare, read_corpus, split_text
+from spikegpt.data import prepare
 from spikegpt.errors import SpikegptError
 from spikegpt.files import atomic_path, sha256_of, write_atomically
 from spikegpt.sampler import StreamSampler, WindowSampler
+from spikegpt.sources import SPLITS, read_corpus, split_text
+from spikegpt.text import Text
 from spikegpt.tokenizer import BPETokenizer, CharTokenizer
 
 TEXT = "The spiking neuron fires. Größe: 5 €, 🦔!\n" * 40
@@ -33,12 +35,16 @@ def write(folder, **texts):
     return folder
 
 
+def texts_of(corpus):
+    return tuple(corpus.split(name).read() for name in SPLITS)
+
+
 # --- corpora
 
 
 def test_python_docs_are_there_and_name_their_python():
     corpus = read_corpus("python-docs")
-    text = (corpus.train + corpus.valid + corpus.test).decode()
+    text = b"".join(texts_of(corpus)).decode()
     # 465,048 in Python 3.11; they grow slowly from version to version
     assert 400_000 < len(text) < 700_000
     assert corpus.metadata["python"] == platform.python_version()
@@ -48,26 +54,26 @@ def test_python_docs_are_there_and_name_their_python():
 def test_a_file_is_split_into_its_first_90_next_5_and_last_5_percent(tmp_path):
     (tmp_path / "digits.txt").write_bytes(bytes(range(100)))
     corpus = read_corpus(tmp_path / "digits.txt")
-    assert (corpus.train, corpus.valid, corpus.test) == (bytes(range(90)), bytes(range(90, 95)), bytes(range(95, 100)))
+    assert texts_of(corpus) == (bytes(range(90)), bytes(range(90, 95)), bytes(range(95, 100)))
     assert corpus.sha256 == sha256_of(tmp_path / "digits.txt")
 
 
 @pytest.mark.parametrize("shift", range(4))
 def test_no_split_breaks_a_character(shift):
     text = "x" * shift + "🦔" * 25
-    corpus = split_text("hedgehogs", text.encode())
-    assert corpus.train.decode() + corpus.valid.decode() + corpus.test.decode() == text
+    corpus = split_text("hedgehogs", Text.of(text.encode()))
+    assert "".join(part.decode() for part in texts_of(corpus)) == text
 
 
 def test_text_that_is_not_utf8_is_split_all_the_same():
-    corpus = split_text("continuation bytes", b"\x80" * 200)
+    corpus = split_text("continuation bytes", Text.of(b"\x80" * 200))
     assert [len(part) for part in (corpus.train, corpus.valid, corpus.test)] == [180, 10, 10]
 
 
 def test_files_are_joined_in_the_given_order(tmp_path):
     folder = write(tmp_path, b="second " * 20, a="first " * 20)
     corpus = read_corpus([str(folder / "b.txt"), str(folder / "a.txt")])
-    assert corpus.train.startswith(b"second second")
+    assert corpus.train.read().startswith(b"second second")
     assert corpus.metadata["files"] == ["b.txt", "a.txt"]
 
 
@@ -84,7 +90,7 @@ def test_a_folder_is_all_its_texts_sorted_by_path(tmp_path):
 @pytest.mark.parametrize("stem", ["valid", "validation", "val"])
 def test_a_split_folder_is_used_as_it_is_split(stem, tmp_path):
     corpus = read_corpus(write(tmp_path, train="learn", test="judge", **{stem: "tune"}))
-    assert (corpus.train, corpus.valid, corpus.test) == (b"learn", b"tune", b"judge")
+    assert texts_of(corpus) == (b"learn", b"tune", b"judge")
 
 
 @pytest.mark.parametrize("texts", [{"train": "a" * 99, "test": "b" * 99}, {"train": "aa", "valid": "bb", "test": "cc", "notes": "dd"}])
@@ -114,7 +120,7 @@ def test_a_missing_file_is_named():
 
 
 def test_a_folder_without_text_is_refused(tmp_path):
-    with pytest.raises(SpikegptError, match=r"holds no \*\.txt, \*\.md, \*\.text file"):
+    with pytest.raises(SpikegptError, match=r"holds no \*\.txt, \*\.md, \*\.text, \*\.jsonl file"):
         read_corpus(tmp_path)
 
 
@@ -130,9 +136,9 @@ def test_no_source_is_refused():
 def test_every_split_decodes_to_its_text(name, text_file, tmp_path):
     data, corpus = prepare(text_file, name, tmp_path / "cache", bpe_vocab_size=300), read_corpus(text_file)
     for split in ("train", "valid", "test"):
-        assert data.tokenizer.decode(data.split(split)) == corpus.split(split)
+        assert data.tokenizer.decode(data.split(split)) == corpus.split(split).read()
         assert data.header["splits"][split]["bytes"] == len(corpus.split(split))
-        assert data.header["splits"][split]["characters"] == len(corpus.split(split).decode())
+        assert data.header["splits"][split]["characters"] == len(corpus.split(split).read().decode())
     assert data.header["is_exact"]
     assert data.header["tokenizer_fingerprint"] == data.tokenizer.fingerprint
 

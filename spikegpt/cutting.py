@@ -1,0 +1,82 @@
+"""Where a text may be cut, so that it can be read, encoded and counted in pieces."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+
+from .errors import SpikegptError
+
+# where byte pairs may be cut, as text before and text after; each tokenizer is asked which of them change no token
+PAIR_CUTS = (("a", "\na"), ("a.", "\na"), ("a", " a"))
+LONGEST_CHARACTER = 4
+_CANDIDATES = re.compile(rb"[\n ]")
+
+
+def next_character(text: bytes, position: int) -> int:
+    """Return the first position at or after `position` where a UTF-8 character begins or the text ends; where no UTF-8 is, `position`."""
+    for candidate in range(position, position + 4):
+        if candidate >= len(text) or text[candidate] & 0xC0 != 0x80:
+            return candidate
+    return position
+
+
+def cut_pieces(blocks: Iterable[bytes], size: int, next_cut: Callable[[bytes, int], int | None]) -> Iterator[bytes]:
+    """Yield the text that `blocks` add up to in pieces of at least `size` bytes (>= 1), cut where `next_cut` says; the last may be shorter.
+
+    Where there is no place to cut, a piece grows until there is one.
+    """
+    held = bytearray()
+    searched = size
+    for block in blocks:
+        held += block
+        while (cut := next_cut(held, searched)) is not None:
+            yield bytes(held[:cut])
+            del held[:cut]
+            searched = size
+        # the last places were perhaps undecided for want of what follows
+        searched = max(size, len(held) - 2 * LONGEST_CHARACTER)
+    if held:
+        yield bytes(held)
+
+
+def next_character_cut(text: bytes, start: int) -> int | None:
+    """Return the first place at or after `start` where a character begins, if `text` reaches it."""
+    cut = next_character(text, start)
+    return cut if cut < len(text) else None
+
+
+def next_pair_cut(text: bytes, start: int, cuts: tuple[tuple[str, str], ...]) -> int | None:
+    """Return the first place at or after `start` that is like one of `cuts`, which are out of PAIR_CUTS; None if there is none.
+
+    Like them is: before a newline that follows a letter or a mark, or before the one space between two words.
+    """
+    if not cuts:
+        return None
+    for found in _CANDIDATES.finditer(text, start):
+        place = found.start()
+        # ignoring the bytes of a character that begins before these four
+        before = text[max(place - LONGEST_CHARACTER, 0) : place].decode(errors="ignore")[-1:]
+        if not before or before.isspace():
+            continue
+        kind = ("a" if before.isalnum() else "a.", "\na")
+        if found[0] == b" ":
+            after = text[place + 1 : place + 1 + LONGEST_CHARACTER].decode(errors="ignore")[:1]
+            if not after.isalnum():
+                continue
+            kind = (kind[0], " a")
+        if kind in cuts:
+            return place
+    return None
+
+
+def strings(pieces: Iterable[bytes]) -> Iterator[str]:
+    """Yield `pieces` as strings; SpikegptError names the first byte of the whole that is not UTF-8."""
+    offset = 0
+    for piece in pieces:
+        try:
+            yield piece.decode()
+        except UnicodeDecodeError as error:
+            raise SpikegptError(
+                f"the text is not UTF-8 at byte {offset + error.start} (0x{piece[error.start]:02x}); "
+                "convert it, or use the byte tokenizer, which takes any text"
+            ) from None
+        offset += len(piece)
