@@ -11,7 +11,7 @@ class Progress:
 
     def __init__(self, title: str, total: int | None):
         """`total`: bytes of the whole work; None if nobody knows."""
-        self._title, self._total, self._done = title, total, 0
+        self._title, self._total, self._done, self._before = title, total, 0, 0
         self._shown = sys.stderr.isatty()
         self._started = self._last = time.monotonic()
 
@@ -22,6 +22,12 @@ class Progress:
         if self._shown:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
+    def restart(self, done: int, total: int | None) -> None:
+        """So many bytes of the whole are done already; the speed counts from now on."""
+        self._done = self._before = done
+        self._total = total
+        self._started = time.monotonic()
+
     def advance(self, size: int) -> None:
         self._done += size
         now = time.monotonic()
@@ -30,7 +36,7 @@ class Progress:
             print(f"\r\x1b[K{self._title}: {self._line(now - self._started)}", end="", file=sys.stderr, flush=True)
 
     def _line(self, seconds: float) -> str:
-        speed = self._done / max(seconds, 1e-9)
+        speed = (self._done - self._before) / max(seconds, 1e-9)
         line = f"{self._done / 1e6:,.1f} MB, {speed / 1e6:.1f} MB/s"
         if not self._total:
             return line
