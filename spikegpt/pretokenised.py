@@ -129,17 +129,16 @@ def _documents(source: str | Path | Iterable[str | Path], text_column: str) -> t
     if paths == [PYTHON_DOCS]:
         corpus = read_corpus(PYTHON_DOCS)
         return iter([chain.from_iterable(corpus.split(name).blocks() for name in SPLITS)]), len(corpus)
-    files = text_files(paths)
-    whole = {file: Text.of_file(file) for file in files}
+    files = [(file, Text.of_file(file)) for file in text_files(paths)]
 
     def documents() -> Iterator[Iterable[bytes]]:
-        for file, text in whole.items():
+        for file, text in files:
             if file.suffix == jsonl.SUFFIX:
                 yield from ([document] for document in jsonl.documents(file, text_column))
             else:
                 yield text.blocks()
 
-    return documents(), sum(map(len, whole.values()))
+    return documents(), sum(len(text) for _, text in files)
 
 
 def _marked(texts: Iterable[Iterable[bytes]], tokenizer: Tokenizer) -> Iterator[tuple[bytes, bool]]:

@@ -28,6 +28,18 @@ def test_train_then_evaluate_then_generate(tmp_path, cache):
     assert [text["prompt"] for text in texts] == ["a", "b"]
 
 
+def test_data_lists_the_corpora_and_writes_tokens_that_train(tmp_path, cache):
+    assert spikegpt("data").stdout.startswith("enwik8 ")
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"body": f"neuron {number} fires"}) + "\n" for number in range(100)))
+    written = json.loads(spikegpt("data", tmp_path / "a.jsonl", "--column", "body", "--binidx", tmp_path / "docs", "--json").stdout)
+    assert written == {"tokens_file": str(tmp_path / "docs.bin"), "tokens": 10 * 14 + 90 * 15, "documents": 100}
+    options = ["--n-layer", "1", "--n-embd", "8", "--ctx-len", "8", "--steps", "2", "--eval-tokens", "64", "--threads", "1", "--spiking", "none"]
+    trained = spikegpt("train", "--data", tmp_path / "docs.idx", "--out", tmp_path / "run", "--cache", cache, "--json", *options)
+    assert json.loads(trained.stdout)["step"] == 2
+    refused = spikegpt("data", "enwik7", check=False)
+    assert refused.returncode == 1 and "known: enwik8" in refused.stderr
+
+
 def test_generate_streams_the_prompt_and_its_continuation(trained):
     assert spikegpt("generate", trained, "The ", "--max-tokens", "5").stdout.startswith("The ")
 
