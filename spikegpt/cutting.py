@@ -5,10 +5,24 @@ from collections.abc import Callable, Iterable, Iterator
 
 from .errors import SpikegptError
 
-# where byte pairs may be cut, as text before and text after; each tokenizer is asked which of them change no token
-PAIR_CUTS = (("a", "\na"), ("a.", "\na"), ("a", " a"))
 LONGEST_CHARACTER = 4
+# a letter or digit; anything else that is seen
+_WORD, _MARK = r"[^\W_]", r"(?:[^\w\s]|_)"
+# where byte pairs may be cut: before a newline, and before the one space in front of a word. An example, as text before and
+# after the place, on which each tokenizer is asked whether the cut changes its tokens; and what all such places look like
+PAIR_CUTS = {
+    ("a", "\na"): rf"(?<={_WORD})(?=\n)",
+    ("a.", "\na"): rf"(?<={_MARK})(?=\n)",
+    ("a", " a"): rf"(?<={_WORD})(?= {_WORD})",
+    ("a.", " a"): rf"(?<={_MARK})(?= {_WORD})",
+}
 _CANDIDATES = re.compile(rb"[\n ]")
+
+
+def pair_pattern(cuts: Iterable[tuple[str, str]]) -> re.Pattern[str]:
+    """Return the pattern, matching nothing but a place, of the cuts out of PAIR_CUTS."""
+    # the first condition rules out most places at once
+    return re.compile(rf"(?=[ \n])(?:{'|'.join(PAIR_CUTS[cut] for cut in cuts) or '(?!)'})")
 
 
 def next_character(text: bytes, position: int) -> int:
@@ -44,26 +58,14 @@ def next_character_cut(text: bytes, start: int) -> int | None:
     return cut if cut < len(text) else None
 
 
-def next_pair_cut(text: bytes, start: int, cuts: tuple[tuple[str, str], ...]) -> int | None:
-    """Return the first place at or after `start` that is like one of `cuts`, which are out of PAIR_CUTS; None if there is none.
-
-    Like them is: before a newline that follows a letter or a mark, or before the one space between two words.
-    """
-    if not cuts:
-        return None
+def next_pair_cut(text: bytes, start: int, pattern: re.Pattern[str]) -> int | None:
+    """Return the first place at or after `start` that `pattern`, a `pair_pattern`, matches; None if there is none, or the end hides it."""
     for found in _CANDIDATES.finditer(text, start):
         place = found.start()
-        # ignoring the bytes of a character that begins before these four
+        # the characters around the place, without the bytes of others that the windows cut
         before = text[max(place - LONGEST_CHARACTER, 0) : place].decode(errors="ignore")[-1:]
-        if not before or before.isspace():
-            continue
-        kind = ("a" if before.isalnum() else "a.", "\na")
-        if found[0] == b" ":
-            after = text[place + 1 : place + 1 + LONGEST_CHARACTER].decode(errors="ignore")[:1]
-            if not after.isalnum():
-                continue
-            kind = (kind[0], " a")
-        if kind in cuts:
+        after = text[place : place + 1 + LONGEST_CHARACTER].decode(errors="ignore")
+        if pattern.match(before + after, len(before)):
             return place
     return None
 
