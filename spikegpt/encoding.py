@@ -93,7 +93,8 @@ def encode_pieces(tokenizer: Tokenizer, pieces: Iterable[bytes], processes: int)
                 try:
                     ids = result()
                 except SpikegptError as error:
-                    raise SpikegptError(f"in the piece from byte {start} on: {error}") from None
+                    place = f"in the piece from byte {start} on: " if start else ""
+                    raise SpikegptError(f"{place}{error}") from None
                 yield done, ids
                 start += len(done)
 

@@ -24,8 +24,8 @@ from .files import write_atomically
 FORMAT = 1
 # encoded at a time: bounds memory
 CHARACTER_PIECE_BYTES, PAIR_PIECE_BYTES = 1 << 20, 1 << 17
-# words whose pairs are remembered, about 50 MB
-KNOWN_WORDS = 1 << 18
+# words whose pairs are remembered, about 50 MB; longer ones, in characters, are not
+KNOWN_WORDS, LONGEST_KNOWN_WORD = 1 << 18, 64
 
 
 class Tokenizer(ABC):
@@ -304,6 +304,10 @@ class BPETokenizer(Tokenizer):
             found = self._library.encode_batch_fast(new, add_special_tokens=False)
             known |= {word: np.array(one.ids, self.dtype).tobytes() for word, one in zip(new, found, strict=True)}
             encoded.append(np.frombuffer(b"".join(map(known.__getitem__, words)), self.dtype))
+            for word in new:
+                # long ones, such as a text without any place to cut, do not come again
+                if len(word) > LONGEST_KNOWN_WORD:
+                    del known[word]
             if len(known) > KNOWN_WORDS:
                 known.clear()
         return np.concatenate(encoded)

@@ -100,6 +100,12 @@ def test_forgetting_words_changes_nothing(monkeypatch):
     assert len(tokenizer._known) < 20
 
 
+def test_a_long_word_is_not_remembered():
+    tokenizer = BPETokenizer.train(b"ab " * 9, 260)
+    tokenizer.encode(b"a" * 1000 + b" ab")
+    assert list(tokenizer._known) == [" ab"]
+
+
 def test_one_long_line_is_cut_between_words():
     tokenizer = BPETokenizer.train(b"the neuron fires " * 9, 270)
     assert len(list(cut_pieces([b"the neuron fires " * 100], 50, tokenizer.next_cut))) > 20
