@@ -53,14 +53,14 @@ def prepare_binidx(paths: list[Path], which: str | Path | Tokenizer) -> TokenDat
 
 
 def _split_documents(found: Binidx) -> dict[str, tuple[int, int]]:
-    """First token and end of each split: 90 / 5 / 5 percent, moved forward to the beginning of a document where that leaves no split empty."""
+    """First token and end of each split: 90 / 5 / 5 percent, moved forward to the beginning of a document where enough is left then."""
     total = len(found.tokens)
     bounds = [total * percent // 100 for percent in (90, 95)]
     moved = [int(found.starts[place]) if (place := np.searchsorted(found.starts, bound)) < len(found.starts) else total for bound in bounds]
-    valid, test = moved if 0 < moved[0] < moved[1] < total else bounds
-    if min(valid, test - valid, total - test) < 2:
-        raise SpikegptError(f"{found.path} has {total} tokens, too few for three splits; give more text")
-    return {"train": (0, valid), "valid": (valid, test), "test": (test, total)}
+    for valid, test in (moved, bounds):
+        if min(valid, test - valid, total - test) >= 2:
+            return {"train": (0, valid), "valid": (valid, test), "test": (test, total)}
+    raise SpikegptError(f"{found.path} has {total} tokens, too few for three splits; give more text")
 
 
 def _measure(found: Binidx, first: int, last: int, tokenizer: Tokenizer) -> dict[str, int]:

@@ -326,8 +326,8 @@ class BPETokenizer(Tokenizer):
         if self._library.pre_tokenizer is None or self._bytes is None:
             return pair_pattern(())
         added, everywhere = self._library.get_added_tokens_decoder().values(), pair_pattern(PAIR_CUTS)
-        # an added token that takes the spaces after it, or holds a place to cut
-        if any(token.rstrip or everywhere.search(token.content) for token in added):
+        # an added token that takes the spaces after it, or holds a place to cut, perhaps only before some word
+        if any(token.rstrip or everywhere.search(token.content + "a") for token in added):
             return pair_pattern(())
         return pair_pattern(cut for cut in PAIR_CUTS if self._splits_at(*cut))
 

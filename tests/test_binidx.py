@@ -123,8 +123,9 @@ def test_splits_begin_with_a_document(tmp_path):
     assert data.split("valid")[0] == 185
 
 
-def test_few_documents_are_split_by_position(tmp_path):
-    data = prepare(save_documents(tmp_path, [200]), "byte")
+@pytest.mark.parametrize("lengths", [[200], [100, 100], [199, 1]])
+def test_few_documents_are_split_by_position(lengths, tmp_path):
+    data = prepare(save_documents(tmp_path, lengths), "byte")
     assert [len(data.split(name)) for name in ("train", "valid", "test")] == [180, 10, 10]
 
 

@@ -1,9 +1,11 @@
 """Corpora are fetched, split and noted once; data sets are read from folders that the library `datasets` reads, without a network."""
 
 import dataclasses
+import errno
 import hashlib
 import io
 import json
+import os
 import zipfile
 
 import pytest
@@ -202,6 +204,19 @@ def test_a_failed_reading_leaves_the_folder_free(data_set, tmp_path):
     with pytest.raises(SpikegptError, match="no column"):
         hub_corpus(name, tmp_path / "out", column="story")
     assert sum(map(len, read(hub_corpus(name, tmp_path / "out")))) == 109
+
+
+def test_a_full_disk_is_told_and_leaves_the_place_free(data_set, tmp_path, monkeypatch):
+    name = data_set(train=texts(*["0123456789"] * 10))
+    with monkeypatch.context() as patch, pytest.raises(SpikegptError, match=r"cannot write .*out: No space left on device; free space"):
+        patch.setattr(os, "fsync", fail_with_full_disk)
+        hub_corpus(name, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+    hub_corpus(name, tmp_path / "out")
+
+
+def fail_with_full_disk(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_a_data_set_that_runs_code_is_refused(tmp_path):

@@ -79,10 +79,11 @@ def test_a_mark_and_its_newline_stay_together_where_the_tokenizer_joins_them(tmp
         {"normalizer": normalizers.Prepend("_")},
         {"normalizer": normalizers.Strip()},
         {"added": ["end of text"]},
+        {"added": ["text, "]},
         {"added": [AddedToken("neuron", rstrip=True)]},
         {"pattern": r"\w+\s\w+|\s|."},
     ],
-    ids=["prepends", "strips", "token with a space", "token that takes spaces", "pairs of words"],
+    ids=["prepends", "strips", "token with a space", "token that ends with one", "token that takes spaces", "pairs of words"],
 )
 def test_a_tokenizer_that_a_cut_would_change_is_not_cut_there(changes, tmp_path):
     library = gpt2_like(**changes)
