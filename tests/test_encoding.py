@@ -112,6 +112,12 @@ def test_one_long_line_is_cut_between_words():
     assert len(list(cut_pieces([b"the neuron fires " * 100], 50, tokenizer.next_cut))) > 20
 
 
+def test_a_place_at_the_end_of_a_block_is_decided_by_the_next():
+    everywhere = pair_pattern(PAIR_CUTS)
+    pieces = cut_pieces([b"one ", b"two ", "é".encode()[:1], "é".encode()[1:]], 1, lambda held, start: next_pair_cut(held, start, everywhere))
+    assert list(pieces) == [b"one", b" two", " é".encode()]
+
+
 def test_a_text_without_any_place_to_cut_is_one_piece():
     assert list(cut_pieces([b"a" * 10] * 30, 7, lambda held, start: next_pair_cut(held, start, pair_pattern(PAIR_CUTS)))) == [b"a" * 300]
 
