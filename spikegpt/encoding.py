@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
-from itertools import chain
+from itertools import accumulate, chain, pairwise
 from typing import BinaryIO
 
 import numpy as np
@@ -30,8 +30,9 @@ from .tokenizer import PAIR_PIECE_BYTES, Tokenizer, tokenizer_of
 # a worker takes about half a second to start: for less text than this per process it is not worth it
 BYTES_PER_PROCESS = 4 << 20
 _OPENING = struct.Struct("<?Q")
-# takes a piece, and returns what waits for its ids
-Begin = Callable[[bytes], Callable[[], np.ndarray]]
+Batch = list[bytes]
+# takes a batch, and returns what waits for the ids of each of its pieces
+Begin = Callable[[Batch], Callable[[], list[np.ndarray]]]
 
 
 def encode_text(tokenizer: Tokenizer, text: Text, processes: int | None = None, title: str = "tokenising") -> Iterator[tuple[bytes, np.ndarray]]:
@@ -83,24 +84,38 @@ def encode_pieces(tokenizer: Tokenizer, pieces: Iterable[bytes], processes: int)
     start = 0
     with ExitStack() as stack:
         begin = _in_turn(tokenizer) if processes == 1 else _in_workers(tokenizer, processes, stack)
-        # pieces that are under way: enough that no worker waits for the first to be fetched
-        waiting: deque[tuple[bytes, Callable[[], np.ndarray]]] = deque()
-        for piece in chain(pieces, [None] * (4 * processes)):
-            if piece is not None:
-                waiting.append((piece, begin(piece)))
-            if waiting and (piece is None or len(waiting) == 4 * processes):
+        # batches that are under way: enough that no worker waits for the first to be fetched
+        waiting: deque[tuple[Batch, Callable[[], list[np.ndarray]]]] = deque()
+        for batch in chain(_batches(pieces), [None] * (4 * processes)):
+            if batch is not None:
+                waiting.append((batch, begin(batch)))
+            if waiting and (batch is None or len(waiting) == 4 * processes):
                 done, result = waiting.popleft()
                 try:
-                    ids = result()
+                    encoded = result()
                 except SpikegptError as error:
-                    place = f"in the piece from byte {start} on: " if start else ""
+                    place = f"in the text from byte {start} on: " if start else ""
                     raise SpikegptError(f"{place}{error}") from None
-                yield done, ids
-                start += len(done)
+                yield from zip(done, encoded, strict=True)
+                start += sum(map(len, done))
+
+
+def _batches(pieces: Iterable[bytes]) -> Iterator[Batch]:
+    """Yield short pieces together: a message to a worker costs as much as some hundred words."""
+    batch: Batch = []
+    size = 0
+    for piece in pieces:
+        batch.append(piece)
+        size += len(piece)
+        if size >= PAIR_PIECE_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _in_turn(tokenizer: Tokenizer) -> Begin:
-    return lambda piece: lambda: tokenizer.encode(piece)
+    return lambda batch: lambda: list(map(tokenizer.encode, batch))
 
 
 def _in_workers(tokenizer: Tokenizer, processes: int, stack: ExitStack) -> Begin:
@@ -108,10 +123,10 @@ def _in_workers(tokenizer: Tokenizer, processes: int, stack: ExitStack) -> Begin
     for _ in range(processes):
         idle.put(stack.enter_context(_Worker(tokenizer)))
 
-    def encode(piece: bytes) -> np.ndarray:
+    def encode(batch: Batch) -> list[np.ndarray]:
         worker = idle.get()
         try:
-            return worker.encode(piece)
+            return worker.encode(batch)
         finally:
             idle.put(worker)
 
@@ -119,11 +134,11 @@ def _in_workers(tokenizer: Tokenizer, processes: int, stack: ExitStack) -> Begin
     threads = ThreadPoolExecutor(processes)
     # leaving early drops what nobody waits for any more
     stack.callback(threads.shutdown, cancel_futures=True)
-    return lambda piece: threads.submit(encode, piece).result
+    return lambda batch: threads.submit(encode, batch).result
 
 
 class _Worker:
-    """A child process that encodes one piece after the other. Messages: one byte (1 if it went well), eight bytes length, content."""
+    """A child process that encodes one batch after the other. Messages: one byte (1 if it went well), eight bytes length, content."""
 
     def __init__(self, tokenizer: Tokenizer):
         code = f"import sys; sys.path[:] = {sys.path!r}; from spikegpt.encoding import serve; serve()"
@@ -141,12 +156,12 @@ class _Worker:
         self._process.stdout.close()
         self._process.wait()
 
-    def encode(self, piece: bytes) -> np.ndarray:
+    def encode(self, batch: Batch) -> list[np.ndarray]:
         try:
             if self._tokenizer:
                 _send(self._process.stdin, True, self._tokenizer)
                 self._tokenizer = b""
-            _send(self._process.stdin, True, piece)
+            _send(self._process.stdin, True, _pack(batch))
             message = _receive(self._process.stdout)
         except OSError:
             message = None
@@ -156,11 +171,11 @@ class _Worker:
         went_well, content = message
         if not went_well:
             raise SpikegptError(content.decode())
-        return np.frombuffer(content, self._dtype)
+        return [np.frombuffer(ids, self._dtype) for ids in _unpack(content)]
 
 
 def serve() -> None:
-    """Be a worker: read a tokenizer and pieces from standard input, write their ids to standard output."""
+    """Be a worker: read a tokenizer and batches from standard input, write their ids to standard output."""
     # Ctrl-C reaches this process too, but the parent ends it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # one CPU each: the library would otherwise start as many threads as there are CPUs, in every worker
@@ -172,9 +187,20 @@ def serve() -> None:
     tokenizer = tokenizer_of(json.loads(message[1]), "the tokenizer")
     while (message := _receive(source)) is not None:
         try:
-            _send(target, True, tokenizer.encode(message[1]).tobytes())
+            _send(target, True, _pack([tokenizer.encode(piece).tobytes() for piece in _unpack(message[1])]))
         except SpikegptError as error:
             _send(target, False, str(error).encode())
+
+
+def _pack(parts: Batch) -> bytes:
+    """The number of parts, their lengths, and the parts."""
+    return struct.pack(f"<Q{len(parts)}Q", len(parts), *map(len, parts)) + b"".join(parts)
+
+
+def _unpack(content: bytes) -> Batch:
+    (count,) = struct.unpack_from("<Q", content)
+    bounds = accumulate(struct.unpack_from(f"<{count}Q", content, 8), initial=8 + 8 * count)
+    return [content[start:stop] for start, stop in pairwise(bounds)]
 
 
 def _send(pipe: BinaryIO, went_well: bool, content: bytes) -> None:

@@ -144,10 +144,19 @@ def test_several_processes_give_the_tokens_of_one_in_order(processes, monkeypatc
     assert np.array_equal(np.concatenate([ids for _, ids in done]), tokenizer.encode(text))
 
 
-def test_a_piece_that_does_not_fit_is_told_by_the_worker_with_its_place():
+def test_a_piece_that_does_not_fit_is_told_by_the_worker_with_its_place(monkeypatch):
     tokenizer = CharTokenizer("ab")
-    with pytest.raises(SpikegptError, match=r"in the piece from byte 4 on: character 'x' \(U\+0078\) at position 1 is not among the 2"):
+    monkeypatch.setattr(encoding, "PAIR_PIECE_BYTES", 1)
+    with pytest.raises(SpikegptError, match=r"in the text from byte 4 on: character 'x' \(U\+0078\) at position 1 is not among the 2"):
         list(encode_pieces(tokenizer, [b"aabb", b"bxb"], 2))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_short_pieces_travel_together_and_come_back_one_by_one(processes, monkeypatch):
+    monkeypatch.setattr(encoding, "PAIR_PIECE_BYTES", 10)
+    pieces = [b"neuron", b"", b"fires", b"a" * 30, b"b", b"\0"]
+    done = list(encode_pieces(ByteTokenizer(), pieces, processes))
+    assert [(piece, bytes(ids)) for piece, ids in done] == [(piece, piece) for piece in pieces]
 
 
 def test_a_worker_that_dies_is_told(monkeypatch):
