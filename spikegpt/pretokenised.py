@@ -14,7 +14,7 @@ from .cutting import cut_pieces
 from .encoding import encode_pieces, useful_processes
 from .errors import SpikegptError
 from .progress import Progress
-from .sources import PYTHON_DOCS, SPLITS, read_corpus, source_paths, text_files
+from .sources import PYTHON_DOCS, SPLIT_OF_STEM, SPLITS, read_corpus, source_paths, text_files
 from .text import Text
 from .token_file import TokenData, count_characters
 from .tokenizer import PAIR_PIECE_BYTES, ByteTokenizer, Tokenizer, load_tokenizer
@@ -129,7 +129,9 @@ def _documents(source: str | Path | Iterable[str | Path], text_column: str) -> t
     if paths == [PYTHON_DOCS]:
         corpus = read_corpus(PYTHON_DOCS)
         return iter([chain.from_iterable(corpus.split(name).blocks() for name in SPLITS)]), len(corpus)
-    files = [(file, Text.of_file(file)) for file in text_files(paths)]
+    # valid and test stand last, so that whoever splits the tokens by position does not train on them
+    ordered = sorted(text_files(paths), key=lambda file: SPLITS.index(SPLIT_OF_STEM.get(file.stem, "train")))
+    files = [(file, Text.of_file(file)) for file in ordered]
 
     def documents() -> Iterator[Iterable[bytes]]:
         for file, text in files:

@@ -171,6 +171,13 @@ def test_a_document_is_a_file_or_a_line_and_may_have_an_end_token(tmp_path):
     assert found.starts.tolist() == [0, 8, 14]
 
 
+def test_valid_and_test_come_after_train(tmp_path):
+    for name in ("test", "train", "valid"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    found = export_binidx(tmp_path, ByteTokenizer(), tmp_path / "out")
+    assert bytes(found.tokens.astype(np.uint8)) == b"trainvalidtest"
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_long_document_is_written_whole(processes, tmp_path, monkeypatch):
     monkeypatch.setattr("spikegpt.encoding.BYTES_PER_PROCESS", 1000)
