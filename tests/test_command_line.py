@@ -119,7 +119,7 @@ def test_preset_sets_the_defaults_and_flags_change_them(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["sing"], "unknown verb 'sing'; known: train, generate"),
+        (["sing"], "unknown verb 'sing'; known: train, data, generate"),
         (["train", "--preset", "huge"], "huge"),
         (["train", "--n-layers", "3"], "--n-layer"),
         (["train", "--n-layer", "0"], "n_layer must be a whole number of at least 1, got 0"),
