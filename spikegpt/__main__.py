@@ -13,7 +13,7 @@ from tyro.conf import OmitArgPrefixes
 from . import __version__
 from .config import PRESETS, SPIKING, model_preset, train_preset
 from .errors import SpikegptError
-from .options import Compare, Doctor, Evaluate, Export, Generate, Import, Info, Measure, Measuring, Train
+from .options import Compare, Data, Doctor, Evaluate, Export, Generate, Import, Info, Measure, Measuring, Train
 
 USAGE = f"""spikegpt {__version__}: train spiking language models, and compare them with their dense RWKV twin
 
@@ -21,6 +21,7 @@ USAGE = f"""spikegpt {__version__}: train spiking language models, and compare t
   spikegpt train --spiking none   train its dense twin; --spiking output: the published block
   spikegpt train --from RUN       go on from trained weights: fine-tune them, or turn dense ones into spiking ones (--spiking input)
   spikegpt train --resume RUN     continue a run that was broken off
+  spikegpt data [NAME]            list corpora, or fetch one: enwik8, wikitext-103, ..., OWNER/NAME of Hugging Face
   spikegpt generate RUN "Once"    write text, token by token
   spikegpt evaluate RUN...        bits per byte, perplexities and firing rates, of several runs side by side; --last-word FILE
   spikegpt lm-eval ...            EleutherAI's lm_eval, which then knows: --model spikegpt --model_args pretrained=RUN
@@ -91,6 +92,44 @@ def _changed(options: Train) -> list[str]:
         ours, theirs = getattr(options, part).to_dict(), getattr(defaults, part).to_dict()
         names += [name for name in ours if ours[name] != theirs[name]]
     return ["--" + name.replace("_", "-") for name in names]
+
+
+def data_verb(arguments: list[str]) -> int:
+    options = tyro.cli(Data, prog="spikegpt data", args=arguments)
+    from . import corpora
+
+    if options.name is None:
+        print(json.dumps(list(corpora.CORPORA)) if options.json else corpora.listing())
+        return 0
+    if options.binidx is not None:
+        return _write_tokens(options)
+    folder = corpora.obtain(
+        options.name,
+        options.out,
+        options.cache,
+        column=options.column,
+        config=options.config,
+        split=options.split,
+        separator=options.separator.replace("\\n", "\n").replace("\\t", "\t"),
+        limit_bytes=options.limit_bytes,
+    )
+    print(json.dumps({"folder": str(folder)}) if options.json else f"{folder}\n  spikegpt train --data {folder}")
+    return 0
+
+
+def _write_tokens(options: Data) -> int:
+    from .corpora import CORPORA, named_corpus
+    from .pretokenised import export_binidx
+    from .tokenizer import ByteTokenizer, load_tokenizer
+
+    source = named_corpus(options.name, cache_dir=options.cache) if options.name in CORPORA else options.name
+    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else ByteTokenizer()
+    written = export_binidx(
+        source, tokenizer, options.binidx, text_column=options.column, end_token=options.end_token, processes=options.processes
+    )
+    facts = {"tokens_file": str(written.path), "tokens": len(written.tokens), "documents": len(written.starts)}
+    _show(facts, options.json)
+    return 0
 
 
 def generate_verb(arguments: list[str]) -> int:
@@ -274,6 +313,7 @@ def _show(values: dict[str, Any], as_json: bool, indent: str = "") -> None:
 
 VERBS = {
     "train": train_verb,
+    "data": data_verb,
     "generate": generate_verb,
     "evaluate": evaluate_verb,
     "lm-eval": lm_eval_verb,

@@ -24,9 +24,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .checkpoint import load_model, read_run_config
+from .config import TrainConfig
 from .data import prepare
+from .encoding import encode_first
 from .errors import SpikegptError
 from .model import LayerState, ModelOutput, SpikeGPT, State, evaluating
+from .text import Text
 from .tokenizer import Tokenizer
 
 # windows read at once: so many, or fewer where their logits would be more than this
@@ -233,18 +236,15 @@ def read_text(
         SpikegptError: the text is gone, or too short to predict anything.
     """
     if file is not None:
-        try:
-            text = file.read_bytes()
-        except OSError as error:
-            raise SpikegptError(f"cannot read {file}: {error.strerror}; give a text file") from None
-        tokens, source = tokenizer.encode(text), str(file)
+        tokens, source = encode_first(tokenizer, Text.of_file(file), limit), str(file)
     else:
         # a checkpoint folder lies inside its run
         folder = run if (run / "metrics.jsonl").exists() else run.parent.parent
         if not (folder / "metrics.jsonl").exists():
             raise SpikegptError(f"{run} was not trained here, so it has no text of its own; give one with --file FILE")
-        data = read_run_config(folder)["train"]["data"]
-        tokens, source = np.asarray(prepare(list(data), tokenizer, cache).split(split)), f"{', '.join(data)} ({split})"
+        config = TrainConfig.from_dict(read_run_config(folder)["train"])
+        prepared = prepare(list(config.data), tokenizer, cache, text_column=config.text_column)
+        tokens, source = np.asarray(prepared.split(split)), f"{', '.join(config.data)} ({split})"
     tokens = tokens[:limit]
     _check(tokens, source)
     return tokens, source

@@ -26,6 +26,25 @@ class Train:
 
 
 @dataclass(kw_only=True)
+class Data:
+    """Fetch a corpus as a folder that --data takes, or write the tokens of a text for Megatron-LM and RWKV-LM."""
+
+    name: Annotated[Positional[str | None], arg(help="a corpus by name, OWNER/NAME on Hugging Face, or with --binidx any text; none: list")] = None
+    out: Annotated[Path | None, arg(help="folder to write; by default in the cache")] = None
+    column: Annotated[str, arg(help="column of a data set, or key of JSONL lines, that holds the text")] = "text"
+    config: Annotated[str | None, arg(help="configuration of a data set that has several")] = None
+    split: Annotated[str | None, arg(help="only this split of a data set, cut into 90/5/5 percent; by default its own three, or train")] = None
+    separator: Annotated[str, arg(help="between the texts of a data set; \\n is a newline, \\t a tab")] = "\\n"
+    limit_bytes: Annotated[int | None, arg(help="read about so many bytes of each split of a data set")] = None
+    binidx: Annotated[Path | None, arg(help="write PREFIX.bin and PREFIX.idx with the tokens of NAME, a document per file or JSONL line")] = None
+    tokenizer: Annotated[Path | None, arg(help="tokenizer JSON for --binidx; by default bytes")] = None
+    end_token: Annotated[int | None, arg(help="id put after each document; RWKV-LM and GPT-NeoX use 0")] = None
+    processes: Annotated[int | None, arg(help="processes that tokenise; by default all CPUs")] = None
+    cache: Annotated[Path | None, arg(help="where downloads and corpora are kept; by default ~/.cache/spikegpt")] = None
+    json: Annotated[bool, arg(help="print JSON")] = False
+
+
+@dataclass(kw_only=True)
 class Generate:
     """Write text that continues one or several prompts."""
 

@@ -7,6 +7,7 @@ The Hugging Face `tokenizers` library does the byte pairs; it is imported only w
 import codecs
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -16,19 +17,31 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .cutting import PAIR_CUTS, cut_pieces, next_character_cut, next_pair_cut, pair_pattern, strings
 from .errors import SpikegptError
 from .files import write_atomically
 
 FORMAT = 1
-# encoded at a time: bounds memory, and gives the byte-pair encoder pieces to work on in parallel
-CHARACTER_PIECE_BYTES, PAIR_PIECE_BYTES, PAIR_PIECES = 1 << 20, 1 << 16, 64
+# encoded at a time: bounds memory
+CHARACTER_PIECE_BYTES, PAIR_PIECE_BYTES = 1 << 20, 1 << 17
+# words whose pairs are remembered, about 50 MB; longer ones, in characters, are not
+KNOWN_WORDS, LONGEST_KNOWN_WORD = 1 << 18, 64
 
 
 class Tokenizer(ABC):
     """What the three tokenizers have in common. A tokenizer never changes once it is made."""
 
     name: ClassVar[str]
+    encodes_slowly: ClassVar[bool] = False
+    """whether long texts are worth several processes"""
     vocab_size: int
+
+    @abstractmethod
+    def next_cut(self, text: bytes, start: int) -> int | None:
+        """Return the first place at or after `start` (at least 1) where `text` may be cut without changing its tokens.
+
+        `text` may be the beginning of a longer one: a place that this cannot decide is left out. None if there is no place.
+        """
 
     @abstractmethod
     def encode(self, text: bytes) -> np.ndarray:
@@ -104,17 +117,26 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         raise SpikegptError(f"cannot read the tokenizer {path}: {error.strerror}; give byte, char, bpe or a tokenizer.json") from None
     except ValueError as error:
         raise SpikegptError(f"{path} is not JSON ({error}); give a tokenizer.json") from None
+    return tokenizer_of(values, str(path))
+
+
+def tokenizer_of(values: Any, source: str) -> Tokenizer:
+    """Return the tokenizer that `values`, the content of a JSON file, describe; `source` stands in the errors.
+
+    Raises:
+        SpikegptError: not a tokenizer.
+    """
     if not isinstance(values, dict) or not values.keys() & {"model", "tokenizer"}:
-        raise SpikegptError(f"{path} is not a tokenizer: it has neither a 'model' (Hugging Face tokenizers) nor a 'tokenizer' (spikegpt)")
+        raise SpikegptError(f"{source} is not a tokenizer: it has neither a 'model' (Hugging Face tokenizers) nor a 'tokenizer' (spikegpt)")
     if "model" in values:
-        return BPETokenizer(values, source=str(path))
+        return BPETokenizer(values, source)
     if values.get("format") != FORMAT:
-        raise SpikegptError(f"{path} has format {values.get('format')}, this spikegpt reads {FORMAT}; install a newer spikegpt")
+        raise SpikegptError(f"{source} has format {values.get('format')}, this spikegpt reads {FORMAT}; install a newer spikegpt")
     if values["tokenizer"] == "byte":
         return ByteTokenizer()
     if values["tokenizer"] == "char":
         return CharTokenizer(values.get("characters", ""))
-    raise SpikegptError(f"{path} holds a tokenizer {values['tokenizer']!r}, known are byte and char; install a newer spikegpt")
+    raise SpikegptError(f"{source} holds a tokenizer {values['tokenizer']!r}, known are byte and char; install a newer spikegpt")
 
 
 class ByteTokenizer(Tokenizer):
@@ -122,6 +144,9 @@ class ByteTokenizer(Tokenizer):
 
     name = "byte"
     vocab_size = 256
+
+    def next_cut(self, text: bytes, start: int) -> int | None:
+        return start if start < len(text) else None
 
     def encode(self, text: bytes) -> np.ndarray:
         return np.frombuffer(text, np.uint8)
@@ -156,8 +181,8 @@ class CharTokenizer(Tokenizer):
         self._ids[self._codes] = np.arange(self.vocab_size)
 
     @classmethod
-    def from_text(cls, *texts: bytes) -> "CharTokenizer":
-        """Return the tokenizer whose alphabet is every character of `texts`, sorted.
+    def from_text(cls, *texts: bytes | Iterable[bytes]) -> "CharTokenizer":
+        """Return the tokenizer whose alphabet is every character of `texts`, sorted; a text is bytes, or blocks of bytes in order.
 
         Raises:
             SpikegptError: a text is not UTF-8, or all are empty.
@@ -167,6 +192,9 @@ class CharTokenizer(Tokenizer):
             for characters in _characters(text):
                 seen[_code_points(characters)] = True
         return cls("".join(map(chr, np.flatnonzero(seen).tolist())))
+
+    def next_cut(self, text: bytes, start: int) -> int | None:
+        return next_character_cut(text, start)
 
     def encode(self, text: bytes) -> np.ndarray:
         """Return one id per character.
@@ -206,6 +234,7 @@ class BPETokenizer(Tokenizer):
     """
 
     name = "bpe"
+    encodes_slowly = True
 
     def __init__(self, values: dict[str, Any], source: str = "the tokenizer"):
         """Make the tokenizer that `values`, the content of a `tokenizers` JSON file, describes."""
@@ -229,6 +258,8 @@ class BPETokenizer(Tokenizer):
     def train(cls, text: bytes | Iterable[bytes], vocab_size: int) -> "BPETokenizer":
         """Return a byte-level BPE of at most `vocab_size` tokens, fewer if the text has no more pairs; equal for equal text.
 
+        `text` is bytes, or blocks of bytes in order, wherever they are cut.
+
         Raises:
             SpikegptError: vocab_size is below 256, or the text is not UTF-8.
         """
@@ -241,8 +272,9 @@ class BPETokenizer(Tokenizer):
         library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         library.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
-        texts = [text] if isinstance(text, bytes) else text
-        library.train_from_iterator((piece for one in texts for piece in _lines(one)), trainer)
+        everywhere = pair_pattern(PAIR_CUTS)
+        pieces = cut_pieces(_blocks(text), PAIR_PIECE_BYTES, lambda held, start: next_pair_cut(held, start, everywhere))
+        library.train_from_iterator(strings(pieces), trainer)
         return cls(json.loads(library.to_str()))
 
     @classmethod
@@ -263,22 +295,49 @@ class BPETokenizer(Tokenizer):
         Raises:
             SpikegptError: the text is not UTF-8.
         """
-        pieces = list(_lines(text)) if self._splits_before_newlines else ["".join(_characters(text))]
         encoded = [np.empty(0, self.dtype)]
-        for first in range(0, len(pieces), PAIR_PIECES):
-            batch = self._library.encode_batch_fast(pieces[first : first + PAIR_PIECES], add_special_tokens=False)
-            encoded += [np.array(piece.ids, self.dtype) for piece in batch]
+        for piece in strings(cut_pieces([text], PAIR_PIECE_BYTES, self.next_cut)):
+            # nearly every word has been seen before: looking it up takes a fraction of the time of the library
+            words = self._cuts.split(piece)
+            known = self._known
+            new = [word for word in dict.fromkeys(words) if word not in known]
+            found = self._library.encode_batch_fast(new, add_special_tokens=False)
+            known |= {word: np.array(one.ids, self.dtype).tobytes() for word, one in zip(new, found, strict=True)}
+            encoded.append(np.frombuffer(b"".join(map(known.__getitem__, words)), self.dtype))
+            for word in new:
+                # long ones, such as a text without any place to cut, do not come again
+                if len(word) > LONGEST_KNOWN_WORD:
+                    del known[word]
+            if len(known) > KNOWN_WORDS:
+                known.clear()
         return np.concatenate(encoded)
 
+    def next_cut(self, text: bytes, start: int) -> int | None:
+        return next_pair_cut(text, start, self._cuts)
+
     @cached_property
-    def _splits_before_newlines(self) -> bool:
-        """Whether a text may be cut after a letter and before a newline without changing its tokens."""
-        if self._library.pre_tokenizer is None:
+    def _known(self) -> dict[str, bytes]:
+        """What lies between two places to cut -> its ids; emptied when it gets long."""
+        return {}
+
+    @cached_property
+    def _cuts(self) -> re.Pattern[str]:
+        """Matches the places where a cut changes no token of this tokenizer."""
+        if self._library.pre_tokenizer is None or self._bytes is None:
+            return pair_pattern(())
+        added, everywhere = self._library.get_added_tokens_decoder().values(), pair_pattern(PAIR_CUTS)
+        # an added token that takes the spaces after it, or holds a place to cut, perhaps only before some word
+        if any(token.rstrip or everywhere.search(token.content + "a") for token in added):
+            return pair_pattern(())
+        return pair_pattern(cut for cut in PAIR_CUTS if self._splits_at(*cut))
+
+    def _splits_at(self, before: str, after: str) -> bool:
+        """Whether the library takes both texts apart as it takes their sum apart."""
+        normalizer, split = self._library.normalizer, self._library.pre_tokenizer.pre_tokenize_str
+        # some normalizers put a space before every text, or take it away
+        if normalizer is not None and any(normalizer.normalize_str(text) != text for text in (before, after)):
             return False
-        # asked with the normalizer's output, for some put a space before every text
-        text = "a\na" if self._library.normalizer is None else self._library.normalizer.normalize_str("a\na")
-        first = self._library.pre_tokenizer.pre_tokenize_str(text)[0]
-        return text == "a\na" and first == ("a", (0, 1)) and self._bytes is not None
+        return [piece for piece, _ in split(before + after)] == [piece for text in (before, after) for piece, _ in split(text)]
 
     def _decode(self, ids: np.ndarray) -> bytes:
         if self._bytes is None:
@@ -320,44 +379,13 @@ class _LibraryStream:
         return self._tokenizer.decode(self._pending).decode()
 
 
-def next_character(text: bytes, position: int) -> int:
-    """Return the first position at or after `position` where a UTF-8 character begins or the text ends; where no UTF-8 is, `position`."""
-    for candidate in range(position, position + 4):
-        if candidate >= len(text) or text[candidate] & 0xC0 != 0x80:
-            return candidate
-    return position
+def _blocks(text: bytes | Iterable[bytes]) -> Iterable[bytes]:
+    return [text] if isinstance(text, bytes) else text
 
 
-def _characters(text: bytes) -> Iterator[str]:
-    """Yield `text` as strings of about CHARACTER_PIECE_BYTES; SpikegptError names the first byte that is not UTF-8."""
-    start = 0
-    while start < len(text):
-        end = next_character(text, min(start + CHARACTER_PIECE_BYTES, len(text)))
-        yield _utf8(text[start:end], start)
-        start = end
-
-
-def _lines(text: bytes) -> Iterator[str]:
-    """Yield `text` as strings of at least PAIR_PIECE_BYTES, cut after a letter or digit and before a newline."""
-    start, newline = 0, text.find(b"\n", PAIR_PIECE_BYTES)
-    while newline >= 0:
-        # ignoring the bytes of a character that begins before these four
-        if text[max(newline - 4, 0) : newline].decode(errors="ignore")[-1:].isalnum():
-            yield _utf8(text[start:newline], start)
-            start = newline
-        newline = text.find(b"\n", max(start + PAIR_PIECE_BYTES, newline + 1))
-    if start < len(text):
-        yield _utf8(text[start:], start)
-
-
-def _utf8(text: bytes, offset: int) -> str:
-    try:
-        return text.decode()
-    except UnicodeDecodeError as error:
-        raise SpikegptError(
-            f"the text is not UTF-8 at byte {offset + error.start} (0x{text[error.start]:02x}); "
-            "convert it, or use the byte tokenizer, which takes any text"
-        ) from None
+def _characters(text: bytes | Iterable[bytes]) -> Iterator[str]:
+    """Yield `text` as strings of about CHARACTER_PIECE_BYTES."""
+    return strings(cut_pieces(_blocks(text), CHARACTER_PIECE_BYTES, next_character_cut))
 
 
 def _code_points(characters: str) -> np.ndarray:

@@ -178,7 +178,7 @@ class _Trainer:
         stored = self.run / "tokenizer.json"
         # a run owns its tokenizer: a resumed one never builds it anew
         tokenizer = self.config.tokenizer if is_new or not stored.exists() else load_tokenizer(stored)
-        return prepare(list(self.config.data), tokenizer, cache, self.config.bpe_vocab_size)
+        return prepare(list(self.config.data), tokenizer, cache, self.config.bpe_vocab_size, text_column=self.config.text_column)
 
     def _vocab_size(self, start: Path | None) -> int:
         tokens = self.data.tokenizer.vocab_size

@@ -38,6 +38,18 @@ def test_train_from_a_run_takes_its_sizes_and_its_tokenizer(tmp_path, trained, c
     assert refused.returncode == 1 and "leave out" in refused.stderr and "--from" in refused.stderr
 
 
+def test_data_lists_the_corpora_and_writes_tokens_that_train(tmp_path, cache):
+    assert spikegpt("data").stdout.startswith("enwik8 ")
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"body": f"neuron {number} fires"}) + "\n" for number in range(100)))
+    written = json.loads(spikegpt("data", tmp_path / "a.jsonl", "--column", "body", "--binidx", tmp_path / "docs", "--json").stdout)
+    assert written == {"tokens_file": str(tmp_path / "docs.bin"), "tokens": 10 * 14 + 90 * 15, "documents": 100}
+    options = ["--n-layer", "1", "--n-embd", "8", "--ctx-len", "8", "--steps", "2", "--eval-tokens", "64", "--threads", "1", "--spiking", "none"]
+    trained = spikegpt("train", "--data", tmp_path / "docs.idx", "--out", tmp_path / "run", "--cache", cache, "--json", *options)
+    assert json.loads(trained.stdout)["step"] == 2
+    refused = spikegpt("data", "enwik7", check=False)
+    assert refused.returncode == 1 and "known: enwik8" in refused.stderr
+
+
 def test_generate_streams_the_prompt_and_its_continuation(trained):
     assert spikegpt("generate", trained, "The ", "--max-tokens", "5").stdout.startswith("The ")
 
@@ -118,7 +130,7 @@ def test_preset_sets_the_defaults_and_flags_change_them(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["sing"], "unknown verb 'sing'; known: train, generate"),
+        (["sing"], "unknown verb 'sing'; known: train, data, generate"),
         (["train", "--preset", "huge"], "huge"),
         (["train", "--n-layers", "3"], "--n-layer"),
         (["train", "--n-layer", "0"], "n_layer must be a whole number of at least 1, got 0"),

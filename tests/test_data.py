@@ -1,8 +1,7 @@
-"""Corpora are split where they should be, token files are whole or written anew, and the order of samples depends on the position only."""
+"""Token files are whole or written anew, and the order of samples depends on the position only."""
 
 import errno
 import os
-import platform
 import re
 
 import numpy as np
@@ -10,10 +9,12 @@ import pytest
 from tokenizers import Tokenizer as Library
 from tokenizers import models, pre_tokenizers
 
-from spikegpt.data import prepare, read_corpus, split_text
+from spikegpt import data as data_module
+from spikegpt.data import prepare
 from spikegpt.errors import SpikegptError
-from spikegpt.files import atomic_path, sha256_of, write_atomically
+from spikegpt.files import atomic_path, write_atomically
 from spikegpt.sampler import StreamSampler, WindowSampler
+from spikegpt.sources import SPLITS, read_corpus
 from spikegpt.tokenizer import BPETokenizer, CharTokenizer
 
 TEXT = "The spiking neuron fires. Größe: 5 €, 🦔!\n" * 40
@@ -33,94 +34,8 @@ def write(folder, **texts):
     return folder
 
 
-# --- corpora
-
-
-def test_python_docs_are_there_and_name_their_python():
-    corpus = read_corpus("python-docs")
-    text = (corpus.train + corpus.valid + corpus.test).decode()
-    # 465,048 in Python 3.11; they grow slowly from version to version
-    assert 400_000 < len(text) < 700_000
-    assert corpus.metadata["python"] == platform.python_version()
-    assert text.startswith('The "assert" statement\n')
-
-
-def test_a_file_is_split_into_its_first_90_next_5_and_last_5_percent(tmp_path):
-    (tmp_path / "digits.txt").write_bytes(bytes(range(100)))
-    corpus = read_corpus(tmp_path / "digits.txt")
-    assert (corpus.train, corpus.valid, corpus.test) == (bytes(range(90)), bytes(range(90, 95)), bytes(range(95, 100)))
-    assert corpus.sha256 == sha256_of(tmp_path / "digits.txt")
-
-
-@pytest.mark.parametrize("shift", range(4))
-def test_no_split_breaks_a_character(shift):
-    text = "x" * shift + "🦔" * 25
-    corpus = split_text("hedgehogs", text.encode())
-    assert corpus.train.decode() + corpus.valid.decode() + corpus.test.decode() == text
-
-
-def test_text_that_is_not_utf8_is_split_all_the_same():
-    corpus = split_text("continuation bytes", b"\x80" * 200)
-    assert [len(part) for part in (corpus.train, corpus.valid, corpus.test)] == [180, 10, 10]
-
-
-def test_files_are_joined_in_the_given_order(tmp_path):
-    folder = write(tmp_path, b="second " * 20, a="first " * 20)
-    corpus = read_corpus([str(folder / "b.txt"), str(folder / "a.txt")])
-    assert corpus.train.startswith(b"second second")
-    assert corpus.metadata["files"] == ["b.txt", "a.txt"]
-
-
-def test_a_folder_is_all_its_texts_sorted_by_path(tmp_path):
-    folder = write(tmp_path / "books", b="second " * 20, a="first " * 20)
-    (folder / "deeper").mkdir()
-    (folder / "deeper" / "c.md").write_text("third " * 20)
-    (folder / "image.png").write_bytes(b"\x89PNG")
-    corpus = read_corpus(folder)
-    assert corpus.metadata["files"] == ["a.txt", "b.txt", "deeper/c.md"]
-    assert corpus.name == "books"
-
-
-@pytest.mark.parametrize("stem", ["valid", "validation", "val"])
-def test_a_split_folder_is_used_as_it_is_split(stem, tmp_path):
-    corpus = read_corpus(write(tmp_path, train="learn", test="judge", **{stem: "tune"}))
-    assert (corpus.train, corpus.valid, corpus.test) == (b"learn", b"tune", b"judge")
-
-
-@pytest.mark.parametrize("texts", [{"train": "a" * 99, "test": "b" * 99}, {"train": "aa", "valid": "bb", "test": "cc", "notes": "dd"}])
-def test_a_folder_that_is_nearly_split_is_refused(texts, tmp_path):
-    with pytest.raises(SpikegptError, match=r"looks split but holds .*keep exactly train, valid and test"):
-        read_corpus(write(tmp_path, **texts))
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", r"has 0 byte\(s\) of text"),
-        (b"x", r"has 1 byte\(s\) of text"),
-        (b"x" * 20, "train 18, valid 1, test 1"),
-        ("é".encode(), "every split needs at least 2 bytes"),
-    ],
-)
-def test_a_corpus_that_is_too_short_is_refused(content, message, tmp_path):
-    (tmp_path / "short.txt").write_bytes(content)
-    with pytest.raises(SpikegptError, match=message):
-        read_corpus(tmp_path / "short.txt")
-
-
-def test_a_missing_file_is_named():
-    with pytest.raises(SpikegptError, match=r"cannot read no/such\.txt: No such file"):
-        read_corpus("no/such.txt")
-
-
-def test_a_folder_without_text_is_refused(tmp_path):
-    with pytest.raises(SpikegptError, match=r"holds no \*\.txt, \*\.md, \*\.text file"):
-        read_corpus(tmp_path)
-
-
-def test_no_source_is_refused():
-    with pytest.raises(SpikegptError, match="no source given"):
-        read_corpus([])
+def texts_of(corpus):
+    return tuple(corpus.split(name).read() for name in SPLITS)
 
 
 # --- token files
@@ -130,9 +45,9 @@ def test_no_source_is_refused():
 def test_every_split_decodes_to_its_text(name, text_file, tmp_path):
     data, corpus = prepare(text_file, name, tmp_path / "cache", bpe_vocab_size=300), read_corpus(text_file)
     for split in ("train", "valid", "test"):
-        assert data.tokenizer.decode(data.split(split)) == corpus.split(split)
+        assert data.tokenizer.decode(data.split(split)) == corpus.split(split).read()
         assert data.header["splits"][split]["bytes"] == len(corpus.split(split))
-        assert data.header["splits"][split]["characters"] == len(corpus.split(split).decode())
+        assert data.header["splits"][split]["characters"] == len(corpus.split(split).read().decode())
     assert data.header["is_exact"]
     assert data.header["tokenizer_fingerprint"] == data.tokenizer.fingerprint
 
@@ -142,6 +57,26 @@ def test_bpe_is_trained_on_the_train_split_only(tmp_path):
     data = prepare(write(tmp_path, **texts), "bpe", tmp_path / "cache")
     assert data.tokenizer.fingerprint == BPETokenizer.train(b"abc " * 50, 4096).fingerprint
     assert len(data.tokenizer.encode(b"neuron")) == 6
+
+
+def test_bpe_of_a_long_text_is_trained_on_parts_of_it_evenly(tmp_path, monkeypatch):
+    monkeypatch.setattr(data_module, "TRAINING_BYTES", 90)
+    monkeypatch.setattr(data_module, "TRAINING_PARTS", 3)
+    # parts of 30 bytes at 0, 600 and 1200 of 1800
+    text = "a" * 600 + "é" * 300 + "c" * 600
+    write(tmp_path / "texts", train=text, valid="xx", test="yy")
+    data = prepare(tmp_path / "texts", "bpe", tmp_path / "cache")
+    sample = "\n".join(["a" * 30, "é" * 15, "c" * 30])
+    assert data.tokenizer.fingerprint == BPETokenizer.train(sample.encode(), 4096).fingerprint
+
+
+def test_several_processes_write_the_same_token_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("spikegpt.encoding.BYTES_PER_PROCESS", 1000)
+    monkeypatch.setattr("spikegpt.encoding.PAIR_PIECE_BYTES", 100)
+    (tmp_path / "story.txt").write_bytes(TEXT.encode())
+    tokenizer = BPETokenizer.train(TEXT.encode(), 300)
+    files = [prepare(tmp_path / "story.txt", tokenizer, tmp_path / f"cache{n}", processes=n).path.read_bytes() for n in (1, 2)]
+    assert files[0] == files[1]
 
 
 def test_the_alphabet_is_that_of_the_whole_corpus(tmp_path):
@@ -231,6 +166,14 @@ def test_an_unknown_tokenizer_is_refused(text_file, tmp_path):
 def test_a_text_that_does_not_fit_the_tokenizer_leaves_no_file(text_file, tmp_path):
     with pytest.raises(SpikegptError, match="'T'"):
         prepare(text_file, CharTokenizer("ab"), tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_text_that_changes_while_it_is_tokenised_is_told(text_file, tmp_path, monkeypatch):
+    # the checksum is taken first: what is read later is another text of the same length
+    monkeypatch.setattr("spikegpt.sources.Corpus.sha256", "0" * 64)
+    with pytest.raises(SpikegptError, match=r"story\.txt changed while it was tokenised"):
+        prepare(text_file, "byte", tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
 

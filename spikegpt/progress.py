@@ -1,0 +1,44 @@
+"""One line on the terminal for work that takes long; nothing where standard error is no terminal."""
+
+import sys
+import time
+
+_EVERY_S = 0.2
+
+
+class Progress:
+    """Within `with Progress(...) as progress:` each `progress.advance(bytes)` moves the line; at the end the line is cleared."""
+
+    def __init__(self, title: str, total: int | None):
+        """`total`: bytes of the whole work; None if nobody knows."""
+        self._title, self._total, self._done, self._before = title, total, 0, 0
+        self._shown = sys.stderr.isatty()
+        self._started = self._last = time.monotonic()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def restart(self, done: int, total: int | None) -> None:
+        """So many bytes of the whole are done already; the speed counts from now on."""
+        self._done = self._before = done
+        self._total = total
+        self._started = time.monotonic()
+
+    def advance(self, size: int) -> None:
+        self._done += size
+        now = time.monotonic()
+        if self._shown and now - self._last >= _EVERY_S:
+            self._last = now
+            print(f"\r\x1b[K{self._title}: {self._line(now - self._started)}", end="", file=sys.stderr, flush=True)
+
+    def _line(self, seconds: float) -> str:
+        speed = (self._done - self._before) / max(seconds, 1e-9)
+        line = f"{self._done / 1e6:,.1f} MB, {speed / 1e6:.1f} MB/s"
+        if not self._total:
+            return line
+        left = max(self._total - self._done, 0) / max(speed, 1e-9)
+        return f"{self._done / self._total:4.0%} of {self._total / 1e6:,.1f} MB, {speed / 1e6:.1f} MB/s, {left:.0f} s left"
