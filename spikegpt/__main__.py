@@ -13,7 +13,7 @@ from tyro.conf import OmitArgPrefixes
 from . import __version__
 from .config import PRESETS, SPIKING, model_preset, train_preset
 from .errors import SpikegptError
-from .options import Compare, Data, Doctor, Evaluate, Export, Generate, Import, Info, Measure, Measuring, Train
+from .options import Compare, Data, Doctor, Evaluate, Export, FinetuneClassify, Generate, Import, Info, Measure, Measuring, Train
 
 USAGE = f"""spikegpt {__version__}: train spiking language models, and compare them with their dense RWKV twin
 
@@ -25,6 +25,7 @@ USAGE = f"""spikegpt {__version__}: train spiking language models, and compare t
   spikegpt generate RUN "Once"    write text, token by token
   spikegpt evaluate RUN...        bits per byte, perplexities and firing rates, of several runs side by side; --last-word FILE
   spikegpt lm-eval ...            EleutherAI's lm_eval, which then knows: --model spikegpt --model_args pretrained=RUN
+  spikegpt finetune-classify RUN  SST-2, SST-5, MR, Subj or your own TSV and JSONL files, with seeds; its twin beside it
   spikegpt measure RUN            count what a run computes, estimate its energy, write RUN/report/report.html
   spikegpt compare RUN --twin     the same beside its dense twin, which is found or trained; or: compare RUN RUN...
   spikegpt import FILE            published SpikeGPT or RWKV-4 weights (.pth, Hugging Face folder) become a folder like a run
@@ -245,6 +246,26 @@ def _measure(runs: list[Path], options: Measuring, title: str) -> int:
     return 0
 
 
+def finetune_classify_verb(arguments: list[str]) -> int:
+    options = tyro.cli(OmitArgPrefixes[FinetuneClassify], prog="spikegpt finetune-classify", args=arguments)
+    from .classify import finetune, table
+    from .examples import TASKS, load_file_task, load_hub_task
+    from .files import write_atomically
+
+    _use_threads(options.threads)
+    files = options.train, options.valid, options.test
+    if not options.runs or (options.task is None) == (None in (options.train, options.test)):
+        raise SpikegptError("give runs, and either --task NAME or --train FILE and --test FILE: spikegpt finetune-classify RUN [TWIN] ...")
+    columns = {"text_column": options.text_column, "label_column": options.label_column}
+    task = load_hub_task(options.task) if options.task else load_file_task(*files, **columns)
+    results = [finetune(run, task, options.config, options.out / run.resolve().name) for run in options.runs]
+    published = {"46M": TASKS[options.task].published_46m, "216M": TASKS[options.task].published_216m} if options.task else {}
+    values = {"task": task.name, "classes": task.classes, "majority": task.majority(), "published": published, "results": results}
+    write_atomically(options.out / "results.json", json.dumps({**values, "config": options.config.to_dict()}, indent=1))
+    print(json.dumps(values) if options.json else f"{table(task, results, published)}\n\nclassifiers and results.json: {options.out}")
+    return 0
+
+
 def import_verb(arguments: list[str]) -> int:
     options = tyro.cli(Import, prog="spikegpt import", args=arguments)
     from .doctor import describe_model
@@ -317,6 +338,7 @@ VERBS = {
     "generate": generate_verb,
     "evaluate": evaluate_verb,
     "lm-eval": lm_eval_verb,
+    "finetune-classify": finetune_classify_verb,
     "measure": measure_verb,
     "compare": compare_verb,
     "import": import_verb,

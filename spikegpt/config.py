@@ -303,6 +303,24 @@ class TrainConfig(_Config):
         _check(self.precision in ("no", "bf16", "fp16"), f"precision must be no, bf16 or fp16, got {self.precision!r}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClassifyConfig(_Config):
+    """How a classifier is fine-tuned."""
+
+    epochs: int = 5
+    lr: float = 5e-4
+    batch_size: int = 32
+    max_tokens: int = 512
+    """longer texts lose their beginning, for the end is what the last token remembers best"""
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size", "max_tokens"):
+            _check(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        _check(self.lr >= 0, f"lr must not be negative, got {self.lr}")
+        _check(len(self.seeds) > 0, "seeds names none; give at least one")
+
+
 # the published optimiser settings: github.com/ridgerchu/SpikeGPT, src/train.py; the paper's 500 warm-up steps
 _PUBLISHED = {"batch_size": 12, "lr": 6e-4, "lr_final": 1e-5, "warmup_steps": 500, "adam_eps": 4e-9, "l2wrap": 1e-4}
 

@@ -30,6 +30,7 @@ from .encoding import encode_first
 from .errors import SpikegptError
 from .model import LayerState, ModelOutput, SpikeGPT, State, evaluating
 from .text import Text
+from .token_file import count_characters
 from .tokenizer import Tokenizer
 
 # windows read at once: so many, or fewer where their logits would be more than this
@@ -132,8 +133,7 @@ class _Sums:
 
     def result(self, protocol: str, tokens: np.ndarray, tokenizer: Tokenizer) -> Evaluation:
         text = tokenizer.decode(tokens[1:])
-        # every byte that does not continue a UTF-8 character begins one
-        characters = int(np.count_nonzero((np.frombuffer(text, np.uint8) & 0xC0) != 0x80))
+        characters = count_characters(text)
         rates = {name: fired / channels / self.tokens_read for name, (fired, _, channels) in self.spikes.items()}
         units = {name: units / channels / self.tokens_read for name, (_, units, channels) in self.spikes.items()}
         return Evaluation(

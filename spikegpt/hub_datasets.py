@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from .errors import SpikegptError
 from .sources import SPLIT_OF_STEM
@@ -23,21 +24,29 @@ def own_splits(names: list[str]) -> dict[str, str]:
     return found if len(found) == 3 else {}
 
 
-def texts(name: str, config: str | None, split: str, column: str) -> Iterator[bytes]:
-    """Yield the text of each row, as UTF-8, without holding more than a few rows.
+def rows(name: str, config: str | None, split: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a split, without holding more than a few.
 
     Raises:
-        SpikegptError: as `split_names`; or there is no such split or column, or a row holds no text.
+        SpikegptError: as `split_names`; or there is no such split.
     """
     with _told(name):
-        rows = iter(_datasets().load_dataset(name, config, split=split, streaming=True))
-    number = 0
+        found = iter(_datasets().load_dataset(name, config, split=split, streaming=True))
     while True:
         with _told(name):
-            row = next(rows, None)
+            row = next(found, None)
         if row is None:
             return
-        number += 1
+        yield row
+
+
+def texts(name: str, config: str | None, split: str, column: str) -> Iterator[bytes]:
+    """Yield the text of each row, as UTF-8.
+
+    Raises:
+        SpikegptError: as `rows`; or there is no such column, or a row holds no text.
+    """
+    for number, row in enumerate(rows(name, config, split), 1):
         if column not in row:
             raise SpikegptError(f"{name} has no column {column!r}, only {', '.join(row)}; name the one that holds the text: --column")
         if not isinstance(row[column], str):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from .config import ModelConfig, TrainConfig
+from .config import ClassifyConfig, ModelConfig, TrainConfig
 
 
 @dataclass(kw_only=True)
@@ -145,5 +145,22 @@ class Info:
 class Doctor:
     """Say what is installed, which kernels will run where, whether they are right, and how fast they are here."""
 
+    threads: Annotated[int, arg(help="CPU threads; 0 leaves torch's choice")] = 0
+    json: Annotated[bool, arg(help="print JSON")] = False
+
+
+@dataclass(kw_only=True)
+class FinetuneClassify:
+    """Fine-tune a run for classification, and its dense twin beside it."""
+
+    runs: Annotated[Positional[tuple[Path, ...]], arg(help="folders of runs, checkpoints or imported models; the dense twin beside the spiking one")]
+    task: Annotated[Literal["sst2", "sst5", "mr", "subj"] | None, arg(help="a task of the paper, from the Hugging Face hub")] = None
+    train: Annotated[Path | None, arg(help="TSV (first line: column names) or JSONL file")] = None
+    valid: Annotated[Path | None, arg(help="chooses the epoch; by default 10 percent of train are held out")] = None
+    test: Annotated[Path | None, arg(help="read once per seed, at the end")] = None
+    text_column: str = "text"
+    label_column: str = "label"
+    out: Annotated[Path, arg(help="folder for results.json and the classifiers")] = Path("runs/classify")
+    config: ClassifyConfig = field(default_factory=ClassifyConfig)
     threads: Annotated[int, arg(help="CPU threads; 0 leaves torch's choice")] = 0
     json: Annotated[bool, arg(help="print JSON")] = False

@@ -232,7 +232,7 @@ def test_nothing_is_overwritten(authors_file, tmp_path):
 
 
 def test_a_spike_driven_model_has_no_name_elsewhere(trained, tmp_path):
-    with pytest.raises(SpikegptError, match="no other layout names"):
+    with pytest.raises(SpikegptError, match="which no other library's layout names; export it with --layout auto"):
         export_weights(trained, tmp_path / "file.pth", "pth")
 
 

@@ -199,8 +199,3 @@ def test_without_transformers_it_says_what_to_install():
     code = "import sys; sys.modules['transformers'] = None; import spikegpt.huggingface"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "spikegpt.huggingface needs transformers: pip install 'spikegpt[hf]'" in done.stderr
-
-
-def test_a_spike_driven_model_has_no_place_in_another_librarys_layout(trained, tmp_path):
-    with pytest.raises(SpikegptError, match="export it with --layout auto"):
-        export_weights(trained, tmp_path / "x", "huggingface")
