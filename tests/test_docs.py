@@ -1,8 +1,12 @@
 """Every command and every program on the pages of docs/ runs, on small sizes, page by page in an empty folder.
 
-What a page says of sizes and steps is shrunk here and nowhere else. Blocks marked `hub` meet a hub of our own.
+What a page says of sizes and steps is shrunk here and nowhere else. The network is ours: blocks marked `hub` meet a hub that serves
+small models, blocks marked `net` a download and data sets of a few lines; `lm-eval` runs by itself, with the local task it names.
 """
 
+import dataclasses
+import hashlib
+import json
 import os
 import re
 import shlex
@@ -11,14 +15,20 @@ import sys
 from pathlib import Path
 
 import pytest
+from http_server import Reply, serving
+from test_classify import write_examples
+from test_corpora import zipped
+from test_harness import QUESTIONS, TASK
 
 from spikegpt import __main__ as command_line
+from spikegpt import corpora, hub_datasets
 from spikegpt.config import ModelConfig
+from spikegpt.corpora import CORPORA
 from spikegpt.foreign import export_weights
 
 TREE = Path(__file__).parent.parent
 PAGES = sorted((TREE / "docs").glob("*.md"))
-BLOCK = re.compile(r"^```(sh|python)( hub)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(sh|python)(?: (hub|net|lm-eval))?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SMALL_MODEL = ["--n-layer", "1", "--n-embd", "16", "--ctx-len", "16"]
 SHORT_TRAINING = ["--steps", "4", "--batch-size", "2", "--warmup-steps", "1", "--eval-tokens", "200"]
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness. "
@@ -28,6 +38,10 @@ def shrunk(words: list[str], cache: Path) -> list[str]:
     """The command with small sizes; what a command gives itself comes first, and the last counts."""
     verb = words[words.index("spikegpt") + 1] if "spikegpt" in words else ""
     more = ["--cache", str(cache), "--threads", "1"] if verb in ("train", "evaluate", "measure", "compare") else []
+    if verb == "data":
+        more = ["--cache", str(cache)]
+    if verb == "finetune-classify":
+        more = ["--threads", "1", "--max-tokens", "16"]
     if verb == "train" and "--resume" in words:
         more = ["--cache", str(cache)]
     elif verb == "train":
@@ -35,31 +49,57 @@ def shrunk(words: list[str], cache: Path) -> list[str]:
     return words + more
 
 
-def run(line: str, cache: Path, hub: str | None) -> None:
+def run(line: str, cache: Path, apart: dict[str, str] | None) -> None:
+    """Run a command; in a process of its own, with these variables, if it is to run apart."""
     words = shrunk(shlex.split(line), cache)
-    if words[0] == "spikegpt" and hub is None:
+    if words[0] == "spikegpt" and apart is None:
         assert command_line.VERBS[words[1]](words[2:]) == 0
         return
     words = [sys.executable, "-m", *words] if words[0] == "spikegpt" else [sys.executable, "-m", "accelerate.commands.launch", *words[2:]]
     env = {**os.environ, "PYTHONPATH": str(TREE), "OMP_NUM_THREADS": "1", "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
-    done = subprocess.run(words, capture_output=True, text=True, env=env | ({"HF_ENDPOINT": hub} if hub else {}), timeout=200)
+    done = subprocess.run(words, capture_output=True, text=True, env=env | (apart or {}), timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_what_a_page_says_runs(page, tmp_path, monkeypatch, cache, published_hub):
-    blocks = BLOCK.findall(page.read_text())
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder with what the pages suppose a user has."""
     monkeypatch.chdir(tmp_path)
-    for folder in ("my_texts", "other_texts"):
-        Path(folder).mkdir()
-        Path(folder, "a.txt").write_text(TEXT * 100)
+    for name in ("my_texts", "other_texts", "tasks"):
+        Path(name).mkdir()
+    Path("my_texts", "a.txt").write_text(TEXT * 100)
+    Path("other_texts", "a.txt").write_text(TEXT[::-1] * 100)
+    Path("documents.jsonl").write_text("".join(json.dumps({"body": TEXT[n:]}) + "\n" for n in range(60)))
+    Path("passages.jsonl").write_text(json.dumps({"text": TEXT.strip()}) + "\n")
+    Path("questions.jsonl").write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS))
+    Path("tasks", "questions.yaml").write_text(TASK.replace("FILE", str(Path("questions.jsonl").absolute())))
+    for seed, name in enumerate(("reviews.tsv", "reviews_test.tsv")):
+        write_examples(Path(name), 60, seed)
+
+
+@pytest.fixture
+def network(monkeypatch):
+    """enwik8 of some kilobytes from a server of our own, and data sets of a few rows."""
+    archive = zipped(enwik8=(TEXT * 100).encode())
+    rows = [{"text": TEXT, "label": n % 2} for n in range(40)]
+    with serving(Reply(archive)) as (url, _):
+        facts = {"urls": (url,), "size": len(archive), "sha256": hashlib.sha256(archive).hexdigest()}
+        monkeypatch.setitem(CORPORA, "enwik8", dataclasses.replace(CORPORA["enwik8"], **facts))
+        monkeypatch.setattr(hub_datasets, "rows", lambda name, config, split: iter(rows))
+        monkeypatch.setattr(corpora, "split_names", lambda name, config: ["train"])
+        yield
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_a_page_says_runs(page, folder, network, cache, published_hub):
+    apart = {"hub": {"HF_ENDPOINT": published_hub}, "lm-eval": {"HF_HUB_OFFLINE": "1"}}
     program = {}
-    for language, on_hub, text in blocks:
+    for language, mark, text in BLOCK.findall(page.read_text()):
         if language == "python":
             exec(compile(text.replace("steps=20", "steps=2"), page.name, "exec"), program)
             continue
         for line in text.strip().splitlines():
-            run(line, cache, published_hub if on_hub else None)
+            run(line, cache, apart.get(mark))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
