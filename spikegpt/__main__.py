@@ -169,6 +169,10 @@ def evaluate_verb(arguments: list[str]) -> int:
     if not options.runs:
         raise SpikegptError("no run given; spikegpt evaluate RUN [RUN ...]")
     if options.last_word is not None:
+        text_flags = {"file": None, "tokens": None, "ctx_len": None, "stride": None, "keep_membrane": False, "split": "test"}
+        given = ["--" + name.replace("_", "-") for name, default in text_flags.items() if getattr(options, name) != default]
+        if given:
+            raise SpikegptError(f"--last-word reads whole passages from its own file; leave out {', '.join(given)}")
         from . import last_word
 
         results = [last_word.evaluate_last_words(run, options.last_word) for run in options.runs]
