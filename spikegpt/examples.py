@@ -1,7 +1,6 @@
 """Labelled texts: the four tasks of the paper from the Hugging Face hub, or TSV and JSONL files, checked line by line."""
 
 import csv
-import json
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from . import jsonl
 from .errors import SpikegptError
 
 HELD_OUT = 0.1
@@ -140,35 +140,26 @@ def _hold_out(examples: list[Example]) -> tuple[list[Example], list[Example]]:
 
 
 def _read_file(path: Path, text_column: str, label_column: str) -> Iterator[_Found]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpikegptError(f"cannot read {path}: {error}; give a TSV or JSONL file in UTF-8") from None
-    if path.suffix == ".jsonl":
-        values = _json_lines(path, lines)
-    elif path.suffix in (".tsv", ".txt"):
-        # texts hold quotation marks that mean themselves
-        values = enumerate(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE), 2)
+    if path.suffix == jsonl.SUFFIX:
+        rows = jsonl.rows(path)
+    elif path.suffix == ".tsv":
+        rows = _tsv_rows(path)
     else:
         raise SpikegptError(f"{path}: give a .tsv file, whose first line names the columns, or a .jsonl file")
-    for number, row in values:
+    for place, row in rows:
         for column in (text_column, label_column):
             # a short line of a TSV lacks its last columns
             if row.get(column) is None:
                 known = ", ".join(str(name) for name in row if name is not None)
-                advice = "name it with --text-column or --label-column"
-                raise SpikegptError(f"{path}, line {number}: no column {column!r}; there are {known}; {advice}")
-        yield _Found(f"{path}, line {number}", row[text_column], row[label_column])
+                raise SpikegptError(f"{place}: no column {column!r}; there are {known}; name it with --text-column or --label-column")
+        yield _Found(place, row[text_column], row[label_column])
 
 
-def _json_lines(path: Path, lines: list[str]) -> Iterator[tuple[int, dict]]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise SpikegptError(f"{path}, line {number} is not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise SpikegptError(f"{path}, line {number} holds a {type(row).__name__}, expected an object with a text and a label")
-        yield number, row
+def _tsv_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpikegptError(f"cannot read {path}: {error}; give a TSV or JSONL file in UTF-8") from None
+    # texts hold quotation marks that mean themselves
+    for number, row in enumerate(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE), 2):
+        yield f"{path}, line {number}", row

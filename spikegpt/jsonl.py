@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from .errors import SpikegptError
 from .files import atomic_path, sha256_of
@@ -10,36 +11,48 @@ from .files import atomic_path, sha256_of
 SUFFIX = ".jsonl"
 
 
-def documents(path: Path, column: str) -> Iterator[bytes]:
-    """Yield the text of each line of a JSONL file, as UTF-8. Empty lines are skipped.
+def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (FILE, line N; the object) of each line of a JSONL file. Empty lines are skipped.
 
     Raises:
-        SpikegptError: the file cannot be read, or a line is not JSON or has no such text; file and line are named.
+        SpikegptError: the file cannot be read, or a line is not a JSON object; file and line are named.
     """
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    yield _text_of(line, column, f"{path}, line {number},")
+                    place = f"{path}, line {number}"
+                    yield place, _object(line, place)
     except OSError as error:
         raise SpikegptError(f"cannot read {path}: {error.strerror}; give a JSONL file") from None
 
 
-def _text_of(line: bytes, column: str, place: str) -> bytes:
+def _object(line: bytes, place: str) -> dict[str, Any]:
     try:
         values = json.loads(line)
     except ValueError as error:
-        raise SpikegptError(f"{place} is not JSON: {error}; mend or remove the line") from None
+        raise SpikegptError(f"{place}, is not JSON: {error}; mend or remove the line") from None
     if not isinstance(values, dict):
-        raise SpikegptError(f"{place} is not an object but a {type(values).__name__}; every line must be an object with a text")
-    if column not in values:
-        raise SpikegptError(f"{place} has no {column!r}, only {', '.join(values) or 'nothing'}; name the one that holds the text: --text-column")
-    if not isinstance(values[column], str):
-        raise SpikegptError(f"{place} has a {type(values[column]).__name__} as {column!r}, not text; mend the line or name another --text-column")
-    try:
-        return values[column].encode()
-    except UnicodeEncodeError as error:
-        raise SpikegptError(f"{place} has half a character in {column!r}: {error}; mend or remove the line") from None
+        raise SpikegptError(f"{place}, is not an object but a {type(values).__name__}; every line must be an object with a text")
+    return values
+
+
+def documents(path: Path, column: str) -> Iterator[bytes]:
+    """Yield the text of each line of a JSONL file, as UTF-8.
+
+    Raises:
+        SpikegptError: as `rows`; or a line has no such text.
+    """
+    for place, values in rows(path):
+        if column not in values:
+            raise SpikegptError(f"{place}, has no {column!r}, only {', '.join(values) or 'nothing'}; name the one that holds the text: --text-column")
+        text = values[column]
+        if not isinstance(text, str):
+            raise SpikegptError(f"{place}, has a {type(text).__name__} as {column!r}, not text; mend the line or name another --text-column")
+        try:
+            yield text.encode()
+        except UnicodeEncodeError as error:
+            raise SpikegptError(f"{place}, has half a character in {column!r}: {error}; mend or remove the line") from None
 
 
 def text_file(path: Path, column: str, folder: Path) -> Path:

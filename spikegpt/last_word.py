@@ -4,12 +4,13 @@ The word is what follows the last white space, and that white space belongs to i
 is the most likely one after those before it. The perplexity is per word: exp of the mean of its negative log probability.
 """
 
-import json
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from . import jsonl
 from .checkpoint import load_model
 from .errors import SpikegptError
 from .evaluate import columns, perplexity_of
@@ -52,18 +53,9 @@ def read_passages(file: Path) -> list[tuple[str, str, str]]:
     Raises:
         SpikegptError: the file cannot be read, is not UTF-8, holds no passage, or a line is none.
     """
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise SpikegptError(f"cannot read {file}: {error.strerror}; give a file of passages, one per line") from None
-    except UnicodeDecodeError as error:
-        raise SpikegptError(f"{file} is not UTF-8 (byte {error.start}); convert it") from None
     passages = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{file}, line {number}"
-        text = (_text_of(line, where) if file.suffix == ".jsonl" else line).strip()
+    for where, line in _lines(file):
+        text = line.strip()
         split = _PASSAGE.fullmatch(text)
         if split is None:
             raise SpikegptError(f"{where}: {text[:40]!r} has no word before its last; give passages of at least two words")
@@ -73,16 +65,21 @@ def read_passages(file: Path) -> list[tuple[str, str, str]]:
     return passages
 
 
-def _text_of(line: str, where: str) -> str:
+def _lines(file: Path) -> Iterator[tuple[str, str]]:
+    """Yield (where, passage)."""
+    if file.suffix == jsonl.SUFFIX:
+        for where, row in jsonl.rows(file):
+            if not isinstance(row.get("text"), str):
+                raise SpikegptError(f"{where}, has the keys {', '.join(row)}, and no \"text\" that is a string; each line needs one")
+            yield where, row["text"]
+        return
     try:
-        values = json.loads(line)
-    except ValueError as error:
-        raise SpikegptError(f"{where} is not JSON ({error}); a .jsonl file has an object with a \"text\" per line") from None
-    text = values.get("text") if isinstance(values, dict) else None
-    if not isinstance(text, str):
-        found = f"the keys {', '.join(values)}" if isinstance(values, dict) else f"a {type(values).__name__}"
-        raise SpikegptError(f"{where} has {found}, and no \"text\" that is a string; each line needs one")
-    return text
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise SpikegptError(f"cannot read {file}: {error.strerror}; give a file of passages, one per line") from None
+    except UnicodeDecodeError as error:
+        raise SpikegptError(f"{file} is not UTF-8 (byte {error.start}); convert it") from None
+    yield from ((f"{file}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip())
 
 
 def encode_passage(tokenizer: Tokenizer, where: str, context: str, word: str) -> tuple[list[int], list[int]]:

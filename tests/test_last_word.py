@@ -92,10 +92,10 @@ def test_byte_pairs_are_cut_between_tokens_of_the_whole_passage():
     [
         ("empty.jsonl", "\n", "empty.jsonl holds no passage"),
         ("word.jsonl", '{"text": "two words"}\n{"text": " one "}\n', "word.jsonl, line 2: 'one' has no word before"),
-        ("column.jsonl", '{"sentence": "two words"}\n', "column.jsonl, line 1 has the keys sentence, and no \"text\""),
-        ("number.jsonl", '{"text": 3}\n', "line 1 has the keys text, and no \"text\" that is a string"),
-        ("list.jsonl", "[1]\n", "line 1 has a list"),
-        ("broken.jsonl", '{"text": "a b"}\n{"text": \n', "broken.jsonl, line 2 is not JSON"),
+        ("column.jsonl", '{"sentence": "two words"}\n', "column.jsonl, line 1, has the keys sentence, and no \"text\""),
+        ("number.jsonl", '{"text": 3}\n', "line 1, has the keys text, and no \"text\" that is a string"),
+        ("list.jsonl", "[1]\n", "line 1, is not an object but a list"),
+        ("broken.jsonl", '{"text": "a b"}\n{"text": \n', "broken.jsonl, line 2, is not JSON"),
         ("latin.txt", b"gr\xfc\xdfe an", "latin.txt is not UTF-8 \\(byte 2\\)"),
     ],
 )
