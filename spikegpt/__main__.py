@@ -124,7 +124,7 @@ def _write_tokens(options: Data) -> int:
     from .tokenizer import ByteTokenizer, load_tokenizer
 
     source = named_corpus(options.name, cache_dir=options.cache) if options.name in CORPORA else options.name
-    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else ByteTokenizer()
+    tokenizer = ByteTokenizer() if options.tokenizer == "byte" else load_tokenizer(options.tokenizer)
     written = export_binidx(
         source, tokenizer, options.binidx, text_column=options.column, end_token=options.end_token, processes=options.processes
     )

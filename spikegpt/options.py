@@ -37,7 +37,7 @@ class Data:
     separator: Annotated[str, arg(help="between the texts of a data set; \\n is a newline, \\t a tab")] = "\\n"
     limit_bytes: Annotated[int | None, arg(help="read about so many bytes of each split of a data set")] = None
     binidx: Annotated[Path | None, arg(help="write PREFIX.bin and PREFIX.idx with the tokens of NAME, a document per file or JSONL line")] = None
-    tokenizer: Annotated[Path | None, arg(help="tokenizer JSON for --binidx; by default bytes")] = None
+    tokenizer: Annotated[str, arg(help="byte, or a tokenizer JSON, for --binidx")] = "byte"
     end_token: Annotated[int | None, arg(help="id put after each document; RWKV-LM and GPT-NeoX use 0")] = None
     processes: Annotated[int | None, arg(help="processes that tokenise; by default all CPUs")] = None
     cache: Annotated[Path | None, arg(help="where downloads and corpora are kept; by default ~/.cache/spikegpt")] = None

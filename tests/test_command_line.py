@@ -42,7 +42,8 @@ def test_train_from_a_run_takes_its_sizes_and_its_tokenizer(tmp_path, trained, c
 def test_data_lists_the_corpora_and_writes_tokens_that_train(tmp_path, cache):
     assert spikegpt("data").stdout.startswith("enwik8 ")
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"body": f"neuron {number} fires"}) + "\n" for number in range(100)))
-    written = json.loads(spikegpt("data", tmp_path / "a.jsonl", "--column", "body", "--binidx", tmp_path / "docs", "--json").stdout)
+    export = ["--column", "body", "--binidx", tmp_path / "docs", "--tokenizer", "byte", "--json"]
+    written = json.loads(spikegpt("data", tmp_path / "a.jsonl", *export).stdout)
     assert written == {"tokens_file": str(tmp_path / "docs.bin"), "tokens": 10 * 14 + 90 * 15, "documents": 100}
     options = ["--n-layer", "1", "--n-embd", "8", "--ctx-len", "8", "--steps", "2", "--eval-tokens", "64", "--threads", "1", "--spiking", "none"]
     trained = spikegpt("train", "--data", tmp_path / "docs.idx", "--out", tmp_path / "run", "--cache", cache, "--json", *options)
