@@ -40,7 +40,7 @@ def defaults_from(start: Path, **changes) -> tuple[ModelConfig, TrainConfig]:
     """Return the configurations of a training that begins with the weights in `start`, after `changes` to the model's.
 
     Another block has its own neuron; dense weights in a spiking model are annealed. The learning rate is a tenth of a fresh
-    model's, or a third where neurons are new.
+    model's, or two thirds where neurons are new.
 
     Raises:
         SpikegptError: no whole model is there.
