@@ -10,6 +10,7 @@ A checkpoint is written under a temporary name, flushed to disk, and renamed. No
 
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .config import ModelConfig
+from .config import ModelConfig, TrainConfig
 from .errors import SpikegptError, Warn, warn_on_stderr
 from .files import sha256_of, sync_folder, write_atomically
 from .model import NeuronFactory, SpikeGPT
@@ -263,7 +264,18 @@ def read_run_config(run: Path) -> dict[str, Any]:
     return values
 
 
-def write_run_config(run: Path, model: dict[str, Any], train: dict[str, Any], facts: dict[str, Any]) -> None:
-    write_atomically(run / "config.json", json.dumps({"format": FORMAT, "model": model, "train": train, **facts}, indent=1))
+def create_run(run: Path, model: ModelConfig, train: TrainConfig, tokenizer: Tokenizer, facts: dict[str, Any]) -> None:
+    """Write the tokenizer and the configuration of a new run, with `facts` about it and what made it.
 
-
+    Raises:
+        SpikegptError: the folder cannot be written.
+    """
+    made_with = {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
+    values = {"format": FORMAT, "model": model.to_dict(), "train": train.to_dict(), **facts, "made_with": made_with}
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(run / "tokenizer.json")
+        # last: a folder that has it is a whole run
+        write_atomically(run / "config.json", json.dumps(values, indent=1))
+    except OSError as error:
+        raise SpikegptError(f"cannot write the run folder {run}: {error}; give another --out") from error

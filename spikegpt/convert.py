@@ -9,6 +9,7 @@ import dataclasses
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ from .errors import SpikegptError
 from .model import SpikeGPT
 from .neuron import LIF
 
-FITTED_CURRENTS = 2048
+FITTED_CURRENTS, FITTED_WINDOWS = 2048, 8
 # in units of a channel's root mean square current
 TRIED_THRESHOLDS = torch.logspace(-1.3, 0.6, 24)
 
@@ -52,6 +53,16 @@ def defaults_from(start: Path, **changes) -> tuple[ModelConfig, TrainConfig]:
         changes = {"neuron": None, "rescale_every": 0, "binary_embedding": False, **changes}
     training = {"lr": 2e-3, "lr_final": 1e-4, "anneal": 0.3} if is_converted else {"lr": 3e-4, "lr_final": 3e-5}
     return dataclasses.replace(there, **changes), TrainConfig(tokenizer=str(find_model(start) / "tokenizer.json"), **training)
+
+
+def spread_windows(tokens: np.ndarray, ctx_len: int) -> Tensor:
+    """Return windows from all over `tokens` (N,), for fitting neurons: (FITTED_WINDOWS, T) with T at most ctx_len.
+
+    The beginning alone would be a title page and a table of contents: fitted to those, a model lost 0.3 bits.
+    """
+    T = min(ctx_len, FITTED_CURRENTS // FITTED_WINDOWS, len(tokens))
+    starts = np.linspace(0, len(tokens) - T, FITTED_WINDOWS).astype(int)
+    return torch.from_numpy(np.stack([tokens[start : start + T] for start in starts]).astype(np.int64))
 
 
 def start_from(model: SpikeGPT, start: Path, ids: Tensor) -> None:

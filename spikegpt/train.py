@@ -7,14 +7,10 @@ carried state are all in the checkpoint, and nothing else decides what a step do
 
 import dataclasses
 import math
-import platform
-import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,21 +18,19 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from . import checkpoint as ckpt
 from .config import ModelConfig, TrainConfig
-from .convert import FITTED_CURRENTS, anneal, read_model_config, start_from
+from .convert import anneal, read_model_config, spread_windows, start_from
 from .data import TokenData, prepare
 from .errors import SpikegptError
 from .evaluate import Evaluation, evaluate_stream, mean_firing_rate
 from .generate import SamplingConfig, generate
-from .model import NeuronFactory, SpikeGPT, State, detach_state, l2wrap
+from .losses import firing_rate, spike_share, synop_budget, training_loss
+from .model import NeuronFactory, SpikeGPT, State, detach_state
 from .neuron import verified_spikes
 from .optimizer import learning_rate, load_optimizer_tensors, make_optimizer, optimizer_tensors, set_learning_rate
 from .runlog import RunLog
 from .sampler import StreamSampler, WindowSampler
+from .stop_signals import StopSignals
 from .tokenizer import load_tokenizer
-
-# share of the dense products below which a budget is small: its excess weighs more
-SMALL_BUDGET = 0.2
-FITTED_WINDOWS = 8
 
 
 @dataclass(frozen=True)
@@ -93,46 +87,6 @@ def resume(run: str | Path, *, neuron: NeuronFactory | None = None, cache: Path 
     return _Trainer(model_config, train_config, run, start, neuron, cache, quiet, is_new=False).train()
 
 
-def firing_rate(spikes: Tensor) -> Tensor:
-    """Return the share of neurons that fired (scalar); its gradient pushes single spikes, straight through, towards silence."""
-    return spikes.float().abs().clamp(max=1).mean()
-
-
-def synop_share(spikes: dict[str, Tensor], synapses: dict[str, int]) -> Tensor:
-    """Return the share of the dense products' operations that these spikes cost: firing rates weighted by synapses (scalar)."""
-    total = sum(synapses.values())
-    return torch.stack([firing_rate(spikes[name]) * (count / total) for name, count in synapses.items()]).sum()
-
-
-def synop_budget(step: int, config: TrainConfig) -> float:
-    """Return the budget of a step: it shrinks from 1 to synop_budget, for a sudden one drives the firing far below itself."""
-    left = 1 - min(step / (config.synop_warmup * config.steps), 1.0) if config.synop_warmup else 0.0
-    return config.synop_budget + (1 - config.synop_budget) * left
-
-
-def spike_share(step: int, config: TrainConfig) -> float:
-    """Return the probability with which a neuron spikes at a step: it grows from 0 to 1 over `anneal` of the steps."""
-    return min(step / (config.anneal * config.steps), 1.0) if config.anneal else 1.0
-
-
-def synop_weight(config: TrainConfig) -> float:
-    """Return what an excess over the budget costs: below a budget of a fifth it counts in proportion to the budget.
-
-    At one weight for all, the few spikes that a small budget leaves are worth more than they cost: budgets of 0.05 and 0.10 both
-    ended at 0.12.
-    """
-    return config.synop_weight * max(1.0, SMALL_BUDGET / config.synop_budget)
-
-
-def distillation(logits: Tensor, taught: Tensor) -> Tensor:
-    """Return KL(teacher || model) in nats per token (scalar), of logits (B, T, vocab_size) of both.
-
-    Source: Hinton, Vinyals and Dean 2015, at temperature 1.
-    """
-    ours, theirs = (F.log_softmax(part.float().flatten(0, 1), dim=-1) for part in (logits, taught))
-    return F.kl_div(ours, theirs, log_target=True, reduction="batchmean")
-
-
 class _Trainer:
     """Everything one run needs, and the loop."""
 
@@ -150,7 +104,7 @@ class _Trainer:
         self.begins_trained = start is not None and newest is None
         model = SpikeGPT(self.model_config, neuron, init=not self.begins_trained)
         if self.begins_trained:
-            start_from(model, start, self._some_text())
+            start_from(model, start, spread_windows(self.data.split("train"), self.model_config.ctx_len))
         self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, config))
         self.bare_model: SpikeGPT = self.accelerator.unwrap_model(self.model)
         self.sampler = self._make_sampler()
@@ -160,7 +114,8 @@ class _Trainer:
         # dropout must differ between processes, and be the same when the run is repeated
         torch.manual_seed(config.seed + 1 + self.accelerator.process_index)
         if is_new and self.is_main:
-            _create_run(run, self.model_config, config, self.data, start)
+            corpus = {key: self.data.header[key] for key in ("corpus", "metadata", "text_sha256", "splits")}
+            ckpt.create_run(run, self.model_config, config, self.data.tokenizer, {"corpus": corpus, "started_from": start and str(start)})
         self.accelerator.wait_for_everyone()
         if newest is not None:
             self._load(newest)
@@ -190,14 +145,6 @@ class _Trainer:
             raise SpikegptError(f"the tokenizer has {tokens} tokens, the model in {start} {rows}; use its own: leave out --tokenizer")
         return rows
 
-    def _some_text(self) -> Tensor:
-        """Windows from all over the train split, for fitting neurons: (B, T)."""
-        tokens = self.data.split("train")
-        T = min(self.model_config.ctx_len, FITTED_CURRENTS // FITTED_WINDOWS, len(tokens))
-        # the beginning alone would be a title page and a table of contents: fitted to those, a model lost 0.3 bits
-        starts = np.linspace(0, len(tokens) - T, FITTED_WINDOWS).astype(int)
-        return torch.from_numpy(np.stack([tokens[start : start + T] for start in starts]).astype(np.int64))
-
     def _make_sampler(self) -> WindowSampler | StreamSampler:
         kind = StreamSampler if self.config.carry_state else WindowSampler
         return kind(
@@ -210,7 +157,7 @@ class _Trainer:
         )
 
     def train(self) -> TrainResult:
-        signals = _StopSignals()
+        signals = StopSignals()
         valid, is_evaluated = None, False
         try:
             with signals, verified_spikes(self.config.verify_spikes):
@@ -241,7 +188,7 @@ class _Trainer:
             self.accelerator.end_training()
         return TrainResult(self.run, self.step, valid, self.step < self.config.steps, self.is_main)
 
-    def _train_step(self, signals: "_StopSignals") -> bool:
+    def _train_step(self, signals: StopSignals) -> bool:
         """Do one optimizer step; return whether some process was asked to stop."""
         started = time.perf_counter()
         rate = learning_rate(self.step, self.config)
@@ -278,19 +225,8 @@ class _Trainer:
             logits, state, spikes = self.model(ids.to(device), self.state)
             cross_entropy = F.cross_entropy(logits.float().flatten(0, 1), targets.to(device).flatten())
         self.state = detach_state(state) if self.config.carry_state else None
-        loss = cross_entropy
-        if self.teacher is not None:
-            weight = self.config.teacher_weight
-            loss = (1 - weight) * cross_entropy + weight * distillation(logits, self._predictions(ids.to(device)))
-        if self.config.l2wrap:
-            loss = loss + l2wrap(logits, self.config.l2wrap)
-        target = self.config.firing_rate_target
-        if target is not None and len(spikes) > 1:
-            rates = torch.stack([firing_rate(spike) for name, spike in spikes.items() if name != "emb"])
-            loss = loss + self.config.firing_rate_weight * (rates - target).square().mean()
-        if self.synapses and self.config.synop_budget:
-            excess = synop_share(spikes, self.synapses) - synop_budget(self.step, self.config)
-            loss = loss + synop_weight(self.config) * excess.clamp(min=0)
+        taught = None if self.teacher is None else self._predictions(ids.to(device))
+        loss = training_loss(cross_entropy, logits, spikes, taught=taught, synapses=self.synapses, step=self.step, config=self.config)
         return loss, cross_entropy, spikes
 
     def _load_teacher(self) -> SpikeGPT | None:
@@ -451,37 +387,3 @@ def _make_accelerator(config: TrainConfig):
     # without this word accelerate runs several processes on a machine without a GPU as strangers to each other
     cpu = not torch.accelerator.is_available()
     return Accelerator(cpu=cpu, mixed_precision=config.precision, gradient_accumulation_steps=config.grad_accumulation)
-
-
-def _create_run(run: Path, model_config: ModelConfig, config: TrainConfig, data: TokenData, start: Path | None) -> None:
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        data.tokenizer.save(run / "tokenizer.json")
-        facts: dict[str, Any] = {
-            "corpus": {key: data.header[key] for key in ("corpus", "metadata", "text_sha256", "splits")},
-            "started_from": start and str(start),
-            "made_with": {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()},
-        }
-        # the configuration is written last: a folder that has it is a whole run
-        ckpt.write_run_config(run, model_config.to_dict(), config.to_dict(), facts)
-    except OSError as error:
-        raise SpikegptError(f"cannot write the run folder {run}: {error}; give another --out") from error
-
-
-class _StopSignals:
-    """Within this block the first SIGINT or SIGTERM only sets `asked`; a second one ends the program at once."""
-
-    def __init__(self):
-        self.asked = False
-
-    def _ask(self, number, frame):
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def __enter__(self):
-        self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def __exit__(self, *_):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)

@@ -13,7 +13,7 @@ PACKAGE = TREE / "spikegpt"
 # lower imports nothing from higher; modules on one line do not import each other unless the line below says so
 LAYERS = [
     {"errors", "config", "kernels.reference", "kernels.backends", "kernels.wkv_checks"},
-    {"files", "hub", "options", "progress", "cutting", "kernels.numba_cpu", "kernels.numba_decode", "kernels.cupy_cuda"},
+    {"files", "hub", "stop_signals", "options", "progress", "cutting", "kernels.numba_cpu", "kernels.numba_decode", "kernels.cupy_cuda"},
     {"text", "jsonl", "download", "binidx"},
     {"safetensors_file", "kernels.numba_lif", "kernels.numba_integer_lif", "kernels.numba_wkv", "kernels.numba_event_wkv"},
     {"kernels.cuda_lif", "kernels.cuda_integer_lif", "kernels.cuda_wkv", "kernels.cuda_event_wkv", "kernels.cuda_event_matvec"},
@@ -27,7 +27,7 @@ LAYERS = [
     {"model"},
     {"engine"},
     {"checkpoint", "generate", "optimizer", "runlog", "sampler", "scoring"},
-    {"evaluate", "convert", "harness"},
+    {"evaluate", "convert", "harness", "losses"},
     {"train", "doctor", "huggingface", "last_word", "classify"},
     {"foreign"},
     {"compare"},

@@ -14,6 +14,7 @@ from spikegpt.checkpoint import load_model
 from spikegpt.config import SPIKING, ModelConfig, NeuronConfig
 from spikegpt.convert import anneal, best_thresholds, defaults_from, fit_neurons, start_from
 from spikegpt.errors import SpikegptError
+from spikegpt.losses import spike_share
 from spikegpt.model import SpikeGPT
 from spikegpt.neuron import LIF
 
@@ -102,8 +103,8 @@ def test_in_training_a_share_of_the_neurons_spikes_and_in_evaluation_all():
 
 def test_annealing_ends_when_it_should():
     config = dataclasses.replace(TRAIN, steps=100, anneal=0.5)
-    assert [training.spike_share(step, config) for step in (0, 10, 50, 99)] == [0.0, 0.2, 1.0, 1.0]
-    assert training.spike_share(0, TRAIN) == 1.0
+    assert [spike_share(step, config) for step in (0, 10, 50, 99)] == [0.0, 0.2, 1.0, 1.0]
+    assert spike_share(0, TRAIN) == 1.0
 
 
 @pytest.mark.parametrize("spiking", SPIKING)

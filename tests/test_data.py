@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from test_sources import write
 from tokenizers import Tokenizer as Library
 from tokenizers import models, pre_tokenizers
 
@@ -14,7 +15,7 @@ from spikegpt.data import prepare
 from spikegpt.errors import SpikegptError
 from spikegpt.files import atomic_path, write_atomically
 from spikegpt.sampler import StreamSampler, WindowSampler
-from spikegpt.sources import SPLITS, read_corpus
+from spikegpt.sources import read_corpus
 from spikegpt.tokenizer import BPETokenizer, CharTokenizer
 
 TEXT = "The spiking neuron fires. Größe: 5 €, 🦔!\n" * 40
@@ -25,17 +26,6 @@ TOKENS = np.arange(1000, dtype=np.uint16)
 def text_file(tmp_path):
     (tmp_path / "story.txt").write_bytes(TEXT.encode())
     return tmp_path / "story.txt"
-
-
-def write(folder, **texts):
-    folder.mkdir(exist_ok=True)
-    for stem, text in texts.items():
-        (folder / f"{stem}.txt").write_text(text)
-    return folder
-
-
-def texts_of(corpus):
-    return tuple(corpus.split(name).read() for name in SPLITS)
 
 
 # --- token files

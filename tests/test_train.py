@@ -19,10 +19,10 @@ from spikegpt.checkpoint import latest_checkpoint, load_model
 from spikegpt.config import NeuronConfig, TrainConfig
 from spikegpt.errors import SpikegptError
 from spikegpt.files import sha256_of
+from spikegpt.losses import distillation, synop_budget, synop_share, synop_weight
 from spikegpt.model import SpikeGPT
 from spikegpt.optimizer import learning_rate, make_optimizer
 from spikegpt.runlog import read_metrics
-from spikegpt.train import distillation, synop_budget, synop_share, synop_weight
 
 
 def weights_of(run: Path) -> str:
