@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 from .checkpoint import load_model, read_run_config
 from .config import TrainConfig
@@ -186,7 +187,7 @@ def evaluate_windows(
 
     Raises:
         SpikegptError: fewer than two tokens, ctx_len longer than the text, a stride outside [1, ctx_len], or membranes to be
-            kept by a model without neurons.
+            kept by a model whose neurons carry none, or that has no neurons.
     """
     _check(tokens)
     predicted = len(tokens) - 1
@@ -194,8 +195,6 @@ def evaluate_windows(
         raise SpikegptError(f"ctx_len is {ctx_len}, the text has {len(tokens)} tokens; use at most {predicted} and at least 1")
     if not 1 <= stride <= ctx_len:
         raise SpikegptError(f"stride must lie between 1 and ctx_len ({ctx_len}), got {stride}")
-    if keep_membrane and model.config.spiking == "none":
-        raise SpikegptError("a dense model has no membranes to keep; leave out --keep-membrane")
     sums, state = _Sums(model), None
     device = model.head.weight.device
     # the last window is moved back to end with the text; what it has in common with the one before is not scored twice
@@ -208,6 +207,8 @@ def evaluate_windows(
             windows = torch.from_numpy(np.stack([tokens[s : s + ctx_len + 1] for s in batch]).astype(np.int64)).to(device)
             logits, after, spikes = model(windows[:, :-1], state)
             state = membranes_of(after) if keep_membrane else None
+            if keep_membrane and not any(isinstance(part, Tensor) for part in tree_leaves(state)):
+                raise SpikegptError("this model has no membranes to keep: it is dense, or its neurons are memoryless; leave out --keep-membrane")
             is_new = torch.zeros(len(batch), ctx_len, dtype=torch.bool, device=device)
             for row, start in enumerate(batch):
                 is_new[row, max(scored - start, 0) :] = True

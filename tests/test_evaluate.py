@@ -183,9 +183,13 @@ def test_one_window_has_no_membranes_to_inherit(published, tokens):
     assert kept.nats == plain.nats
 
 
-def test_a_dense_model_has_no_membranes_to_keep(tokens):
-    with pytest.raises(SpikegptError, match="no membranes"):
-        evaluate_windows(forgetful(1), tokens, ByteTokenizer(), 8, 8, keep_membrane=True)
+@pytest.mark.parametrize("spiking", ["none", "input"])
+def test_a_model_without_membranes_has_none_to_keep(tokens, spiking):
+    # the neurons of the spike-driven block are memoryless
+    model = SpikeGPT(ModelConfig(n_layer=1, n_embd=8, spiking=spiking))
+    with pytest.raises(SpikegptError, match="this model has no membranes to keep: it is dense, or its neurons are memoryless"):
+        evaluate_windows(model, tokens, ByteTokenizer(), 8, 8, keep_membrane=True)
+
 
 
 def test_the_table_states_both_protocols_and_every_unit(trained, cache):
