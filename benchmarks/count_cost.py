@@ -19,7 +19,7 @@ from measure import alternate, ratio, write_result
 
 from neuromorphic import OpCounter
 from spikegpt.config import SPIKING, model_preset
-from spikegpt.model import SpikeGPT
+from spikegpt.model.network import SpikeGPT
 
 
 def trained_like(spiking: str) -> SpikeGPT:

@@ -19,7 +19,7 @@ import torch
 from cuda.bindings import nvrtc
 from measure import write_result
 
-from spikegpt.kernels.cupy_cuda import ELEMENTS, find_sources, read_source
+from spikegpt.kernels.gpu import ELEMENTS, find_sources, read_source
 
 TARGETS = ("sm_75", "sm_80", "sm_90", "sm_100")
 

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from measure import alternate, ratio, write_result
 
-from spikegpt.checkpoint import load_model
+from spikegpt.checkpoint.run import load_model
 from spikegpt.config import model_preset
-from spikegpt.engine import GATHERED_TEXTS, Engine
-from spikegpt.model import SpikeGPT, calibrate_thresholds
+from spikegpt.generate.engine import GATHERED_TEXTS, Engine
+from spikegpt.model.network import SpikeGPT, calibrate_thresholds
 
 RATES = (0.05, 0.10, 0.15, 0.25)
 TOKENS = 24

@@ -16,13 +16,13 @@ from pathlib import Path
 
 from measure import write_result
 
-from spikegpt.checkpoint import load_model
+from spikegpt.checkpoint.run import load_model
 from spikegpt.config import ModelConfig, TrainConfig
-from spikegpt.convert import defaults_from
-from spikegpt.data import prepare
-from spikegpt.evaluate import evaluate_stream
-from spikegpt.runlog import read_metrics
-from spikegpt.train import train
+from spikegpt.data.prepare import prepare
+from spikegpt.evaluate.perplexity import evaluate_stream
+from spikegpt.train.convert import defaults_from
+from spikegpt.train.runlog import read_metrics
+from spikegpt.train.trainer import train
 
 SCRATCH_LR = 4e-3
 

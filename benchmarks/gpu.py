@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from spikegpt.config import model_preset
 from spikegpt.kernels import WKVState, event_wkv, integer_lif, lif, wkv
-from spikegpt.model import SpikeGPT, calibrate_thresholds
+from spikegpt.model.network import SpikeGPT, calibrate_thresholds
 
 TREE = Path(__file__).parent.parent
 SHAPE = (16, 1024, 768)
@@ -137,7 +137,8 @@ def measure_packed(machine: Machine) -> dict[str, Any]:
     """The same neurons and memory with the spikes as one bit each."""
     if not machine.is_gpu:
         return {"measured": "not measured: no GPU"}
-    from spikegpt.kernels import cuda_event_wkv, cuda_lif
+    from spikegpt.kernels.event_wkv import gpu as cuda_event_wkv
+    from spikegpt.kernels.lif import gpu as cuda_lif
 
     B, T, C = SHAPE
     current = 2 * torch.randn(B, T, C, device=machine.device, dtype=torch.bfloat16)

@@ -44,9 +44,7 @@ def lif_contenders() -> dict:
 
     def snn(x):
         # Leaky has no gain on its input
-        layer = snntorch.Leaky(
-            beta=DECAY, threshold=1.0, reset_mechanism="zero", reset_delay=False, spike_grad=snntorch.surrogate.atan(alpha=2.0)
-        )
+        layer = snntorch.Leaky(beta=DECAY, threshold=1.0, reset_mechanism="zero", reset_delay=False, spike_grad=snntorch.surrogate.atan(alpha=2.0))
         membrane, spikes = layer.init_leaky(), []
         for step in ((1 - DECAY) * x).unbind(0):
             spike, membrane = layer(step, membrane)

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from measure import write_result
 
-from spikegpt.checkpoint import latest_checkpoint
-from spikegpt.files import sha256_of
+from spikegpt.checkpoint.run import latest_checkpoint
+from spikegpt.common.files import sha256_of
 
 
 def command(run: Path, steps: int) -> list[str]:

@@ -19,11 +19,11 @@ from pathlib import Path
 import torch
 from measure import write_result
 
-from spikegpt.checkpoint import load_model
+from spikegpt.checkpoint.run import load_model
 from spikegpt.config import model_preset, train_preset
-from spikegpt.evaluate import evaluate_windows, read_text
-from spikegpt.model import SpikeGPT
-from spikegpt.train import train
+from spikegpt.evaluate.perplexity import evaluate_windows, read_text
+from spikegpt.model.network import SpikeGPT
+from spikegpt.train.trainer import train
 
 
 def variant(model: SpikeGPT, **changes) -> SpikeGPT:

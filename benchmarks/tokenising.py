@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 from measure import alternate, ratio, write_result
 
-from spikegpt.encoding import encode_text
-from spikegpt.text import Text
-from spikegpt.tokenizer import BPETokenizer
+from spikegpt.data.text import Text
+from spikegpt.data.tokenizers.encoding import encode_text
+from spikegpt.data.tokenizers.tokenizer import BPETokenizer
 
 VOCAB_SIZE = 4096
 
@@ -73,7 +73,7 @@ def memory(text: bytes, megabytes: int, processes: int) -> dict:
             while file.tell() < megabytes * 1_000_000:
                 file.write(text)
         arguments = f"{str(large)!r}, 'bpe', Path({folder!r}), {VOCAB_SIZE}, processes={processes}"
-        code = f"from pathlib import Path; from spikegpt.data import prepare; prepare({arguments})"
+        code = f"from pathlib import Path; from spikegpt.data.prepare import prepare; prepare({arguments})"
         start, peak = time.perf_counter(), 0
         child = subprocess.Popen([sys.executable, "-c", code])
         while child.poll() is None:

@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from measure import write_result
 
-from spikegpt.checkpoint import load_model
-from spikegpt.data import prepare
-from spikegpt.evaluate import evaluate_stream
+from spikegpt.checkpoint.run import load_model
+from spikegpt.data.prepare import prepare
+from spikegpt.evaluate.perplexity import evaluate_stream
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -13,8 +13,8 @@ from measure import alternate, ratio, write_result
 from torch.nn import functional as F
 
 from spikegpt.config import SPIKING, model_preset, train_preset
-from spikegpt.model import SpikeGPT
-from spikegpt.optimizer import make_optimizer
+from spikegpt.model.network import SpikeGPT
+from spikegpt.train.optimizer import make_optimizer
 
 
 def make_step(spiking: str, batch: int, tokens: int):

@@ -17,12 +17,12 @@ import matplotlib
 import numpy as np
 from measure import write_result
 
-from spikegpt.checkpoint import load_model
+from spikegpt.checkpoint.run import load_model
 from spikegpt.config import model_preset, train_preset
-from spikegpt.data import prepare
-from spikegpt.evaluate import evaluate_stream, evaluate_windows
-from spikegpt.runlog import read_metrics
-from spikegpt.train import resume, train
+from spikegpt.data.prepare import prepare
+from spikegpt.evaluate.perplexity import evaluate_stream, evaluate_windows
+from spikegpt.train.runlog import read_metrics
+from spikegpt.train.trainer import resume, train
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

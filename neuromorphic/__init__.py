@@ -4,14 +4,14 @@ Works on any torch model. Counts are exact integers and know nothing of hardware
 figure is an estimate from a price table that is named with it. Reports are in `report`, pictures in `figures`.
 """
 
-from .counter import OpCounter, UncountedOperator, declare_cost
-from .counts import Counts, Footprint, Site, Tally, Uncounted, total
-from .energy import BreakEven, EnergyEstimate, Term, break_even_density, estimate
-from .firing import FiringStatistics, raster
-from .measurement import Claims, LayerOps, Measurement, Raster, layer_ops, per_token
-from .prices import PriceError, Profile, bundled_profiles, load_profile
-from .published import PublishedSaving, published_saving
-from .recorder import CountError
+from .count.counter import OpCounter, UncountedOperator, declare_cost
+from .count.counts import Counts, Footprint, Site, Tally, Uncounted, total
+from .count.recorder import CountError
+from .energy.estimate import BreakEven, EnergyEstimate, Term, break_even_density, estimate
+from .energy.prices import PriceError, Profile, bundled_profiles, load_profile
+from .energy.published import PublishedSaving, published_saving
+from .firing.statistics import FiringStatistics, raster
+from .report.measurement import Claims, LayerOps, Measurement, Raster, layer_ops, per_token
 
 __all__ = [
     "BreakEven",

@@ -1,12 +1,12 @@
 """spikegpt: train spiking language models, and compare them with their dense RWKV twin. Importing this loads nothing heavy.
 
-The verbs are functions of the modules of their name: `from spikegpt.train import train`, `from spikegpt.generate import generate`.
+The verbs are functions of the wings of their name: `from spikegpt.train import train`, `from spikegpt.generate import generate`.
 """
 
 import importlib
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from .common.version import __version__
 
 # name in the shop window -> module that holds it; loaded when first asked for, so that the command line starts at once
 _HOME = {
@@ -16,7 +16,7 @@ _HOME = {
     "PRESETS": "config",
     "model_preset": "config",
     "train_preset": "config",
-    "SpikegptError": "errors",
+    "SpikegptError": "common.errors",
     "event_wkv": "kernels",
     "integer_lif": "kernels",
     "lif": "kernels",
@@ -25,9 +25,9 @@ _HOME = {
     "SnnTorchNeuron": "neuron",
     "SpikingJellyNeuron": "neuron",
     "SpikeGPT": "model",
-    "Engine": "engine",
+    "Engine": "generate",
     "load_model": "checkpoint",
-    "load_tokenizer": "tokenizer",
+    "load_tokenizer": "data.tokenizers",
     "prepare": "data",
     "evaluate_stream": "evaluate",
     "evaluate_windows": "evaluate",
@@ -37,16 +37,15 @@ __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
     from .checkpoint import load_model
+    from .common.errors import SpikegptError
     from .config import PRESETS, ModelConfig, NeuronConfig, TrainConfig, model_preset, train_preset
     from .data import prepare
-    from .engine import Engine
-    from .errors import SpikegptError
+    from .data.tokenizers import load_tokenizer
     from .evaluate import evaluate_stream, evaluate_windows
-    from .generate import SamplingConfig
+    from .generate import Engine, SamplingConfig
     from .kernels import event_wkv, integer_lif, lif, wkv
     from .model import SpikeGPT
     from .neuron import LIF, SnnTorchNeuron, SpikingJellyNeuron
-    from .tokenizer import load_tokenizer
 
 
 def __getattr__(name: str):

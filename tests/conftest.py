@@ -10,9 +10,9 @@ from cuda_on_host import HostLauncher
 from hub_server import Hub
 
 from spikegpt.config import ModelConfig, TrainConfig
-from spikegpt.kernels import cupy_cuda
+from spikegpt.kernels import gpu as cupy_cuda
 from spikegpt.neuron import verified_spikes
-from spikegpt.train import train
+from spikegpt.train.trainer import train
 
 MODEL = ModelConfig(n_layer=2, n_embd=16, ctx_len=16)
 TRAIN = TrainConfig(

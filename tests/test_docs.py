@@ -20,11 +20,12 @@ from test_classify import write_examples
 from test_corpora import zipped
 from test_harness import QUESTIONS, TASK
 
-from spikegpt import __main__ as command_line
-from spikegpt import corpora, hub_datasets
+from spikegpt.cli import verbs as command_line
 from spikegpt.config import ModelConfig
-from spikegpt.corpora import CORPORA
-from spikegpt.foreign import export_weights
+from spikegpt.data import corpora
+from spikegpt.data import hub_rows as hub_datasets
+from spikegpt.data.corpora import CORPORA
+from spikegpt.interop.weights import export_weights
 
 TREE = Path(__file__).parent.parent
 PAGES = sorted((TREE / "docs").glob("*.md"))

@@ -1,9 +1,9 @@
 """One public door per operation; what lies behind it is chosen by `backends`, defined by `reference`."""
 
-from .event_matvec_door import event_matvec
-from .event_wkv_door import EventWKVState, event_wkv
-from .integer_lif_door import integer_lif
-from .lif_door import lif
-from .wkv_door import WKVState, wkv
+from .event_matvec.door import event_matvec
+from .event_wkv.door import EventWKVState, event_wkv
+from .integer_lif.door import integer_lif
+from .lif.door import lif
+from .wkv.door import WKVState, wkv
 
 __all__ = ["EventWKVState", "WKVState", "event_matvec", "event_wkv", "integer_lif", "lif", "wkv"]

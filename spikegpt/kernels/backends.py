@@ -59,7 +59,7 @@ def fast_kernels(operation: str, tensor: torch.Tensor) -> ModuleType:
 
     Imported only now, because each needs a package that the other's machine may lack.
     """
-    return importlib.import_module(f".{'cuda' if tensor.is_cuda else 'numba'}_{operation}", __package__)
+    return importlib.import_module(f".{operation}.{'gpu' if tensor.is_cuda else 'cpu'}", __package__)
 
 
 def is_installed(backend: str) -> bool:

@@ -227,9 +227,7 @@ def event_weight(key: Tensor, value: Tensor) -> Tensor:
     return torch.where(value != 0, torch.exp(key.clamp(-EVENT_KEY_LIMIT, EVENT_KEY_LIMIT)), torch.ones_like(key))
 
 
-def event_wkv_parallel(
-    time_decay: Tensor, time_first: Tensor, key: Tensor, value: Tensor, numerator: Tensor, denominator: Tensor
-) -> Tensor:
+def event_wkv_parallel(time_decay: Tensor, time_first: Tensor, key: Tensor, value: Tensor, numerator: Tensor, denominator: Tensor) -> Tensor:
     """Return the output (B, T, C) of `event_wkv` without a recurrence: one (T, T) matrix of decays per channel."""
     steps = torch.arange(key.shape[1], device=key.device, dtype=numerator.dtype)
     log_decay = -torch.exp(time_decay.to(numerator.dtype).clamp(max=60.0))

@@ -1,0 +1,1 @@
+"""How often, where, how regularly and how jointly the neurons of each layer fire."""

@@ -1,0 +1,134 @@
+"""Everything that was measured of one model on one text, as plain values: what figures and reports are made from."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..count.counts import MAXIMA, SPIKES, Counts, Tally
+from ..energy.published import idealised_ops
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerOps:
+    """The matrix products of one module, per token; `idealised_acs` is what the published arithmetic would say."""
+
+    module: str
+    dense_ops: float
+    effective_macs: float
+    effective_acs: float
+    unit_acs: float
+    idealised_acs: float | None
+    """dense_ops times the model's firing rate; None where the published arithmetic does not look (the head), or without spikes"""
+    density: float
+    alphabet: str
+    fan_out: int
+
+    @property
+    def is_spike_driven(self) -> bool:
+        return self.alphabet in SPIKES
+
+    @property
+    def built_macs(self) -> float:
+        """Multiply-accumulates as built: none where only spikes were read."""
+        return 0.0 if self.is_spike_driven else self.effective_macs
+
+    @property
+    def built_acs(self) -> float:
+        """Accumulations as built: a spike of level n is n unit spikes, each of which accumulates."""
+        return self.effective_acs + self.unit_acs if self.is_spike_driven else self.effective_acs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Raster:
+    """The spikes of a few neurons of one layer while a prompt is read."""
+
+    layer: str
+    prompt: tuple[str, ...]
+    """one label per token"""
+    tokens: tuple[int, ...]
+    """spike i came at token tokens[i] from neuron neurons[i]"""
+    neurons: tuple[int, ...]
+    n_neurons: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    name: str
+    block: str
+    """how spikes enter: "none" is the dense twin, "output" the published block, "input" the spike-driven one"""
+    text: str
+    protocol: str
+    tokens: int
+    text_bytes: int
+    parameters: int
+    bits_per_byte: float
+    firing_rate: float | None
+    layers: tuple[LayerOps, ...]
+    per_token: dict[str, dict[str, float]]
+    """phase -> quantity of Counts -> amount per token, quantities that are 0 left out"""
+    by_kind: dict[str, dict[str, float]]
+    """kind of work -> quantity -> amount per token, in the phase prefill"""
+    firing: dict[str, Any] | None
+    """FiringStatistics.to_dict(), or None without spikes"""
+    rasters: tuple[Raster, ...]
+    energy: dict[str, dict[str, dict[str, Any]]]
+    """phase -> profile -> EnergyEstimate.to_dict()"""
+    state_elements: int
+    """carried for one text, at any length"""
+    key_value_elements_per_token: int
+    """what a Transformer of the same layers and width would keep for every token of its context"""
+    parameter_bits: int
+    """width in which this run stores its weights"""
+    tokens_per_s: dict[str, float]
+    """phase -> measured on this host, by torch on its threads; says nothing of other hardware"""
+    host: str
+    uncounted: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claims:
+    """What was published, the same recipe on a model, and what that model saves as built: ratios of dense to spiking."""
+
+    per_projection_ratio: float
+    total_ratio: float
+    idealised_ratio: float
+    as_built_ratio: float
+    sentence: str
+
+
+def per_token(counts: Counts, tokens: int) -> dict[str, float]:
+    """Return the quantities that are not 0, divided by the tokens; maxima as they are."""
+    values = counts.to_dict()
+    return {name: value if name in MAXIMA else value / tokens for name, value in values.items() if value and name != "calls"}
+
+
+def layer_ops(tally: Tally, phase: str, firing_rate: float | None, left_out: tuple[str, ...] = ()) -> tuple[LayerOps, ...]:
+    """Return the matrix products and convolutions of every module that has some, in order of execution.
+
+    `left_out` are modules whose idealised figure is None, because the published arithmetic leaves them out.
+    """
+    tokens = tally.token_count(phase)
+    rows = []
+    for module in tally.modules():
+        sites = {site: counts for site, counts in tally.select(phase=phase).items() if site.module == module and counts.dense_ops}
+        if not sites:
+            continue
+        counts = sum(sites.values(), Counts())
+        idealised = None if firing_rate is None or module in left_out else idealised_ops(counts.dense_ops, firing_rate) / tokens
+        rows.append(
+            LayerOps(
+                module=module,
+                dense_ops=counts.dense_ops / tokens,
+                effective_macs=counts.effective_macs / tokens,
+                effective_acs=counts.effective_acs / tokens,
+                unit_acs=counts.unit_acs / tokens,
+                idealised_acs=idealised,
+                density=counts.density or 0.0,
+                alphabet=counts.alphabet or "zero",
+                fan_out=counts.fan_out,
+            )
+        )
+    return tuple(rows)

@@ -1,0 +1,156 @@
+"""The rows that the terminal and the HTML report share: one list of cells per row, a title first, one column per model."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .derived import (
+    PREFILL,
+    STATE_BITS,
+    Estimate,
+    built_work,
+    dense_work,
+    estimates,
+    firing_layers,
+    idealised_work,
+    state_bytes,
+    tokens_per_byte,
+)
+from .formats import joule, joule_range, percent, shorten, si
+from .measurement import Measurement
+
+BLOCKS = {"none": "dense", "output": "spikes added to the residual", "input": "spikes into every product"}
+# what a terminal shows: the field's convention, arithmetic with memory, and a neuromorphic instruction set
+TERMINAL_PROFILES = ("convention-4.6-0.9", "horowitz45-fp32", "seneca22")
+
+
+def comparison_rows(measurements: Sequence[Measurement], profiles: Sequence[str] | None = None) -> list[list[str]]:
+    """Return the side-by-side table, without its header; `profiles` picks price tables, all of them by default."""
+    energies: dict[str, Callable[[Measurement], str]] = {
+        f"  {shorten(name, 28)}": lambda m, name=name: energy_cell(estimates(m).get(name)) for name in _profiles(measurements, profiles)
+    }
+    rows: dict[str, Callable[[Measurement], str]] = {
+        "block": lambda m: BLOCKS.get(m.block, m.block),
+        "parameters": lambda m: f"{m.parameters:,}",
+        "bits per byte": lambda m: f"{m.bits_per_byte:.4f}",
+        "firing rate": lambda m: percent(m.firing_rate),
+        "matrix products, per token": lambda m: "",
+        "  idealised ACs (hypothetical)": lambda m: "–" if idealised_work(m) is None else si(idealised_work(m).acs),
+        "  as built: MACs": lambda m: si(built_work(m).macs),
+        "  as built: ACs": lambda m: si(built_work(m).acs),
+        "  dense: MACs": lambda m: si(dense_work(m).macs),
+        "  as built, per byte of text": lambda m: si((built_work(m).macs + built_work(m).acs) * tokens_per_byte(m)),
+        "elementwise, per token": lambda m: si(built_work(m).elementwise),
+        "estimated energy, per token": lambda m: "",
+        **energies,
+        "state carried per text": lambda m: si(state_bytes(m), "B"),
+        "tokens/s reading, this host": lambda m: speed_cell(m, PREFILL),
+        "tokens/s one by one, this host": lambda m: speed_cell(m, "decode"),
+    }
+    return [[title, *map(show, measurements)] for title, show in rows.items()]
+
+
+def _profiles(measurements: Sequence[Measurement], wanted: Sequence[str] | None) -> list[str]:
+    found = list(dict.fromkeys(name for measurement in measurements for name in measurement.energy.get(PREFILL, {})))
+    chosen = [name for name in found if wanted is None or name in wanted]
+    return chosen or found[:3]
+
+
+def energy_cell(estimate: Estimate | None) -> str:
+    """Return "central [low–high]", with a > where terms have no price."""
+    if estimate is None:
+        return "no price"
+    mark = "" if estimate.is_complete else "> "
+    if estimate.low_pj == estimate.high_pj:
+        return f"{mark}{joule(estimate.central_pj)}"
+    return f"{mark}{joule(estimate.central_pj)} [{joule_range(estimate.low_pj, estimate.high_pj)}]"
+
+
+def speed_cell(measurement: Measurement, phase: str) -> str:
+    return si(measurement.tokens_per_s[phase]) if phase in measurement.tokens_per_s else "–"
+
+
+def comparison_table(measurements: Sequence[Measurement]) -> str:
+    """Return the side-by-side table for a terminal of 120 columns: three models beside each other, more of them below."""
+    blocks = [_text_table(measurements[first : first + 3]) for first in range(0, len(measurements), 3)]
+    note = f"energies are estimates from price tables; > means that some terms have no price there; state at {STATE_BITS} bits"
+    return "\n\n".join(blocks) + "\n" + note
+
+
+def _text_table(measurements: Sequence[Measurement]) -> str:
+    cells = [["", *(shorten(measurement.name, 28) for measurement in measurements)], *comparison_rows(measurements, TERMINAL_PROFILES)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)
+
+
+LAYER_HEADER = ("module", "idealised ACs", "MACs as built", "ACs as built", "dense MACs", "nonzero inputs", "reads", "spike-driven")
+
+
+def layer_rows(measurement: Measurement) -> list[list[str]]:
+    """Return one row per module that multiplies matrices; operations per token."""
+    return [
+        [
+            layer.module,
+            "–" if layer.idealised_acs is None else si(layer.idealised_acs),
+            si(layer.built_macs),
+            si(layer.built_acs),
+            si(layer.dense_ops),
+            percent(layer.density),
+            {"real": "numbers", "integer": "integer spikes", "ternary": "signed spikes", "binary": "spikes"}.get(layer.alphabet, "nothing"),
+            "yes" if layer.is_spike_driven else "no",
+        ]
+        for layer in measurement.layers
+    ]
+
+
+FIRING_HEADER = ("layer", "firing rate", "neurons", "dead", "saturated", "mean interval", "synchrony")
+
+
+def firing_rows(measurement: Measurement) -> list[list[str]]:
+    """Return one row per layer of neurons; intervals in tokens, synchrony the mean correlation of a sample of pairs."""
+    layers = (measurement.firing or {}).get("layers", {})
+    rows = []
+    for layer in firing_layers(measurement):
+        values = layers[layer.layer]
+        interval, synchrony = values["mean_interval"], values["synchrony"]["mean"]
+        rows.append(
+            [
+                layer.layer,
+                percent(layer.firing_rate),
+                f"{layer.neurons:,}",
+                str(layer.dead),
+                str(layer.saturated),
+                "–" if interval is None else f"{interval:.2f}",
+                "–" if synchrony is None else f"{synchrony:.3f}",
+            ]
+        )
+    return rows
+
+
+def term_rows(measurements: Sequence[Measurement], phase: str, profile: str) -> list[list[str]]:
+    """Return one row per term that some model has, one column per model and the note; the sum first, the memory level last."""
+    energies = [measurement.energy.get(phase, {}).get(profile, {"terms": (), "tokens": 0, "memory_level": None}) for measurement in measurements]
+    found = [{term["name"]: term for term in energy["terms"]} for energy in energies]
+    notes = {name: term["note"] for terms in reversed(found) for name, term in terms.items()}
+    names = dict.fromkeys(name for terms in found for name in terms)
+    cells = {name: [_term_cell(terms.get(name), energy["tokens"]) for terms, energy in zip(found, energies, strict=True)] for name in names}
+    levels = [f"{energy['memory_level']}, {si(energy['footprint_bytes'], 'B')}" if energy["memory_level"] else "–" for energy in energies]
+    return [
+        ["sum of what has a price", *(energy_cell(estimates(measurement, phase).get(profile)) for measurement in measurements), ""],
+        *([name, *row, notes[name]] for name, row in cells.items()),
+        ["memory", *levels, "the smallest level that holds weights, state and activations"],
+    ]
+
+
+def _term_cell(term: dict[str, Any] | None, tokens: int) -> str:
+    if term is None:
+        return "–"
+    if not term["priced"]:
+        return f"no price [{si(term['count'] / tokens)} per token]"
+    ends = Estimate(profile="", unpriced=(), **{f"{end}_pj": term[f"{end}_pj"] for end in ("low", "central", "high")})
+    return energy_cell(ends)
+
+
+def unpriced_terms(measurements: Sequence[Measurement], profile: str) -> list[str]:
+    """Return the terms that some model has and this table has no price for."""
+    energies = [phase[profile] for measurement in measurements for phase in measurement.energy.values() if profile in phase]
+    return list(dict.fromkeys(name for energy in energies for name in energy["unpriced"]))

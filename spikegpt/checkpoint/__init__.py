@@ -1,0 +1,5 @@
+"""What a run folder is: how it is written so that it survives a crash, and how it is read back."""
+
+from .run import find_model, load_model, save_model
+
+__all__ = ["find_model", "load_model", "save_model"]

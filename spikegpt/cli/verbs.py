@@ -1,0 +1,390 @@
+"""The command line: one verb per function; parse, call, print. What a verb takes stands in options.py."""
+
+import dataclasses
+import itertools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import tyro
+from tyro.conf import OmitArgPrefixes
+
+from ..common.errors import SpikegptError
+from ..common.version import __version__
+from ..config import PRESETS, SPIKING, model_preset, train_preset
+from .options import (
+    Compare,
+    Data,
+    Doctor,
+    Evaluate,
+    Export,
+    FinetuneClassify,
+    Generate,
+    Import,
+    Info,
+    Measure,
+    Measuring,
+    Train,
+)
+
+USAGE = f"""spikegpt {__version__}: train spiking language models, and compare them with their dense RWKV twin
+
+  spikegpt train                  train a spike-driven model (--preset {" | ".join(PRESETS)})
+  spikegpt train --spiking none   train its dense twin; --spiking output: the published block
+  spikegpt train --from RUN       go on from trained weights: fine-tune them, or turn dense ones into spiking ones (--spiking input)
+  spikegpt train --resume RUN     continue a run that was broken off
+  spikegpt data [NAME]            list corpora, or fetch one: enwik8, wikitext-103, ..., OWNER/NAME of Hugging Face
+  spikegpt generate RUN "Once"    write text, token by token
+  spikegpt evaluate RUN...        bits per byte, perplexities and firing rates, of several runs side by side; --last-word FILE
+  spikegpt lm-eval ...            EleutherAI's lm_eval, which then knows: --model spikegpt --model_args pretrained=RUN
+  spikegpt finetune-classify RUN  SST-2, SST-5, MR, Subj or your own TSV and JSONL files, with seeds; its twin beside it
+  spikegpt measure RUN            count what a run computes, estimate its energy, write RUN/report/report.html
+  spikegpt compare RUN --twin     the same beside its dense twin, which is found or trained; or: compare RUN RUN...
+  spikegpt import FILE            published SpikeGPT or RWKV-4 weights (.pth, Hugging Face folder) become a folder like a run
+  spikegpt export RUN FILE        and back
+  spikegpt info RUN|PRESET        sizes and configuration
+  spikegpt doctor                 what is installed, which kernels run here, how fast
+
+spikegpt VERB --help shows the flags of a verb."""
+
+
+def train_verb(arguments: list[str]) -> int:
+    options = tyro.cli(OmitArgPrefixes[Train], prog="spikegpt train", args=arguments, default=_train_defaults(arguments))
+    from ..train import trainer as train
+
+    if options.resume is not None:
+        if _changed(options):
+            raise SpikegptError(f"--resume goes on with the run's own configuration; leave out {', '.join(_changed(options))}")
+        result = train.resume(options.resume, cache=options.cache, quiet=options.json)
+    else:
+        name = options.from_.resolve().name + "-tuned" if options.from_ else options.preset
+        out = options.out or Path("runs") / f"{name}-{options.model.spiking}"
+        result = train.train(options.model, options.train, out, start=options.from_, cache=options.cache, quiet=options.json)
+    if not result.is_main:
+        return 0
+    if options.json:
+        valid = result.valid.to_dict() if result.valid else None
+        print(json.dumps({"run": str(result.run), "step": result.step, "interrupted": result.interrupted, "valid": valid}))
+    elif result.interrupted:
+        print(f"stopped after step {result.step}, saved; continue with: spikegpt train --resume {result.run}")
+    else:
+        print(f"done: {result.run}\n  spikegpt generate {result.run}\n  spikegpt evaluate {result.run}")
+    return 0
+
+
+def _train_defaults(arguments: list[str]) -> Train:
+    """The defaults that `--preset`, `--from` and `--spiking` ask for (each block has its own neuron), so that other flags change those."""
+    name = _given("--preset", arguments) or "tiny"
+    spiking = _given("--spiking", arguments)
+    changes = {"spiking": spiking} if spiking in SPIKING else {}
+    start = _given("--from", arguments)
+    if start is None:
+        # an unknown name is left to the parser, which lists the known ones
+        name = name if name in PRESETS else "tiny"
+        return Train(preset=name, model=model_preset(name, **changes), train=train_preset(name))
+    if _given("--preset", arguments) is not None:
+        raise SpikegptError(f"the sizes are those of {start}; leave out --preset")
+    from ..train.convert import defaults_from
+
+    model, training = defaults_from(Path(start), **changes)
+    return Train(model=model, train=training)
+
+
+def _given(flag: str, arguments: list[str]) -> str | None:
+    """The value of `flag`, or None."""
+    values = [argument.split("=", 1)[1] for argument in arguments if argument.startswith(f"{flag}=")]
+    values += [value for name, value in itertools.pairwise(arguments) if name == flag]
+    return values[-1] if values else None
+
+
+def _changed(options: Train) -> list[str]:
+    """Flags besides --resume, --cache and --json that differ from the defaults."""
+    defaults = _train_defaults([])
+    names = ["preset", "out", "from"] if (options.preset, options.out, options.from_) != (defaults.preset, None, None) else []
+    for part in ("model", "train"):
+        ours, theirs = getattr(options, part).to_dict(), getattr(defaults, part).to_dict()
+        names += [name for name in ours if ours[name] != theirs[name]]
+    return ["--" + name.replace("_", "-") for name in names]
+
+
+def data_verb(arguments: list[str]) -> int:
+    options = tyro.cli(Data, prog="spikegpt data", args=arguments)
+    from ..data import corpora
+
+    if options.name is None:
+        print(json.dumps(list(corpora.CORPORA)) if options.json else corpora.listing())
+        return 0
+    if options.binidx is not None:
+        return _write_tokens(options)
+    folder = corpora.obtain(
+        options.name,
+        options.out,
+        options.cache,
+        column=options.column,
+        config=options.config,
+        split=options.split,
+        separator=options.separator.replace("\\n", "\n").replace("\\t", "\t"),
+        limit_bytes=options.limit_bytes,
+    )
+    print(json.dumps({"folder": str(folder)}) if options.json else f"{folder}\n  spikegpt train --data {folder}")
+    return 0
+
+
+def _write_tokens(options: Data) -> int:
+    from ..data.corpora import CORPORA, named_corpus
+    from ..data.tokenizers.tokenizer import ByteTokenizer, load_tokenizer
+    from ..data.tokens.pretokenised import export_binidx
+
+    source = named_corpus(options.name, cache_dir=options.cache) if options.name in CORPORA else options.name
+    tokenizer = ByteTokenizer() if options.tokenizer == "byte" else load_tokenizer(options.tokenizer)
+    written = export_binidx(source, tokenizer, options.binidx, text_column=options.column, end_token=options.end_token, processes=options.processes)
+    facts = {"tokens_file": str(written.path), "tokens": len(written.tokens), "documents": len(written.starts)}
+    _show(facts, options.json)
+    return 0
+
+
+def generate_verb(arguments: list[str]) -> int:
+    options = tyro.cli(Generate, prog="spikegpt generate", args=arguments)
+    from ..checkpoint.run import load_model
+    from ..generate.stream import SamplingConfig, stream
+
+    _use_threads(options.threads)
+    names = [item.name for item in dataclasses.fields(SamplingConfig)]
+    sampling = SamplingConfig(**{name: getattr(options, name) for name in names})
+    model, tokenizer = load_model(options.run)
+    prompts = list(options.prompts) or ["\n"]
+    texts = [""] * len(prompts)
+    alone = len(prompts) == 1 and not options.json
+    if alone:
+        print(prompts[0], end="", flush=True)
+    for piece in stream(model, tokenizer, prompts, sampling):
+        texts[piece.prompt] += piece.text
+        if alone:
+            print(piece.text, end="", flush=True)
+    if options.json:
+        print(json.dumps([{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]))
+    elif alone:
+        print()
+    else:
+        for index, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+            print(f"--- {index + 1} ---\n{prompt}{text}")
+    return 0
+
+
+def evaluate_verb(arguments: list[str]) -> int:
+    options = tyro.cli(Evaluate, prog="spikegpt evaluate", args=arguments)
+    from ..evaluate.perplexity import evaluate_run, table
+
+    _use_threads(options.threads)
+    if not options.runs:
+        raise SpikegptError("no run given; spikegpt evaluate RUN [RUN ...]")
+    if options.last_word is not None:
+        text_flags = {"file": None, "tokens": None, "ctx_len": None, "stride": None, "keep_membrane": False, "split": "test"}
+        given = ["--" + name.replace("_", "-") for name, default in text_flags.items() if getattr(options, name) != default]
+        if given:
+            raise SpikegptError(f"--last-word reads whole passages from its own file; leave out {', '.join(given)}")
+        from ..evaluate import last_word
+
+        results = [last_word.evaluate_last_words(run, options.last_word) for run in options.runs]
+        print(json.dumps(results) if options.json else last_word.table(results))
+        return 0
+    results = [
+        evaluate_run(
+            run,
+            split=options.split,
+            file=options.file,
+            limit=options.tokens,
+            ctx_len=options.ctx_len,
+            stride=options.stride,
+            keep_membrane=options.keep_membrane,
+            cache=options.cache,
+        )
+        for run in options.runs
+    ]
+    print(json.dumps(results) if options.json else table(results))
+    return 0
+
+
+def lm_eval_verb(arguments: list[str]) -> int:
+    from ..evaluate.harness import run_lm_eval
+
+    run_lm_eval(arguments)
+    return 0
+
+
+def measure_verb(arguments: list[str]) -> int:
+    options = tyro.cli(Measure, prog="spikegpt measure", args=arguments)
+    return _measure([options.run], options, f"What {options.run.resolve().name} computes")
+
+
+def compare_verb(arguments: list[str]) -> int:
+    options = tyro.cli(Compare, prog="spikegpt compare", args=arguments)
+    if not options.runs:
+        raise SpikegptError("no run given; spikegpt compare RUN [RUN ...] [--twin]")
+    runs = list(options.runs)
+    if options.twin:
+        from ..measure.runs import make_twin
+
+        _use_threads(options.threads)
+        twin = make_twin(runs[0], cache=options.cache, quiet=options.json)
+        runs += [twin] if twin.resolve() not in [run.resolve() for run in runs] else []
+    return _measure(runs, options, " and ".join(run.resolve().name for run in runs))
+
+
+def _measure(runs: list[Path], options: Measuring, title: str) -> int:
+    from neuromorphic import bundled_profiles, load_profile
+    from neuromorphic.report.folder import check_folder, comparison_table, write_report
+
+    from ..measure.runs import claims_of, measure_runs, report_folder
+
+    _use_threads(options.threads)
+    # what cannot work is found before the long part
+    profiles = [load_profile(name) for name in options.prices or bundled_profiles()]
+    folder = options.out or report_folder(runs[0])
+    check_folder(folder)
+    measurements = measure_runs(
+        runs,
+        split=options.split,
+        file=options.file,
+        limit=options.tokens,
+        prompt=options.prompt,
+        profiles=profiles,
+        cache=options.cache,
+    )
+    claims = next((claim for claim in map(claims_of, measurements) if claim is not None), None)
+    report = write_report(folder, measurements, title=title, claims=claims)
+    if options.json:
+        print(json.dumps([measurement.to_dict() for measurement in measurements]))
+    else:
+        print(f"{comparison_table(measurements)}\n\nreport: {report}")
+    return 0
+
+
+def finetune_classify_verb(arguments: list[str]) -> int:
+    options = tyro.cli(OmitArgPrefixes[FinetuneClassify], prog="spikegpt finetune-classify", args=arguments)
+    from ..common.files import write_atomically
+    from ..data.labelled import TASKS, load_file_task, load_hub_task
+    from ..train.classify import finetune, table
+
+    _use_threads(options.threads)
+    files = options.train, options.valid, options.test
+    if not options.runs or (options.task is None) == (None in (options.train, options.test)):
+        raise SpikegptError("give runs, and either --task NAME or --train FILE and --test FILE: spikegpt finetune-classify RUN [TWIN] ...")
+    columns = {"text_column": options.text_column, "label_column": options.label_column}
+    task = load_hub_task(options.task) if options.task else load_file_task(*files, **columns)
+    results = [finetune(run, task, options.config, options.out / run.resolve().name) for run in options.runs]
+    published = {"46M": TASKS[options.task].published_46m, "216M": TASKS[options.task].published_216m} if options.task else {}
+    values = {"task": task.name, "classes": task.classes, "majority": task.majority(), "published": published, "results": results}
+    write_atomically(options.out / "results.json", json.dumps({**values, "config": options.config.to_dict()}, indent=1))
+    print(json.dumps(values) if options.json else f"{table(task, results, published)}\n\nclassifiers and results.json: {options.out}")
+    return 0
+
+
+def import_verb(arguments: list[str]) -> int:
+    options = tyro.cli(Import, prog="spikegpt import", args=arguments)
+    from ..interop.weights import import_weights
+    from ..measure.doctor import describe_model
+
+    out = options.out or Path("runs") / options.source.resolve().stem
+    import_weights(
+        options.source,
+        out,
+        spiking=options.spiking,
+        tokenizer=options.tokenizer,
+        ctx_len=options.ctx_len,
+        binary_embedding=options.binary_embedding,
+        rescale_every=options.rescale_every,
+    )
+    _show(describe_model(str(out)), options.json)
+    return 0
+
+
+def export_verb(arguments: list[str]) -> int:
+    options = tyro.cli(Export, prog="spikegpt export", args=arguments)
+    from ..interop.weights import export_weights
+
+    export_weights(options.run, options.target, options.layout)
+    print(f"wrote {options.target}")
+    return 0
+
+
+def info_verb(arguments: list[str]) -> int:
+    options = tyro.cli(Info, prog="spikegpt info", args=arguments)
+    from ..measure.doctor import describe_model
+
+    _show(describe_model(options.what, options.tensors), options.json)
+    return 0
+
+
+def doctor_verb(arguments: list[str]) -> int:
+    options = tyro.cli(Doctor, prog="spikegpt doctor", args=arguments)
+    from ..measure.doctor import examine
+
+    _use_threads(options.threads)
+    report = examine()
+    _show(report, options.json)
+    return 0 if report["healthy"] else 1
+
+
+def _use_threads(threads: int) -> None:
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _show(values: dict[str, Any], as_json: bool, indent: str = "") -> None:
+    if as_json:
+        print(json.dumps(values))
+        return
+    width = max(map(len, values), default=0)
+    for name, value in values.items():
+        if isinstance(value, dict):
+            print(f"{indent}{name}")
+            _show(value, False, indent + "  ")
+        else:
+            print(f"{indent}{name:<{width}}  {f'{value:,}' if isinstance(value, int) and not isinstance(value, bool) else value}")
+
+
+VERBS = {
+    "train": train_verb,
+    "data": data_verb,
+    "generate": generate_verb,
+    "evaluate": evaluate_verb,
+    "lm-eval": lm_eval_verb,
+    "finetune-classify": finetune_classify_verb,
+    "measure": measure_verb,
+    "compare": compare_verb,
+    "import": import_verb,
+    "export": export_verb,
+    "info": info_verb,
+    "doctor": doctor_verb,
+}
+
+
+def main() -> int:
+    """Run the verb that the command line names; return the exit status."""
+    verb, arguments = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
+    if verb in ("--help", "-h"):
+        print(USAGE)
+        return 0
+    if verb == "--version":
+        print(__version__)
+        return 0
+    if verb not in VERBS:
+        print(f"error: unknown verb {verb!r}; known: {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    try:
+        return VERBS[verb](arguments)
+    # the checks of the configurations and of the doors are ValueErrors, written for the user
+    except (SpikegptError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # the reader of our output went away; nothing is left to be said
+        sys.stderr.close()
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130

@@ -1,0 +1,165 @@
+"""Labelled texts: the four tasks of the paper from the Hugging Face hub, or TSV and JSONL files, checked line by line."""
+
+import csv
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from ..common.errors import SpikegptError
+from . import jsonl
+
+HELD_OUT = 0.1
+
+
+class Example(NamedTuple):
+    text: str
+    label: int
+
+
+class _Found(NamedTuple):
+    """An example as it was read: where, its text, and its label as it stands there."""
+
+    place: str
+    text: object
+    label: object
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Examples in three parts, and the names of their classes, by label."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: list[Example]
+    valid: list[Example]
+    test: list[Example]
+
+    def majority(self) -> float:
+        """Return the share of the test examples that have the most frequent label of the train examples: what knowing nothing gives."""
+        most = Counter(example.label for example in self.train).most_common(1)[0][0]
+        return sum(example.label == most for example in self.test) / len(self.test)
+
+
+@dataclass(frozen=True)
+class HubTask:
+    """Where a task of the paper lies, and the paper's accuracy in percent.
+
+    Accuracies: SpikeGPT (TMLR 2024), NLU table, as quoted by re-implementations; those of 216M from one of them only.
+    """
+
+    data_set: str
+    text_column: str
+    test_split: str
+    published_46m: float
+    published_216m: float
+
+
+# the labels of sst2's test split are secret: as usual its validation split is the test, and validation is held out of train
+TASKS = {
+    "sst2": HubTask("stanfordnlp/sst2", "sentence", "validation", 80.39, 88.76),
+    "sst5": HubTask("SetFit/sst5", "text", "test", 37.69, 51.27),
+    "mr": HubTask("cornell-movie-review-data/rotten_tomatoes", "text", "test", 69.23, 85.63),
+    "subj": HubTask("SetFit/subj", "text", "test", 88.45, 95.30),
+}
+
+
+def load_hub_task(name: str) -> Task:
+    """Return a task of the paper, from the Hugging Face hub; 10 % of train are held out for validation, the same always.
+
+    Raises:
+        SpikegptError: the task is unknown, or the hub cannot be reached.
+    """
+    from .hub_rows import rows
+
+    if name not in TASKS:
+        raise SpikegptError(f"unknown task {name!r}; known: {', '.join(TASKS)}; or give files: --train FILE --test FILE")
+    task = TASKS[name]
+
+    def read(split: str) -> list[_Found]:
+        found = rows(task.data_set, None, split)
+        return [_Found(f"{task.data_set} {split}, row {n}", row.get(task.text_column), row.get("label")) for n, row in enumerate(found, 1)]
+
+    return make_task(name, read("train"), None, read(task.test_split))
+
+
+def load_file_task(train: Path, valid: Path | None, test: Path, *, text_column: str = "text", label_column: str = "label") -> Task:
+    """Return the task in TSV files (first line: column names) or JSONL files; without `valid`, 10 % of train are held out.
+
+    Raises:
+        SpikegptError: a file cannot be read, a column is missing, a line is broken, a text is empty, a label is not one of train's,
+            or train has one class only.
+    """
+
+    def read(path: Path) -> list[_Found]:
+        return list(_read_file(Path(path), text_column, label_column))
+
+    return make_task(Path(train).stem, read(train), None if valid is None else read(valid), read(test))
+
+
+def make_task(name: str, train: list[_Found], valid: list[_Found] | None, test: list[_Found]) -> Task:
+    """Return the task of what was read; labels are numbered in sorted order. See `load_file_task` for what is refused."""
+    labels = {str(found.label) for found in train}
+    # numbers in their order, not 10 before 2
+    classes = tuple(sorted(labels, key=lambda label: (not label.isdigit(), int(label) if label.isdigit() else 0, label)))
+    if len(classes) < 2:
+        raise SpikegptError(f"{name}: train has {len(train)} examples of {len(classes)} class(es) ({', '.join(classes)}); at least two are needed")
+    number = {label: index for index, label in enumerate(classes)}
+
+    def examples(parts: Iterable[_Found]) -> list[Example]:
+        checked = []
+        for place, text, label in parts:
+            if not isinstance(text, str) or not text.strip():
+                raise SpikegptError(f"{place}: the text is {text!r}; every example needs one")
+            if str(label) not in number:
+                raise SpikegptError(f"{place}: label {label!r} is not among those of train: {', '.join(classes)}")
+            checked.append(Example(text, number[str(label)]))
+        return checked
+
+    fitted, held = (examples(train), examples(valid)) if valid is not None else _hold_out(examples(train))
+    if not held or not test:
+        raise SpikegptError(f"{name}: {len(held)} examples for validation and {len(test)} for test; each needs at least one")
+    return Task(name=name, classes=classes, train=fitted, valid=held, test=examples(test))
+
+
+def _hold_out(examples: list[Example]) -> tuple[list[Example], list[Example]]:
+    """(rest, a tenth of each class), drawn the same way always."""
+    by_label: dict[int, list[Example]] = defaultdict(list)
+    for example in examples:
+        by_label[example.label].append(example)
+    rest, held = [], []
+    for label in sorted(by_label):
+        members = by_label[label]
+        random.Random(label).shuffle(members)
+        count = max(1, round(HELD_OUT * len(members))) if len(members) > 1 else 0
+        held += members[:count]
+        rest += members[count:]
+    return rest, held
+
+
+def _read_file(path: Path, text_column: str, label_column: str) -> Iterator[_Found]:
+    if path.suffix == jsonl.SUFFIX:
+        rows = jsonl.rows(path)
+    elif path.suffix == ".tsv":
+        rows = _tsv_rows(path)
+    else:
+        raise SpikegptError(f"{path}: give a .tsv file, whose first line names the columns, or a .jsonl file")
+    for place, row in rows:
+        for column in (text_column, label_column):
+            # a short line of a TSV lacks its last columns
+            if row.get(column) is None:
+                known = ", ".join(str(name) for name in row if name is not None)
+                raise SpikegptError(f"{place}: no column {column!r}; there are {known}; name it with --text-column or --label-column")
+        yield _Found(place, row[text_column], row[label_column])
+
+
+def _tsv_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpikegptError(f"cannot read {path}: {error}; give a TSV or JSONL file in UTF-8") from None
+    # texts hold quotation marks that mean themselves
+    for number, row in enumerate(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE), 2):
+        yield f"{path}, line {number}", row

@@ -1,0 +1,102 @@
+"""From texts to tokens: the one door, `prepare`."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..common.errors import SpikegptError, Warn, warn_on_stderr
+from .sources import PYTHON_DOCS, SPLITS, Corpus, default_cache_dir, read_corpus, source_paths
+from .text import Text
+from .tokenizers.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
+from .tokens.binidx import is_binidx
+from .tokens.pretokenised import prepare_binidx
+from .tokens.token_file import TokenData, read_header, write_token_file
+
+# byte pairs of a longer train split are learned from this much of it, in so many parts spread evenly over it
+TRAINING_BYTES, TRAINING_PARTS = 1 << 27, 256
+
+
+def prepare(
+    source: str | Path | Iterable[str | Path],
+    tokenizer: str | Path | Tokenizer,
+    cache_dir: Path | None = None,
+    bpe_vocab_size: int = 4096,
+    warn: Warn = warn_on_stderr,
+    text_column: str = "text",
+    processes: int | None = None,
+) -> TokenData:
+    """Return the tokens of a corpus, from the token file in `cache_dir` if it is whole and of this text and tokenizer.
+
+    Args:
+        source: as for `read_corpus`; or one PREFIX.bin or PREFIX.idx with the tokens of Megatron-LM or RWKV-LM, which are used
+            where they are, split 90 / 5 / 5 between documents.
+        tokenizer: "byte"; "char", whose alphabet is that of the whole corpus, valid and test included; "bpe", trained on the train
+            split only, or on TRAINING_BYTES of it; the path of a tokenizer JSON; or a tokenizer.
+        cache_dir: default ~/.cache/spikegpt.
+        text_column: of JSONL files.
+        processes: that encode a long text; default all CPUs.
+
+    Raises:
+        SpikegptError: the corpus or the tokenizer cannot be read, they do not fit each other, or the cache cannot be written.
+    """
+    paths = source_paths(source)
+    if paths != [PYTHON_DOCS] and any(map(is_binidx, paths)):
+        return prepare_binidx(paths, tokenizer)
+    cache_dir = cache_dir or default_cache_dir()
+    corpus = read_corpus(paths, text_column, cache_dir)
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        made = _make_tokenizer(tokenizer, corpus, cache_dir, bpe_vocab_size, warn)
+        slug = re.sub(r"[^\w.-]+", "_", corpus.name)[:64]
+        path = cache_dir / f"{slug}-{made.name}-{corpus.sha256[:12]}-{made.fingerprint[:12]}.tokens"
+        if not _is_reusable(path, corpus, made, warn):
+            write_token_file(path, corpus, made, warn, processes)
+        header, start = read_header(path)
+    except OSError as error:
+        advice = "free space or choose another folder"
+        raise SpikegptError(f"cannot write to the cache {cache_dir}: {error.strerror or error}; {advice}") from error
+    return TokenData(path=path, tokenizer=made, header=header, start=start)
+
+
+def _make_tokenizer(which: str | Path | Tokenizer, corpus: Corpus, cache_dir: Path, bpe_vocab_size: int, warn: Warn) -> Tokenizer:
+    if isinstance(which, Tokenizer):
+        return which
+    if which == "byte":
+        return ByteTokenizer()
+    if which == "char":
+        return CharTokenizer.from_text(*(corpus.split(name).blocks() for name in SPLITS))
+    if which != "bpe":
+        return load_tokenizer(which)
+    path = cache_dir / f"bpe{bpe_vocab_size}-{corpus.train_sha256[:12]}.json"
+    if path.exists():
+        try:
+            return BPETokenizer.from_file(path)
+        except SpikegptError as error:
+            warn(f"{error}; training the tokenizer anew")
+    trained = BPETokenizer.train(_sample(corpus.train).blocks(), bpe_vocab_size)
+    trained.save(path)
+    return trained
+
+
+def _sample(text: Text) -> Text:
+    """The text, or parts of it spread evenly if it is long: the counts of all words of a very long text do not fit into memory."""
+    if len(text) <= TRAINING_BYTES:
+        return text
+    size = TRAINING_BYTES // TRAINING_PARTS
+    starts = [len(text) * part // TRAINING_PARTS for part in range(TRAINING_PARTS)]
+    return Text.joined((text.cut(*map(text.next_character, (start, start + size))) for start in starts), b"\n")
+
+
+def _is_reusable(path: Path, corpus: Corpus, tokenizer: Tokenizer, warn: Warn) -> bool:
+    if not path.exists():
+        return False
+    try:
+        header, _ = read_header(path)
+        is_same_split = all(header["splits"][name]["bytes"] == len(corpus.split(name)) for name in SPLITS)
+        if (header["text_sha256"], header["tokenizer_fingerprint"]) == (corpus.sha256, tokenizer.fingerprint) and is_same_split:
+            return True
+        fault = "is of another text, split or tokenizer"
+    except SpikegptError as error:
+        fault = str(error)
+    warn(f"token file {path} {fault}; writing it anew")
+    return False

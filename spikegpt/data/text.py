@@ -1,0 +1,99 @@
+"""A text of any size: ranges of files and bytes at hand, joined; read in pieces, so that no text need fit into memory."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from ..common.errors import SpikegptError
+from .cutting import LONGEST_CHARACTER, next_character
+
+BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Bytes [start, stop) of a file, or of bytes at hand."""
+
+    source: Path | bytes
+    start: int
+    stop: int
+
+    def blocks(self) -> Iterator[bytes]:
+        if isinstance(self.source, bytes):
+            yield self.source[self.start : self.stop]
+            return
+        try:
+            with self.source.open("rb") as file:
+                file.seek(self.start)
+                left = self.stop - self.start
+                while left > 0:
+                    block = file.read(min(BLOCK_BYTES, left))
+                    if not block:
+                        raise SpikegptError(f"{self.source} became shorter while it was read; run again once nobody writes it")
+                    yield block
+                    left -= len(block)
+        except OSError as error:
+            raise SpikegptError(f"cannot read {self.source}: {error.strerror}") from None
+
+
+class Text:
+    """A text, as bytes. Its length is known; `blocks` reads it in order, `read` returns it whole."""
+
+    def __init__(self, parts: Iterable[_Part]):
+        self._parts = [part for part in parts if part.stop > part.start]
+        self._size = sum(part.stop - part.start for part in self._parts)
+
+    @classmethod
+    def of(cls, text: bytes) -> Self:
+        return cls([_Part(text, 0, len(text))])
+
+    @classmethod
+    def of_file(cls, path: Path) -> Self:
+        """Return the text of a file.
+
+        Raises:
+            SpikegptError: missing or unreadable.
+        """
+        try:
+            # opened here, so that what cannot be read is told at once
+            with path.open("rb") as file:
+                return cls([_Part(path, 0, file.seek(0, 2))])
+        except OSError as error:
+            raise SpikegptError(f"cannot read {path}: {error.strerror}; give a text file or a folder of them") from None
+
+    @classmethod
+    def joined(cls, texts: Iterable["Text"], separator: bytes) -> Self:
+        parts = []
+        for text in texts:
+            parts += [_Part(separator, 0, len(separator)), *text._parts]
+        return cls(parts[1:])
+
+    def __len__(self) -> int:
+        return self._size
+
+    def cut(self, start: int, stop: int) -> "Text":
+        """Return bytes [start, stop) of the text."""
+        parts, position = [], 0
+        for part in self._parts:
+            first = part.start + max(start - position, 0)
+            last = min(part.stop, part.start + stop - position)
+            parts.append(_Part(part.source, first, last))
+            position += part.stop - part.start
+        return Text(parts)
+
+    def next_character(self, position: int) -> int:
+        """Return the first place at or after `position` where a UTF-8 character begins; where no UTF-8 is, `position`."""
+        return position + next_character(self.cut(position, position + LONGEST_CHARACTER).read(), 0)
+
+    def blocks(self) -> Iterator[bytes]:
+        """Yield the text in order, at most BLOCK_BYTES of a file at a time.
+
+        Raises:
+            SpikegptError: a file can no longer be read, or is shorter than it was.
+        """
+        for part in self._parts:
+            yield from part.blocks()
+
+    def read(self) -> bytes:
+        return b"".join(self.blocks())

@@ -1,0 +1,1 @@
+"""Tokens on disk: our token files, and Megatron's .bin and .idx."""

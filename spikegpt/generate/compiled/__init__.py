@@ -1,0 +1,1 @@
+"""The compiled token steps of the engine on the CPU."""

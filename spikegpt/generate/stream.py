@@ -1,0 +1,176 @@
+"""Text from a model, token by token, in constant memory: sampling, several prompts at once, streaming.
+
+Each prompt has its own random generator, so what it yields does not depend on its neighbours in the batch.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..common.errors import SpikegptError
+from ..data.tokenizers.tokenizer import Tokenizer
+from ..model.network import SpikeGPT, State, join_states
+from .engine import Engine
+
+PREFILL_CHUNK = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How the next token is chosen."""
+
+    max_tokens: int = 200
+    temperature: float = 0.8
+    """0 takes the most likely token always"""
+    top_k: int = 0
+    """choose among the k most likely; 0 is no limit"""
+    top_p: float = 0.95
+    """choose among the most likely that together have this probability"""
+    repetition_penalty: float = 1.0
+    """above 1: makes tokens that have been seen less likely"""
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    """end before any of these strings"""
+
+    def __post_init__(self):
+        for holds, message in (
+            (self.max_tokens >= 1, f"max_tokens must be at least 1, got {self.max_tokens}"),
+            (self.temperature >= 0, f"temperature must not be negative, got {self.temperature}"),
+            (self.top_k >= 0, f"top_k must not be negative, got {self.top_k}"),
+            (0 < self.top_p <= 1, f"top_p must lie in (0, 1], got {self.top_p}"),
+            (self.repetition_penalty > 0, f"repetition_penalty must be positive, got {self.repetition_penalty}"),
+            (all(self.stop), "stop strings must not be empty"),
+        ):
+            if not holds:
+                raise SpikegptError(message)
+
+
+class Piece(NamedTuple):
+    """Text that became final: which prompt it continues, and the text."""
+
+    prompt: int
+    text: str
+
+
+def generate(model: SpikeGPT, tokenizer: Tokenizer, prompts: list[str], sampling: SamplingConfig | None = None) -> list[str]:
+    """Return the continuation of each prompt, without the prompt."""
+    texts = [""] * len(prompts)
+    for piece in stream(model, tokenizer, prompts, sampling):
+        texts[piece.prompt] += piece.text
+    return texts
+
+
+@torch.inference_mode()
+def stream(model: SpikeGPT, tokenizer: Tokenizer, prompts: list[str], sampling: SamplingConfig | None = None) -> Iterator[Piece]:
+    """Yield the continuations of all prompts piece by piece, as soon as a piece can no longer change.
+
+    Pieces hold whole characters only, and nothing that may turn out to be the beginning of a stop string.
+
+    Raises:
+        SpikegptError: no prompt, an empty one, or one that the tokenizer cannot encode.
+    """
+    sampling = sampling or SamplingConfig()
+    if not prompts:
+        raise SpikegptError("no prompt given; give at least one non-empty string")
+    encoded = [tokenizer.encode(prompt.encode()) for prompt in prompts]
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        if len(ids) == 0:
+            raise SpikegptError(f"the prompt {prompt!r} is empty; the model needs at least one token to continue, a newline for instance")
+    device = model.head.weight.device
+    was_training = model.training
+    model.eval()
+    rows = [_Row(index, tokenizer, sampling, torch.from_numpy(ids.astype("int64")), model.config.vocab_size) for index, ids in enumerate(encoded)]
+    # each prompt alone: padding would put foreign tokens into a recurrent state
+    logits, states = zip(*(_read_prompt(model, row.prompt_ids.to(device)) for row in rows), strict=True)
+    logits = torch.cat(logits)
+    engine = Engine(model)
+    engine.start(join_states(states))
+    try:
+        for _ in range(sampling.max_tokens):
+            chosen = torch.stack([row.choose(scores) for row, scores in zip(rows, logits.float().cpu(), strict=True)])
+            for row, token in zip(rows, chosen.tolist(), strict=True):
+                yield from row.push(token)
+            if all(row.is_done for row in rows):
+                return
+            logits = engine.step(chosen)
+        for row in rows:
+            yield from row.finish()
+    finally:
+        model.train(was_training)
+
+
+def _read_prompt(model: SpikeGPT, ids: Tensor) -> tuple[Tensor, State]:
+    """Logits (1, vocab_size) after the prompt and the state; long prompts in chunks, so that memory stays bounded."""
+    state = None
+    for start in range(0, len(ids), PREFILL_CHUNK):
+        output = model(ids[None, start : start + PREFILL_CHUNK], state, last_only=True)
+        state = output.state
+    return output.logits[:, -1], state
+
+
+class _Row:
+    """One prompt of the batch: its generator, the tokens it has seen, its decoder and stop strings."""
+
+    def __init__(self, index: int, tokenizer: Tokenizer, sampling: SamplingConfig, prompt_ids: Tensor, vocab_size: int):
+        self.index, self.sampling, self.prompt_ids = index, sampling, prompt_ids
+        self.generator = torch.Generator().manual_seed(sampling.seed + index)
+        self.seen = torch.zeros(vocab_size, dtype=torch.bool)
+        self.seen[prompt_ids] = True
+        self.decoder, self.held, self.is_done = tokenizer.stream(), "", False
+
+    def choose(self, logits: Tensor) -> Tensor:
+        token = sample(logits, self.sampling, self.seen, self.generator)
+        self.seen[token] = True
+        return token
+
+    def push(self, token: int) -> Iterator[Piece]:
+        if not self.is_done:
+            yield from self._release(self.decoder.push(token), is_last=False)
+
+    def finish(self) -> Iterator[Piece]:
+        if not self.is_done:
+            yield from self._release(self.decoder.flush(), is_last=True)
+            self.is_done = True
+
+    def _release(self, text: str, is_last: bool) -> Iterator[Piece]:
+        self.held += text
+        cuts = [self.held.index(stop) for stop in self.sampling.stop if stop in self.held]
+        if cuts:
+            ready, self.held, self.is_done = self.held[: min(cuts)], "", True
+        else:
+            kept = 0 if is_last else _possible_start(self.held, self.sampling.stop)
+            ready, self.held = self.held[: len(self.held) - kept], self.held[len(self.held) - kept :]
+        if ready:
+            yield Piece(self.index, ready)
+
+
+def _possible_start(text: str, stops: tuple[str, ...]) -> int:
+    """Length of the longest end of `text` that begins one of `stops`."""
+    longest = max((len(stop) - 1 for stop in stops), default=0)
+    return next((n for n in range(min(longest, len(text)), 0, -1) if any(stop.startswith(text[-n:]) for stop in stops)), 0)
+
+
+def sample(logits: Tensor, sampling: SamplingConfig, seen: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the id (scalar tensor) of the next token.
+
+    Args:
+        logits: (vocab_size,) float32 on the CPU.
+        seen: (vocab_size,) bool, tokens that the repetition penalty divides (positive logits) or multiplies (negative).
+    """
+    if sampling.repetition_penalty != 1.0:
+        penalised = torch.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty)
+        logits = torch.where(seen, penalised, logits)
+    if sampling.temperature == 0:
+        return logits.argmax()
+    logits = logits / sampling.temperature
+    if 0 < sampling.top_k < len(logits):
+        logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[-1], float("-inf"))
+    probabilities = torch.softmax(logits, dim=-1)
+    if sampling.top_p < 1:
+        ordered, order = probabilities.sort(descending=True, stable=True)
+        # a token stays if those before it have not yet reached top_p; the first always stays
+        probabilities = torch.zeros_like(probabilities).scatter(0, order, ordered.masked_fill(ordered.cumsum(0) - ordered >= sampling.top_p, 0))
+    return torch.multinomial(probabilities, 1, generator=generator)[0]

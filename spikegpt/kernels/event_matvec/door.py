@@ -1,0 +1,127 @@
+"""The one door to the event-driven matrix-vector product: checks, choice of backend, and the torch custom operator `spikegpt::event_matvec`.
+
+The definition is `reference.event_matvec`. Nothing is computed here. For decoding: there is no gradient.
+"""
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..backends import choose_backend
+from . import gpu as cuda_event_matvec
+
+WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
+# larger whole numbers are no spikes to the counter
+LARGEST_LEVEL = 127
+
+
+def event_matvec(spikes: Tensor, weight: Tensor, scale: Tensor | None = None, backend: str = "auto") -> Tensor:
+    """Return spikes @ weight, times `scale`: on CUDA only the rows of inputs that fired are read, and sums are always made in one order.
+
+    On the CPU this is the reference: the fast CPU engine runs whole tokens (`generate/compiled`) and does not come here.
+
+    Args:
+        spikes: (N, in), one row per text: whole numbers, mostly 0; float32, bfloat16, float16, or float64 (reference only).
+        weight: (in, out), contiguous, one row per input: float32, bfloat16 or int8. `linear.weight.t().contiguous()`, made once.
+        scale: (out,) float32, what each output of an int8 weight is multiplied by; None for the other dtypes.
+
+    Returns:
+        (N, out) in the dtype of `spikes`; float32 inside.
+
+    Raises:
+        ValueError: a shape, dtype, device or backend does not fit, or a gradient is wanted; the message names what was found and wanted.
+    """
+    _check_inputs(spikes, weight, scale)
+    # no package is missing on the CPU, there is nothing to warn of
+    if backend == "auto" and spikes.device.type in ("cpu", "meta"):
+        backend = "reference"
+    chosen = choose_backend(backend, "event_matvec", spikes)
+    if chosen == "numba":
+        raise ValueError("event_matvec: backend 'numba' has no kernel for this product alone; use backend='auto', or the engine for whole tokens")
+    return (reference.event_matvec if chosen == "reference" else event_matvec_operator)(spikes, weight, scale)
+
+
+def _check_inputs(spikes: Tensor, weight: Tensor, scale: Tensor | None) -> None:
+    if spikes.dim() != 2 or 0 in spikes.shape:
+        raise ValueError(f"event_matvec: spikes must be (N, in) with no empty side, got {tuple(spikes.shape)}")
+    if not spikes.dtype.is_floating_point:
+        raise ValueError(f"event_matvec: spikes must be a floating-point tensor, got {spikes.dtype}")
+    if weight.dim() != 2 or weight.shape[0] != spikes.shape[1] or 0 in weight.shape:
+        raise ValueError(f"event_matvec: weight is {tuple(weight.shape)}, spikes are {tuple(spikes.shape)}; want ({spikes.shape[1]}, out)")
+    if weight.dtype not in WEIGHT_DTYPES:
+        raise ValueError(f"event_matvec: weight must be float32, bfloat16 or int8, got {weight.dtype}")
+    if not weight.is_contiguous():
+        raise ValueError(f"event_matvec: weight has strides {weight.stride()}, want one contiguous row per input; call .contiguous() once before")
+    if (scale is not None) != (weight.dtype == torch.int8):
+        found = "none" if scale is None else "one"
+        raise ValueError(f"event_matvec: int8 weights need a scale and no others have one; weight is {weight.dtype}, got {found}")
+    if scale is not None and (scale.shape != weight.shape[1:] or scale.dtype != torch.float32):
+        raise ValueError(f"event_matvec: scale is {scale.dtype} {tuple(scale.shape)}, want torch.float32 {tuple(weight.shape[1:])}")
+    tensors = {name: tensor for name, tensor in (("spikes", spikes), ("weight", weight), ("scale", scale)) if tensor is not None}
+    if len({tensor.device for tensor in tensors.values()}) > 1:
+        found = ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items())
+        raise ValueError(f"event_matvec: {found}; move them to one device")
+    learning = [name for name, tensor in tensors.items() if tensor.requires_grad]
+    if learning and torch.is_grad_enabled():
+        raise ValueError(f"event_matvec: {', '.join(learning)} would need a gradient and there is none; call it under torch.no_grad()")
+
+
+@torch.library.custom_op("spikegpt::event_matvec", mutates_args=())
+def event_matvec_operator(spikes: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
+    """(N, out) in the dtype of `spikes`."""
+    return cuda_event_matvec.event_matvec_forward(spikes, weight, scale)
+
+
+@event_matvec_operator.register_fake
+def _(spikes, weight, scale):
+    return spikes.new_empty(spikes.shape[0], weight.shape[1])
+
+
+def _op_cost(args: tuple, kwargs: dict, output: Tensor) -> dict[str, int | str]:
+    """What one call computes, for dispatch-mode counters: what they count of the same product by `torch.mm`.
+
+    A spike meets the nonzero weights of its row: ACs for a text of binary or ternary spikes, MACs for one of larger numbers. Over
+    many calls any weight may be needed, so `weights_once` is all of them.
+    """
+    spikes, weight, scale = args
+    spikes = spikes.flatten(0, -2)
+    (N, inputs), outputs = spikes.shape, weight.shape[1]
+    met = (weight != 0).sum(1)
+    events = int(spikes.count_nonzero())
+    cost = {
+        "kind": "matmul",
+        "dense_ops": N * weight.numel(),
+        "nonzeros": events,
+        "fan_out": outputs,
+        "mul": 0 if scale is None else N * outputs,
+        "weights_once": weight.numel(),
+        "weights_per_event": events * outputs,
+        "weights_dense": N * weight.numel(),
+        "activation_reads": N * inputs,
+        "activation_writes": N * outputs,
+    }
+    for text in spikes:
+        for quantity, number in _text_cost(text, met).items():
+            before = cost.get(quantity, 0)
+            cost[quantity] = max(before, number) if quantity == "largest_level" else before + number
+    return cost
+
+
+def _text_cost(text: Tensor, met: Tensor) -> dict[str, int]:
+    """What depends on the alphabet of the spikes of one text (in,); an input meets met[i] weights."""
+    magnitude = text.abs().float()
+    level, products = magnitude.max().item(), int(met[text != 0].sum())
+    events = int(text.count_nonzero())
+    if level == 0:
+        return {"zero_elements": len(text)}
+    if not (magnitude == magnitude.floor()).all() or level > LARGEST_LEVEL:
+        return {"real_elements": len(text), "effective_macs": products}
+    if level == 1:
+        alphabet = "ternary" if (text < 0).any() else "binary"
+        return {f"{alphabet}_elements": len(text), "effective_acs": products, "events_in": events}
+    units = int((magnitude.to(torch.int64) * met).sum())
+    macs = {"effective_macs": products, "integer_macs": products, "unit_acs": units}
+    return {"integer_elements": len(text), "events_in": events, "largest_level": int(level), **macs}
+
+
+torch.ops.spikegpt.event_matvec.default.op_cost = _op_cost

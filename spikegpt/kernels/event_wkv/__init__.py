@@ -1,0 +1,1 @@
+"""The event-driven WKV of value spikes."""

@@ -1,0 +1,1 @@
+"""The neuron that may fire several unit spikes within one token."""

@@ -1,0 +1,152 @@
+"""Fast CPU version of `integer_lif`, forward and backward, in numba; reached only through its door.
+
+The equations are in `reference.integer_lif_step`; how tasks, lanes and segments work is told in `kernels/cpu.py`.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..cpu import BLOCK, LIF_SEGMENT, ONE, ZERO, as_arrays, as_float32, exact, fused, run_tasks, sum_over_batch
+
+HALF = np.float32(0.5)
+
+
+def integer_lif_forward(
+    current: Tensor, potential: Tensor, membrane_decay: Tensor, threshold: Tensor, levels: int, signed: bool, reset: str,
+    decay_input: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return (spikes (B, T, C) in the dtype of `current`, final membrane potential (B, C) float32)."""
+    drive = as_float32(current)
+    spikes, final = torch.empty_like(drive), torch.empty(potential.shape)
+    arrays = as_arrays(drive, potential, membrane_decay, threshold, spikes, final)
+    run_tasks(_forward_task, drive.shape, *arrays, *_scalars(levels, signed), reset == "subtract", decay_input)
+    return spikes.to(current.dtype), final
+
+
+def integer_lif_backward(
+    grad_spikes: Tensor, grad_final: Tensor, current: Tensor, potential: Tensor, membrane_decay: Tensor, threshold: Tensor,
+    levels: int, signed: bool, reset: str, decay_input: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the gradients of (current (B, T, C), potential (B, C), membrane_decay (C,), threshold (C,))."""
+    drive = as_float32(current)
+    grad_current = torch.empty_like(drive)
+    # of potential, membrane_decay and threshold: one row per batch row
+    grads = [torch.empty(potential.shape) for _ in range(3)]
+    arrays = as_arrays(as_float32(grad_spikes), grad_final, drive, potential, membrane_decay, threshold, grad_current, *grads)
+    run_tasks(_backward_task, drive.shape, *arrays, *_scalars(levels, signed), reset == "subtract", decay_input)
+    return grad_current.to(current.dtype), grads[0], sum_over_batch(grads[1]), sum_over_batch(grads[2])
+
+
+def _scalars(levels: int, signed: bool) -> tuple[np.float32, np.float32]:
+    """Return (levels, below): a count of whole thresholds is multiplied by `below` where the potential is negative."""
+    return np.float32(levels), np.float32(-1 if signed else 0)
+
+
+# rows of the working array of a task
+DECAY, GAIN, THRESHOLD, POTENTIAL, GRAD, GRAD_DECAY, GRAD_THRESHOLD = range(7)
+
+
+@exact
+def _fill_lanes(lanes, decay, threshold, potential, decay_input):
+    for c in range(decay.size):
+        lanes[DECAY, c] = decay[c]
+        lanes[GAIN, c] = ONE - decay[c] if decay_input else ONE
+        lanes[THRESHOLD, c] = threshold[c]
+        lanes[POTENTIAL, c] = potential[c]
+
+
+@exact
+def _charge(decay, potential, gain, current):
+    return decay * potential + gain * current
+
+
+@exact
+def _count(quanta, levels, below):
+    # written so that NaN passes the clamp
+    whole = np.floor(abs(quanta))
+    whole = levels if whole > levels else whole
+    return below * whole if quanta < ZERO else whole
+
+
+@exact
+def _reset(charged, spikes, threshold, subtracts):
+    if subtracts:
+        return charged - threshold * spikes
+    return charged if spikes == ZERO else ZERO
+
+
+@exact
+def _forward_task(row, start, width, current, potential, decay, threshold, spikes, final, levels, below, subtracts, decay_input):
+    T, C = current.shape[1:]
+    end = min(start + width, C)
+    n = end - start
+    lanes = np.zeros((7, BLOCK), np.float32)
+    _fill_lanes(lanes, decay[start:end], threshold[start:end], potential[row, start:end], decay_input)
+    for t in range(T):
+        x, s = current[row, t, start:end], spikes[row, t, start:end]
+        for c in range(n):
+            charged = _charge(lanes[DECAY, c], lanes[POTENTIAL, c], lanes[GAIN, c], x[c])
+            count = _count(charged / lanes[THRESHOLD, c], levels, below)
+            s[c] = count
+            lanes[POTENTIAL, c] = _reset(charged, count, lanes[THRESHOLD, c], subtracts)
+    final[row, start:end] = lanes[POTENTIAL, :n]
+
+
+@exact
+def _recompute(x, before, lanes, levels, below, subtracts):
+    """Store the potential before the step of input `x` in `before` and take the step."""
+    for c in range(x.size):
+        before[c] = lanes[POTENTIAL, c]
+        charged = _charge(lanes[DECAY, c], lanes[POTENTIAL, c], lanes[GAIN, c], x[c])
+        count = _count(charged / lanes[THRESHOLD, c], levels, below)
+        lanes[POTENTIAL, c] = _reset(charged, count, lanes[THRESHOLD, c], subtracts)
+
+
+@fused
+def _backward_task(
+    row, start, width, grad_spikes, grad_final, current, potential, decay, threshold,
+    grad_current, grad_potential, grad_decay, grad_threshold, levels, below, subtracts, decay_input,
+):  # fmt: skip
+    T, C = current.shape[1:]
+    end = min(start + width, C)
+    n = end - start
+    lanes = np.zeros((7, BLOCK), np.float32)
+    _fill_lanes(lanes, decay[start:end], threshold[start:end], potential[row, start:end], decay_input)
+    segments = (T + LIF_SEGMENT - 1) // LIF_SEGMENT
+    # potential at the start of each segment; potential before each step of the segment at hand
+    checkpoints = np.empty((segments, BLOCK), np.float32)
+    before = np.empty((LIF_SEGMENT, BLOCK), np.float32)
+    for segment in range(segments):
+        checkpoints[segment, :n] = lanes[POTENTIAL, :n]
+        if segment < segments - 1:
+            for t in range(segment * LIF_SEGMENT, (segment + 1) * LIF_SEGMENT):
+                _recompute(current[row, t, start:end], before[0], lanes, levels, below, subtracts)
+    lanes[GRAD, :n] = grad_final[row, start:end]
+    own_input = ONE if decay_input else ZERO
+    highest = levels + HALF
+    lowest = -highest if below < ZERO else HALF
+    for segment in range(segments - 1, -1, -1):
+        first = segment * LIF_SEGMENT
+        steps = min(LIF_SEGMENT, T - first)
+        lanes[POTENTIAL, :n] = checkpoints[segment, :n]
+        for i in range(steps):
+            _recompute(current[row, first + i, start:end], before[i], lanes, levels, below, subtracts)
+        for i in range(steps - 1, -1, -1):
+            x, v = current[row, first + i, start:end], before[i]
+            gs, gx = grad_spikes[row, first + i, start:end], grad_current[row, first + i, start:end]
+            for c in range(n):
+                # both from exact functions: the same spikes as on the way forward
+                quanta = _charge(lanes[DECAY, c], v[c], lanes[GAIN, c], x[c]) / lanes[THRESHOLD, c]
+                count = _count(quanta, levels, below)
+                inside = ONE if (quanta >= lowest) & (quanta <= highest) else ZERO
+                through_spikes = gs[c] * inside / lanes[THRESHOLD, c]
+                kept = lanes[GRAD, c] if subtracts | (count == ZERO) else ZERO
+                grad_charged = through_spikes + kept
+                gx[c] = lanes[GAIN, c] * grad_charged
+                lanes[GRAD_DECAY, c] += grad_charged * (v[c] - own_input * x[c])
+                lanes[GRAD_THRESHOLD, c] -= through_spikes * quanta
+                lanes[GRAD, c] = lanes[DECAY, c] * grad_charged
+    grad_potential[row, start:end] = lanes[GRAD, :n]
+    grad_decay[row, start:end] = lanes[GRAD_DECAY, :n]
+    grad_threshold[row, start:end] = lanes[GRAD_THRESHOLD, :n]

@@ -1,0 +1,169 @@
+"""Fast CPU version of `wkv`, forward and backward, in numba; reached only through its door.
+
+The equations are in `reference.wkv`; how tasks, lanes and segments work is told in `kernels/cpu.py`.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..cpu import BLOCK, ONE, WKV_SEGMENT, as_arrays, as_float32, exp_nonpositive, fused, run_tasks, sum_over_batch
+
+
+def wkv_forward(
+    time_decay: Tensor, time_first: Tensor, key: Tensor, value: Tensor, numerator: Tensor, denominator: Tensor,
+    max_exponent: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return (output (B, T, C) in the dtype of `key`, numerator, denominator, max_exponent), the state in float32."""
+    keys = as_float32(key)
+    output, *state = torch.empty_like(keys), *(torch.empty(numerator.shape) for _ in range(3))
+    arrays = as_arrays(log_decay(time_decay), time_first, keys, as_float32(value), numerator, denominator, max_exponent, output, *state)
+    run_tasks(_wkv_forward_task, keys.shape, *arrays)
+    return output.to(key.dtype), *state
+
+
+def wkv_backward(
+    grad_output: Tensor, grad_numerator: Tensor, grad_denominator: Tensor, time_decay: Tensor, time_first: Tensor, key: Tensor,
+    value: Tensor, numerator: Tensor, denominator: Tensor, max_exponent: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the gradients of (time_decay, time_first, key, value, numerator, denominator)."""
+    keys, decay = as_float32(key), log_decay(time_decay)
+    grad_key, grad_value = torch.empty_like(keys), torch.empty_like(keys)
+    # of the log decay, of time_first, of the incoming numerator and denominator: one row per batch row
+    grads = [torch.empty(numerator.shape) for _ in range(4)]
+    arrays = as_arrays(as_float32(grad_output), grad_numerator, grad_denominator, decay, time_first, keys, as_float32(value))
+    arrays += as_arrays(numerator, denominator, max_exponent, grad_key, grad_value, *grads)
+    run_tasks(_wkv_backward_task, keys.shape, *arrays)
+    grad_decay, grad_first = sum_over_batch(grads[0]) * decay, sum_over_batch(grads[1])
+    return grad_decay, grad_first, grad_key.to(key.dtype), grad_value.to(key.dtype), *grads[2:]
+
+
+def log_decay(time_decay: Tensor) -> Tensor:
+    """Return -exp(time_decay) kept finite, so that a gradient of 0 stays 0 when it is multiplied by it."""
+    # numpy, for a threaded torch.exp of so few numbers can wait milliseconds for a second thread
+    with np.errstate(over="ignore"):
+        rate = torch.from_numpy(np.exp(time_decay.detach().float().numpy()))
+    return -rate.clamp(max=torch.finfo(torch.float32).max)
+
+
+@fused
+def _weights(past_exponent, present_exponent):
+    """Return exp of both, divided by the larger one: one of the two is 1, so there is one exponential to compute."""
+    small = exp_nonpositive(-abs(past_exponent - present_exponent))
+    return (ONE, small) if past_exponent >= present_exponent else (small, ONE)
+
+
+# rows of the working array of a wkv task
+NUMERATOR, DENOMINATOR, MAX_EXPONENT, LOG_DECAY, TIME_FIRST = range(5)
+
+
+@fused
+def _fill_wkv_lanes(lanes, log_decay, time_first, numerator, denominator, max_exponent):
+    n = log_decay.size
+    lanes[NUMERATOR, :n], lanes[DENOMINATOR, :n], lanes[MAX_EXPONENT, :n] = numerator, denominator, max_exponent
+    lanes[LOG_DECAY, :n], lanes[TIME_FIRST, :n] = log_decay, time_first
+
+
+@fused
+def _wkv_forward_task(
+    row, start, width, log_decay, time_first, key, value, numerator, denominator, max_exponent,
+    output, last_numerator, last_denominator, last_exponent,
+):  # fmt: skip
+    T, C = key.shape[1:]
+    end = min(start + width, C)
+    n = end - start
+    state = numerator[row, start:end], denominator[row, start:end], max_exponent[row, start:end]
+    lanes = np.empty((5, BLOCK), np.float32)
+    _fill_wkv_lanes(lanes, log_decay[start:end], time_first[start:end], *state)
+    for t in range(T):
+        k, v, y = key[row, t, start:end], value[row, t, start:end], output[row, t, start:end]
+        for c in range(n):
+            a, b, p = lanes[NUMERATOR, c], lanes[DENOMINATOR, c], lanes[MAX_EXPONENT, c]
+            past, present = _weights(p, lanes[TIME_FIRST, c] + k[c])
+            y[c] = (past * a + present * v[c]) / (past * b + present)
+            decayed = p + lanes[LOG_DECAY, c]
+            past, present = _weights(decayed, k[c])
+            lanes[NUMERATOR, c] = past * a + present * v[c]
+            lanes[DENOMINATOR, c] = past * b + present
+            lanes[MAX_EXPONENT, c] = decayed if decayed >= k[c] else k[c]
+    last_numerator[row, start:end] = lanes[NUMERATOR, :n]
+    last_denominator[row, start:end] = lanes[DENOMINATOR, :n]
+    last_exponent[row, start:end] = lanes[MAX_EXPONENT, :n]
+
+
+# what the way forward keeps of each step for the way back: the state before it, its share and the present token's in the
+# output (weight / sum of weights), and their weights in the next state
+BEFORE_NUMERATOR, BEFORE_DENOMINATOR, PAST_SHARE, PRESENT_SHARE, PAST, PRESENT = range(6)
+# rows of the gradients carried back
+G_NUMERATOR, G_DENOMINATOR, G_LOG_DECAY, G_TIME_FIRST = range(4)
+
+
+@fused
+def _wkv_backward_task(
+    row, start, width, grad_output, grad_numerator, grad_denominator, log_decay, time_first, key, value,
+    numerator, denominator, max_exponent, grad_key, grad_value, grad_decay, grad_first, grad_numerator_in, grad_denominator_in,
+):  # fmt: skip
+    T, C = key.shape[1:]
+    end = min(start + width, C)
+    n = end - start
+    state = numerator[row, start:end], denominator[row, start:end], max_exponent[row, start:end]
+    lanes = np.empty((5, BLOCK), np.float32)
+    _fill_wkv_lanes(lanes, log_decay[start:end], time_first[start:end], *state)
+    segments = (T + WKV_SEGMENT - 1) // WKV_SEGMENT
+    # the state at the start of each segment
+    checkpoints = np.empty((segments, 3, BLOCK), np.float32)
+    for segment in range(segments):
+        checkpoints[segment, :, :n] = lanes[:3, :n]
+        if segment == segments - 1:
+            break
+        for t in range(segment * WKV_SEGMENT, (segment + 1) * WKV_SEGMENT):
+            k, v = key[row, t, start:end], value[row, t, start:end]
+            for c in range(n):
+                decayed = lanes[MAX_EXPONENT, c] + lanes[LOG_DECAY, c]
+                past, present = _weights(decayed, k[c])
+                lanes[NUMERATOR, c] = past * lanes[NUMERATOR, c] + present * v[c]
+                lanes[DENOMINATOR, c] = past * lanes[DENOMINATOR, c] + present
+                lanes[MAX_EXPONENT, c] = decayed if decayed >= k[c] else k[c]
+
+    kept = np.empty((WKV_SEGMENT, 6, BLOCK), np.float32)
+    grads = np.zeros((4, BLOCK), np.float32)
+    grads[G_NUMERATOR, :n], grads[G_DENOMINATOR, :n] = grad_numerator[row, start:end], grad_denominator[row, start:end]
+    for segment in range(segments - 1, -1, -1):
+        first = segment * WKV_SEGMENT
+        steps = min(WKV_SEGMENT, T - first)
+        lanes[:3, :n] = checkpoints[segment, :, :n]
+        for i in range(steps):
+            k, v, step = key[row, first + i, start:end], value[row, first + i, start:end], kept[i]
+            for c in range(n):
+                a, b, p = lanes[NUMERATOR, c], lanes[DENOMINATOR, c], lanes[MAX_EXPONENT, c]
+                past, present = _weights(p, lanes[TIME_FIRST, c] + k[c])
+                inverse = ONE / (past * b + present)
+                step[BEFORE_NUMERATOR, c] = a
+                step[BEFORE_DENOMINATOR, c] = b
+                step[PAST_SHARE, c] = past * inverse
+                step[PRESENT_SHARE, c] = present * inverse
+                decayed = p + lanes[LOG_DECAY, c]
+                past, present = _weights(decayed, k[c])
+                step[PAST, c] = past
+                step[PRESENT, c] = present
+                lanes[NUMERATOR, c] = past * a + present * v[c]
+                lanes[DENOMINATOR, c] = past * b + present
+                lanes[MAX_EXPONENT, c] = decayed if decayed >= k[c] else k[c]
+        for i in range(steps - 1, -1, -1):
+            v, gy, step = value[row, first + i, start:end], grad_output[row, first + i, start:end], kept[i]
+            gk, gv = grad_key[row, first + i, start:end], grad_value[row, first + i, start:end]
+            for c in range(n):
+                a, b, ga, gb = step[BEFORE_NUMERATOR, c], step[BEFORE_DENOMINATOR, c], grads[G_NUMERATOR, c], grads[G_DENOMINATOR, c]
+                y = step[PAST_SHARE, c] * a + step[PRESENT_SHARE, c] * v[c]
+                g_past, g_present = gy[c] * step[PAST_SHARE, c], gy[c] * step[PRESENT_SHARE, c]
+                g_boosted_key = g_present * (v[c] - y)
+                gk[c] = g_boosted_key + step[PRESENT, c] * (ga * v[c] + gb)
+                gv[c] = g_present + step[PRESENT, c] * ga
+                grads[G_TIME_FIRST, c] += g_boosted_key
+                grads[G_LOG_DECAY, c] += step[PAST, c] * (ga * a + gb * b)
+                grads[G_NUMERATOR, c] = step[PAST, c] * ga + g_past
+                grads[G_DENOMINATOR, c] = step[PAST, c] * gb - g_past * y
+    grad_decay[row, start:end] = grads[G_LOG_DECAY, :n]
+    grad_first[row, start:end] = grads[G_TIME_FIRST, :n]
+    grad_numerator_in[row, start:end] = grads[G_NUMERATOR, :n]
+    grad_denominator_in[row, start:end] = grads[G_DENOMINATOR, :n]

@@ -1,0 +1,1 @@
+"""What a run computes, beside its twin: the only wing that knows neuromorphic."""

@@ -1,0 +1,186 @@
+"""What is installed, which kernels run where, whether they are right and how fast they are; and what a model consists of."""
+
+import importlib.metadata
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves
+
+from ..checkpoint.run import find_model, load_model
+from ..common.version import __version__
+from ..config import PRESETS, model_preset
+from ..generate.engine import GATHERED_TEXTS, Engine
+from ..kernels import event_wkv, integer_lif, lif, wkv
+from ..kernels.backends import FAST_BACKEND, is_installed, what_to_install
+from ..kernels.gpu import installed_cupy
+from ..model.network import SpikeGPT
+
+PACKAGES = ("torch", "numpy", "numba", "safetensors", "tokenizers", "accelerate", "tyro", "matplotlib", "tensorboard", "snntorch", "spikingjelly")
+SHAPE = (4, 256, 512)
+DECODED = 32
+# float32 against float64: what the tests of the kernels allow
+TOLERANCE = 1e-4
+
+
+def examine() -> dict[str, Any]:
+    """Return the report of `spikegpt doctor` as plain values; `healthy` is false if a kernel gives wrong numbers."""
+    devices = {"cpu": f"{torch.get_num_threads()} threads"}
+    if torch.cuda.is_available():
+        devices |= {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
+    examined = {device: _examine_all(device) for device in ("cpu", "cuda") if device == "cpu" or torch.cuda.is_available()}
+    return {
+        "spikegpt": __version__,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES} | (installed_cupy() or {"cupy": _version("cupy")}),
+        "devices": devices,
+        "kernels": {device: _kernel_for(device) for device in ("cpu", "cuda")},
+        f"checked at (B, T, C) = {SHAPE}, forward and backward": examined,
+        "decoding": decoding(),
+        "healthy": all(kernel["is_right"] for kernels in examined.values() for kernel in kernels.values()),
+    }
+
+
+def _examine_all(device: str) -> dict[str, dict[str, Any]]:
+    return {
+        "lif": _examine(_lif_inputs, lif_of, device),
+        "integer_lif": _examine(_lif_inputs, integer_lif_of, device),
+        "wkv": _examine(_wkv_inputs, wkv_of, device),
+        "event_wkv": _examine(_event_wkv_inputs, event_wkv_of, device),
+    }
+
+
+def decoding() -> dict[str, Any]:
+    """Return how texts are decoded here, and how fast one text is: a new model of the preset `small` and its dense twin."""
+    speeds, density = {}, 1.0
+    for spiking in ("input", "none"):
+        torch.manual_seed(0)
+        engine = Engine(SpikeGPT(model_preset("small", spiking=spiking)).eval())
+        with torch.inference_mode():
+            engine.start(engine.model(torch.zeros(1, 1, dtype=torch.long)).state)
+        tokens = torch.arange(DECODED)
+        speeds[spiking] = round(DECODED / _seconds(lambda e=engine, t=tokens: [e.step(token.view(1)) for token in t]))
+        density = engine.density() if spiking == "input" else density
+    where = f"up to {GATHERED_TEXTS / density:.0f} texts at once at this firing" if engine.by_rows else "nowhere"
+    return {
+        "by rows that fired": where,
+        "beyond that": "one dense pass over all texts",
+        "share of the weights read": round(density, 3),
+        "tokens_per_s spike-driven": speeds["input"],
+        "tokens_per_s dense twin": speeds["none"],
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _kernel_for(device: str) -> str:
+    backend = FAST_BACKEND[device]
+    return backend if is_installed(backend) else f"reference (slow); pip install {what_to_install(backend)} for the fast one"
+
+
+def _lif_inputs(dtype: torch.dtype) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [(2 * torch.randn(SHAPE, generator=generator)).to(dtype)]
+
+
+def lif_of(inputs: list[torch.Tensor], backend: str) -> torch.Tensor:
+    return lif(inputs[0], backend=backend)[0]
+
+
+def integer_lif_of(inputs: list[torch.Tensor], backend: str) -> torch.Tensor:
+    return integer_lif(inputs[0], membrane_decay=0.5, levels=4, signed=True, backend=backend)[0]
+
+
+def _event_wkv_inputs(dtype: torch.dtype) -> list[torch.Tensor]:
+    time_decay, time_first, key, value = _wkv_inputs(dtype)
+    return [time_decay, time_first, key, value * (value.abs() > 1)]
+
+
+def event_wkv_of(inputs: list[torch.Tensor], backend: str) -> torch.Tensor:
+    return event_wkv(*inputs, backend=backend)[0]
+
+
+def _wkv_inputs(dtype: torch.dtype) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    C = SHAPE[-1]
+    shapes = (C, C, SHAPE, SHAPE)
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+
+
+def wkv_of(inputs: list[torch.Tensor], backend: str) -> torch.Tensor:
+    return wkv(*inputs, backend=backend)[0]
+
+
+def _examine(make: Callable, run: Callable, device: str) -> dict[str, Any]:
+    """Compare the kernel that `auto` chooses with the float64 reference, and time it against the float32 reference."""
+
+    def inputs(dtype: torch.dtype) -> list[torch.Tensor]:
+        return [tensor.to(device).requires_grad_() for tensor in make(dtype)]
+
+    fast = _output_and_gradients(inputs(torch.float32), run, "auto")
+    exact = _output_and_gradients(inputs(torch.float64), run, "reference")
+    # a potential within rounding of the threshold may fire in one precision and not in the other: one in 10,000 is allowed
+    errors = [((a.double() - b).abs() > TOLERANCE * b.abs().max()).double().mean().item() for a, b in zip(fast, exact, strict=True)]
+    seconds = {backend: _seconds(lambda b=backend: _output_and_gradients(inputs(torch.float32), run, b)) for backend in ("auto", "reference")}
+    tokens = SHAPE[0] * SHAPE[1]
+    return {
+        "is_right": max(errors) < 1e-4,
+        "tokens_per_s": round(tokens / seconds["auto"]),
+        "times_the_reference": round(seconds["reference"] / seconds["auto"], 1),
+    }
+
+
+def _output_and_gradients(inputs: list[torch.Tensor], run: Callable, backend: str) -> list[torch.Tensor]:
+    output = run(inputs, backend)
+    weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype, device=output.device).view_as(output)
+    return [output.detach(), *torch.autograd.grad((output * weights).sum(), inputs)]
+
+
+def _seconds(function: Callable) -> float:
+    """Best of three after one call to warm up."""
+    finish = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    function()
+    times = []
+    for _ in range(3):
+        finish()
+        start = time.perf_counter()
+        function()
+        finish()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def describe_model(what: str, with_tensors: bool = False) -> dict[str, Any]:
+    """Return sizes and configuration of a preset, run or checkpoint as plain values, and the shape of each tensor by its name.
+
+    Raises:
+        SpikegptError: `what` is none of them.
+    """
+    if what in PRESETS:
+        source, config = f"preset {what}", model_preset(what)
+        with torch.device("meta"):
+            model = SpikeGPT(config, init=False)
+    else:
+        folder = find_model(Path(what))
+        source, model = str(folder), load_model(folder)[0]
+    config = model.config
+    with torch.no_grad(), torch.device("meta"):
+        state = SpikeGPT(config, init=False).eval()(torch.zeros(1, 1, dtype=torch.long)).state
+    parts = [part for part in tree_leaves(state) if part is not None]
+    return {
+        "source": source,
+        "parameters": model.count_parameters(),
+        "parameter_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
+        "state_bytes": sum(part.numel() * part.element_size() for part in parts),
+        "matrix_macs_per_token": sum(p.numel() for name, p in model.named_parameters() if p.dim() == 2 and name != "emb.weight"),
+        "config": config.to_dict(),
+        **({"tensors": {name: " x ".join(map(str, tensor.shape)) for name, tensor in model.state_dict().items()}} if with_tensors else {}),
+    }

@@ -1,0 +1,319 @@
+"""Measure runs and set them side by side: what they compute, how well they predict, how they fire, what it would cost.
+
+The only module that knows both packages: `neuromorphic` counts any torch model, and nothing of it knows ours.
+"""
+
+import dataclasses
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neuromorphic import (
+    Claims,
+    FiringStatistics,
+    Measurement,
+    OpCounter,
+    Profile,
+    Raster,
+    estimate,
+    layer_ops,
+    per_token,
+    published_saving,
+    raster,
+)
+from neuromorphic.energy.published import AC_PJ, MAC_PJ
+
+from ..checkpoint.run import latest_checkpoint, load_model, read_run_config, step_of
+from ..common.errors import SpikegptError
+from ..config import ModelConfig, TrainConfig
+from ..data.tokenizers.tokenizer import Tokenizer
+from ..evaluate.perplexity import evaluate_stream, read_text
+from ..generate.engine import Engine
+from ..model.network import ModelOutput, SpikeGPT
+from ..train.convert import read_model_config
+from ..train.trainer import resume, train
+
+# the published arithmetic has no row for the head
+LEFT_OUT = ("head",)
+DECODED = 64
+RASTER_TOKENS, RASTER_NEURONS = 96, 48
+SPEED_ROUNDS = 5
+LARGEST_LISTED_VOCABULARY = 4096
+
+# settings that a twin may have of its own: they do not touch what is learned, or act on spikes only
+_OWN_SETTINGS = {"threads", "eval_every", "eval_tokens", "sample_every", "save_every", "keep", "log_every", "tensorboard"}
+_SPIKE_SETTINGS = {"firing_rate_target", "firing_rate_weight", "synop_budget", "synop_weight", "synop_warmup", "anneal", "verify_spikes"}
+# a pupil's twin learns from the text alone
+_TEACHING_SETTINGS = {"teacher", "teacher_weight"}
+# of a model: what only its spikes know
+_NEURON_SETTINGS = {"neuron", "hidden_levels", "spiking_head", "binary_embedding"}
+
+
+def measure_runs(
+    runs: Sequence[Path],
+    *,
+    split: str = "test",
+    file: Path | None = None,
+    limit: int | None = None,
+    prompt: str | None = None,
+    profiles: Sequence[Profile] = (),
+    cache: Path | None = None,
+) -> list[Measurement]:
+    """Return the measurements of the models in `runs`, all on the same text, in the order given.
+
+    Args:
+        split, file, limit: the text, as in `evaluate.read_text`; at most `limit` tokens.
+        prompt: text for the spike raster; the beginning of the measured text if None.
+        profiles: price tables for the energy estimates.
+
+    Raises:
+        SpikegptError: no run is given, one is not whole, or the runs would be measured on different texts.
+    """
+    if not runs:
+        raise SpikegptError("no run given; name the folder of at least one")
+    loaded = [(*load_model(run), run) for run in runs]
+    texts = [read_text(run, tokenizer, split=split, file=file, limit=limit, cache=cache) for _, tokenizer, run in loaded]
+    contents = [tokenizer.decode(tokens) for (_, tokenizer, _), (tokens, _) in zip(loaded, texts, strict=True)]
+    for run, content in zip(runs, contents, strict=True):
+        # with another tokenizer so many tokens are more or less of the same text
+        shorter = min(len(content), len(contents[0])) if limit is not None else None
+        if content[:shorter] != contents[0][:shorter]:
+            raise SpikegptError(f"{run} and {runs[0]} have different {split} texts, which cannot be compared; give one text with --file")
+    _say(f"measuring {', '.join(map(str, runs))} on {texts[0][1]}: {len(texts[0][0]):,} tokens")
+    speeds = measure_speed([model for model, _, _ in loaded], [tokens for tokens, _ in texts])
+    names = _short_names(runs)
+    return [
+        measure_model(model, tokenizer, tokens, name=name, source=source, prompt=prompt, profiles=profiles, tokens_per_s=speed)
+        for (model, tokenizer, _), (tokens, source), name, speed in zip(loaded, texts, names, speeds, strict=True)
+    ]
+
+
+def _short_names(runs: Sequence[Path]) -> list[str]:
+    """The folders' names, or their whole paths where two are the same."""
+    names = [run.resolve().name for run in runs]
+    return [name if names.count(name) == 1 else str(run) for name, run in zip(names, runs, strict=True)]
+
+
+@torch.inference_mode()
+def measure_model(
+    model: SpikeGPT,
+    tokenizer: Tokenizer,
+    tokens: np.ndarray,
+    *,
+    name: str,
+    source: str,
+    prompt: str | None = None,
+    profiles: Sequence[Profile] = (),
+    tokens_per_s: dict[str, float] | None = None,
+) -> Measurement:
+    """Return the measurement of `model` on `tokens` (N,): read at once in chunks, then some of them one by one."""
+    config = model.config
+    # rates by token are for vocabularies that a person can look through
+    has_small_vocabulary = config.vocab_size <= LARGEST_LISTED_VOCABULARY
+    firing = FiringStatistics(vocab_size=config.vocab_size if has_small_vocabulary else None, n_positions=min(config.ctx_len, len(tokens)))
+
+    def watch(ids: Tensor, output: ModelOutput) -> None:
+        if output.spikes:
+            firing.update(output.spikes, ids=ids, continued=True)
+
+    with OpCounter(model) as counter:
+        with counter.phase("prefill"):
+            evaluation = evaluate_stream(model, tokens, tokenizer, watch=watch)
+        with counter.phase("decode"):
+            _decode(model, torch.from_numpy(tokens[: DECODED + 1].astype(np.int64))[None, :-1])
+    tally = counter.tally()
+    is_spiking = evaluation.firing_rate is not None
+    phases = tuple(tally.tokens)
+    return Measurement(
+        name=name,
+        block=config.spiking,
+        text=source,
+        protocol=evaluation.protocol,
+        tokens=tally.token_count("prefill"),
+        text_bytes=evaluation.bytes,
+        parameters=model.count_parameters(),
+        bits_per_byte=evaluation.bits_per_byte,
+        firing_rate=evaluation.firing_rate,
+        layers=layer_ops(tally, "prefill", evaluation.firing_rate, LEFT_OUT),
+        per_token={phase: per_token(tally.total(phase=phase), tally.token_count(phase)) for phase in phases},
+        by_kind={kind: per_token(counts, tally.token_count("prefill")) for kind, counts in tally.by_kind("prefill").items()},
+        firing=firing.to_dict(arrays=True) if is_spiking else None,
+        rasters=_rasters(model, tokenizer, tokens, prompt) if is_spiking else (),
+        energy={phase: {profile.name: estimate(tally, profile, phase).to_dict() for profile in profiles} for phase in phases},
+        state_elements=tally.footprint.state,
+        key_value_elements_per_token=2 * config.n_layer * config.n_embd,
+        parameter_bits=8 * model.head.weight.element_size(),
+        tokens_per_s=tokens_per_s or {},
+        host=f"{_processor()}, {torch.get_num_threads()} threads",
+        uncounted=tuple(item._asdict() for item in tally.uncounted),
+    )
+
+
+def _read(model: SpikeGPT, ids: Tensor) -> None:
+    """Read ids (1, T) at once."""
+    model(ids)
+
+
+def _decode(model: SpikeGPT, ids: Tensor) -> None:
+    """Read ids (1, T) token by token."""
+    state = None
+    for position in range(ids.shape[1]):
+        state = model(ids[:, position : position + 1], state).state
+
+
+def _decoder(model: SpikeGPT, ids: Tensor) -> Callable[[Tensor], None]:
+    """Return a function that reads ids (1, T) one by one in the engine, as `generate` does, after the first of `ids`."""
+    engine = Engine(model)
+    engine.start(model(ids[:, :1]).state)
+
+    def decode(rest: Tensor) -> None:
+        for token in rest[0]:
+            engine.step(token.view(1))
+
+    return decode
+
+
+@torch.inference_mode()
+def measure_speed(models: Sequence[SpikeGPT], texts: Sequence[np.ndarray]) -> list[dict[str, float]]:
+    """Return phase -> tokens per second of each model on this host: medians of rounds in which the models take turns."""
+    seconds: list[dict[str, list[float]]] = [{"prefill": [], "decode": []} for _ in models]
+    sizes: list[dict[str, int]] = [{} for _ in models]
+    # one round more, to warm up
+    for is_counted in (False, *[True] * SPEED_ROUNDS):
+        for index, (model, tokens) in enumerate(zip(models, texts, strict=True)):
+            ids = torch.from_numpy(tokens[:1025].astype(np.int64))[None, :-1]
+            decode = _decoder(model, ids)
+            for phase, read, part in (("prefill", partial(_read, model), ids), ("decode", decode, ids[:, :DECODED])):
+                start = time.perf_counter()
+                read(part)
+                if is_counted:
+                    seconds[index][phase].append(time.perf_counter() - start)
+                sizes[index][phase] = part.shape[1]
+    return [{phase: sizes[index][phase] / statistics.median(times[phase]) for phase in times} for index, times in enumerate(seconds)]
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def _rasters(model: SpikeGPT, tokenizer: Tokenizer, tokens: np.ndarray, prompt: str | None) -> tuple[Raster, ...]:
+    """The spikes of one layer of neurons in both halves of the first, the middle and the last block while the prompt is read."""
+    read = tokens if prompt is None else tokenizer.encode(prompt.encode())
+    read = np.asarray(read[:RASTER_TOKENS])
+    if not len(read):
+        raise SpikegptError("the prompt of the raster is empty; give some text, or leave it out")
+    spikes = model(torch.from_numpy(read.astype(np.int64))[None]).spikes
+    labels = tuple(tokenizer.decode([token]).decode("utf-8", "replace") for token in read)
+    blocks = sorted({0, model.config.n_layer // 2, model.config.n_layer - 1})
+    halves = {"input": ("att.output_neuron", "ffn.value_neuron")}.get(model.config.spiking, ("time_mix_neuron", "channel_mix_neuron"))
+    rasters = []
+    for layer in (f"blocks.{block}.{half}" for block in blocks for half in halves):
+        n_neurons = min(RASTER_NEURONS, spikes[layer].shape[-1])
+        at, neurons = raster(spikes[layer][0], n_neurons)
+        rasters.append(Raster(layer=layer, prompt=labels, tokens=tuple(at.tolist()), neurons=tuple(neurons.tolist()), n_neurons=n_neurons))
+    return tuple(rasters)
+
+
+def report_folder(run: Path) -> Path:
+    """Return where the report of a run, or of one of its checkpoints, is kept: inside the run, never inside a checkpoint."""
+    return (run.resolve().parent.parent if (run / "manifest.json").is_file() else run) / "report"
+
+
+def claims_of(measurement: Measurement) -> Claims | None:
+    """Return the published saving, the same recipe on this model, and what this model saves as built; None if it is dense."""
+    if measurement.firing_rate is None:
+        return None
+    published = published_saving()
+    covered = [layer for layer in measurement.layers if layer.idealised_acs is not None]
+    dense = sum(layer.dense_ops for layer in covered)
+    idealised = sum(layer.idealised_acs for layer in covered)
+    driven = [layer for layer in covered if layer.is_spike_driven]
+    acs = sum(layer.built_acs for layer in driven)
+    still_dense = dense - sum(layer.dense_ops for layer in driven)
+    readers = f"{len(driven)} of the {len(covered)} matrix products of its blocks read" if driven else "no matrix product of its blocks reads"
+    return Claims(
+        per_projection_ratio=published.projection_ratio,
+        total_ratio=published.total_ratio,
+        idealised_ratio=_ratio(MAC_PJ * dense, AC_PJ * idealised),
+        as_built_ratio=_ratio(MAC_PJ * dense, MAC_PJ * still_dense + AC_PJ * acs),
+        sentence=f"The published figures multiply every operation by a firing rate; in {measurement.name} as built, {readers} spikes, "
+        "and what reads real numbers multiplies as before.",
+    )
+
+
+def _ratio(above: float, below: float) -> float:
+    """`above` / `below`; infinite for a model that never spikes."""
+    return above / below if below else float("inf")
+
+
+def find_twin(run: Path) -> Path | None:
+    """Return a run beside `run` that is its dense twin: the same sizes, text, seed and training; None if there is none."""
+    config = read_run_config(run)
+    wanted = _twin_key(ModelConfig.from_dict(config["model"]).twin(), config)
+    for folder in sorted(run.resolve().parent.iterdir()):
+        if not (folder / "config.json").is_file() or not (folder / "tokenizer.json").is_file():
+            continue
+        values = read_run_config(folder)
+        model = ModelConfig.from_dict(values["model"])
+        if model.spiking == "none" and _twin_key(model, values) == wanted:
+            return folder
+    return None
+
+
+def _twin_key(model: ModelConfig, run_config: dict[str, Any]) -> tuple[Any, ...]:
+    """What must be equal in a model and its twin."""
+    sizes = {name: value for name, value in model.to_dict().items() if name not in _NEURON_SETTINGS}
+    own = _OWN_SETTINGS | _SPIKE_SETTINGS | _TEACHING_SETTINGS
+    shared = {name: value for name, value in TrainConfig.from_dict(run_config["train"]).to_dict().items() if name not in own}
+    return sizes, shared, (run_config.get("corpus") or {}).get("text_sha256"), run_config.get("started_from")
+
+
+def make_twin(run: Path, *, cache: Path | None = None, quiet: bool = False) -> Path:
+    """Return the folder of the finished dense twin of `run`: found beside it, or trained into RUN-twin.
+
+    Raises:
+        SpikegptError: `run` is dense itself, its text is gone, or training was interrupted.
+    """
+    config = read_run_config(run)
+    model = ModelConfig.from_dict(config["model"])
+    if model.spiking == "none":
+        raise SpikegptError(f"{run} is dense; --twin needs a spiking run")
+    # a twin is nobody's pupil
+    training = dataclasses.replace(TrainConfig.from_dict(config["train"]), teacher=None)
+    start = config.get("started_from") and Path(config["started_from"])
+    if start and read_model_config(start).spiking != "none":
+        raise SpikegptError(f"{run} began with the spiking weights of {start}, which have no dense twin; name a run: spikegpt compare {run} RUN")
+    twin = find_twin(run)
+    if twin is None:
+        twin = run.resolve().parent / f"{run.resolve().name}-twin"
+        _say(f"training the dense twin of {run} into {twin}")
+        done = train(model.twin(), training, twin, start=start, cache=cache, quiet=quiet)
+    elif _last_step(twin) < training.steps:
+        _say(f"finishing the dense twin {twin}")
+        done = resume(twin, cache=cache, quiet=quiet)
+    else:
+        return twin
+    if done.interrupted:
+        raise SpikegptError(f"the training of the twin was interrupted; continue it with: spikegpt train --resume {twin}")
+    return twin
+
+
+def _last_step(run: Path) -> int:
+    latest = latest_checkpoint(run)
+    return 0 if latest is None else step_of(latest)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

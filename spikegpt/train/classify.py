@@ -1,0 +1,187 @@
+"""Fine-tuning for classification: a linear head on what the language model's head reads at the last token of a text.
+
+Padding stands behind a text and is never read from, so a text is classified in a batch as it is alone. The best epoch is chosen
+on the valid examples; the test examples are read once, at the end.
+"""
+
+import json
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..checkpoint.run import TensorFile, load_model, read_json
+from ..common.errors import SpikegptError
+from ..common.files import atomic_path, write_atomically
+from ..config import ClassifyConfig, ModelConfig, TrainConfig
+from ..data.labelled import Example, Task
+from ..data.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from ..evaluate.perplexity import mean_firing_rate
+from ..model.network import SpikeGPT
+from .optimizer import learning_rate, make_optimizer, set_learning_rate
+
+
+class Classifier(nn.Module):
+    """A language model without its head, and a linear one for `n_classes`."""
+
+    def __init__(self, network: SpikeGPT, n_classes: int):
+        super().__init__()
+        self.network = network
+        network.head = nn.Identity()
+        self.score = nn.Linear(network.config.n_embd, n_classes)
+        nn.init.normal_(self.score.weight, std=0.02)
+        nn.init.zeros_(self.score.bias)
+
+    def forward(self, ids: Tensor, lengths: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return (logits (B, n_classes), spikes) of texts ids (B, T), of which the first lengths (B,) tokens are real."""
+        x, _, spikes = self.network.hidden(ids)
+        return self.score(x[torch.arange(len(ids), device=ids.device), lengths - 1]), spikes
+
+
+class _Batch(NamedTuple):
+    ids: Tensor
+    lengths: Tensor
+    labels: Tensor
+
+
+def finetune(run: Path, task: Task, config: ClassifyConfig, out: Path) -> dict[str, Any]:
+    """Train one classifier per seed from the model in `run`, keep each in OUT/seed-N, and return how they did, as plain values.
+
+    Raises:
+        SpikegptError: no whole model is there, a text cannot be encoded, or `out` cannot be written.
+    """
+    seeds = []
+    for seed in config.seeds:
+        torch.manual_seed(seed)
+        model, tokenizer = load_model(run)
+        classifier = Classifier(model, len(task.classes))
+        train, valid, test = (_encode(part, tokenizer, config.max_tokens) for part in (task.train, task.valid, task.test))
+        best, epoch = _train(classifier, train, valid, config)
+        accuracy, firing_rate = _measure(classifier, test, config.batch_size)
+        seeds.append({"seed": seed, "valid_accuracy": best, "test_accuracy": accuracy, "epoch": epoch, "firing_rate": firing_rate})
+        save_classifier(out / f"seed-{seed}", classifier, tokenizer, task.classes)
+    accuracies = [seed["test_accuracy"] for seed in seeds]
+    return {
+        "run": str(run),
+        "spiking": model.config.spiking,
+        "parameters": sum(parameter.numel() for parameter in classifier.parameters()),
+        "accuracy": statistics.mean(accuracies),
+        "spread": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+        "seeds": seeds,
+    }
+
+
+def save_classifier(folder: Path, classifier: Classifier, tokenizer: Tokenizer, classes: tuple[str, ...]) -> None:
+    """Write model.safetensors, config.json and tokenizer.json into `folder`; SpikegptError if they cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(folder / "tokenizer.json")
+        values = {"classes": list(classes), "model": classifier.network.config.to_dict()}
+        write_atomically(folder / "config.json", json.dumps(values, indent=1))
+        with atomic_path(folder / "model.safetensors") as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in classifier.state_dict().items()}, temporary)
+    except OSError as error:
+        raise SpikegptError(f"cannot write {folder}: {error}; free space, or give another --out") from error
+
+
+def load_classifier(folder: Path) -> tuple[Classifier, Tokenizer, tuple[str, ...]]:
+    """Return (classifier in evaluation mode, tokenizer, classes) that `save_classifier` wrote.
+
+    Raises:
+        SpikegptError: nothing whole is there.
+    """
+    values = read_json(Path(folder) / "config.json")
+    try:
+        classifier = Classifier(SpikeGPT(ModelConfig.from_dict(values["model"]), init=False), len(values["classes"]))
+        classifier.load_state_dict(dict(TensorFile(Path(folder) / "model.safetensors")))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise SpikegptError(f"{folder} does not hold a whole classifier: {error}") from None
+    return classifier.eval(), load_tokenizer(Path(folder) / "tokenizer.json"), tuple(values["classes"])
+
+
+@torch.inference_mode()
+def classify(classifier: Classifier, tokenizer: Tokenizer, texts: list[str], max_tokens: int = 512) -> Tensor:
+    """Return the probabilities (B, n_classes) of texts."""
+    batch = _pad(_encode([Example(text, 0) for text in texts], tokenizer, max_tokens))
+    return torch.softmax(classifier(batch.ids, batch.lengths)[0].float(), dim=-1)
+
+
+def _encode(examples: list[Example], tokenizer: Tokenizer, max_tokens: int) -> list[tuple[Tensor, int]]:
+    encoded = []
+    for text, label in examples:
+        ids = tokenizer.encode(text.encode())[-max_tokens:]
+        if len(ids) == 0:
+            raise SpikegptError(f"the tokenizer makes no token of {text!r}; leave this example out")
+        encoded.append((torch.from_numpy(ids.astype("int64")), label))
+    return encoded
+
+
+def _pad(encoded: list[tuple[Tensor, int]]) -> _Batch:
+    ids = nn.utils.rnn.pad_sequence([ids for ids, _ in encoded], batch_first=True)
+    return _Batch(ids, torch.tensor([len(ids) for ids, _ in encoded]), torch.tensor([label for _, label in encoded]))
+
+
+def _batches(encoded: list[tuple[Tensor, int]], size: int) -> Iterator[_Batch]:
+    return (_pad(encoded[start : start + size]) for start in range(0, len(encoded), size))
+
+
+def _train(classifier: Classifier, train: list, valid: list, config: ClassifyConfig) -> tuple[float, int]:
+    """Leave the classifier with the weights of its best epoch; return (its accuracy on valid, the epoch)."""
+    steps = config.epochs * -(-len(train) // config.batch_size)
+    schedule = TrainConfig(steps=steps, lr=config.lr, lr_final=0.1 * config.lr, warmup_steps=min(steps // 10, 50))
+    optimizer = make_optimizer(classifier, schedule)
+    best, chosen, weights, step = -1.0, 0, {}, 0
+    for epoch in range(1, config.epochs + 1):
+        classifier.train()
+        order = torch.randperm(len(train)).tolist()
+        for batch in _batches([train[index] for index in order], config.batch_size):
+            set_learning_rate(optimizer, learning_rate(step, schedule))
+            loss = F.cross_entropy(classifier(batch.ids, batch.lengths)[0].float(), batch.labels)
+            loss.backward()
+            nn.utils.clip_grad_norm_(classifier.parameters(), schedule.grad_clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+        accuracy, _ = _measure(classifier, valid, config.batch_size)
+        if accuracy > best:
+            best, chosen = accuracy, epoch
+            weights = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
+    classifier.load_state_dict(weights)
+    return best, chosen
+
+
+@torch.inference_mode()
+def _measure(classifier: Classifier, encoded: list[tuple[Tensor, int]], batch_size: int) -> tuple[float, float | None]:
+    """(accuracy, firing rate over real tokens; None for a dense model)."""
+    classifier.eval()
+    right, tokens, fired = 0, 0, {}
+    for batch in _batches(encoded, batch_size):
+        logits, spikes = classifier(batch.ids, batch.lengths)
+        right += int((logits.argmax(dim=-1) == batch.labels).sum())
+        tokens += int(batch.lengths.sum())
+        is_real = torch.arange(batch.ids.shape[1]) < batch.lengths[:, None]
+        for name, spike in spikes.items():
+            fired[name] = fired.get(name, 0.0) + spike[is_real].count_nonzero().item() / spike.shape[-1]
+    synapses = {name: count for name, count in classifier.network.synapses().items() if name in fired}
+    return right / len(encoded), mean_firing_rate({name: count / tokens for name, count in fired.items()}, synapses)
+
+
+def table(task: Task, results: list[dict[str, Any]], published: dict[str, float]) -> str:
+    """Return the accuracies of several models side by side, with what knowing nothing gives and what was published, as text."""
+    sizes = f"{len(task.train)} train, {len(task.valid)} valid, {len(task.test)} test"
+    lines = [f"{task.name}: {len(task.classes)} classes; {sizes}; chosen on valid, test read once per seed", ""]
+    rows = [("majority class", f"{task.majority():.2%}", "", "")]
+    for result in results:
+        spread = "" if result["spread"] is None else f"+- {result['spread']:.2%}"
+        rates = [seed["firing_rate"] for seed in result["seeds"]]
+        firing = "dense" if None in rates else f"firing {statistics.mean(rates):.1%}"
+        name = f"{result['run']} (--spiking {result['spiking']})"
+        rows.append((name, f"{result['accuracy']:.2%}", f"{spread} of {len(rates)} seed(s)".strip(), firing))
+    rows += [(f"published SpikeGPT {size}, as quoted", f"{accuracy:.2f}%", "", "") for size, accuracy in published.items()]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return "\n".join(lines + ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows])

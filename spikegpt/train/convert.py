@@ -1,0 +1,150 @@
+"""Starting from trained weights: those of the same kind of model as they are, dense ones turned into a model with neurons.
+
+A dense model becomes a spiking one in two steps. Here thresholds are fitted to the currents of real text, and what a spike
+stands for is multiplied into the weights, so that the model with its neurons left out is still the dense model, number for
+number. Then training anneals the neurons in (`TrainConfig.anneal`, `LIF.spike_share`).
+"""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint.run import TensorFile, find_model, load_weights, read_json
+from ..common.errors import SpikegptError
+from ..config import ModelConfig, TrainConfig
+from ..model.network import SpikeGPT
+from ..neuron.lif import LIF
+
+FITTED_CURRENTS, FITTED_WINDOWS = 2048, 8
+# in units of a channel's root mean square current
+TRIED_THRESHOLDS = torch.logspace(-1.3, 0.6, 24)
+
+
+def read_model_config(start: Path) -> ModelConfig:
+    """Return the configuration of the model in the folder of a run, of a checkpoint, or of an imported model.
+
+    Raises:
+        SpikegptError: no whole model is there.
+    """
+    path = find_model(Path(start)) / "config.json"
+    try:
+        return ModelConfig.from_dict(read_json(path)["model"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise SpikegptError(f"{path} does not describe a model: {error}") from None
+
+
+def defaults_from(start: Path, **changes) -> tuple[ModelConfig, TrainConfig]:
+    """Return the configurations of a training that begins with the weights in `start`, after `changes` to the model's.
+
+    Another block has its own neuron; dense weights in a spiking model are annealed. The learning rate is a tenth of a fresh
+    model's, or two thirds where neurons are new.
+
+    Raises:
+        SpikegptError: no whole model is there.
+    """
+    there = read_model_config(start)
+    is_converted = changes.get("spiking", there.spiking) != there.spiking
+    if is_converted:
+        # what only other blocks have, and what only published inference does; dense embeddings were never binary
+        changes = {"neuron": None, "rescale_every": 0, "binary_embedding": False, **changes}
+    training = {"lr": 2e-3, "lr_final": 1e-4, "anneal": 0.3} if is_converted else {"lr": 3e-4, "lr_final": 3e-5}
+    return dataclasses.replace(there, **changes), TrainConfig(tokenizer=str(find_model(start) / "tokenizer.json"), **training)
+
+
+def spread_windows(tokens: np.ndarray, ctx_len: int) -> Tensor:
+    """Return windows from all over `tokens` (N,), for fitting neurons: (FITTED_WINDOWS, T) with T at most ctx_len.
+
+    The beginning alone would be a title page and a table of contents: fitted to those, a model lost 0.3 bits.
+    """
+    T = min(ctx_len, FITTED_CURRENTS // FITTED_WINDOWS, len(tokens))
+    starts = np.linspace(0, len(tokens) - T, FITTED_WINDOWS).astype(int)
+    return torch.from_numpy(np.stack([tokens[start : start + T] for start in starts]).astype(np.int64))
+
+
+def start_from(model: SpikeGPT, start: Path, ids: Tensor) -> None:
+    """Fill `model` with the weights in `start`; dense weights for a spiking model are converted, on the text `ids` (B, T).
+
+    Raises:
+        SpikegptError: the weights are of other sizes, or of another spiking block.
+    """
+    path = find_model(Path(start)) / "model.safetensors"
+    weights = TensorFile(path)
+    there, here = read_model_config(start).spiking, model.config.spiking
+    if there == here:
+        load_weights(model, weights, path)
+    elif there == "none":
+        own = {name: tensor for name, tensor in model.state_dict().items() if name not in weights and "neuron." in name}
+        load_weights(model, {**{name: weights[name] for name in weights}, **own}, path)
+        fit_neurons(model, ids)
+    else:
+        raise SpikegptError(f"{start} has --spiking {there}, wanted is {here}; only dense weights (--spiking none) can become another block's")
+
+
+@torch.no_grad()
+def fit_neurons(model: SpikeGPT, ids: Tensor) -> None:
+    """Fit the learnable thresholds of `model`, whose weights are dense, to `ids` (B, T), and scale its weights for spikes.
+
+    Afterwards a neuron that passes on current / spike_worth in the place of spikes leaves every logit as it was. Leaky
+    neurons are fitted as if they were memoryless.
+    """
+    neurons = {name: module for name, module in model.named_modules() if isinstance(module, LIF)}
+    # what the values of a layer are divided by, all its output spikes are, too
+    worth_of_values: dict[str, Tensor] = {}
+
+    def fit(neuron: LIF, inputs: tuple[Tensor, ...], name: str) -> None:
+        if neuron.config.learnable_threshold:
+            neuron.log_threshold.copy_(torch.log(best_thresholds(inputs[0].flatten(0, -2).float(), neuron)))
+        worth = neuron.spike_worth * torch.ones_like(inputs[0][0, 0])
+        block, _, site = name.rpartition(".")
+        if site == "wkv_neuron":
+            worth_of_values[block] = worth
+            return
+        if site == "output_neuron":
+            worth = worth * worth_of_values[block]
+        model.get_submodule(name.removesuffix("_neuron")).weight.mul_(worth)
+
+    if model.config.spiking == "output":
+        # a published neuron stands behind its product, which has to drive it as much as its spikes are worth
+        for block in model.blocks:
+            block.att.output.weight.mul_(block.time_mix_neuron.spike_worth)
+            block.ffn.value.weight.mul_(block.channel_mix_neuron.spike_worth)
+        return
+    hooks = [neuron.register_forward_pre_hook(partial(fit, name=name)) for name, neuron in neurons.items()]
+    was_training = model.training
+    # without dropout, and without spikes: every layer is fitted to the currents that the dense model gives it
+    model.eval()
+    anneal(model, 0.0)
+    for neuron in neurons.values():
+        neuron.train()
+    hidden, _, _ = model.hidden(ids)
+    if "head_neuron" in neurons:
+        neurons["head_neuron"](hidden)
+    anneal(model, 1.0)
+    model.train(was_training)
+    for hook in hooks:
+        hook.remove()
+
+
+def best_thresholds(currents: Tensor, neuron: LIF) -> Tensor:
+    """Return the thresholds (C,) with which the spikes of `currents` (N, C), at their worth, err least; 1 where none arrives."""
+    currents = currents[:: -(-len(currents) // FITTED_CURRENTS)]
+    size = currents.square().mean(0).sqrt()
+    best, least = torch.ones_like(size), torch.full_like(size, torch.inf)
+    levels, signed = neuron.config.levels, neuron.config.signed
+    for factor in TRIED_THRESHOLDS:
+        threshold = factor * size
+        spikes = torch.where(currents < 0, float(signed), 1.0) * currents.sign() * torch.floor(currents.abs() / threshold).clamp(max=levels)
+        error = (currents - (1 + 1 / levels) * threshold * spikes).square().mean(0)
+        # where nothing arrives, the error is not a number and never smaller
+        best, least = torch.where(error < least, threshold, best), torch.where(error < least, error, least)
+    return best
+
+
+def anneal(model: nn.Module, share: float) -> None:
+    """Let every LIF of `model`, while it trains, spike with probability `share`, and else pass on what its spikes stand for."""
+    for neuron in (module for module in model.modules() if isinstance(module, LIF)):
+        neuron.spike_share = share

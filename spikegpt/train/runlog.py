@@ -1,0 +1,100 @@
+"""What a run says while it trains: the progress line, metrics.jsonl, samples.txt, TensorBoard, and its warnings."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ..common.errors import SpikegptError
+from ..common.files import write_atomically
+
+DEAD, SATURATED = 0.001, 0.95
+
+
+class RunLog:
+    """Writes the records of one run. After a resume, records newer than the checkpoint are dropped, so none is double.
+
+    Args:
+        run: the run folder.
+        step: optimizer steps already done.
+        steps: optimizer steps in all.
+    """
+
+    def __init__(self, run: Path, step: int, steps: int, tensorboard: bool = False, quiet: bool = False):
+        self.run, self.steps, self.first_step, self.quiet = run, steps, step, quiet
+        self.metrics = run / "metrics.jsonl"
+        kept = [line for line in read_metrics(run) if line["step"] <= step]
+        write_atomically(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        self.started = time.monotonic()
+        self.on_terminal = sys.stdout.isatty()
+        self.board = _open_tensorboard(run) if tensorboard else None
+        self.warned: set[tuple[str, str]] = set()
+
+    def record(self, step: int, **values: Any) -> None:
+        """Add one line to metrics.jsonl, and its numbers to TensorBoard."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        if self.board is not None:
+            for name, value in _flat(values):
+                self.board.add_scalar(name, value, step)
+
+    def progress(self, step: int, loss: float, bits: float, tokens_per_s: float, firing_rate: float | None) -> None:
+        elapsed = time.monotonic() - self.started
+        left = elapsed / max(step - self.first_step, 1) * (self.steps - step)
+        firing = "dense" if firing_rate is None else f"firing {firing_rate:6.2%}"
+        line = (
+            f"step {step:>{len(str(self.steps))}}/{self.steps}  loss {loss:.4f}  {bits:.3f} bits/byte  "
+            f"{tokens_per_s:,.0f} tokens/s  {firing}  left {int(left) // 60}:{int(left) % 60:02d}"
+        )
+        if not self.quiet:
+            print(f"\r{line}\033[K" if self.on_terminal else line, end="" if self.on_terminal else "\n", flush=True)
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            print(f"\n{text}" if self.on_terminal else text, flush=True)
+
+    def sample(self, step: int, text: str) -> None:
+        with (self.run / "samples.txt").open("a", encoding="utf-8") as file:
+            file.write(f"--- step {step} ---\n{text}\n")
+        self.say(f"sample at step {step}: {text!r}")
+
+    def watch_firing(self, step: int, rates: dict[str, float]) -> None:
+        """Warn, once per layer and fault, of neurons that never or always fire."""
+        for name, rate in rates.items():
+            fault = "dead" if rate < DEAD else "saturated" if rate > SATURATED else None
+            if name != "emb" and fault and (name, fault) not in self.warned:
+                self.warned.add((name, fault))
+                advice = "lower the threshold or raise firing_rate_target" if fault == "dead" else "raise the threshold"
+                print(f"warning: step {step}: {name} is {fault} (mean firing {rate:.2%}); {advice}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self.board is not None:
+            self.board.close()
+        if self.on_terminal and not self.quiet:
+            print()
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """Return the records of a run; a last line cut off by a crash is left out."""
+    path = run / "metrics.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _flat(values: dict[str, Any], prefix: str = ""):
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            yield f"{prefix}{name}", value
+
+
+def _open_tensorboard(run: Path):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise SpikegptError("tensorboard is not installed; pip install 'spikegpt[tensorboard]' or leave the option out") from None
+    return SummaryWriter(str(run / "tensorboard"))

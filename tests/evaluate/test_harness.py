@@ -1,0 +1,187 @@
+"""Our model in lm_eval: its answers against plain forward passes, and a multiple-choice task through the real command line."""
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from spikegpt.checkpoint.run import load_model, save_model
+from spikegpt.common.errors import SpikegptError
+from spikegpt.config import ModelConfig
+from spikegpt.data.tokenizers.tokenizer import BPETokenizer, CharTokenizer
+from spikegpt.evaluate.harness import END_OF_TEXT, SpikeGPTHarness
+from spikegpt.generate.stream import SamplingConfig, generate
+from spikegpt.model.network import SpikeGPT
+
+QUESTIONS = [
+    {"question": "Which statement ends a loop?", "choices": ["break", "import", "yield from"], "label": 0},
+    {"question": "What does len return?", "choices": ["a string", "an integer", "None", "a function object"], "label": 1},
+    {"question": "Which type is immutable?", "choices": ["list", "dict", "tuple"], "label": 2},
+    {"question": "Which keyword defines a class?", "choices": ["def", "class"], "label": 1},
+    {"question": "Which raises an exception?", "choices": ["raise", "throw", "except"], "label": 0},
+]
+TASK = """
+task: python_questions
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: FILE
+test_split: test
+output_type: multiple_choice
+doc_to_text: "Question: {{question}}\\nAnswer:"
+doc_to_target: label
+doc_to_choice: choices
+metric_list:
+  - metric: acc
+  - metric: acc_norm
+"""
+
+
+def requests_of(*arguments: tuple) -> list[SimpleNamespace]:
+    return [SimpleNamespace(args=each) for each in arguments]
+
+
+@pytest.fixture(scope="module")
+def harness(trained):
+    return SpikeGPTHarness(str(trained), batch_size=3)
+
+
+def plain(model, context: bytes, continuation: bytes) -> tuple[float, bool]:
+    ids = torch.tensor(list(context + continuation))
+    with torch.no_grad():
+        logits = model(ids[None]).logits[0, len(context) - 1 : -1].double()
+    targets = ids[len(context) :]
+    return -torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item(), bool((logits.argmax(-1) == targets).all())
+
+
+def test_log_probabilities_are_those_of_a_plain_forward_pass(harness):
+    pairs = [(f"Question: {q['question']}\nAnswer:", f" {choice}") for q in QUESTIONS for choice in q["choices"]]
+    found = harness.loglikelihood(requests_of(*pairs), disable_tqdm=True)
+    wanted = [plain(harness.model, context.encode(), continuation.encode()) for context, continuation in pairs]
+    assert [score for score, _ in found] == pytest.approx([score for score, _ in wanted], abs=1e-5 * max(-score for score, _ in wanted))
+    assert [is_greedy for _, is_greedy in found] == [is_greedy for _, is_greedy in wanted]
+
+
+def test_a_text_without_context_is_read_after_a_newline(harness):
+    ((score, _),) = harness.loglikelihood(requests_of(("", "The end")), disable_tqdm=True)
+    assert score == pytest.approx(plain(harness.model, b"\n", b"The end")[0], abs=1e-4)
+    assert harness.get_model_info()["prefix"] == "\n"
+
+
+def test_rolling_reads_a_whole_text_longer_than_any_window_with_carried_state(harness):
+    text = "Der Zug fährt über die Brücke. " * 60
+    assert len(text) > 100 * harness.model.config.ctx_len
+    found = harness.loglikelihood_rolling(requests_of((text,), ("ab",), ("",)), disable_tqdm=True)
+    assert found[0] == pytest.approx(plain(harness.model, b"\n", text.encode())[0], rel=1e-5)
+    assert found[1] == pytest.approx(plain(harness.model, b"\n", b"ab")[0], rel=1e-5)
+    assert found[2] == 0.0
+
+
+def test_generation_is_greedy_and_ends_before_a_stop_string(harness):
+    prompts = ["The ", "if x", "class A:"]
+    greedy = generate(harness.model, harness.tokenizer, prompts, SamplingConfig(max_tokens=12, temperature=0))
+    options = {"until": ["\n\n"], "max_gen_toks": 12}
+    found = harness.generate_until(requests_of(*((prompt, options) for prompt in prompts)), disable_tqdm=True)
+    assert found == [text.split("\n\n")[0] for text in greedy]
+    stop = greedy[0][3]
+    (stopped,) = harness.generate_until(requests_of(("The ", {"until": stop, "max_gen_toks": 12})), disable_tqdm=True)
+    assert stopped == greedy[0].split(stop)[0]
+
+
+def test_sampling_from_all_tokens_when_asked(harness):
+    assert harness._sampling({"do_sample": True, "max_gen_toks": 3}) == SamplingConfig(max_tokens=3, temperature=1.0, top_p=1.0)
+    assert harness._sampling({"until": "x"}) == SamplingConfig(max_tokens=256, temperature=0.0, top_p=1.0, stop=("x",))
+
+
+def test_an_unknown_option_of_generation_is_named(harness):
+    with pytest.raises(SpikegptError, match="num_beams"):
+        harness.generate_until(requests_of(("a", {"num_beams": 4})), disable_tqdm=True)
+
+
+@pytest.fixture
+def bpe_run(tmp_path):
+    """An untrained model with a BPE that has <|endoftext|>."""
+    values = BPETokenizer.train(b"the cat sat on the mat " * 30, 300).to_json()
+    end = len(values["model"]["vocab"])
+    values["model"]["vocab"][END_OF_TEXT] = end
+    special = {"id": end, "content": END_OF_TEXT, "special": True}
+    values["added_tokens"] = [{**special, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}]
+    tokenizer = BPETokenizer(values)
+    torch.manual_seed(0)
+    save_model(tmp_path, SpikeGPT(ModelConfig(n_layer=1, n_embd=16, vocab_size=tokenizer.vocab_size)), tokenizer)
+    return tmp_path
+
+
+def test_end_of_text_stands_before_a_text_where_the_tokenizer_has_it(bpe_run):
+    harness = SpikeGPTHarness(str(bpe_run))
+    ids = torch.tensor([harness.prefix_token_id, *harness.tok_encode("the cat")])
+    with torch.no_grad():
+        wanted = -torch.nn.functional.cross_entropy(harness.model(ids[None]).logits[0, :-1], ids[1:], reduction="sum").item()
+    assert harness.get_model_info()["prefix"] == END_OF_TEXT
+    assert harness.loglikelihood_rolling(requests_of(("the cat",)), disable_tqdm=True) == [pytest.approx(wanted, abs=1e-5)]
+    assert harness._sampling({"until": ["."]}).stop == (".", END_OF_TEXT)
+
+
+def test_a_prefix_of_several_tokens_or_none_is_refused(trained, tmp_path):
+    with pytest.raises(SpikegptError, match=r"the prefix 'ab' has 2 tokens; .*prefix=TEXT"):
+        SpikeGPTHarness(str(trained), prefix="ab")
+    save_model(tmp_path, SpikeGPT(ModelConfig(n_layer=1, n_embd=8, vocab_size=3)), CharTokenizer("abc"))
+    with pytest.raises(SpikegptError, match=r"the prefix '\\n' cannot be encoded"):
+        SpikeGPTHarness(str(tmp_path))
+    harness = SpikeGPTHarness(str(tmp_path), prefix="c")
+    with pytest.raises(SpikegptError, match="character 'z'"):
+        harness.loglikelihood(requests_of(("a", "z")), disable_tqdm=True)
+
+
+@pytest.mark.parametrize("size", ["0", "many", "auto:4"])
+def test_a_batch_size_that_is_no_number_is_refused(trained, size):
+    with pytest.raises(SpikegptError, match="batch_size"):
+        SpikeGPTHarness(str(trained), batch_size=size)
+
+
+def test_lm_eval_runs_a_multiple_choice_task_from_local_files(trained, tmp_path):
+    questions, tasks, out = tmp_path / "questions.jsonl", tmp_path / "tasks", tmp_path / "out"
+    questions.write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS))
+    tasks.mkdir()
+    (tasks / "questions.yaml").write_text(TASK.replace("FILE", str(questions)))
+    options = {"--model_args": f"pretrained={trained}", "--tasks": "python_questions", "--include_path": tasks, "--output_path": out}
+    command = ["-m", "spikegpt", "lm-eval", "--model", "spikegpt", "--batch_size", "4", *(part for pair in options.items() for part in pair)]
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, env=offline, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads(next(out.rglob("results_*.json")).read_text())
+    model, _ = load_model(trained)
+    right = right_per_byte = 0
+    for question in QUESTIONS:
+        context = f"Question: {question['question']}\nAnswer:".encode()
+        scores = [plain(model, context, f" {choice}".encode())[0] for choice in question["choices"]]
+        per_byte = [score / len(choice) for score, choice in zip(scores, question["choices"], strict=True)]
+        right += scores.index(max(scores)) == question["label"]
+        right_per_byte += per_byte.index(max(per_byte)) == question["label"]
+    assert results["results"]["python_questions"]["acc,none"] == right / len(QUESTIONS)
+    assert results["results"]["python_questions"]["acc_norm,none"] == right_per_byte / len(QUESTIONS)
+    assert results["config"]["prefix"] == "\n"
+
+
+def test_the_entry_point_for_later_versions_of_lm_eval_names_the_class():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    module, name = project["project"]["entry-points"]["lm_eval.models"]["spikegpt"].split(":")
+    assert (module, name) == (SpikeGPTHarness.__module__, SpikeGPTHarness.__name__)
+
+
+def test_a_run_that_is_none_is_named(tmp_path):
+    with pytest.raises(SpikegptError, match="nothing is not the folder of a run"):
+        SpikeGPTHarness(str(tmp_path / "nothing"))
+
+
+def test_without_lm_eval_the_extra_is_named():
+    code = "import sys; sys.modules['lm_eval'] = None; import spikegpt.cli.verbs as m; sys.exit(m.main())"
+    done = subprocess.run([sys.executable, "-c", code, "lm-eval", "--tasks", "x"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: lm_eval cannot be imported") and done.stderr.endswith("install it with: pip install 'spikegpt[eval]'\n")

@@ -1,0 +1,225 @@
+"""The engine against the model's own forward pass: logits, spikes, state, for every block, dtype and number of threads."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves
+
+from spikegpt.config import INPUT_NEURON, ModelConfig, NeuronConfig
+from spikegpt.generate.engine import Engine
+from spikegpt.model.network import SpikeGPT, calibrate_thresholds
+from spikegpt.neuron.lif import LIF, SnnTorchNeuron
+
+V, T, START = 61, 26, 9
+BLOCKS = {
+    "none": {"spiking": "none"},
+    "output": {"spiking": "output"},
+    "output, soft reset": {"spiking": "output", "neuron": NeuronConfig(reset="subtract", membrane_decay=0.8, learnable_decay=True)},
+    "output, resting below 0": {"spiking": "output", "neuron": NeuronConfig(reset_potential=-0.25, decay_input=False)},
+    "output, real embedding": {"spiking": "output", "binary_embedding": False},
+    "input": {"spiking": "input"},
+    "input, spiking head": {"spiking": "input", "spiking_head": True},
+    "input, leaky": {"spiking": "input", "neuron": dataclasses.replace(INPUT_NEURON, membrane_decay=0.4, learnable_decay=True, reset="zero")},
+    "input, binary": {"spiking": "input", "hidden_levels": 1, "neuron": NeuronConfig(learnable_threshold=True, membrane_decay=0.25)},
+}
+
+
+def make(block: str, dtype=torch.float64, **changes) -> SpikeGPT:
+    torch.manual_seed(1)
+    model = SpikeGPT(ModelConfig(**{"n_layer": 3, "n_embd": 40, "vocab_size": V, "dropout": 0.0, **BLOCKS[block], **changes}))
+    if model.config.spiking != "input":
+        # RWKV's zero matrices would leave nothing to compare
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() == 2:
+                    parameter.normal_(std=0.5)
+    return model.to(dtype).eval()
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(V, (3, T), generator=torch.Generator().manual_seed(2))
+
+
+@torch.no_grad()
+def decode(model: SpikeGPT, ids: torch.Tensor, engine: Engine, by_rows: bool = True) -> torch.Tensor:
+    """Logits after each token from START on, (B, T - START, V), with the state of what was read at once before."""
+    engine.start(model(ids[:, :START]).state, by_rows=by_rows)
+    return torch.stack([engine.step(ids[:, t]) for t in range(START, T)], dim=1)
+
+
+def fired(model: SpikeGPT, ids: torch.Tensor) -> dict[str, int]:
+    """Nonzero spikes that matrix products read while the tokens from START on are read, by layer of neurons."""
+    with torch.no_grad():
+        spikes = model(ids).spikes
+    return {name: spikes[name][:, START:].count_nonzero().item() for name in model.synapses()}
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("texts", [1, 3])
+@pytest.mark.parametrize("block", BLOCKS)
+def test_float64_gives_the_models_logits_state_and_spikes(block, texts, threads, ids):
+    model, ids = make(block), ids[:texts]
+    engine = Engine(model, threads=threads)
+    logits = decode(model, ids, engine)
+    assert engine.by_rows
+    with torch.no_grad():
+        whole = model(ids)
+    torch.testing.assert_close(logits, whole.logits[:, START:], rtol=1e-10, atol=1e-10)
+    ours, theirs = tree_leaves(engine.state()), tree_leaves(whole.state)
+    assert len(ours) == len(theirs)
+    for found, wanted in zip(ours, theirs, strict=True):
+        assert (found is None) == (wanted is None)
+        if found is not None:
+            torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+    if model.synapses():
+        assert engine.spike_counts() == fired(model, ids)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_float32_stays_near_the_model_and_hardly_a_spike_differs(block, ids):
+    model = make(block, torch.float32)
+    engine = Engine(model, threads=2)
+    logits = decode(model, ids, engine)
+    with torch.no_grad():
+        whole = model(ids).logits[:, START:]
+    # the sums are added in another order: a potential that lies within 1e-6 of its threshold may fall on the other side
+    assert (logits - whole).abs().max() <= 1e-4 * whole.abs().max()
+    if model.synapses():
+        found, wanted = engine.spike_counts(), fired(model, ids)
+        assert sum(abs(found[name] - wanted[name]) for name in wanted) <= 1e-3 * sum(wanted.values())
+
+
+@pytest.mark.parametrize("block", ["none", "input"])
+def test_the_number_of_threads_changes_no_bit(block, ids):
+    model = make(block, torch.float32, n_embd=72)
+    results = [decode(model, ids, Engine(model, threads=threads)) for threads in (1, 2, 3)]
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize(("weights", "error"), [("bfloat16", 0.02), ("int8", 0.03)])
+@pytest.mark.parametrize("block", ["none", "input, spiking head"])
+def test_short_weights_are_those_numbers_rounded(block, weights, error, ids):
+    """The same as a float32 engine of a model that holds the rounded weights, and in the dense twin near the true ones."""
+    model = make(block, torch.float32)
+    rounded = make(block, torch.float32)
+    with torch.no_grad():
+        for module in rounded.modules():
+            if isinstance(module, torch.nn.Linear):
+                if weights == "bfloat16":
+                    module.weight.copy_(module.weight.bfloat16().float())
+                else:
+                    scale = module.weight.abs().amax(dim=1, keepdim=True) / 127
+                    module.weight.copy_((module.weight / scale).round() * scale)
+    with torch.no_grad():
+        state = model(ids[:1, :START]).state
+    logits = []
+    for engine in (Engine(model, weights=weights), Engine(rounded), Engine(model)):
+        engine.start(state)
+        logits.append(engine.step(ids[:1, START]))
+    short, wanted, exact = logits
+    torch.testing.assert_close(short, wanted, rtol=1e-3, atol=1e-3)
+    if block == "none":
+        assert 0 < (short - exact).abs().max() <= error * exact.abs().max()
+
+
+def test_what_does_not_fire_is_not_read(ids):
+    model = make("input", torch.float32)
+    calibrate_thresholds(model, 0.05)
+    engine = Engine(model)
+    decode(model, ids, engine)
+    sparse = engine.density()
+    dense = Engine(make("none", torch.float32))
+    decode(dense.model, ids, dense)
+    # the dense head, 40 x 61 of the 65,000 weights, is read whole; half of relu^2 is zero in the dense twin too
+    assert 0.05 < sparse < 0.12 and 0.7 < dense.density() < 0.95
+
+
+def test_density_is_the_rows_read_over_all_rows(ids):
+    model = make("input, spiking head")
+    engine = Engine(model)
+    decode(model, ids, engine)
+    counts, synapses = fired(model, ids), model.synapses()
+    modules = dict(model.named_modules())
+    read = sum(counts[name] * modules[name.removesuffix("_neuron")].out_features for name in synapses)
+    assert engine.density() == pytest.approx(read / sum(synapses.values()) / (3 * (T - START)))
+
+
+@pytest.mark.parametrize(("block", "texts", "by_rows"), [("none", 1, True), ("none", 6, False), ("input", 6, True), ("input", 24, False)])
+def test_many_texts_go_on_through_the_model_after_the_first_token(block, texts, by_rows, ids):
+    model, many = make(block), ids.repeat(8, 1)[:texts]
+    engine = Engine(model)
+    logits = decode(model, many, engine, by_rows=None)
+    assert engine.by_rows == by_rows
+    with torch.no_grad():
+        torch.testing.assert_close(logits, model(many).logits[:, START:], rtol=1e-10, atol=1e-10)
+
+
+def test_other_neurons_go_through_the_model(ids):
+    snntorch = pytest.importorskip("snntorch")
+    config = ModelConfig(n_layer=1, n_embd=8, vocab_size=V, spiking="output")
+    model = SpikeGPT(config, lambda channels: SnnTorchNeuron(snntorch.Leaky(beta=0.5))).eval()
+    engine = Engine(model)
+    logits = decode(model, ids[:1], engine, by_rows=None)
+    assert not engine.by_rows
+    with torch.no_grad():
+        torch.testing.assert_close(logits, model(ids[:1]).logits[:, START:])
+    with pytest.raises(ValueError, match="its neurons are SnnTorchNeuron, not our LIF"):
+        Engine(model, weights="int8")
+
+
+def test_decoding_can_go_on_in_the_model_and_back(ids):
+    model = make("input, leaky")
+    engine = Engine(model)
+    with torch.no_grad():
+        engine.start(model(ids[:1, :5]).state)
+        for t in range(5, 10):
+            engine.step(ids[:1, t])
+        middle = model(ids[:1, 10:15], engine.state())
+        engine.start(middle.state)
+        last = engine.step(ids[:1, 15])
+        torch.testing.assert_close(last, model(ids[:1, :16]).logits[:, -1])
+
+
+@pytest.mark.parametrize(("tokens", "message"), [([V], "in \\[0, 61\\)"), ([-1], "in \\[0, 61\\)"), ([1, 2], "want 1 token ids")])
+def test_bad_tokens_are_refused(tokens, message, ids):
+    model = make("input")
+    engine = Engine(model)
+    with torch.no_grad():
+        engine.start(model(ids[:1]).state)
+    with pytest.raises(ValueError, match=message):
+        engine.step(torch.tensor(tokens))
+
+
+def test_a_step_without_a_text_is_refused():
+    with pytest.raises(ValueError, match="no text was started"):
+        Engine(make("input")).step(torch.tensor([1]))
+
+
+def test_our_neurons_with_another_configuration_go_through_the_model(ids):
+    config = ModelConfig(n_layer=1, n_embd=8, vocab_size=V, spiking="output")
+    engine = Engine(SpikeGPT(config, lambda channels: LIF(channels, NeuronConfig(threshold=0.5))))
+    assert "differs from the model's configuration" in engine.reason
+
+
+def test_unknown_weights_are_refused():
+    with pytest.raises(ValueError, match="weights is 'int4'; known: float32, bfloat16, int8"):
+        Engine(make("input"), weights="int4")
+
+
+def test_the_model_is_copied(ids):
+    model = make("input", torch.float32)
+    engine = Engine(model)
+    before = decode(model, ids[:1], engine)[:, 0]
+    with torch.no_grad():
+        state = model(ids[:1, :START]).state
+        model.head.weight.zero_()
+    engine.start(state)
+    torch.testing.assert_close(engine.step(ids[:1, START]), before)
+
+
+def test_a_model_that_is_rescaled_goes_through_its_own_forward_pass(ids):
+    model = make("output", rescale_every=2)
+    assert "rescaled" in Engine(model).reason
+    torch.testing.assert_close(decode(model, ids, Engine(model), by_rows=False), model(ids).logits[:, START:])

@@ -1,0 +1,122 @@
+"""Sampling, streaming and batches: what a prompt yields depends on the prompt, the seed and the settings only."""
+
+import numpy as np
+import pytest
+import torch
+
+from spikegpt.checkpoint.run import load_model
+from spikegpt.common.errors import SpikegptError
+from spikegpt.config import SPIKING, ModelConfig
+from spikegpt.data.tokenizers.tokenizer import ByteTokenizer, CharTokenizer
+from spikegpt.generate import stream
+from spikegpt.generate.stream import SamplingConfig, generate, sample
+from spikegpt.model.network import SpikeGPT
+
+
+@pytest.fixture(scope="module")
+def model(trained):
+    return load_model(trained)[0]
+
+
+class Scripted(torch.nn.Module):
+    """A model that continues with the given bytes whatever it reads."""
+
+    def __init__(self, text: bytes):
+        super().__init__()
+        self.text, self.head = text, torch.nn.Linear(1, 256, bias=False)
+        self.config = type("Config", (), {"vocab_size": 256})
+
+    def forward(self, ids, state=None, last_only=False):
+        position = 0 if state is None else int(state[0]) + 1
+        logits = torch.zeros(ids.shape[0], 1, 256)
+        logits[:, 0, self.text[min(position, len(self.text) - 1)]] = 50.0
+        return type("Output", (), {"logits": logits, "state": (torch.tensor([position]),)})
+
+
+def options(**changes) -> SamplingConfig:
+    return SamplingConfig(**{"max_tokens": 12, "temperature": 0, **changes})
+
+
+def test_the_same_seed_gives_the_same_text(model):
+    texts = [generate(model, ByteTokenizer(), ["The "], SamplingConfig(max_tokens=40, temperature=1.5, seed=seed))[0] for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize("spiking", SPIKING)
+def test_a_prompt_does_not_feel_its_neighbours(spiking):
+    torch.manual_seed(0)
+    model = SpikeGPT(ModelConfig(n_layer=2, n_embd=16, spiking=spiking))
+    prompts = ["The ", "import sys; a much longer prompt", "x"]
+    together = generate(model, ByteTokenizer(), prompts, options(max_tokens=20))
+    alone = [generate(model, ByteTokenizer(), [prompt], options(max_tokens=20))[0] for prompt in prompts]
+    assert together == alone
+
+
+def test_generation_is_the_parallel_models_most_likely_token(model):
+    text = generate(model, ByteTokenizer(), ["def f"], options(max_tokens=8))[0]
+    ids = torch.tensor([list(b"def f")])
+    for _ in range(8):
+        ids = torch.cat([ids, model(ids).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+    assert text == bytes(ids[0, 5:].tolist()).decode("utf-8", "replace")
+
+
+def test_multi_byte_characters_stream_whole():
+    text = "né 語 👍"
+    pieces = [piece.text for piece in stream(Scripted(text.encode()), ByteTokenizer(), ["a"], options(max_tokens=len(text.encode())))]
+    assert pieces == list(text)
+
+
+def test_character_cut_off_at_the_end_is_marked_not_broken():
+    assert generate(Scripted("語".encode()), ByteTokenizer(), ["a"], options(max_tokens=2)) == ["\ufffd"]
+
+
+@pytest.mark.parametrize(("stop", "text"), [(("END",), "one EN two "), (("two", "zzz"), "one EN "), (("nothing",), "one EN two END!")])
+def test_stop_string_ends_the_text_before_it(stop, text):
+    assert generate(Scripted(b"one EN two END!"), ByteTokenizer(), ["a"], options(stop=stop, max_tokens=15)) == [text]
+
+
+def test_nothing_of_a_stop_string_is_streamed():
+    pieces = [piece.text for piece in stream(Scripted(b"abEND"), ByteTokenizer(), ["a"], options(stop=("END",)))]
+    assert "".join(pieces) == "ab"
+
+
+def draws(logits, n=400, seen=(), **changes) -> set[int]:
+    generator, mask = torch.Generator().manual_seed(0), torch.zeros(len(logits), dtype=torch.bool)
+    mask[list(seen)] = True
+    return {sample(torch.tensor(logits), SamplingConfig(**changes), mask, generator).item() for _ in range(n)}
+
+
+def test_top_k_keeps_k():
+    assert draws([1.0, 0.9, 0.8, 0.7], top_k=2, top_p=1.0, temperature=1.0) == {0, 1}
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_p():
+    # probabilities 0.5, 0.3, 0.2: 0.5 does not reach 0.6, 0.5 + 0.3 does
+    assert draws(np.log([0.5, 0.3, 0.2]).tolist(), top_p=0.6, temperature=1.0) == {0, 1}
+
+
+def test_tiny_top_p_still_leaves_the_most_likely():
+    assert draws([0.0, 1.0], top_p=1e-9) == {1}
+
+
+def test_repetition_penalty_lowers_seen_tokens_of_either_sign():
+    # 3/2 = 1.5 falls below 2;  -1 * 2 = -2 falls below -1.5
+    assert draws([3.0, 2.0], seen=[0], repetition_penalty=2.0, temperature=0) == {1}
+    assert draws([-1.0, -1.5], seen=[0], repetition_penalty=2.0, temperature=0) == {1}
+
+
+def test_prompt_outside_a_character_vocabulary_is_named(model):
+    with pytest.raises(SpikegptError, match="z"):
+        generate(model, CharTokenizer("abc"), ["abz"])
+
+
+@pytest.mark.parametrize("prompts", [[], [""]])
+def test_empty_prompt_is_refused(model, prompts):
+    with pytest.raises(SpikegptError, match=r"no prompt given|is empty"):
+        generate(model, ByteTokenizer(), prompts)
+
+
+@pytest.mark.parametrize("changes", [{"temperature": -1}, {"top_p": 0}, {"top_k": -1}, {"max_tokens": 0}, {"stop": ("",)}], ids=str)
+def test_bad_setting_is_refused_by_name(changes):
+    with pytest.raises(SpikegptError, match=next(iter(changes))):
+        SamplingConfig(**changes)

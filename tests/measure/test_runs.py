@@ -1,0 +1,160 @@
+"""Runs measured and set side by side: the same text, the right twin, honest claims, reports that are whole or not there."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from conftest import MODEL, TRAIN
+
+from neuromorphic import load_profile
+from spikegpt.common.errors import SpikegptError
+from spikegpt.config import ModelConfig
+from spikegpt.data.tokenizers.tokenizer import ByteTokenizer
+from spikegpt.evaluate.perplexity import evaluate_run
+from spikegpt.measure.runs import claims_of, find_twin, make_twin, measure_model, measure_runs, report_folder
+from spikegpt.model.network import SpikeGPT
+from spikegpt.train.trainer import train
+
+TOKENS = 300
+DENSE = MODEL.twin()
+PUBLISHED = ModelConfig(n_layer=1, n_embd=16, ctx_len=16, spiking="output")
+
+
+def measure(*runs, cache, **options):
+    profiles = [load_profile(name) for name in ("horowitz45-fp32", "loihi1-presilicon")]
+    return measure_runs(runs, limit=TOKENS, profiles=profiles, cache=cache, **options)
+
+
+def test_a_measurement_agrees_with_the_evaluation(trained, cache):
+    (measured,) = measure(trained, cache=cache)
+    evaluated = evaluate_run(trained, limit=TOKENS, cache=cache)["stream"]
+    assert measured.bits_per_byte == evaluated["bits_per_byte"]
+    assert measured.firing_rate == evaluated["firing_rate"]
+    assert measured.tokens == measured.text_bytes == TOKENS - 1
+    assert measured.firing["layers"]["blocks.0.att.key_neuron"]["firing_rate"] == evaluated["firing_rates"]["blocks.0.att.key_neuron"]
+
+
+def test_dense_operations_are_13_d_squared_per_layer_and_the_head(trained, cache):
+    (measured,) = measure(trained, cache=cache)
+    assert sum(layer.dense_ops for layer in measured.layers) == 2 * 13 * 16**2 + 16 * 256
+    assert [layer.module for layer in measured.layers if layer.idealised_acs is None] == ["head"]
+    assert measured.layers[0].idealised_acs == pytest.approx(16**2 * measured.firing_rate)
+    assert measured.per_token["decode"]["dense_ops"] == measured.per_token["prefill"]["dense_ops"]
+    assert measured.uncounted == ()
+
+
+def test_the_published_block_saves_nothing_as_built():
+    model = SpikeGPT(PUBLISHED)
+    torch.nn.init.normal_(model.blocks[0].att.output.weight, std=3)
+    measured = measure_model(model.eval(), ByteTokenizer(), ByteTokenizer().encode(b"some text, " * 20), name="m", source="here")
+    assert measured.firing_rate > 0
+    claims = claims_of(measured)
+    assert claims.as_built_ratio == 1
+    assert claims.idealised_ratio == pytest.approx(4.5 / (0.9 * measured.firing_rate))
+    assert round(claims.per_projection_ratio, 1) == 33.3 and round(claims.total_ratio, 2) == 32.15
+
+
+def test_the_spike_driven_block_saves_what_its_spikes_do_not_touch(trained, cache):
+    (measured,) = measure(trained, cache=cache)
+    blocks = [layer for layer in measured.layers if layer.module != "head"]
+    assert all(layer.is_spike_driven for layer in blocks)
+    acs, dense = sum(layer.effective_acs + layer.unit_acs for layer in blocks), sum(layer.dense_ops for layer in blocks)
+    claims = claims_of(measured)
+    assert claims.as_built_ratio == pytest.approx(4.5 * dense / (0.9 * acs))
+    assert "14 of the 14 matrix products of its blocks read spikes" in claims.sentence
+
+
+def test_a_silent_model_has_no_idealised_ratio_to_divide_by():
+    model = SpikeGPT(PUBLISHED).eval()
+    measured = measure_model(model, ByteTokenizer(), ByteTokenizer().encode(b"text" * 9), name="m", source="here")
+    assert measured.firing_rate == 0
+    claims = claims_of(measured)
+    assert (claims.idealised_ratio, claims.as_built_ratio) == (float("inf"), 1.0)
+
+
+def test_a_dense_model_makes_no_claim(make_run, cache):
+    (measured,) = measure(make_run(model=DENSE), cache=cache)
+    assert measured.firing_rate is None and measured.firing is None and measured.rasters == ()
+    assert claims_of(measured) is None
+
+
+def test_the_raster_reads_the_prompt(trained, cache):
+    (measured,) = measure(trained, cache=cache, prompt="ab\n")
+    assert [raster.layer for raster in measured.rasters][:2] == ["blocks.0.att.output_neuron", "blocks.0.ffn.value_neuron"]
+    assert measured.rasters[0].prompt == ("a", "b", "\n")
+    with pytest.raises(SpikegptError, match="prompt of the raster is empty"):
+        measure(trained, cache=cache, prompt="")
+
+
+def test_the_twin_is_found_by_what_it_is_and_not_by_its_name(make_run):
+    run = make_run("spiking")
+    make_run("other-seed", model=DENSE, seed=1)
+    make_run("other-size", model=dataclasses.replace(DENSE, n_embd=8))
+    assert find_twin(run) is None
+    twin = make_run("whatever", model=DENSE, log_every=2)
+    assert find_twin(run) == twin.resolve()
+
+
+def test_a_missing_twin_is_trained_and_an_unfinished_one_is_finished(make_run, cache):
+    run = make_run("spiking")
+    twin = make_twin(run, cache=cache, quiet=True)
+    assert twin.name == "spiking-twin" and (twin / "checkpoints" / "step-00000012").is_dir()
+    assert make_twin(run, cache=cache, quiet=True) == twin
+    for file in (twin / "checkpoints" / "step-00000012").iterdir():
+        file.unlink()
+    make_twin(run, cache=cache, quiet=True)
+    assert (twin / "checkpoints" / "step-00000012" / "manifest.json").is_file()
+
+
+def test_the_twin_of_a_converted_run_goes_on_from_the_same_dense_weights(make_run, tmp_path, cache):
+    dense = make_run("dense", DENSE)
+    converted = dataclasses.replace(DENSE, spiking="input", neuron=None)
+    train(converted, dataclasses.replace(TRAIN, anneal=0.5), tmp_path / "run", start=dense, cache=cache)
+    assert find_twin(tmp_path / "run") is None
+    twin = make_twin(tmp_path / "run", cache=cache, quiet=True)
+    assert json.loads((twin / "config.json").read_text())["started_from"] == str(dense)
+    assert find_twin(tmp_path / "run") == twin
+
+
+def test_a_run_that_began_with_spiking_weights_has_no_twin(make_run, tmp_path, cache, trained):
+    train(MODEL, TRAIN, tmp_path / "run", start=trained, cache=cache, quiet=True)
+    with pytest.raises(SpikegptError, match=r"began with the spiking weights of .*trained, which have no dense twin; name a run"):
+        make_twin(tmp_path / "run", cache=cache)
+
+
+def test_a_dense_run_has_no_twin(make_run):
+    with pytest.raises(SpikegptError, match="is dense; --twin needs a spiking run"):
+        make_twin(make_run(model=DENSE))
+
+
+def test_runs_on_different_texts_are_not_compared(make_run, tmp_path, cache, trained):
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog\n" * 400)
+    other = make_run("other", data=(str(text),))
+    with pytest.raises(SpikegptError, match=r"different test texts.*--file"):
+        measure(trained, other, cache=cache)
+    first, second = measure(trained, other, cache=cache, file=text)
+    assert first.text == second.text == str(text)
+
+
+def test_an_empty_text_is_refused(trained, tmp_path, cache):
+    empty = tmp_path / "empty.txt"
+    empty.write_text("")
+    with pytest.raises(SpikegptError, match=r"empty.txt has 0 token\(s\)"):
+        measure(trained, cache=cache, file=empty)
+
+
+def test_no_run_is_refused(cache):
+    with pytest.raises(SpikegptError, match="no run given"):
+        measure(cache=cache)
+
+
+def test_a_measurement_is_plain_values(trained, cache):
+    (measured,) = measure(trained, cache=cache)
+    assert json.loads(json.dumps(measured.to_dict()))["name"] == "trained"
+
+
+def test_the_report_of_a_checkpoint_lies_in_its_run(trained):
+    assert report_folder(trained) == trained / "report"
+    assert report_folder(trained / "checkpoints" / "step-00000012") == trained.resolve() / "report"

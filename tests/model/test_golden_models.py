@@ -1,0 +1,122 @@
+"""Ours against the authors' code: logits, spikes, loss and gradients on stored random weights (tests/golden)."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from spikegpt.config import ModelConfig
+from spikegpt.model.network import SpikeGPT, l2wrap
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+LOGITS = {torch.float32: 1e-4, torch.float64: 1e-9}
+GRADIENTS = {torch.float32: 1e-4, torch.float64: 1e-8}
+CASES = {"spikegpt_train_a": "output", "rwkv4_a": "none"}
+
+
+def load(name: str, dtype: torch.dtype):
+    arrays = np.load(GOLDEN / f"{name}.npz")
+    weights = {key.removeprefix("param."): torch.from_numpy(arrays[key]).to(dtype) for key in arrays.files if key.startswith("param.")}
+    vocab_size, n_embd = weights["emb.weight"].shape
+    config = ModelConfig(n_layer=2, n_embd=n_embd, ctx_len=64, vocab_size=vocab_size, spiking=CASES[name], dropout=0.0)
+    model = SpikeGPT(config, init=False).to(dtype)
+    model.load_state_dict(weights)
+    return model, arrays, torch.from_numpy(arrays["idx"]).long(), torch.from_numpy(arrays["targets"]).long()
+
+
+def relative_error(ours: torch.Tensor, theirs: np.ndarray) -> float:
+    theirs = torch.from_numpy(theirs).double()
+    return ((ours.detach().double() - theirs).abs().max() / theirs.abs().max()).item()
+
+
+@pytest.mark.parametrize("dtype", LOGITS)
+@pytest.mark.parametrize("name", CASES)
+def test_logits_are_the_authors(name, dtype):
+    model, arrays, ids, _ = load(name, dtype)
+    assert relative_error(model(ids).logits, arrays["logits64"]) < LOGITS[dtype]
+
+
+def test_dense_logits_are_those_of_the_rwkv_package():
+    model, arrays, ids, _ = load("rwkv4_a", torch.float32)
+    assert relative_error(model(ids).logits, arrays["logits_pip"]) < LOGITS[torch.float32]
+
+
+@pytest.mark.parametrize("dtype", LOGITS)
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("half", ["time_mix_neuron", "channel_mix_neuron"])
+def test_every_spike_is_the_authors(dtype, layer, half):
+    model, arrays, ids, _ = load("spikegpt_train_a", dtype)
+    theirs = arrays[f"spk.{layer}.lif{1 if half == 'time_mix_neuron' else 2}"]
+    assert np.array_equal(model(ids).spikes[f"blocks.{layer}.{half}"].detach().numpy(), theirs)
+
+
+@pytest.mark.parametrize("dtype", LOGITS)
+def test_membrane_potential_is_the_authors(dtype):
+    model, arrays, ids, _ = load("spikegpt_train_a", dtype)
+    assert relative_error(model(ids).state[0].time_mix_neuron, arrays["v.0.lif1"][:, -1]) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", LOGITS)
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_are_the_authors(name, dtype):
+    model, arrays, ids, targets = load(name, dtype)
+    F.cross_entropy(model(ids).logits.flatten(0, 1), targets.flatten()).backward()
+    stored = {key: parameter.grad for key, parameter in model.named_parameters() if f"grad.{key}" in arrays.files}
+    worst = max(relative_error(grad, arrays[f"grad.{key}"]) for key, grad in stored.items())
+    # the stored gradients are float32: in float64 they can agree only as far as float32 goes
+    assert worst < max(GRADIENTS[dtype], 2e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_loss_is_the_authors_in_float64(name):
+    model, arrays, ids, targets = load(name, torch.float64)
+    loss = F.cross_entropy(model(ids).logits.flatten(0, 1), targets.flatten()).item()
+    theirs = 4.991900343363681 if name == "spikegpt_train_a" else arrays["loss64"].item()
+    assert loss == pytest.approx(theirs, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_numba_gradients_follow_the_float64_model(name):
+    # the float64 reference is autograd through plain torch; nothing is shared with the hand-written backward passes
+    exact, fast = load(name, torch.float64), load(name, torch.float32)
+    for model, _, ids, targets in (exact, fast):
+        F.cross_entropy(model(ids).logits.flatten(0, 1), targets.flatten()).backward()
+    wanted = dict(exact[0].named_parameters())
+    assert max(relative_error(p.grad, wanted[key].grad.numpy()) for key, p in fast[0].named_parameters()) < GRADIENTS[torch.float32]
+
+
+@pytest.mark.parametrize("key", ["head.weight", "emb.weight", "ln_out.weight"])
+def test_l2wrap_gradient_is_the_authors(key):
+    model, arrays, ids, targets = load("spikegpt_train_a", torch.float64)
+    logits = model(ids).logits
+    (F.cross_entropy(logits.flatten(0, 1), targets.flatten()) + l2wrap(logits, 1e-4)).backward()
+    assert relative_error(model.get_parameter(key).grad, arrays[f"grad_with_l2wrap.{key}"]) < 2e-5
+
+
+# below the last neuron nothing is a step: there finite differences hold for the spiking model too
+SMOOTH = {"rwkv4_a": None, "spikegpt_train_a": {"head.weight", "ln_out.weight", "ln_out.bias"}}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_float64_gradient_is_that_of_finite_differences(name):
+    # the stored gradients end at float32; this reaches the 1e-8 that they cannot
+    model, _, ids, targets = load(name, torch.float64)
+    chosen = [parameter for key, parameter in model.named_parameters() if SMOOTH[name] is None or key in SMOOTH[name]]
+    directions = [torch.randn(p.shape, generator=torch.Generator().manual_seed(i), dtype=p.dtype) for i, p in enumerate(chosen)]
+
+    def loss(distance: float = 0.0) -> torch.Tensor:
+        with torch.no_grad():
+            for parameter, direction in zip(chosen, directions, strict=True):
+                parameter += distance * direction
+        return F.cross_entropy(model(ids).logits.flatten(0, 1), targets.flatten())
+
+    slope = sum((grad * direction).sum() for grad, direction in zip(torch.autograd.grad(loss(), chosen), directions, strict=True))
+    # relu squared has a kink in its slope, which only small steps pass unharmed
+    step = 3e-7 if name == "rwkv4_a" else 1e-5
+    with torch.no_grad():
+        # at -2, -1, 1 and 2 steps, each reached from the one before: the central difference of fourth order
+        far_behind, behind, ahead, far_ahead = loss(-2 * step), loss(step), loss(2 * step), loss(step)
+    difference = (8 * (ahead - behind) - (far_ahead - far_behind)) / (12 * step)
+    assert difference.item() == pytest.approx(slope.item(), rel=1e-8)

@@ -1,0 +1,126 @@
+"""Figures: drawn of whatever was measured, of whatever name, and the same twice."""
+
+import dataclasses
+import math
+import re
+import warnings
+
+import matplotlib
+import pytest
+from test_report import PAIR, energy, model
+
+from neuromorphic.report import figures
+from neuromorphic.report.canvas import colours, inline_svg, spread, to_png, to_svg
+from neuromorphic.report.formats import joule, joule_range, percent, short_si, shorten, si, times, visible
+
+OF_SEVERAL = ("operations", "energy", "quality_against_operations", "state_memory", "firing_rates")
+FOUR = (*PAIR, model("third", "input"), model("fourth"))
+
+
+@pytest.mark.parametrize("models", [PAIR[1:], PAIR[:1], PAIR, FOUR], ids=["dense", "spiking", "both", "four"])
+@pytest.mark.parametrize("name", OF_SEVERAL)
+def test_a_figure_is_drawn_of_any_set_of_models(name, models):
+    assert to_png(getattr(figures, name)(models)).startswith(b"\x89PNG")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", OF_SEVERAL)
+def test_a_figure_is_drawn_of_a_model_that_does_nothing(name):
+    nothing = {"layers": (), "per_token": {}, "energy": {}, "state_elements": 0, "key_value_elements_per_token": 0, "firing": None}
+    assert to_png(getattr(figures, name)([model(**nothing)])).startswith(b"\x89PNG")
+
+
+def test_a_silent_raster_and_a_dense_model_are_drawn():
+    silent = dataclasses.replace(PAIR[0].rasters[0], tokens=(), neurons=())
+    assert "0 % of the neurons shown fire" in to_svg(figures.raster(model(rasters=(silent,))))
+    assert "dense has no spikes to show" in to_svg(figures.raster(PAIR[1]))
+
+
+def test_a_raster_shows_its_prompt_with_visible_white_space():
+    drawn = re.findall(r">([^<]*)</text>", to_svg(figures.raster(PAIR[0])))
+    assert drawn[: len("a \t$<é")] == ["a", "␣", "⇥", "$", "&lt;", "é"]
+
+
+def test_tokens_of_several_characters_are_written_upright():
+    words = dataclasses.replace(PAIR[0].rasters[0], prompt=("The", " raven"))
+    assert re.search(r"rotate\(-90\)[^>]*>␣raven</text>", to_svg(figures.raster(model(rasters=(words,)))))
+
+
+def test_a_long_prompt_is_cut_and_says_so():
+    long = dataclasses.replace(PAIR[0].rasters[0], prompt=("a",) * 1000, tokens=(0, 999), neurons=(0, 0))
+    figure = figures.raster(model(rasters=(long,)))
+    assert "the first 160 of 1000" in to_svg(figure)
+    assert figure.get_figwidth() < 20
+
+
+def test_no_character_of_a_prompt_or_name_is_taken_for_mathematics_or_warned_of():
+    strange = dataclasses.replace(PAIR[0].rasters[0], prompt=tuple("$x_1$\\😀小\x00\udc80"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for figure in (figures.raster(model("$\\frac{$", rasters=(strange,))), figures.operations([model("$\\frac{$")])):
+            assert to_png(figure) and "$\\frac{$" in to_svg(figure)
+
+
+def test_the_idealised_bar_is_drawn_as_hypothetical():
+    assert "hypothetical" in to_svg(figures.operations(PAIR))
+    assert "hypothetical" not in to_svg(figures.operations(PAIR[1:]))
+
+
+def test_two_models_of_one_name_are_both_drawn():
+    drawn = to_svg(figures.operations([PAIR[0], dataclasses.replace(PAIR[1], name="spiking")]))
+    assert drawn.count(">dense</text>") == 2
+
+
+def test_an_estimate_without_all_prices_is_marked():
+    priced, partly = model("a", energy={"prefill": {"t": energy()}}), model("b", energy={"prefill": {"t": energy(unpriced=("exp",))}})
+    drawn = to_svg(figures.energy([priced, partly]))
+    assert ">2.00 µJ</text>" in drawn and ">&gt; 2.00 µJ</text>" in drawn
+
+
+def test_an_estimate_without_any_price_is_not_drawn_as_free():
+    priceless = model("b", energy={"prefill": {"t": energy(None, ("mac",))}})
+    assert ">no price</text>" in to_svg(figures.energy([model("a", energy={"prefill": {"t": energy()}}), priceless]))
+    assert "No price table has a price" in to_svg(figures.energy([priceless]))
+
+
+def test_the_cache_overtakes_the_state_where_it_should():
+    # 50 elements carried, 20 more cached for every token: the third token's cache is the first to be larger
+    assert "larger from token 3 on" in figures.state_memory(PAIR).get_suptitle().replace("\n", " ")
+
+
+def test_the_same_figure_is_the_same_file():
+    assert to_svg(figures.operations(PAIR)) == to_svg(figures.operations(PAIR))
+
+
+def test_inline_figures_do_not_share_ids():
+    first, second = (set(re.findall(r' id="([^"]+)"', inline_svg(figures.operations(PAIR), name))) for name in ("a", "b"))
+    assert first and not first & second
+
+
+def test_drawing_leaves_no_style_behind():
+    with matplotlib.rc_context({"font.size": 7}):
+        to_png(figures.operations(PAIR))
+        assert matplotlib.rcParams["font.size"] == 7
+
+
+def test_every_model_has_its_own_colour():
+    assert len(set(colours(FOUR))) == 4
+    assert colours(PAIR) == colours(FOUR)[:2]
+
+
+def test_labels_are_moved_apart_in_order_around_their_middle():
+    assert spread([1.0, 1.0, 5.0], 1.0) == [0.5, 1.5, 5.0]
+    assert spread([2.0, 2.5, 1.0], 1.0) == pytest.approx([11 / 6, 17 / 6, 5 / 6])
+    assert spread([3.0, 1.0], 1.0) == [3.0, 1.0]
+
+
+def test_numbers_have_three_digits_and_a_prefix():
+    assert [si(value) for value in (0, 12, 999.6, 5_308_416, 0.05, 21.96)] == ["0", "12", "1.00 k", "5.31 M", "50.0 m", "22.0"]
+    assert [short_si(value, "B") for value in (0, 10, 1000, 1500)] == ["0 B", "10 B", "1 kB", "1.5 kB"]
+    assert (joule(1.2e6), joule_range(1e6, 2e6), joule_range(1e3, 2e6)) == ("1.20 µJ", "1.00–2.00 µJ", "1.00 nJ–2.00 µJ")
+    assert (percent(0.199), percent(0.0), percent(None), times(33.33), times(math.inf)) == ("19.9 %", "0 %", "–", "33.3×", "–")
+
+
+def test_what_cannot_be_seen_is_made_visible():
+    assert visible("a b\n\t\x00\udc80é") == "a␣b↵⇥□□é"
+    assert shorten("abcdefghij", 7) == "abc…hij" and shorten("a\nb", 7) == "a□b"

@@ -1,0 +1,273 @@
+"""Reports: whole or not there, safe whatever the names are, and the same figures in every form."""
+
+import csv
+import dataclasses
+import html.parser
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from neuromorphic import Claims, LayerOps, Measurement, Raster
+from neuromorphic.report import folder as report_module
+from neuromorphic.report.folder import ReportError, comparison_table, write_report
+
+LAYER = LayerOps(
+    module="blocks.0.att.key",
+    dense_ops=100.0,
+    effective_macs=90.0,
+    effective_acs=0.0,
+    unit_acs=0.0,
+    idealised_acs=20.0,
+    density=0.9,
+    alphabet="real",
+    fan_out=10,
+)
+CLAIMS = Claims(per_projection_ratio=33.33, total_ratio=32.15, idealised_ratio=25.0, as_built_ratio=1.0, sentence="No product <reads> a spike.")
+
+
+def term(name, energy_pj):
+    ends = {f"{end}_pj": energy_pj for end in ("low", "central", "high")}
+    return {"name": name, "count": 7, "priced": energy_pj is not None, "note": "", **ends}
+
+
+def energy(central=2e6, unpriced=()):
+    low, high = (None, None) if central is None else (central / 2, central * 2)
+    return {
+        "profile": "table",
+        "title": "A table",
+        "citation": "Doe 2031",
+        "grade": "simulated",
+        "scope": "per_term",
+        "includes": ["arithmetic"],
+        "excludes": ["memory"],
+        "tokens": 10,
+        "terms": [term("mac", central), *(term(name, None) for name in unpriced)],
+        "memory_level": None,
+        "footprint_bytes": 4000,
+        "low_pj": low,
+        "central_pj": central,
+        "high_pj": high,
+        "unpriced": list(unpriced),
+        "included": [],
+        "mac_over_ac": 5.0,
+        "break_even": {reuse: {"without_memory": 5.0, "with_memory": None} for reuse in ("1", "32")},
+    }
+
+
+def layer_firing(rate):
+    synchrony = {"mean": None, "neurons": 4, "constant": 4, "histogram": []}
+    return {"firing_rate": rate, "neurons": 8, "dead": 1, "saturated": 0, "mean_interval": 3.0, "synchrony": synchrony}
+
+
+def model(name="spiking", block="output", **changes):
+    is_spiking = block != "none"
+    raster = Raster(layer="blocks.0.time_mix_neuron", prompt=tuple("a \t$<é"), tokens=(0, 2), neurons=(1, 0), n_neurons=4)
+    values = {
+        "name": name,
+        "block": block,
+        "text": "a text",
+        "protocol": "stream",
+        "tokens": 10,
+        "text_bytes": 20,
+        "parameters": 1000,
+        "bits_per_byte": 1.5,
+        "firing_rate": 0.2 if is_spiking else None,
+        "layers": (LAYER if is_spiking else dataclasses.replace(LAYER, idealised_acs=None),),
+        "per_token": {phase: {"dense_ops": 100.0, "add": 7.0, "exp": 2.0} for phase in ("prefill", "decode")},
+        "by_kind": {"matmul": {"dense_ops": 100.0}},
+        "firing": {"layers": {f"blocks.0.{half}_mix_neuron": layer_firing(0.2) for half in ("time", "channel")}} if is_spiking else None,
+        "rasters": (raster,) if is_spiking else (),
+        "energy": {phase: {"table": energy(unpriced=("exp",)), "priceless": energy(None, ("mac",))} for phase in ("prefill", "decode")},
+        "state_elements": 50,
+        "key_value_elements_per_token": 20,
+        "parameter_bits": 32,
+        "tokens_per_s": {"prefill": 1000.0, "decode": 100.0},
+        "host": "a processor",
+    }
+    return Measurement(**values | changes)
+
+
+PAIR = (model(), model("dense", "none"))
+
+
+class Nesting(html.parser.HTMLParser):
+    """Notes every tag and attribute, and fails where one closes another."""
+
+    VOID = ("meta", "img", "br")
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.attributes = [], set(), []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.attributes += attributes
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.attributes += attributes
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_well_formed_and_asks_nobody_for_anything(tmp_path):
+    page = write_report(tmp_path / "report", PAIR, title="A title", claims=CLAIMS).read_text()
+    parsed = Nesting(page)
+    assert not parsed.tags & {"script", "link", "iframe", "object"}
+    assert not [name for name, value in parsed.attributes if "http" in value or name in ("src", "srcset", "data")]
+    assert set(re.findall(r"(?:url\(|href=.)(.)", page)) == {"#"} and "@import" not in page
+    assert ("lang", "en") in parsed.attributes and ("name", "viewport") in parsed.attributes
+
+
+def test_what_a_figure_refers_to_is_there_once(tmp_path):
+    attributes = Nesting(write_report(tmp_path / "report", PAIR, title="t").read_text()).attributes
+    ids = [value for name, value in attributes if name == "id"]
+    referred = {value[1:] for name, value in attributes if name == "href"}
+    referred |= {reference for _, value in attributes for reference in re.findall(r"url\(#(.+?)\)", value)}
+    assert len(ids) == len(set(ids)) and set(ids) == referred
+
+
+def test_every_figure_is_described_by_what_is_seen(tmp_path):
+    attributes = Nesting(write_report(tmp_path / "report", PAIR, title="t").read_text()).attributes
+    labels = [value for name, value in attributes if name == "aria-label"]
+    assert attributes.count(("role", "img")) == len(labels) == 6
+    assert "spiking: no matrix product reads a spike" in labels
+
+
+def test_names_and_sentences_are_escaped(tmp_path):
+    evil = model("<script>alert(1)</script>", text="<b>", uncounted=({"operator": "<i>x", "calls": 1, "elements": 2},))
+    page = write_report(tmp_path / "report", [evil], title="<h1>&", claims=CLAIMS).read_text()
+    assert not Nesting(page).tags & {"script", "b", "i"}
+    assert "&lt;h1&gt;&amp;" in page
+
+
+def test_names_that_are_no_text_are_shown_all_the_same(tmp_path):
+    evil = model("a\udc80\x00$x_1$", firing={"layers": {"\udc80\n": layer_firing(0.1)}})
+    Nesting(write_report(tmp_path / "report", [evil], title="\udc80").read_text())
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["measurements"][0]["name"] == evil.name
+
+
+def test_the_price_tables_say_what_they_have_no_price_for(tmp_path):
+    page = write_report(tmp_path / "report", PAIR, title="t").read_text()
+    # 7 in a measurement of 10 tokens
+    assert "no price for exp" in page and "<td>no price<small>[700 m per token]</small></td>" in page
+    assert "Grade: simulated" in page and "Source: Doe 2031" in page
+
+
+def test_what_was_not_counted_is_said_loudly(tmp_path):
+    uncounted = ({"operator": "mine.scan.default", "calls": 3, "elements": 9},)
+    page = write_report(tmp_path / "report", [model(uncounted=uncounted)], title="t").read_text()
+    assert 'class="alarm"' in page and "mine.scan.default (3 calls)" in page
+    assert 'class="alarm"' not in write_report(tmp_path / "other", PAIR, title="t").read_text()
+
+
+def test_json_and_csv_hold_what_was_measured(tmp_path):
+    write_report(tmp_path / "report", PAIR, title="t", claims=CLAIMS)
+    content = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert content["measurements"] == json.loads(json.dumps([measurement.to_dict() for measurement in PAIR]))
+    assert content["claims"]["total_ratio"] == 32.15
+    with (tmp_path / "report" / "report.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["model"], row["module"], float(row["dense_ops"]), row["is_spike_driven"]) for row in rows] == [
+        ("spiking", "blocks.0.att.key", 100.0, "False"),
+        ("dense", "blocks.0.att.key", 100.0, "False"),
+    ]
+
+
+def test_figures_lie_beside_the_page(tmp_path):
+    write_report(tmp_path / "report", PAIR, title="t")
+    drawn = {path.name for path in (tmp_path / "report" / "figures").iterdir()}
+    names = ("operations", "energy", "quality_against_operations", "state_memory", "firing_rates", "raster")
+    assert drawn == {f"{name}.png" for name in names}
+
+
+def test_a_report_replaces_the_one_before_and_leaves_nothing_behind(tmp_path):
+    write_report(tmp_path / "report", PAIR, title="first")
+    assert "second" in write_report(tmp_path / "report", PAIR, title="second").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+
+def test_an_interruption_leaves_the_report_before_untouched(tmp_path, monkeypatch):
+    before = write_report(tmp_path / "report", PAIR, title="first").read_text()
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report_module, "_csv", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_report(tmp_path / "report", PAIR, title="second")
+    assert (tmp_path / "report" / "report.html").read_text() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+
+def test_an_interruption_between_the_two_renamings_brings_the_report_back(tmp_path, monkeypatch):
+    before = write_report(tmp_path / "report", PAIR, title="first").read_text()
+    rename = report_module.os.replace
+
+    def interrupted(source, target):
+        if source.name.startswith(".") and not source.name.endswith(".old"):
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(report_module.os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_report(tmp_path / "report", PAIR, title="second")
+    assert (tmp_path / "report" / "report.html").read_text() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+
+@pytest.mark.parametrize("beside", [(), ("report.json",)], ids=["alone", "in a report"])
+@pytest.mark.parametrize("name", ["thesis.tex", "figures/photo.jpg"])
+def test_a_folder_with_something_else_in_it_is_not_replaced(tmp_path, name, beside):
+    (tmp_path / "figures").mkdir()
+    for file in (name, *beside):
+        (tmp_path / file).write_text("years of work")
+    with pytest.raises(ReportError, match=rf"is no report: .*{name} is none of its files"):
+        write_report(tmp_path, PAIR, title="t")
+    assert (tmp_path / name).read_text() == "years of work"
+
+
+def test_an_empty_folder_is_filled(tmp_path, monkeypatch):
+    (tmp_path / "report").mkdir()
+    monkeypatch.chdir(tmp_path / "report")
+    assert write_report(Path("."), PAIR, title="t") == Path("report.html")
+    assert (tmp_path / "report" / "report.html").is_file()
+
+
+def test_json_has_null_for_what_is_not_finite(tmp_path):
+    claims = dataclasses.replace(CLAIMS, idealised_ratio=float("inf"))
+    write_report(tmp_path / "report", [model(bits_per_byte=float("nan"))], title="t", claims=claims)
+    content = json.loads((tmp_path / "report" / "report.json").read_text(), parse_constant=pytest.fail)
+    assert content["claims"]["idealised_ratio"] is content["measurements"][0]["bits_per_byte"] is None
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ReportError, match=r"cannot write the report .*file.*give another folder"):
+        write_report(tmp_path / "file" / "report", PAIR, title="t")
+
+
+def test_nothing_to_report_is_refused(tmp_path):
+    with pytest.raises(ReportError, match="nothing to report"):
+        write_report(tmp_path / "report", [], title="t")
+
+
+def test_the_table_marks_what_has_no_price():
+    table = comparison_table(PAIR)
+    (priced,) = (line for line in table.splitlines() if line.startswith("  table"))
+    (priceless,) = (line for line in table.splitlines() if line.startswith("  priceless"))
+    assert priced.split(None, 1)[1].startswith("> 2.00 µJ [1.00–4.00 µJ]")
+    assert priceless.split() == ["priceless", "no", "price", "no", "price"]
+
+
+def test_the_table_fits_a_terminal_however_many_models_there_are():
+    long = "a-name-that-is-much-too-long-for-a-column"
+    table = comparison_table([model(f"{long}-{index}", energy={"prefill": {"t": energy(9.99e8, ("exp",))}}) for index in range(4)])
+    assert max(map(len, table.splitlines())) <= 120
+    assert table.count("bits per byte") == 2
