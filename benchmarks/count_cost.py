@@ -23,7 +23,8 @@ from spikegpt.model.network import SpikeGPT
 
 
 def trained_like(spiking: str) -> SpikeGPT:
-    """`small` with matrices as dense as after a training; RWKV's initialisation has zeros, which would cost less to count."""
+    """`small` with matrices as dense as after a training; RWKV's initialisation has zeros, which would cost less to
+    count."""
     torch.manual_seed(0)
     model = SpikeGPT(model_preset("small", spiking=spiking)).eval()
     for parameter in model.parameters():
@@ -50,7 +51,8 @@ def overhead(model: SpikeGPT, ids: torch.Tensor, repetitions: int) -> dict:
 
 
 def bytes_kept_per_token(model: SpikeGPT, ids: torch.Tensor, calls: int) -> dict:
-    """Return the growth of memory over the second half of `calls`, in bytes per token: counted, plain, and the difference.
+    """Return the growth of memory over the second half of `calls`, in bytes per token: counted, plain, and the
+    difference.
 
     The plain growth is torch's and Python's own, whose caches fill for a while.
     """
@@ -67,7 +69,11 @@ def bytes_kept_per_token(model: SpikeGPT, ids: torch.Tensor, calls: int) -> dict
 
 def held_bytes() -> int:
     gc.collect()
-    storages = {thing.untyped_storage().data_ptr(): thing.untyped_storage().nbytes() for thing in gc.get_objects() if type(thing) is torch.Tensor}
+    storages = {
+        thing.untyped_storage().data_ptr(): thing.untyped_storage().nbytes()
+        for thing in gc.get_objects()
+        if type(thing) is torch.Tensor
+    }
     return tracemalloc.get_traced_memory()[0] + sum(storages.values())
 
 
@@ -84,7 +90,10 @@ def main() -> None:
     for spiking in SPIKING:
         model = trained_like(spiking)
         ids = torch.randint(0, model.config.vocab_size, (8, 512))
-        result[spiking] = {"prefill": overhead(model, ids, repetitions), "decode": overhead(model, ids[:1, :1], repetitions)}
+        result[spiking] = {
+            "prefill": overhead(model, ids, repetitions),
+            "decode": overhead(model, ids[:1, :1], repetitions),
+        }
         print(f"{spiking}: counted pass / plain pass {result[spiking]}")
     tracemalloc.start()
     kept = bytes_kept_per_token(model, ids[:, :128], 80)

@@ -1,6 +1,6 @@
 """Compile every CUDA source for every target and element type, with no GPU and no driver; print what each kernel needs.
 
-    python benchmarks/cuda_compile.py                 table: registers, spilled bytes, stack, shared memory by kernel and target; sizes
+    python benchmarks/cuda_compile.py         table: registers, spilled bytes, stack, shared memory by kernel and target
     python benchmarks/cuda_compile.py --quick         one target
 
 Needs `pip install cuda-bindings nvidia-cuda-nvrtc`. Warnings count as failures.
@@ -39,7 +39,8 @@ class Kernel:
 
 
 def compile_job(job: tuple[str, torch.dtype, str]) -> tuple[int, str]:
-    """Return (size of the machine code in bytes, 0 if there is none; the compiler's log) for a source, element type and target."""
+    """Return (size of the machine code in bytes, 0 if there is none; the compiler's log) for a source, element type and
+    target."""
     source, dtype, target = job
     options = [f"--gpu-architecture={target}".encode(), f"-DELEMENT={ELEMENTS[dtype]}".encode(), b"--ptxas-options=-v"]
     _, program = nvrtc.nvrtcCreateProgram(read_source(source).encode(), f"{source}.cu".encode(), 0, [], [])
@@ -57,9 +58,16 @@ def read_log(log: str) -> dict[str, tuple[int, int, int, int]]:
     found = {}
     for part in log.split("Compiling entry function '")[1:]:
         name = part.split("'")[0]
-        stack, stores, loads = map(int, re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part).groups())
+        stack, stores, loads = map(
+            int, re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part).groups()
+        )
         shared = re.search(r"(\d+) bytes smem", part)
-        found[name] = int(re.search(r"Used (\d+) registers", part)[1]), stores + loads, stack, int(shared[1]) if shared else 0
+        found[name] = (
+            int(re.search(r"Used (\d+) registers", part)[1]),
+            stores + loads,
+            stack,
+            int(shared[1]) if shared else 0,
+        )
     return found
 
 
@@ -69,7 +77,12 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
     sources = sorted(path.stem for path in find_sources().glob("*.cu"))
-    jobs = [(source, dtype, target) for source in sources for dtype in ELEMENTS for target in (TARGETS[:1] if options.quick else TARGETS)]
+    jobs = [
+        (source, dtype, target)
+        for source in sources
+        for dtype in ELEMENTS
+        for target in (TARGETS[:1] if options.quick else TARGETS)
+    ]
     kernels, sizes, failures = [], {}, []
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         for (source, dtype, target), (size, log) in zip(jobs, pool.map(compile_job, jobs), strict=True):
@@ -81,7 +94,9 @@ def main() -> None:
                 kernels += [Kernel(source, kernel, target, name, *needs) for kernel, needs in read_log(log).items()]
     print(f"{'kernel':32}{'element':10}{'target':8}{'registers':>10}{'spilled':>9}{'stack':>7}{'shared':>8}")
     for k in kernels:
-        print(f"{k.kernel:32}{k.element:10}{k.target:8}{k.registers:10}{k.spilled_bytes:9}{k.stack_bytes:7}{k.shared_bytes:8}")
+        print(
+            f"{k.kernel:32}{k.element:10}{k.target:8}{k.registers:10}{k.spilled_bytes:9}{k.stack_bytes:7}{k.shared_bytes:8}"
+        )
     print(f"\n{'module':32}" + "".join(f"{target:>12}" for target in TARGETS) + "   bytes of machine code, bfloat16")
     for source in sources:
         print(f"{source:32}" + "".join(f"{sizes.get(f'{source} bfloat16 {target}', 0):12,}" for target in TARGETS))

@@ -4,11 +4,12 @@
     python benchmarks/decode.py --run RUN --twin RUN          trained models at their own firing rate
     python benchmarks/decode.py --batch                       where gathering rows stops paying as the texts become more
 
-Random weights, thresholds set so that each layer fires at the rate asked for; the rate that was then seen is printed beside it.
-Against: torch's matrix-vector products of one token alone, in float32 and bfloat16 (nothing else of the model: a dense
-engine can only be slower); the dense twin, whole tokens, in our engine and in its own forward pass; and the `rwkv` package
-(cpu fp32, RWKV-4 of equal size; pip install rwkv). Whole tokens of ours, everything but the choice of the next token.
-Last line: JSON with speedup_0.05 ... speedup_0.25 (torch's products / our token), speedup_bf16_0.15, vs_rwkv_package.
+Random weights, thresholds set so that each layer fires at the rate asked for; the rate that was then seen is printed
+beside it. Against: torch's matrix-vector products of one token alone, in float32 and bfloat16 (nothing else of the
+model: a dense engine can only be slower); the dense twin, whole tokens, in our engine and in its own forward pass; and
+the `rwkv` package (cpu fp32, RWKV-4 of equal size; pip install rwkv). Whole tokens of ours, everything but the choice
+of the next token. Last line: JSON with speedup_0.05 ... speedup_0.25 (torch's products / our token), speedup_bf16_0.15,
+vs_rwkv_package.
 """
 
 import argparse
@@ -35,7 +36,13 @@ def make_model(size: str, spiking: str, rate: float | None = None, head: bool = 
     if spiking == "none":
         # RWKV starts from zero matrices, whose products would be skipped
         for block in model.blocks:
-            for matrix in (block.att.key, block.att.receptance, block.att.output, block.ffn.value, block.ffn.receptance):
+            for matrix in (
+                block.att.key,
+                block.att.receptance,
+                block.att.output,
+                block.ffn.value,
+                block.ffn.receptance,
+            ):
                 torch.nn.init.normal_(matrix.weight, std=0.02)
     elif rate is not None:
         calibrate_thresholds(model, rate)
@@ -79,7 +86,8 @@ def own_forward(model: SpikeGPT, tokens: np.ndarray):
 
 
 def rwkv_package(model: SpikeGPT, tokens: np.ndarray, folder: str):
-    """Return a callable that reads `tokens` with the `rwkv` package, given the dense twin's weights; None without the package."""
+    """Return a callable that reads `tokens` with the `rwkv` package, given the dense twin's weights; None without the
+    package."""
     try:
         from rwkv.model import RWKV
     except ImportError:
@@ -100,7 +108,10 @@ def measure_size(size: str, repetitions: int) -> dict:
     rng = np.random.default_rng(0)
     dense = make_model(size, "none")
     tokens = rng.integers(0, dense.config.vocab_size, TOKENS)
-    engines, contenders = {}, {"torch_fp32": torch_products(dense, torch.float32), "torch_bf16": torch_products(dense, torch.bfloat16)}
+    engines, contenders = (
+        {},
+        {"torch_fp32": torch_products(dense, torch.float32), "torch_bf16": torch_products(dense, torch.bfloat16)},
+    )
     twin = Engine(dense)
     contenders |= {"twin_engine": decoder(twin, dense, tokens), "twin_forward": own_forward(dense, tokens)}
     for rate in RATES:
@@ -139,10 +150,23 @@ def measure_runs(run: Path, twin: Path, repetitions: int) -> dict:
     text = (b"It was the best of times, it was the worst of times, " * 4)[: 4 * TOKENS]
     tokens = np.asarray(tokenizer.encode(text), dtype=np.int64)[:TOKENS]
     engine, other = Engine(model), Engine(dense)
-    contenders = {"spiking": decoder(engine, model, tokens), "twin": decoder(other, dense, tokens), "torch": torch_products(dense, torch.float32)}
+    contenders = {
+        "spiking": decoder(engine, model, tokens),
+        "twin": decoder(other, dense, tokens),
+        "torch": torch_products(dense, torch.float32),
+    }
     times = alternate(contenders, repetitions)
-    ratios = {"vs_torch_products": ratio(times["torch"], times["spiking"]), "vs_twin_engine": ratio(times["twin"], times["spiking"])}
-    return {"run": str(run), "twin": str(twin), "parameters": model.count_parameters(), "density": {"spiking": engine.density()}, "ratios": ratios}
+    ratios = {
+        "vs_torch_products": ratio(times["torch"], times["spiking"]),
+        "vs_twin_engine": ratio(times["twin"], times["spiking"]),
+    }
+    return {
+        "run": str(run),
+        "twin": str(twin),
+        "parameters": model.count_parameters(),
+        "density": {"spiking": engine.density()},
+        "ratios": ratios,
+    }
 
 
 def measure_batch(repetitions: int) -> dict:
@@ -156,11 +180,17 @@ def measure_batch(repetitions: int) -> dict:
                 state = model(tokens).state
             engine = Engine(model)
             engine.start(state, by_rows=True)
-            step, forward = lambda e=engine, t=tokens: e.step(t[:, 0]), lambda m=model, t=tokens, s=state: m(t[:, :1], s)
+            step, forward = (
+                lambda e=engine, t=tokens: e.step(t[:, 0]),
+                lambda m=model, t=tokens, s=state: m(t[:, :1], s),
+            )
             with torch.inference_mode():
                 times = alternate({"rows": step, "dense": forward}, repetitions * 2)
             ratios[f"{rate:.2f} x {texts}"] = found = ratio(times["dense"], times["rows"])
-            print(f"firing {rate:.2f}, {texts:2d} texts: {rate * texts:.2f} rows read per weight row; dense / rows {found['median']:.2f}")
+            print(
+                f"firing {rate:.2f}, {texts:2d} texts: {rate * texts:.2f} rows read per weight row; dense / rows "
+                f"{found['median']:.2f}"
+            )
     return {"ratios": ratios, "gathered_texts": GATHERED_TEXTS}
 
 

@@ -21,7 +21,8 @@ BACKWARD_RATES = (0.1, 1.0)
 
 
 def keep_freed_memory() -> None:
-    """Tell the C library to keep what is freed: else who comes first in a round pays for new pages, more than for its work."""
+    """Tell the C library to keep what is freed: else who comes first in a round pays for new pages, more than for its
+    work."""
     if sys.platform == "linux":
         mmap_threshold, trim_threshold = -3, -1
         for option in (mmap_threshold, trim_threshold):
@@ -74,7 +75,9 @@ def main() -> None:
     for given in inputs.values():
         check(given)
     grad = torch.randn(B, T, C, generator=generator)
-    contenders = {f"rate_{rate:g}": forward(event_wkv, inputs[rate]) for rate in RATES} | {"wkv": forward(wkv, inputs[1.0])}
+    contenders = {f"rate_{rate:g}": forward(event_wkv, inputs[rate]) for rate in RATES} | {
+        "wkv": forward(wkv, inputs[1.0])
+    }
     both = {f"rate_{rate:g}_backward": forward_backward(event_wkv, inputs[rate], grad) for rate in BACKWARD_RATES}
     both["wkv_backward"] = forward_backward(wkv, inputs[1.0], grad)
     # apart, so that the large gradients do not push the small outputs out of the cache
@@ -85,7 +88,11 @@ def main() -> None:
     over |= {name: ratio(times[name], times["rate_1_backward"]) for name in both if name != "rate_1_backward"}
     print(f"{'':20s} median ms  fastest ms  over rate 1 (quartiles)")
     for name, found in times.items():
-        spread = f"{over[name]['median']:.2f} ({over[name]['quartiles'][0]:.2f} to {over[name]['quartiles'][1]:.2f})" if name in over else ""
+        spread = (
+            f"{over[name]['median']:.2f} ({over[name]['quartiles'][0]:.2f} to {over[name]['quartiles'][1]:.2f})"
+            if name in over
+            else ""
+        )
         print(f"{name:20s} {milliseconds[name]:9.2f}  {min(found) * 1e3:10.2f}  {spread}")
     payload = {"ms": milliseconds, "over_rate_1": over}
     if not arguments.quick:

@@ -1,11 +1,12 @@
-"""Everything that needs a GPU, in one call of at most 9 minutes: kernel tests, then bandwidth, training and decoding speed.
+"""Everything that needs a GPU, in one call of at most 9 minutes: kernel tests, then bandwidth, training and decoding
+speed.
 
     python benchmarks/gpu.py [--minutes 9] [--corpus FILE --corpus-minutes 2]
-    python benchmarks/gpu.py --rehearse             every section on the CPU at toy sizes; checks the script, writes nothing
+    python benchmarks/gpu.py --rehearse   every section on the CPU at toy sizes; checks the script, writes nothing
 
 Needs torch, cupy and numpy; pytest for the tests; spikingjelly and flash-linear-attention are compared if importable.
-Bytes are those an operation must move: inputs once, outputs once. The share is of a device copy measured in the same run.
-Without a GPU the result says "not measured". Last line: JSON, also in results/gpu.json.
+Bytes are those an operation must move: inputs once, outputs once. The share is of a device copy measured in the same
+run. Without a GPU the result says "not measured". Last line: JSON, also in results/gpu.json.
 """
 
 import argparse
@@ -86,7 +87,9 @@ def copy_bandwidth(machine: Machine) -> float:
     return 2 * source.numel() * 4 / min(machine.times_s(lambda: target.copy_(source)))
 
 
-def operations(machine: Machine, shape: tuple[int, int, int], dtype: torch.dtype) -> dict[str, tuple[Callable[..., Any], list[torch.Tensor]]]:
+def operations(
+    machine: Machine, shape: tuple[int, int, int], dtype: torch.dtype
+) -> dict[str, tuple[Callable[..., Any], list[torch.Tensor]]]:
     """Return name -> (function, inputs): the first of the outputs is the sequence."""
     B, T, C = shape
     generator = torch.Generator(machine.device).manual_seed(0)
@@ -101,7 +104,10 @@ def operations(machine: Machine, shape: tuple[int, int, int], dtype: torch.dtype
         "integer_lif": (lambda x: integer_lif(x, levels=4, signed=True), [x]),
         "integer_lif with memory": (lambda x: integer_lif(x, levels=4, signed=True, membrane_decay=0.5), [x]),
         "wkv": (wkv, [decay, first, x, v.to(dtype)]),
-        "wkv gated": (lambda w, u, k, v, r: wkv(w, u, k, v, receptance=r), [decay, first, x, v.to(dtype), normal(B, T, C).to(dtype)]),
+        "wkv gated": (
+            lambda w, u, k, v, r: wkv(w, u, k, v, receptance=r),
+            [decay, first, x, v.to(dtype), normal(B, T, C).to(dtype)],
+        ),
     }
     for rate in EVENT_RATES:
         fired = torch.rand(B, T, C, generator=generator, device=machine.device) < rate
@@ -143,12 +149,19 @@ def measure_packed(machine: Machine) -> dict[str, Any]:
     B, T, C = SHAPE
     current = 2 * torch.randn(B, T, C, device=machine.device, dtype=torch.bfloat16)
     zeros, decay = torch.zeros(B, C, device=machine.device), torch.full((C,), 0.5, device=machine.device)
-    found = {"lif_ms": 1e3 * statistics.median(machine.times_s(lambda: cuda_lif.lif_forward_packed(current, zeros, decay, 1.0, "zero", 0.0, True)))}
+    found = {
+        "lif_ms": 1e3
+        * statistics.median(
+            machine.times_s(lambda: cuda_lif.lif_forward_packed(current, zeros, decay, 1.0, "zero", 0.0, True))
+        )
+    }
     for threshold in (1.0, 2.0, 4.0):
         packed, _, _ = cuda_lif.lif_forward_packed(current, zeros, decay, threshold, "zero", 0.0, True)
         rate = lif(current, threshold=threshold)[0].float().mean().item()
         inputs = (decay, decay, current, packed.unsqueeze(0), False, zeros, zeros)
-        found[f"event_wkv_ms at {rate:.3f}"] = 1e3 * statistics.median(machine.times_s(lambda i=inputs: cuda_event_wkv.event_wkv_forward_packed(*i)))
+        found[f"event_wkv_ms at {rate:.3f}"] = 1e3 * statistics.median(
+            machine.times_s(lambda i=inputs: cuda_event_wkv.event_wkv_forward_packed(*i))
+        )
     return found
 
 
@@ -164,7 +177,9 @@ def plain_wkv(machine: Machine) -> Callable[..., torch.Tensor] | None:
     import cupy
     import numpy as np
 
-    kernel = cupy.RawModule(code=(Path(__file__).parent / "plain_wkv.cu").read_text(), backend="nvrtc").get_function("plain_wkv")
+    kernel = cupy.RawModule(code=(Path(__file__).parent / "plain_wkv.cu").read_text(), backend="nvrtc").get_function(
+        "plain_wkv"
+    )
 
     def run(log_decay, first, key, value):
         B, T, C = key.shape
@@ -192,7 +207,11 @@ def measure_against_others(machine: Machine) -> dict[str, Any]:
         w, u = (torch.randn(C, device=machine.device) for _ in range(2))
         against("wkv / torch loop", lambda: wkv(w, u, x, x), lambda: wkv(w, u, x, x, backend="reference"), 3)
         if importlib.util.find_spec("spikingjelly"):
-            theirs = importlib.import_module("spikingjelly.activation_based.neuron").LIFNode(tau=2.0, step_mode="m").to(machine.device)
+            theirs = (
+                importlib.import_module("spikingjelly.activation_based.neuron")
+                .LIFNode(tau=2.0, step_mode="m")
+                .to(machine.device)
+            )
             time_first = x.transpose(0, 1).contiguous()
 
             def jelly():
@@ -211,7 +230,11 @@ def measure_against_others(machine: Machine) -> dict[str, Any]:
             state = torch.stack(tuple(WKVState.empty(B, C, device=machine.device)), dim=1).unsqueeze(2)
             theirs = rwkv4.fused_recurrent_rwkv4(w, u, x, x, state)[0]
             check_same("flash-linear-attention", theirs, wkv(w, u, x, x)[0])
-            against("wkv / flash-linear-attention", lambda: wkv(w, u, x, x), lambda: rwkv4.fused_recurrent_rwkv4(w, u, x, x, state))
+            against(
+                "wkv / flash-linear-attention",
+                lambda: wkv(w, u, x, x),
+                lambda: rwkv4.fused_recurrent_rwkv4(w, u, x, x, state),
+            )
         else:
             found["wkv / flash-linear-attention"] = "not measured: fla is not installed"
         plain = plain_wkv(machine)
@@ -222,7 +245,11 @@ def measure_against_others(machine: Machine) -> dict[str, Any]:
             few = x[:rows].contiguous()
             check_same("one thread per channel", plain(-w.exp(), u, few, few), wkv(w, u, few, few)[0])
             half = few.bfloat16()
-            against(f"wkv / one thread per channel, B x C = {rows * C}", lambda h=half: wkv(w, u, h, h), lambda f=few: plain(-w.exp(), u, f, f))
+            against(
+                f"wkv / one thread per channel, B x C = {rows * C}",
+                lambda h=half: wkv(w, u, h, h),
+                lambda f=few: plain(-w.exp(), u, f, f),
+            )
     return found
 
 
@@ -286,7 +313,9 @@ def measure_decoding(machine: Machine) -> dict[str, Any]:
                     graph = torch.cuda.CUDAGraph()
                     with torch.cuda.graph(graph):
                         model(token, state)
-                    found[f"{spiking}, {texts} texts"]["tokens_per_s as a graph"] = spread(machine.times_s(graph.replay), texts)
+                    found[f"{spiking}, {texts} texts"]["tokens_per_s as a graph"] = spread(
+                        machine.times_s(graph.replay), texts
+                    )
     return found
 
 
@@ -307,7 +336,8 @@ def measure_event_matvec(machine: Machine) -> dict[str, Any]:
 
 
 def train_on_corpus(machine: Machine, corpus: Path | None, minutes: float) -> dict[str, Any] | str:
-    """Bits per byte on the last twentieth of a file after `minutes` of training each block on its bytes, 46M, bfloat16."""
+    """Bits per byte on the last twentieth of a file after `minutes` of training each block on its bytes, 46M,
+    bfloat16."""
     if corpus is None:
         return "not measured: no --corpus"
     text = torch.frombuffer(bytearray(corpus.read_bytes()), dtype=torch.uint8)

@@ -1,9 +1,11 @@
-"""How much memory importing and loading takes, at the published sizes: SpikeGPT-216M and RWKV-4-169M as `.pth` of random numbers.
+"""How much memory importing and loading takes, at the published sizes: SpikeGPT-216M and RWKV-4-169M as `.pth` of
+random numbers.
 
     python benchmarks/import_memory.py               both sizes, about two minutes and 4 GB of disk
     python benchmarks/import_memory.py --quick       a model of 5M, no published number
 
-Linux only. Writes results/import_memory.json. Last line: JSON with the peak of importing and of loading, over the size of the weights in float32.
+Linux only. Writes results/import_memory.json. Last line: JSON with the peak of importing and of loading, over the size
+of the weights in float32.
 """
 
 import argparse
@@ -23,7 +25,8 @@ from spikegpt.interop.weights import empty_model
 # layers, width, vocabulary, and the number type of the published file
 SIZES = {"spikegpt-216m": (18, 768, 50277, torch.float32), "rwkv-4-169m": (12, 768, 50277, torch.bfloat16)}
 QUICK = {"rwkv-5m": (6, 256, 256, torch.float32)}
-# peak memory of the process so far, in bytes (getrusage would begin with its parent's); what the libraries take is not the model's
+# peak memory of the process so far, in bytes (getrusage would begin with its parent's); what the libraries take is not
+# the model's
 MEASURED = """
 import json, re, sys
 from pathlib import Path
@@ -59,13 +62,20 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             source, target = Path(folder) / f"{name}.pth", Path(folder) / "model"
             spiking = "output" if "spike" in name else "none"
-            parameters = write_weights(source, ModelConfig(n_layer=layers, n_embd=width, vocab_size=vocab_size, spiking=spiking), dtype)
+            parameters = write_weights(
+                source, ModelConfig(n_layer=layers, n_embd=width, vocab_size=vocab_size, spiking=spiking), dtype
+            )
             found[name] = {"parameters": parameters, "file_bytes": source.stat().st_size}
             for what in ("import", "load"):
                 started = time.perf_counter()
-                done = subprocess.run([sys.executable, "-c", MEASURED, what, source, target], capture_output=True, text=True, check=True)
+                done = subprocess.run(
+                    [sys.executable, "-c", MEASURED, what, source, target], capture_output=True, text=True, check=True
+                )
                 peak = json.loads(done.stdout)
-                found[name][what] = {"peak_over_weights": round(peak / (4 * parameters), 3), "seconds": round(time.perf_counter() - started, 1)}
+                found[name][what] = {
+                    "peak_over_weights": round(peak / (4 * parameters), 3),
+                    "seconds": round(time.perf_counter() - started, 1),
+                }
         print(name, found[name], flush=True)
     if not options.quick:
         write_result("import_memory", {"sizes": found})

@@ -33,7 +33,10 @@ def lif_contenders() -> dict:
     current = torch.randn(B, T, C).mul_(1.5).add_(0.5).requires_grad_()
     grad = torch.randn(B, T, C)
     # both libraries are time first; they get their own layout ready made, so that no transposition is timed
-    time_first, grad_time_first = current.detach().transpose(0, 1).contiguous().requires_grad_(), grad.transpose(0, 1).contiguous()
+    time_first, grad_time_first = (
+        current.detach().transpose(0, 1).contiguous().requires_grad_(),
+        grad.transpose(0, 1).contiguous(),
+    )
 
     def spikingjelly(x):
         layer = neuron.LIFNode(
@@ -44,16 +47,22 @@ def lif_contenders() -> dict:
 
     def snn(x):
         # Leaky has no gain on its input
-        layer = snntorch.Leaky(beta=DECAY, threshold=1.0, reset_mechanism="zero", reset_delay=False, spike_grad=snntorch.surrogate.atan(alpha=2.0))
+        layer = snntorch.Leaky(
+            beta=DECAY,
+            threshold=1.0,
+            reset_mechanism="zero",
+            reset_delay=False,
+            spike_grad=snntorch.surrogate.atan(alpha=2.0),
+        )
         membrane, spikes = layer.init_leaky(), []
         for step in ((1 - DECAY) * x).unbind(0):
             spike, membrane = layer(step, membrane)
             spikes.append(spike)
         return torch.stack(spikes)
 
-    # bytes that must move: forward reads the current and writes the spikes, backward reads the current and the gradient and
-    # writes a gradient: 5 tensors of B T C floats. One dst.copy_(src) reads one and writes one, so 2.5 copies; we take 2
-    # whole ones and one of half the size
+    # bytes that must move: forward reads the current and writes the spikes, backward reads the current and the gradient
+    # and writes a gradient: 5 tensors of B T C floats. One dst.copy_(src) reads one and writes one, so 2.5 copies; we
+    # take 2 whole ones and one of half the size
     source, target = torch.randn(B, T, C), torch.zeros(B, T, C)
 
     def copy():
@@ -62,7 +71,8 @@ def lif_contenders() -> dict:
         target[: B // 2].copy_(source[: B // 2])
 
     def fresh_copy():
-        # the same bytes into new memory, as lif must: its two outputs are new tensors, whose pages the system has to hand out
+        # the same bytes into new memory, as lif must: its two outputs are new tensors, whose pages the system has to
+        # hand out
         copies = source.clone(), source.clone()
         target[: B // 2].copy_(source[: B // 2])
         return copies
@@ -135,7 +145,10 @@ def main() -> None:
     for name, times in {**lif_times, **wkv_times}.items():
         print(f"{name:20s} median {sorted(times)[len(times) // 2] * 1e3:9.2f} ms   fastest {min(times) * 1e3:9.2f} ms")
     for name, found in ratios.items():
-        print(f"{name:20s} median {found['median']:9.2f}      quartiles {found['quartiles'][0]:.2f} to {found['quartiles'][1]:.2f}")
+        print(
+            f"{name:20s} median {found['median']:9.2f}      quartiles {found['quartiles'][0]:.2f} to "
+            f"{found['quartiles'][1]:.2f}"
+        )
     if not arguments.quick:
         command = f"python benchmarks/kernels.py --threads {arguments.threads}"
         write_result("kernels", {"command": command, "shape": [B, T, C], "ratios": ratios})

@@ -2,7 +2,8 @@
 
     python benchmarks/kill_resume.py [--kills 20] [--quick]
 
-One run is never broken; the other is killed `kills` times and resumed after each. Last line: JSON with resumed, killed, identical.
+One run is never broken; the other is killed `kills` times and resumed after each. Last line: JSON with resumed, killed,
+identical.
 """
 
 import argparse
@@ -24,8 +25,32 @@ from spikegpt.common.files import sha256_of
 
 def command(run: Path, steps: int) -> list[str]:
     sizes = ["--n-layer", "2", "--n-embd", "32", "--ctx-len", "32", "--batch-size", "4"]
-    intervals = ["--save-every", "5", "--eval-every", "40", "--eval-tokens", "2048", "--sample-every", "50", "--log-every", "10"]
-    return [sys.executable, "-m", "spikegpt", "train", "--out", str(run), "--steps", str(steps), "--threads", "1", *sizes, *intervals]
+    intervals = [
+        "--save-every",
+        "5",
+        "--eval-every",
+        "40",
+        "--eval-tokens",
+        "2048",
+        "--sample-every",
+        "50",
+        "--log-every",
+        "10",
+    ]
+    return [
+        sys.executable,
+        "-m",
+        "spikegpt",
+        "train",
+        "--out",
+        str(run),
+        "--steps",
+        str(steps),
+        "--threads",
+        "1",
+        *sizes,
+        *intervals,
+    ]
 
 
 def continued(run: Path, steps: int) -> list[str]:
@@ -61,7 +86,8 @@ def main() -> None:
     killed, steps_at_kill = 0, []
     while killed < options.kills:
         process = start(continued(broken, options.steps), log)
-        # from before the first import to well into the training; short enough that the run is not done before the last kill
+        # from before the first import to well into the training; short enough that the run is not done before the last
+        # kill
         delay = moments.uniform(0.4, 1.0) * (4 + 0.4 * length / options.kills)
         try:
             process.wait(timeout=delay)
@@ -80,7 +106,10 @@ def main() -> None:
     files = [latest_checkpoint(run) / "model.safetensors" for run in (unbroken, broken)]
     summary = {"resumed": killed, "killed": killed, "identical": sha256_of(files[0]) == sha256_of(files[1])}
     if not options.quick:
-        write_result("kill_resume", {**summary, "steps": options.steps, "newest_checkpoint_at_each_kill": steps_at_kill, "seed": options.seed})
+        write_result(
+            "kill_resume",
+            {**summary, "steps": options.steps, "newest_checkpoint_at_each_kill": steps_at_kill, "seed": options.seed},
+        )
     print(json.dumps(summary))
 
 

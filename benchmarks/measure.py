@@ -1,4 +1,5 @@
-"""What the benchmark scripts share: the machine in words, alternating timing, ratios with their spread, the result file."""
+"""What the benchmark scripts share: the machine in words, alternating timing, ratios with their spread, the result
+file."""
 
 import datetime
 import json
@@ -16,10 +17,13 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def machine() -> dict:
-    """Return what ran the measurement: processor, cores, threads, versions; and the load, for a busy machine spoils timings."""
+    """Return what ran the measurement: processor, cores, threads, versions; and the load, for a busy machine spoils
+    timings."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    model = next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
     return {
         "cpu": model,
         "cores": os.cpu_count(),

@@ -1,13 +1,14 @@
-"""What the faults of the published inference script cost: one model of the published block, with each fault alone and with all.
+"""What the faults of the published inference script cost: one model of the published block, with each fault alone and
+with all.
 
-    python benchmarks/published_faults.py RUN                       a run, a checkpoint, or what `spikegpt import` wrote
-    python benchmarks/published_faults.py RUN --data FILE           on another text than the run's own test split
-    python benchmarks/published_faults.py RUN --rescale-every 2     so that a model of few layers has what the 216M has with 6
-    python benchmarks/published_faults.py --quick                   under a minute, a model trained on the spot, nothing written
+    python benchmarks/published_faults.py RUN   a run, a checkpoint, or what `spikegpt import` wrote
+    python benchmarks/published_faults.py RUN --data FILE   on another text than the run's own test split
+    python benchmarks/published_faults.py RUN --rescale-every 2   for a model of few layers
+    python benchmarks/published_faults.py --quick   under a minute, a model trained on the spot, nothing written
 
-The text is read in trials, windows that do not overlap, each from an empty state. The faults: the embedding stays real where
-training made it binary; layers are rescaled, which is exact for dense RWKV-4 and not before a neuron; a trial starts with the
-membranes of the trial before. Last line: JSON with bits per byte of each.
+The text is read in trials, windows that do not overlap, each from an empty state. The faults: the embedding stays real
+where training made it binary; layers are rescaled, which is exact for dense RWKV-4 and not before a neuron; a trial
+starts with the membranes of the trial before. Last line: JSON with bits per byte of each.
 """
 
 import argparse
@@ -48,7 +49,12 @@ def faults(rescale_every: int) -> dict[str, tuple[dict, bool]]:
 
 def train_quickly() -> Path:
     run = Path(tempfile.mkdtemp()) / "run"
-    train(model_preset("tiny", spiking="output"), train_preset("tiny", steps=60, eval_every=60, sample_every=0, threads=1), run, quiet=True)
+    train(
+        model_preset("tiny", spiking="output"),
+        train_preset("tiny", steps=60, eval_every=60, sample_every=0, threads=1),
+        run,
+        quiet=True,
+    )
     return run
 
 
@@ -69,9 +75,15 @@ def main() -> None:
         parser.error("give a run of the published block: spikegpt train --spiking output, or spikegpt import")
     model, tokenizer = load_model(options.run)
     if model.config.spiking != "output":
-        parser.error(f"{options.run} is a model with spiking={model.config.spiking!r}; the faults are of the published block, 'output'")
+        parser.error(
+            f"{options.run} is a model with spiking={model.config.spiking!r}; the faults are of the published block, "
+            f"'output'"
+        )
     if options.rescale_every >= model.config.n_layer:
-        print(f"note: the model has {model.config.n_layer} layers, so rescaling every {options.rescale_every} reaches no neuron")
+        print(
+            f"note: the model has {model.config.n_layer} layers, so rescaling every {options.rescale_every} reaches "
+            f"no neuron"
+        )
     tokens, source = read_text(options.run, tokenizer, file=options.data, limit=options.tokens)
     ctx_len = min(options.ctx_len or model.config.ctx_len, len(tokens) - 1)
     results = {}
@@ -79,13 +91,24 @@ def main() -> None:
     for name, (changes, keeps) in faults(options.rescale_every).items():
         found = evaluate_windows(variant(model, **changes), tokens, tokenizer, ctx_len, ctx_len, keep_membrane=keeps)
         difference = found.bits_per_byte / results["as trained"]["bits_per_byte"] - 1 if results else 0.0
-        results[name] = {"bits_per_byte": found.bits_per_byte, "difference": difference, "firing_rate": found.firing_rate}
+        results[name] = {
+            "bits_per_byte": found.bits_per_byte,
+            "difference": difference,
+            "firing_rate": found.firing_rate,
+        }
         print(f"{name:20s}{found.bits_per_byte:12.4f}{difference:+12.3%}{found.firing_rate:13.2%}")
     if not options.quick:
-        command = f"python benchmarks/published_faults.py RUN --rescale-every {options.rescale_every} --tokens {options.tokens}"
+        command = (
+            f"python benchmarks/published_faults.py RUN --rescale-every {options.rescale_every} --tokens "
+            f"{options.tokens}"
+        )
         # where the text lay is nobody's business
         text = {"text": Path(source).name, "tokens": len(tokens), "protocol": f"windows of {ctx_len}, stride {ctx_len}"}
-        facts = {"parameters": model.count_parameters(), "config": model.config.to_dict(), "rescale_every": options.rescale_every}
+        facts = {
+            "parameters": model.count_parameters(),
+            "config": model.config.to_dict(),
+            "rescale_every": options.rescale_every,
+        }
         write_result("published_faults", {"command": command, **text, **facts, "results": results})
     print(json.dumps({name: round(result["bits_per_byte"], 5) for name, result in results.items()}))
 

@@ -1,11 +1,13 @@
-"""Measure tokenising: byte pairs with one and two processes against the `tokenizers` library, and the memory that a large file takes.
+"""Measure tokenising: byte pairs with one and two processes against the `tokenizers` library, and the memory that a
+large file takes.
 
     python benchmarks/tokenising.py --data TEXT [--megabytes 1000] [--quick]
 
-Speed: the same text, each byte of it once, and the same tokenizer, in turn; a new tokenizer each time, for ours remembers words; the
-library gets the whole text as one string. Memory: `prepare` on a file of --megabytes, TEXT repeated, in a process of its own: byte
-pairs are learned and the token file is written; its speed flatters, since repeated words are known. Peak is the resident memory of
-that process and of its children together, looked at ten times a second. Last line: JSON.
+Speed: the same text, each byte of it once, and the same tokenizer, in turn; a new tokenizer each time, for ours
+remembers words; the library gets the whole text as one string. Memory: `prepare` on a file of --megabytes, TEXT
+repeated, in a process of its own: byte pairs are learned and the token file is written; its speed flatters, since
+repeated words are known. Peak is the resident memory of that process and of its children together, looked at ten times
+a second. Last line: JSON.
 """
 
 import argparse
@@ -47,13 +49,17 @@ def speed(text: bytes, repetitions: int) -> dict:
     }
     assert ours(2).tolist() == functions["library_whole_text"]()
     times = alternate(functions, repetitions)
-    speeds = {name: [round(len(text) / 1e6 / seconds, 2) for seconds in sorted(measured)] for name, measured in times.items()}
+    speeds = {
+        name: [round(len(text) / 1e6 / seconds, 2) for seconds in sorted(measured)] for name, measured in times.items()
+    }
     return {
         "megabytes": round(len(text) / 1e6, 1),
         "megabytes_per_s_median": {name: values[len(values) // 2] for name, values in speeds.items()},
         "megabytes_per_s_all": speeds,
         # of all processes together: on a busy machine the fairer figure
-        "megabytes_per_cpu_s": {name: round(len(text) / 1e6 / cpu_seconds(function), 2) for name, function in functions.items()},
+        "megabytes_per_cpu_s": {
+            name: round(len(text) / 1e6 / cpu_seconds(function), 2) for name, function in functions.items()
+        },
         "two_processes_over_library": ratio(times["library_whole_text"], times["two_processes"]),
         "two_processes_over_one": ratio(times["one_process"], times["two_processes"]),
     }
@@ -97,7 +103,11 @@ def resident_bytes(pid: int) -> int:
     """Memory of a process and all below it, as Linux counts it; shared pages count once per process."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        children = [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+        children = [
+            int(child)
+            for task in Path(f"/proc/{pid}/task").iterdir()
+            for child in (task / "children").read_text().split()
+        ]
     except OSError:
         # it ended meanwhile
         return 0
@@ -123,7 +133,9 @@ def main() -> None:
     print(json.dumps(result, indent=1))
     if not options.quick:
         write_result("tokenising", {"data": options.data.name, **result})
-    print(json.dumps({**result["speed"]["megabytes_per_s_median"], "peak_megabytes": result["memory"]["peak_megabytes"]}))
+    print(
+        json.dumps({**result["speed"]["megabytes_per_s_median"], "peak_megabytes": result["memory"]["peak_megabytes"]})
+    )
 
 
 if __name__ == "__main__":

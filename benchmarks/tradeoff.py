@@ -1,13 +1,14 @@
 """Quality against sparsity: the spike-driven block at several budgets of synaptic operations, and its dense twin.
 
-    python benchmarks/tradeoff.py --data FOLDER_OR_FILES      4 layers, width 192, 2,000 steps of 16 x 128 bytes: about 4 hours
-    python benchmarks/tradeoff.py --quick                     a minute, the built-in corpus, three tiny runs, no published number
+    python benchmarks/tradeoff.py --data FOLDER_OR_FILES   4 layers, width 192, 2,000 steps of 16 x 128: about 4 hours
+    python benchmarks/tradeoff.py --quick   a minute, the built-in corpus, three tiny runs, no published number
 
-Each side is trained at each of LEARNING_RATES with seed 0 and the best rate is kept. The spike-driven side is then taught by
-its dense twin of the same seed (--teacher), with three seeds and at several budgets; the untaught run says what that is worth.
-Trainings are single-threaded, `--side-by-side` of them at once; what exists is resumed.
-Bits and firing are of the whole valid split, read once with carried state. Writes results/tradeoff.json and tradeoff.png.
-Last line: JSON with the points (firing, synops_per_token, bits, twin_bits) and the gap of the three seeds.
+Each side is trained at each of LEARNING_RATES with seed 0 and the best rate is kept. The spike-driven side is then
+taught by its dense twin of the same seed (--teacher), with three seeds and at several budgets; the untaught run says
+what that is worth. Trainings are single-threaded, `--side-by-side` of them at once; what exists is resumed.
+Bits and firing are of the whole valid split, read once with carried state. Writes results/tradeoff.json and
+tradeoff.png. Last line: JSON with the points (firing, synops_per_token, bits, twin_bits) and the gap of the three
+seeds.
 """
 
 import argparse
@@ -65,10 +66,39 @@ def train(job: Job, options) -> None:
     if (run / "config.json").exists():
         command += ["--resume", str(run)]
     else:
-        command += ["--out", str(run), "--data", *options.data, "--spiking", job.spiking, "--dropout", "0", "--threads", "1"]
+        command += [
+            "--out",
+            str(run),
+            "--data",
+            *options.data,
+            "--spiking",
+            job.spiking,
+            "--dropout",
+            "0",
+            "--threads",
+            "1",
+        ]
         command += ["--n-layer", str(options.layers), "--n-embd", str(options.width), "--ctx-len", str(options.ctx_len)]
-        command += ["--steps", str(options.steps), "--batch-size", str(options.batch_size), "--lr", str(job.lr), "--seed", str(job.seed)]
-        command += ["--synop-budget", str(job.budget), "--eval-every", "500", "--save-every", "500", "--sample-every", "0"]
+        command += [
+            "--steps",
+            str(options.steps),
+            "--batch-size",
+            str(options.batch_size),
+            "--lr",
+            str(job.lr),
+            "--seed",
+            str(job.seed),
+        ]
+        command += [
+            "--synop-budget",
+            str(job.budget),
+            "--eval-every",
+            "500",
+            "--save-every",
+            "500",
+            "--sample-every",
+            "0",
+        ]
         command += ["--teacher", str(options.runs / job.teacher.name)] if job.teacher else []
     run.parent.mkdir(parents=True, exist_ok=True)
     with open(options.runs / f"{job.name}.log", "a") as log:
@@ -81,14 +111,26 @@ def evaluate(job: Job, options) -> dict:
         model, tokenizer = load_model(options.runs / job.name)
         valid = np.asarray(prepare(options.data, tokenizer).split("valid"))[: options.eval_tokens]
         result = evaluate_stream(model, valid, tokenizer).to_dict()
-        facts = {"spiking": job.spiking, "lr": job.lr, "seed": job.seed, "budget": job.budget, "teacher": job.teacher and job.teacher.name}
-        kept.write_text(json.dumps({**facts, "parameters": model.count_parameters(), "dense_ops": dense_ops(model), **result}))
+        facts = {
+            "spiking": job.spiking,
+            "lr": job.lr,
+            "seed": job.seed,
+            "budget": job.budget,
+            "teacher": job.teacher and job.teacher.name,
+        }
+        kept.write_text(
+            json.dumps({**facts, "parameters": model.count_parameters(), "dense_ops": dense_ops(model), **result})
+        )
     return json.loads(kept.read_text())
 
 
 def dense_ops(model) -> int:
     """Weights of the matrix products of the blocks: what the twin multiplies for every token."""
-    return sum(module.weight.numel() for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and name != "head")
+    return sum(
+        module.weight.numel()
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name != "head"
+    )
 
 
 def run_all(jobs: list[Job], options) -> dict[Job, dict]:
@@ -106,7 +148,13 @@ def draw(points: list[dict], twin: dict, path: Path) -> None:
     axes.plot(synops, bits, "o-", color="C0", label="spike-driven block")
     for x, y, point in zip(synops, bits, points, strict=True):
         axes.annotate(f"{point['firing']:.0%} firing", (x, y), textcoords="offset points", xytext=(6, 6), fontsize=9)
-    axes.plot([twin["dense_ops"] / 1e3], [twin["bits"]], "s", color="C7", label="dense twin of the same seed (multiply-accumulates)")
+    axes.plot(
+        [twin["dense_ops"] / 1e3],
+        [twin["bits"]],
+        "s",
+        color="C7",
+        label="dense twin of the same seed (multiply-accumulates)",
+    )
     axes.axhline(twin["bits"], color="C7", linewidth=0.8)
     axes.axhline(1.05 * twin["bits"], color="C7", linewidth=0.8, linestyle=":", label="dense twin + 5 %")
     axes.set(xlim=(0, 1.05 * twin["dense_ops"] / 1e3), ylabel="bits per byte, valid split")
@@ -124,15 +172,29 @@ def main() -> None:
     parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS, help="points of the curve")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
-    options.layers, options.width, options.ctx_len, options.batch_size, options.steps, options.eval_tokens = 4, 192, 128, 16, 2000, None
+    options.layers, options.width, options.ctx_len, options.batch_size, options.steps, options.eval_tokens = (
+        4,
+        192,
+        128,
+        16,
+        2000,
+        None,
+    )
     rates, seeds, budgets = LEARNING_RATES, SEEDS, options.budgets
     if options.quick:
         options.layers, options.width, options.ctx_len, options.steps, options.eval_tokens = 2, 48, 32, 60, 4096
-        options.runs, rates, seeds, budgets = Path(tempfile.mkdtemp()), dict.fromkeys(BLOCKS, (6e-3,)), (0,), (0.1, COMPARED_BUDGET)
+        options.runs, rates, seeds, budgets = (
+            Path(tempfile.mkdtemp()),
+            dict.fromkeys(BLOCKS, (6e-3,)),
+            (0,),
+            (0.1, COMPARED_BUDGET),
+        )
 
     first = {spiking: [Job(spiking, lr, 0) for lr in rates[spiking]] for spiking in BLOCKS}
     results = run_all([*first["none"], *first["input"]], options)
-    twin_of_seed_0, untaught = (min(first[spiking], key=lambda job: results[job]["bits_per_byte"]) for spiking in BLOCKS)
+    twin_of_seed_0, untaught = (
+        min(first[spiking], key=lambda job: results[job]["bits_per_byte"]) for spiking in BLOCKS
+    )
     twins = [replace(twin_of_seed_0, seed=seed) for seed in seeds]
     results |= run_all(twins, options)
     taught = [replace(untaught, seed=twin.seed, teacher=twin) for twin in twins]
@@ -165,7 +227,9 @@ def main() -> None:
         runs = [{"job": job.name, **found} for job, found in results.items()]
         corpus = Path(options.data[0]).name
         best_lr = {"none": twin_of_seed_0.lr, "input": untaught.lr}
-        path = write_result("tradeoff", {**summary, "corpus": corpus, "best_lr": best_lr, "dense_ops": twin["dense_ops"], "runs": runs})
+        path = write_result(
+            "tradeoff", {**summary, "corpus": corpus, "best_lr": best_lr, "dense_ops": twin["dense_ops"], "runs": runs}
+        )
         draw(points, twin, path.with_suffix(".png"))
     print(json.dumps(summary))
 

@@ -40,7 +40,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="7 repetitions")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    times = alternate({name: make_step(name, 8, 512) for name in SPIKING}, 7 if options.quick else options.repetitions, warmup=2)
+    times = alternate(
+        {name: make_step(name, 8, 512) for name in SPIKING}, 7 if options.quick else options.repetitions, warmup=2
+    )
     overhead = ratio(times["output"], times["none"])
     print(f"spiking step / dense step: {overhead['median']} (quartiles {overhead['quartiles']})")
     if not options.quick:

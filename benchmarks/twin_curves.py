@@ -1,8 +1,9 @@
-"""Train a spiking model and its dense twin with equal data, seed and steps; write both curves, final bits and firing rates.
+"""Train a spiking model and its dense twin with equal data, seed and steps; write both curves, final bits and firing
+rates.
 
-    python benchmarks/twin_curves.py --data FOLDER_OR_FILES            `small`, 2,000 steps of 8 x 256 tokens, both models
-    python benchmarks/twin_curves.py --spiking output --data ...       the published block in place of the spike-driven one
-    python benchmarks/twin_curves.py --quick                           under a minute, the built-in corpus, no published number
+    python benchmarks/twin_curves.py --data FOLDER_OR_FILES   `small`, 2,000 steps of 8 x 256 tokens, both models
+    python benchmarks/twin_curves.py --spiking output --data ...   the published block in place of the spike-driven one
+    python benchmarks/twin_curves.py --quick   under a minute, the built-in corpus, no published number
 
 The spike-driven model is taught by its twin. Runs that were broken off are resumed; `--only` trains one of the two.
 Last line: JSON with bits_spiking, bits_twin (bits per byte on the test split), gap and firing_rate.
@@ -59,8 +60,12 @@ def results_of(run: Path, data: list[str]) -> dict:
         "parameters": model.count_parameters(),
         "stream": evaluate_stream(model, test, tokenizer).to_dict(),
         "windows": evaluate_windows(model, test, tokenizer, model.config.ctx_len, model.config.ctx_len // 2).to_dict(),
-        "train_curve": [(line["step"], line["bits_per_byte"], line["firing_rate"]) for line in metrics if line["kind"] == "train"],
-        "valid_curve": [(line["step"], line["bits_per_byte"], line["firing_rate"]) for line in metrics if line["kind"] == "valid"],
+        "train_curve": [
+            (line["step"], line["bits_per_byte"], line["firing_rate"]) for line in metrics if line["kind"] == "train"
+        ],
+        "valid_curve": [
+            (line["step"], line["bits_per_byte"], line["firing_rate"]) for line in metrics if line["kind"] == "valid"
+        ],
     }
 
 

@@ -1,4 +1,5 @@
-"""The door that users of Hugging Face know: `import spikegpt.huggingface` registers the Auto classes. All of it is in interop."""
+"""The door that users of Hugging Face know: `import spikegpt.huggingface` registers the Auto classes. All of it is in
+interop."""
 
 from .interop.huggingface import (
     SpikeGPTConfig,

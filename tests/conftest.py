@@ -16,7 +16,16 @@ from spikegpt.train.trainer import train
 
 MODEL = ModelConfig(n_layer=2, n_embd=16, ctx_len=16)
 TRAIN = TrainConfig(
-    steps=12, batch_size=4, warmup_steps=2, save_every=4, eval_every=6, eval_tokens=256, sample_every=6, log_every=3, threads=1, keep=2
+    steps=12,
+    batch_size=4,
+    warmup_steps=2,
+    save_every=4,
+    eval_every=6,
+    eval_tokens=256,
+    sample_every=6,
+    log_every=3,
+    threads=1,
+    keep=2,
 )
 
 

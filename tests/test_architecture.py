@@ -1,4 +1,5 @@
-"""The rules of the house: who may import whom, and what importing may do. The table is the one of docs/architecture.md."""
+"""The rules of the house: who may import whom, and what importing may do. The table is the one of
+docs/architecture.md."""
 
 import ast
 import subprocess
@@ -25,10 +26,12 @@ WINGS = {
     "evaluate.harness": {"generate", "checkpoint", "model", "data", "config", "common"},
     "train": {"evaluate", "generate", "checkpoint", "data", "model", "neuron", "config", "common"},
     "measure": {
-        "train", "evaluate", "interop", "generate", "checkpoint", "model", "data", "neuron", "kernels", "config", "common",
+        "train", "evaluate", "interop", "generate", "checkpoint", "model", "data", "neuron", "kernels", "config",
+        "common",
     },
     "cli": {
-        "measure", "train", "evaluate", "interop", "generate", "checkpoint", "model", "data", "neuron", "kernels", "config", "common",
+        "measure", "train", "evaluate", "interop", "generate", "checkpoint", "model", "data", "neuron", "kernels",
+        "config", "common",
     },
 }  # fmt: skip
 COUNTING_WINGS = {"count": set(), "firing": set(), "energy": {"count"}, "report": {"energy", "count"}}
@@ -91,9 +94,12 @@ def test_counting_imports_nothing_of_the_models_and_points_down(own):
             assert outside.split(".")[0] in {"torch", "numpy", "matplotlib", *sys.stdlib_module_names}
 
 
-@pytest.mark.parametrize(("package", "modules"), [("spikegpt", SPIKEGPT), ("neuromorphic", NEUROMORPHIC)], ids=["spikegpt", "neuromorphic"])
+@pytest.mark.parametrize(
+    ("package", "modules"), [("spikegpt", SPIKEGPT), ("neuromorphic", NEUROMORPHIC)], ids=["spikegpt", "neuromorphic"]
+)
 def test_no_cycle(package, modules):
-    """A wing's `__init__` counts as everything in it that it imports; a file may import its own wing's files, not its window."""
+    """A wing's `__init__` counts as everything in it that it imports; a file may import its own wing's files, not its
+    window."""
     waiting = {own: set(imports_of(package, own, path)) & set(modules) for own, path in modules.items()}
     while waiting:
         free = {own for own, targets in waiting.items() if not targets}
@@ -128,7 +134,8 @@ def test_cuda_is_not_a_python_package():
 def test_importing_everything_compiles_nothing_and_prints_nothing():
     names = [f"spikegpt.{name}" for name in SPIKEGPT]
     code = (
-        f"import importlib, sys; [importlib.import_module(n) for n in {names}]; from spikegpt.kernels.lif import cpu as k; "
+        f"import importlib, sys; [importlib.import_module(n) for n in {names}]; "
+        "from spikegpt.kernels.lif import cpu as k; "
         "import numba.core.dispatcher as d; "
         "assert all(not x.signatures for x in vars(k).values() if isinstance(x, d.Dispatcher)); "
         "assert 'spikingjelly' not in sys.modules and 'cupy' not in sys.modules and 'snntorch' not in sys.modules"

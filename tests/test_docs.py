@@ -1,7 +1,8 @@
 """Every command and every program on the pages of docs/ runs, on small sizes, page by page in an empty folder.
 
-What a page says of sizes and steps is shrunk here and nowhere else. The network is ours: blocks marked `hub` meet a hub that serves
-small models, blocks marked `net` a download and data sets of a few lines; `lm-eval` runs by itself, with the local task it names.
+What a page says of sizes and steps is shrunk here and nowhere else. The network is ours: blocks marked `hub` meet a hub
+that serves small models, blocks marked `net` a download and data sets of a few lines; `lm-eval` runs by itself, with
+the local task it names.
 """
 
 import dataclasses
@@ -56,8 +57,18 @@ def run(line: str, cache: Path, apart: dict[str, str] | None) -> None:
     if words[0] == "spikegpt" and apart is None:
         assert command_line.VERBS[words[1]](words[2:]) == 0
         return
-    words = [sys.executable, "-m", *words] if words[0] == "spikegpt" else [sys.executable, "-m", "accelerate.commands.launch", *words[2:]]
-    env = {**os.environ, "PYTHONPATH": str(TREE), "OMP_NUM_THREADS": "1", "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
+    words = (
+        [sys.executable, "-m", *words]
+        if words[0] == "spikegpt"
+        else [sys.executable, "-m", "accelerate.commands.launch", *words[2:]]
+    )
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(TREE),
+        "OMP_NUM_THREADS": "1",
+        "HF_HOME": str(cache),
+        "HF_HUB_DISABLE_XET": "1",
+    }
     done = subprocess.run(words, capture_output=True, text=True, env=env | (apart or {}), timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
 
@@ -116,7 +127,10 @@ def published_hub(hub, make_run):
     dense = make_run("published", ModelConfig(n_layer=1, n_embd=16, ctx_len=16, spiking="none"), steps=1)
     export_weights(dense, folder / "RWKV" / "rwkv-4-169m-pile", "huggingface")
     export_weights(dense, folder / "EleutherAI" / "gpt-neox-20b", "huggingface")
-    for name in ("BlinkDL/rwkv-4-pile-169m/RWKV-4-Pile-169M-20220807-8023.pth", "ridger/SpikeGPT-OpenWebText-216M/SpikeGPT-216M.pth"):
+    for name in (
+        "BlinkDL/rwkv-4-pile-169m/RWKV-4-Pile-169M-20220807-8023.pth",
+        "ridger/SpikeGPT-OpenWebText-216M/SpikeGPT-216M.pth",
+    ):
         (folder / name).parent.mkdir(parents=True)
         export_weights(dense, folder / name, "pth")
     return address

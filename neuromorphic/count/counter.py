@@ -5,7 +5,8 @@ parameters alone (a transposed weight, exp(-exp(time_decay))) is prepared once i
 
 An operator that is not torch's own declares its cost itself: its overload carries a function
 `op_cost(args, kwargs, output) -> {quantity of Counts: number, ..., "kind": one of KINDS, "state_elements": carried per
-text}`. A module may have an `op_cost` of the same form, for what cannot be seen in operators, such as the state it carries.
+text}`. A module may have an `op_cost` of the same form, for what cannot be seen in operators, such as the state it
+carries.
 """
 
 import functools
@@ -42,9 +43,9 @@ def declare_cost(operator: torch._ops.OpOverload, cost: CostFunction) -> None:
 class OpCounter:
     """Counts what a model computes while this context is entered: `with OpCounter(model) as counter: model(ids)`.
 
-    Works in no_grad, inference_mode and with gradients. What runs outside of the model's modules, and backward passes, are
-    not counted, only numbered in `outside_operators` and `backward_operators`. Calls of the model on one token per text
-    are the phase "decode", all others "prefill".
+    Works in no_grad, inference_mode and with gradients. What runs outside of the model's modules, and backward passes,
+    are not counted, only numbered in `outside_operators` and `backward_operators`. Calls of the model on one token per
+    text are the phase "decode", all others "prefill".
     Weights may change between contexts, and within one by in-place operators, but not through `.data`.
 
     Args:
@@ -85,7 +86,8 @@ class OpCounter:
                 raise CountError(f"mask must be (B, T) bool, False at padding; got {mask.dtype} {tuple(mask.shape)}")
             if mask.shape[1] in {side for parameter in self.model.parameters() for side in parameter.shape}:
                 raise CountError(
-                    f"the padded length {mask.shape[1]} is also a width of the model, so (B, T) cannot be told from (B, C); pad by one more"
+                    f"the padded length {mask.shape[1]} is also a width of the model, so (B, T) cannot be told from "
+                    f"(B, C); pad by one more"
                 )
         self._recorder.mask = mask
 
@@ -97,13 +99,16 @@ class OpCounter:
         if self._mode is not None:
             raise CountError("this OpCounter is already counting; make another one for a count within a count")
         if any(isinstance(module, torch.jit.ScriptModule) for module in self.model.modules()):
-            raise CountError("a TorchScript module lets nobody look inside; count the model before it is scripted or traced")
+            raise CountError(
+                "a TorchScript module lets nobody look inside; count the model before it is scripted or traced"
+            )
         recorder = self._recorder
         recorder.forget_weights()
         for parameter in self.model.parameters():
             recorder.weights.add(parameter, storage_key(parameter), parameter.numel())
         for buffer in self.model.buffers():
-            # a single number is a constant; anything larger may be the state of a neuron, and is counted where it is used
+            # a single number is a constant; anything larger may be the state of a neuron, and is counted where it is
+            # used
             storages = recorder.weights if buffer.numel() == 1 else recorder.buffers
             storages.add(buffer, storage_key(buffer), buffer.numel())
         self._names = {id(module): name for name, module in self.model.named_modules()}
@@ -144,8 +149,13 @@ class OpCounter:
         """
         recorder = self._recorder
         if self.outside_operators and not self._tokens:
-            raise CountError(f"{self.outside_operators} operators ran, but not in this {type(self.model).__name__}; was another model called?")
-        sites = {site: counts + Counts(weights_once=recorder.weights_once(site)) for site, counts in recorder.sites.items()}
+            raise CountError(
+                f"{self.outside_operators} operators ran, but not in this {type(self.model).__name__}; was another "
+                f"model called?"
+            )
+        sites = {
+            site: counts + Counts(weights_once=recorder.weights_once(site)) for site, counts in recorder.sites.items()
+        }
         parameters = {storage_key(parameter): parameter.detach() for parameter in self.model.parameters()}
         footprint = Footprint(
             parameters=sum(parameter.numel() for parameter in parameters.values()),
@@ -155,7 +165,9 @@ class OpCounter:
             peak_activations=recorder.peak_activations,
         )
         uncounted = tuple(self._uncounted.values())
-        return Tally(sites=sites, kinds=dict(recorder.kinds), tokens=dict(self._tokens), uncounted=uncounted, footprint=footprint)
+        return Tally(
+            sites=sites, kinds=dict(recorder.kinds), tokens=dict(self._tokens), uncounted=uncounted, footprint=footprint
+        )
 
     def _enter_module(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         is_outermost = not self._stack
@@ -185,7 +197,9 @@ class OpCounter:
                 for tensor in _tensors(*tree_leaves(output)):
                     self._recorder.emit(tensor, where, phase)
             if hasattr(type(module), "op_cost"):
-                self._recorder.record_declared(type(module).__name__, where, phase, "state", module.op_cost, args, kwargs, output)
+                self._recorder.record_declared(
+                    type(module).__name__, where, phase, "state", module.op_cost, args, kwargs, output
+                )
 
     def _start_call(self, first: Tensor | None) -> None:
         """Number the tokens of one call of the model: (B, T) ids, (B, T, C) vectors, or one per sample."""
@@ -195,7 +209,9 @@ class OpCounter:
         if self.mask is not None:
             if not is_sequence or first.shape[:2] != self.mask.shape:
                 found = None if first is None else tuple(first.shape)
-                raise CountError(f"the mask is {tuple(self.mask.shape)}, the model's input {found}; they must agree in (B, T)")
+                raise CountError(
+                    f"the mask is {tuple(self.mask.shape)}, the model's input {found}; they must agree in (B, T)"
+                )
             tokens = int(self.mask.sum())
         self._phase = DECODE if is_sequence and first.shape[1] == 1 else PREFILL
         self._recorder.start_call(tokens)
@@ -228,7 +244,9 @@ class OpCounter:
         elif not recorder.record(name, where, phase, args, kwargs, inputs, results) and name not in rules.FREE:
             self._list_uncounted(func, where, results)
 
-    def _remember(self, func, name: str, args: tuple, kwargs: dict, inputs: list[Tensor], results: list[Tensor]) -> None:
+    def _remember(
+        self, func, name: str, args: tuple, kwargs: dict, inputs: list[Tensor], results: list[Tensor]
+    ) -> None:
         """The results are weights, with a name that tells how they were made."""
         made_of = [self._recorder.weights.member(tensor) for tensor in inputs]
         name_of_result = hash((str(func), *(member.name for member in made_of), repr(_without_tensors(args, kwargs))))
@@ -248,7 +266,9 @@ class OpCounter:
 
     def _list_uncounted(self, func, where: str, results: list[Tensor]) -> None:
         if self.strict:
-            raise UncountedOperator(f"{func} in module {where!r} has no rule; give it one with declare_cost, or count without strict")
+            raise UncountedOperator(
+                f"{func} in module {where!r} has no rule; give it one with declare_cost, or count without strict"
+            )
         before = self._uncounted.get(str(func), Uncounted(str(func), 0, 0))
         elements = sum(result.numel() for result in results)
         self._uncounted[str(func)] = Uncounted(str(func), before.calls + 1, before.elements + elements)
@@ -276,7 +296,8 @@ class _Mode(TorchDispatchMode):
         if self._looks_away:
             return func(*args, **kwargs)
         if _is_composite(func) and not hasattr(func, "op_cost"):
-            # inference_mode shows operators that are made of others; everywhere else torch shows the parts, which have the rules
+            # inference_mode shows operators that are made of others; everywhere else torch shows the parts, which have
+            # the rules
             with self:
                 return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
         output = func(*args, **kwargs)
@@ -312,7 +333,9 @@ def _is_backward() -> bool:
 def _is_composite(func) -> bool:
     """True if the operator is made of others and has no kernel of its own."""
     keys = torch._C.DispatchKey
-    return func.has_kernel_for_dispatch_key(keys.CompositeImplicitAutograd) and not any(map(func.has_kernel_for_dispatch_key, (keys.CPU, keys.CUDA)))
+    return func.has_kernel_for_dispatch_key(keys.CompositeImplicitAutograd) and not any(
+        map(func.has_kernel_for_dispatch_key, (keys.CPU, keys.CUDA))
+    )
 
 
 def _mutated(func, args: tuple, kwargs: dict) -> list[Tensor]:
@@ -320,7 +343,13 @@ def _mutated(func, args: tuple, kwargs: dict) -> list[Tensor]:
     if not func._schema.is_mutable:
         return []
     by_name = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
-    return _tensors(*(by_name.get(argument.name) for argument in func._schema.arguments if argument.alias_info and argument.alias_info.is_write))
+    return _tensors(
+        *(
+            by_name.get(argument.name)
+            for argument in func._schema.arguments
+            if argument.alias_info and argument.alias_info.is_write
+        )
+    )
 
 
 @functools.cache

@@ -8,7 +8,20 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
-ELEMENTWISE = ("add", "mul", "div", "compare", "select", "exp", "log", "sigmoid", "tanh", "sqrt", "rsqrt", "trigonometric")
+ELEMENTWISE = (
+    "add",
+    "mul",
+    "div",
+    "compare",
+    "select",
+    "exp",
+    "log",
+    "sigmoid",
+    "tanh",
+    "sqrt",
+    "rsqrt",
+    "trigonometric",
+)
 
 KINDS = ("matmul", "convolution", "embedding", "norm", "softmax", "elementwise", "neuron", "scan", "state", "move")
 
@@ -90,12 +103,23 @@ class Counts:
 
     def __add__(self, other: "Counts") -> "Counts":
         ours, theirs = vars(self), vars(other)
-        return Counts(**{name: max(value, theirs[name]) if name in MAXIMA else value + theirs[name] for name, value in ours.items()})
+        return Counts(
+            **{
+                name: max(value, theirs[name]) if name in MAXIMA else value + theirs[name]
+                for name, value in ours.items()
+            }
+        )
 
     @property
     def input_elements(self) -> int:
         """Elements that matrix products read from their inputs."""
-        return self.zero_elements + self.binary_elements + self.ternary_elements + self.integer_elements + self.real_elements
+        return (
+            self.zero_elements
+            + self.binary_elements
+            + self.ternary_elements
+            + self.integer_elements
+            + self.real_elements
+        )
 
     @property
     def effective_ops(self) -> int:
@@ -114,7 +138,8 @@ class Counts:
 
     @property
     def is_spike_driven(self) -> bool:
-        """True if every vector that a matrix product read was of spikes, and one at least held a spike: silence proves nothing."""
+        """True if every vector that a matrix product read was of spikes, and one at least held a spike: silence proves
+        nothing."""
         return self.alphabet in SPIKES
 
     @property
@@ -124,11 +149,13 @@ class Counts:
     def activation_bits(self, width: int) -> int:
         """Bits of all operands and results that are not weights, when a real number takes `width` bits.
 
-        Inputs of matrix products take 1 bit per element if binary, 2 if ternary, and as many as the largest level needs,
-        with a sign, if integer.
+        Inputs of matrix products take 1 bit per element if binary, 2 if ternary, and as many as the largest level
+        needs, with a sign, if integer.
         """
         level_bits = min(self.largest_level.bit_length() + 1, width)
-        narrow = self.zero_elements + self.binary_elements + 2 * self.ternary_elements + level_bits * self.integer_elements
+        narrow = (
+            self.zero_elements + self.binary_elements + 2 * self.ternary_elements + level_bits * self.integer_elements
+        )
         wide = self.activation_reads + self.activation_writes - (self.input_elements - self.real_elements)
         return narrow + width * wide
 
@@ -170,7 +197,11 @@ class Footprint:
     """most elements that one operation read and wrote for one token"""
 
     def total_bytes(self, weight_bits: int, state_bits: int, activation_bits: int) -> int:
-        bits = weight_bits * (self.parameters + self.buffers) + state_bits * self.state + activation_bits * self.peak_activations
+        bits = (
+            weight_bits * (self.parameters + self.buffers)
+            + state_bits * self.state
+            + activation_bits * self.peak_activations
+        )
         return -(-bits // 8)
 
 
@@ -186,12 +217,16 @@ class Tally:
     uncounted: tuple[Uncounted, ...]
     footprint: Footprint
 
-    def select(self, *, module: str | None = None, kind: str | None = None, phase: str | None = None) -> dict[Site, Counts]:
+    def select(
+        self, *, module: str | None = None, kind: str | None = None, phase: str | None = None
+    ) -> dict[Site, Counts]:
         """Return the sites at or below `module`, of one kind, of one phase; None takes all."""
 
         def wanted(site: Site) -> bool:
             below = module is None or site.module == module or site.module.startswith(module + ".") or module == ""
-            return below and (kind is None or self.kinds[site.operator] == kind) and (phase is None or site.phase == phase)
+            return (
+                below and (kind is None or self.kinds[site.operator] == kind) and (phase is None or site.phase == phase)
+            )
 
         return {site: counts for site, counts in self.sites.items() if wanted(site)}
 
@@ -213,7 +248,11 @@ class Tally:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON: a list of sites, each with its counts that are not 0."""
         sites = [
-            {**site._asdict(), "kind": self.kinds[site.operator], **{name: value for name, value in counts.to_dict().items() if value}}
+            {
+                **site._asdict(),
+                "kind": self.kinds[site.operator],
+                **{name: value for name, value in counts.to_dict().items() if value},
+            }
             for site, counts in self.sites.items()
         ]
         return {

@@ -1,8 +1,8 @@
 """Exact counts of matrix products, convolutions and attention, from the values of both operands.
 
 The number of products x[n, k] * w[k, m] with both sides nonzero is, summed over n and m, the inner product over k of
-(nonzeros in column k of x) and (nonzeros in row k of w): no product is formed twice. `tests/test_counter.py` checks every
-function against loops over single products.
+(nonzeros in column k of x) and (nonzeros in row k of w): no product is formed twice. `tests/test_counter.py` checks
+every function against loops over single products.
 """
 
 from typing import NamedTuple
@@ -97,14 +97,17 @@ def _split(counts: Counts, effective: dict[int, int], weight_alphabet: int) -> N
 
 
 def activation_product(a: Tensor, b: Tensor) -> Counts:
-    """Return the counts of a (G, N, K) times b (G, K, M), neither a weight; alphabets are decided per matrix of the batch."""
+    """Return the counts of a (G, N, K) times b (G, K, M), neither a weight; alphabets are decided per matrix of the
+    batch."""
     (G, N, K), M = a.shape, b.shape[2]
     a_codes, b_codes = classify_rows(a.reshape(G, N * K)), classify_rows(b.reshape(G, K * M))
     a_columns, b_rows = (a != 0).sum(dim=1), (b != 0).sum(dim=2)
     effective = (a_columns * b_rows).sum(dim=1)
     spiking = (a_codes <= TERNARY) | (b_codes <= TERNARY)
     integer = ~spiking & (a_codes == INTEGER)
-    elements = torch.bincount(a_codes, minlength=REAL + 1) * (N * K) + torch.bincount(b_codes, minlength=REAL + 1) * (K * M)
+    elements = torch.bincount(a_codes, minlength=REAL + 1) * (N * K) + torch.bincount(b_codes, minlength=REAL + 1) * (
+        K * M
+    )
     counts = Counts(
         calls=1,
         dense_ops=G * N * K * M,
@@ -129,14 +132,16 @@ def activation_product(a: Tensor, b: Tensor) -> Counts:
 def describe_convolution(w: Tensor, geometry: list, sample_shape: torch.Size) -> tuple[Weight, Tensor]:
     """Return (weight, reach) of a convolution whose `geometry` is aten.convolution's arguments from `stride` on.
 
-    weight.nonzeros (1, K) says how many nonzero weights each of the K input positions meets inside the output; `reach` (K,)
-    the same with zeros included, which is less at the borders.
+    weight.nonzeros (1, K) says how many nonzero weights each of the K input positions meets inside the output; `reach`
+    (K,) the same with zeros included, which is less at the borders.
     """
     stride, padding, dilation, transposed, output_padding, groups = geometry
     sample = torch.zeros(1, *sample_shape, dtype=torch.float64, device=w.device)
 
     def met(weights: Tensor) -> Tensor:
-        output = torch.ops.aten.convolution(sample, weights, None, stride, padding, dilation, transposed, output_padding, groups)
+        output = torch.ops.aten.convolution(
+            sample, weights, None, stride, padding, dilation, transposed, output_padding, groups
+        )
         # the derivative of the sum of all outputs by an input is the sum of the weights that it meets
         back = torch.ops.aten.convolution_backward(
             torch.ones_like(output),

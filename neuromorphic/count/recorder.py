@@ -23,8 +23,8 @@ class CountError(ValueError):
 class Recorder:
     """Counts by site.
 
-    `weights` holds what is prepared once: parameters, and what depends on nothing else. `buffers` may be weights or state:
-    they are weights where they enter a product. `mask` (B, T) is False at padding, or None.
+    `weights` holds what is prepared once: parameters, and what depends on nothing else. `buffers` may be weights or
+    state: they are weights where they enter a product. `mask` (B, T) is False at padding, or None.
     """
 
     def __init__(self):
@@ -61,7 +61,9 @@ class Recorder:
             needed += min(touched, self._sizes[name])
         return needed
 
-    def record(self, name: str, module: str, phase: str, args: tuple, kwargs: dict, inputs: list[Tensor], results: list[Tensor]) -> bool:
+    def record(
+        self, name: str, module: str, phase: str, args: tuple, kwargs: dict, inputs: list[Tensor], results: list[Tensor]
+    ) -> bool:
         """Add the counts of one operator of torch; False if it has no rule."""
         self._module, self._phase, self._padding_noted = module, phase, False
         if name in PRODUCTS:
@@ -82,7 +84,9 @@ class Recorder:
             return False
         return True
 
-    def record_declared(self, name: str, module: str, phase: str, kind: str, cost: Callable, args: tuple, kwargs: Mapping, output: Any) -> None:
+    def record_declared(
+        self, name: str, module: str, phase: str, kind: str, cost: Callable, args: tuple, kwargs: Mapping, output: Any
+    ) -> None:
         """Add what an operator or a module declares of itself."""
         self._module, self._phase = module, phase
         if self.mask is not None:
@@ -92,7 +96,10 @@ class Recorder:
         state = declared.pop("state_elements", 0)
         unknown = sorted(set(declared) - set(QUANTITIES))
         if unknown or kind not in KINDS:
-            raise CountError(f"op_cost of {name} declares {unknown or kind!r}; quantities are fields of Counts, kinds are {', '.join(KINDS)}")
+            raise CountError(
+                f"op_cost of {name} declares {unknown or kind!r}; quantities are fields of Counts, kinds are "
+                f"{', '.join(KINDS)}"
+            )
         site = self._site(name, kind)
         self.state_elements[module, name] = max(state, self.state_elements.get((module, name), 0))
         if "weights_once" in declared:
@@ -120,11 +127,15 @@ class Recorder:
         views = self._once.setdefault(site, {}).setdefault(name, {})
         key = (weight.storage_offset(), tuple(weight.shape), weight.stride())
         seen = views.get(key)
-        views[key] = torch.maximum(seen, touched) if isinstance(seen, Tensor) and seen.shape == touched.shape else touched
+        views[key] = (
+            torch.maximum(seen, touched) if isinstance(seen, Tensor) and seen.shape == touched.shape else touched
+        )
 
     # elementwise --------------------------------------------------------------------------------------------------
 
-    def _count_elementwise(self, name: str, args: tuple, kwargs: dict, inputs: list[Tensor], results: list[Tensor]) -> None:
+    def _count_elementwise(
+        self, name: str, args: tuple, kwargs: dict, inputs: list[Tensor], results: list[Tensor]
+    ) -> None:
         site = self._site(name, rules.kind_of(name))
         outputs = self._live_elements(name, results[0])
         rows = outputs
@@ -166,7 +177,10 @@ class Recorder:
         live = self._live(tensor)
         emitted = tensor if live is None else tensor[live]
         self._module, self._phase = module, phase
-        self._add(self._site("spike", "neuron"), Counts(calls=1, neuron_updates=emitted.numel(), events_out=int(emitted.count_nonzero())))
+        self._add(
+            self._site("spike", "neuron"),
+            Counts(calls=1, neuron_updates=emitted.numel(), events_out=int(emitted.count_nonzero())),
+        )
 
     # padding ------------------------------------------------------------------------------------------------------
 
@@ -228,7 +242,9 @@ class Recorder:
     def _is_weight(self, operand: Tensor) -> bool:
         return operand in self.weights or operand in self.buffers
 
-    def convolution(self, site: Site, x: Tensor, w: Tensor, bias: Tensor | None, geometry: list, result: Tensor) -> None:
+    def convolution(
+        self, site: Site, x: Tensor, w: Tensor, bias: Tensor | None, geometry: list, result: Tensor
+    ) -> None:
         self.note_padding(site.operator)
         weight, reach = self._describe(w, products.describe_convolution, geometry, x.shape[1:])
         self._add(site, products.convolution(x, weight, reach, result.numel()))
@@ -243,7 +259,12 @@ class Recorder:
         rows = torch.zeros(table.shape[0], dtype=torch.int64, device=ids.device)
         rows[ids] = table.shape[1]
         self._touch(site, table, rows)
-        work = {"weights_per_event": fetched, "weights_dense": fetched, "activation_reads": ids.numel(), "activation_writes": fetched}
+        work = {
+            "weights_per_event": fetched,
+            "weights_dense": fetched,
+            "activation_reads": ids.numel(),
+            "activation_writes": fetched,
+        }
         self._add(site, Counts(calls=1, **work))
 
     def attention(self, site: Site, query: Tensor, key: Tensor, value: Tensor, is_causal: bool) -> None:
@@ -260,8 +281,11 @@ class Recorder:
         else:
             self._add(site, Counts(add=elements, activation_reads=elements))
 
-    def scaled_bias(self, site: Site, bias: Tensor, result: Tensor, beta: float = 1, alpha: float = 1, **_: Any) -> None:
-        """Count beta * bias + alpha * product: a factor other than 1 multiplies every element, a beta of 0 leaves the bias out."""
+    def scaled_bias(
+        self, site: Site, bias: Tensor, result: Tensor, beta: float = 1, alpha: float = 1, **_: Any
+    ) -> None:
+        """Count beta * bias + alpha * product: a factor other than 1 multiplies every element, a beta of 0 leaves the
+        bias out."""
         if beta != 0:
             self.bias(site, bias, result)
         factors = (beta not in (0, 1)) + (alpha != 1)

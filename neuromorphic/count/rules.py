@@ -16,9 +16,47 @@ PER_OUTPUT: dict[str, dict[str, int]] = {
     **{
         name: {"compare": 1}
         for name in (
-            *("eq", "ne", "lt", "le", "gt", "ge", "maximum", "minimum", "fmax", "fmin", "relu", "abs", "sign", "sgn", "clamp_min"),
-            *("clamp_max", "round", "floor", "ceil", "trunc", "isnan", "isinf", "isfinite", "logical_and", "logical_or", "logical_not"),
-            *("logical_xor", "bitwise_and", "bitwise_or", "bitwise_not", "bitwise_xor", "threshold", "heaviside", "__and__", "__or__"),
+            *(
+                "eq",
+                "ne",
+                "lt",
+                "le",
+                "gt",
+                "ge",
+                "maximum",
+                "minimum",
+                "fmax",
+                "fmin",
+                "relu",
+                "abs",
+                "sign",
+                "sgn",
+                "clamp_min",
+            ),
+            *(
+                "clamp_max",
+                "round",
+                "floor",
+                "ceil",
+                "trunc",
+                "isnan",
+                "isinf",
+                "isfinite",
+                "logical_and",
+                "logical_or",
+                "logical_not",
+            ),
+            *(
+                "logical_xor",
+                "bitwise_and",
+                "bitwise_or",
+                "bitwise_not",
+                "bitwise_xor",
+                "threshold",
+                "heaviside",
+                "__and__",
+                "__or__",
+            ),
         )
     },
     **{name: {"compare": 2} for name in ("clamp", "hardtanh", "relu6")},
@@ -60,7 +98,10 @@ PER_OUTPUT: dict[str, dict[str, int]] = {
 # operator -> operations per input element
 PER_INPUT: dict[str, dict[str, int]] = {
     **{name: {"add": 1} for name in ("sum", "nansum", "mean")},
-    **{name: {"compare": 1} for name in ("amax", "amin", "max", "min", "argmax", "argmin", "any", "all", "count_nonzero", "nonzero")},
+    **{
+        name: {"compare": 1}
+        for name in ("amax", "amin", "max", "min", "argmax", "argmin", "any", "all", "count_nonzero", "nonzero")
+    },
     "prod": {"mul": 1},
     "var": {"add": 3, "mul": 1},
     "var_mean": {"add": 3, "mul": 1},
@@ -88,7 +129,13 @@ PER_ROW: dict[str, dict[str, int]] = {
     "_adaptive_avg_pool2d": {"div": 1},
 }
 
-NORMS = ("native_layer_norm", "native_group_norm", "_fused_rms_norm", "native_batch_norm", "_native_batch_norm_legit_no_training")
+NORMS = (
+    "native_layer_norm",
+    "native_group_norm",
+    "_fused_rms_norm",
+    "native_batch_norm",
+    "_native_batch_norm_legit_no_training",
+)
 SOFTMAXES = ("_softmax", "_safe_softmax", "_log_softmax")
 
 # they bring elements to another place and compute nothing
@@ -167,7 +214,9 @@ FREE = frozenset(
 )
 
 # a state begins as zeros, so zeros stay part of what is computed; other constants are prepared once
-STATE_MAKERS = frozenset(("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "zeros", "zeros_like", "new_zeros"))
+STATE_MAKERS = frozenset(
+    ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "zeros", "zeros_like", "new_zeros")
+)
 
 # their results hold no other numbers than their operand
 COPIES = frozenset(("clone", "_to_copy", "repeat", "expand_copy"))
@@ -188,11 +237,17 @@ def kind_of(name: str) -> str:
 def elementwise(name: str, args: tuple, kwargs: Mapping, inputs: int, outputs: int, rows: int) -> dict[str, int]:
     """Return class -> operations of one call of an operator that `has_rule`.
 
-    `inputs` and `outputs` are elements of the first operand and result, `rows` of the smallest result that stands for a row.
+    `inputs` and `outputs` are elements of the first operand and result, `rows` of the smallest result that stands for a
+    row.
     """
     per_output = _power(args) if name == "pow" else PER_OUTPUT.get(name, {})
     counts: dict[str, int] = {}
-    per_element = ((per_output, outputs), (PER_INPUT.get(name, {}), inputs), (PER_ROW.get(name, {}), rows), (_extra(name, args, kwargs), outputs))
+    per_element = (
+        (per_output, outputs),
+        (PER_INPUT.get(name, {}), inputs),
+        (PER_ROW.get(name, {}), rows),
+        (_extra(name, args, kwargs), outputs),
+    )
     for table, elements in per_element:
         for operation, number in table.items():
             counts[operation] = counts.get(operation, 0) + number * elements
@@ -203,7 +258,16 @@ def _power(args: tuple) -> dict[str, int]:
     exponent = args[1] if len(args) > 1 else None
     if isinstance(exponent, Tensor) or isinstance(args[0], int | float):
         return {"log": 1, "mul": 1, "exp": 1}
-    known = {2: {"mul": 1}, 3: {"mul": 2}, 4: {"mul": 2}, 1: {}, 0.5: {"sqrt": 1}, -0.5: {"rsqrt": 1}, -1: {"div": 1}, -2: {"mul": 1, "div": 1}}
+    known = {
+        2: {"mul": 1},
+        3: {"mul": 2},
+        4: {"mul": 2},
+        1: {},
+        0.5: {"sqrt": 1},
+        -0.5: {"rsqrt": 1},
+        -1: {"div": 1},
+        -2: {"mul": 1, "div": 1},
+    }
     return known.get(exponent, {"log": 1, "mul": 1, "exp": 1})
 
 

@@ -1,7 +1,8 @@
 """What a Tally would cost by one price profile: an interval per token, what it is made of, and what has no price.
 
-An estimate from a table, never a measurement. `low` is the most favourable reading of the counts and the prices, `high` the
-least favourable, `central` the one between; what differs is said at each term. Break-even: see `break_even_density`.
+An estimate from a table, never a measurement. `low` is the most favourable reading of the counts and the prices, `high`
+the least favourable, `central` the one between; what differs is said at each term. Break-even: see
+`break_even_density`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,7 +22,8 @@ INCLUDED_IN_ALL_IN = ("neuron_update", "weights", "activations", "state", "event
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """One part of an estimate. `count` is of the whole measurement, energies are per token, and None without a price."""
+    """One part of an estimate. `count` is of the whole measurement, energies are per token, and None without a
+    price."""
 
     name: str
     count: int
@@ -58,9 +60,13 @@ class EnergyEstimate:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON: of the profile its name, source and limits, and where events break even."""
         values = {name: value for name, value in vars(self).items() if name not in ("profile", "terms")}
-        source = {name: getattr(self.profile, name) for name in ("title", "citation", "grade", "scope", "includes", "excludes")}
+        source = {
+            name: getattr(self.profile, name)
+            for name in ("title", "citation", "grade", "scope", "includes", "excludes")
+        }
         break_even = {
-            str(reuse): asdict(break_even_density(self.profile, reuse=reuse, footprint_bytes=self.footprint_bytes)) for reuse in (1, BATCH_REUSE)
+            str(reuse): asdict(break_even_density(self.profile, reuse=reuse, footprint_bytes=self.footprint_bytes))
+            for reuse in (1, BATCH_REUSE)
         }
         terms = [asdict(term) for term in self.terms]
         return {"profile": self.profile.name, **source, **values, "terms": terms, "break_even": break_even}
@@ -82,7 +88,13 @@ def estimate(tally: Tally, profile: Profile, phase: str | None = None) -> Energy
     if tally.uncounted:
         names = ", ".join(item.operator for item in tally.uncounted)
         calls = sum(item.calls for item in tally.uncounted)
-        terms.append(_unpriced(f"uncounted operators: {names}", calls, "they have no rule, so what they compute is unknown; the count is of calls"))
+        terms.append(
+            _unpriced(
+                f"uncounted operators: {names}",
+                calls,
+                "they have no rule, so what they compute is unknown; the count is of calls",
+            )
+        )
     return EnergyEstimate(
         profile=profile,
         tokens=tokens,
@@ -138,7 +150,9 @@ class _Charge(NamedTuple):
         low = sum(amount.low * price.low_pj for amount, price in self.parts) / tokens
         central = sum(amount.central * price.central_pj for amount, price in self.parts) / tokens
         high = sum(amount.high * price.high_pj for amount, price in self.parts) / tokens
-        return Term(name=self.name, count=self.count, low_pj=low, central_pj=central, high_pj=high, priced=True, note=self.note)
+        return Term(
+            name=self.name, count=self.count, low_pj=low, central_pj=central, high_pj=high, priced=True, note=self.note
+        )
 
 
 def _unpriced(name: str, count: int, note: str) -> Term:
@@ -173,15 +187,23 @@ class _SiteArithmetic(NamedTuple):
 
 
 def _arithmetic(sites: Mapping[Site, Counts], profile: Profile) -> list[_Charge]:
-    """Return the charges of matrix products. `high` performs the products with a zero too, where real numbers are read."""
+    """Return the charges of matrix products. `high` performs the products with a zero too, where real numbers are
+    read."""
     mac, ac = profile.prices.get("mac"), profile.prices.get("ac")
     parts = [_site_arithmetic(counts, mac, ac) for counts in sites.values()]
     macs, acs = sum(part.macs for part in parts), sum(part.acs for part in parts)
     dense_macs = macs + sum(part.skipped_macs for part in parts)
     dense_acs = acs + sum(part.skipped_acs for part in parts)
-    integer_sites, unit_sites = sum(counts.integer_macs > 0 for counts in sites.values()), sum(part.sends_units for part in parts)
+    integer_sites, unit_sites = (
+        sum(counts.integer_macs > 0 for counts in sites.values()),
+        sum(part.sends_units for part in parts),
+    )
     zeros = "high: products with a zero too, where real numbers are read"
-    units = f"; integer spikes are sent as unit spikes at {unit_sites} of {integer_sites} sites, where that is cheaper" if integer_sites else ""
+    units = (
+        f"; integer spikes are sent as unit spikes at {unit_sites} of {integer_sites} sites, where that is cheaper"
+        if integer_sites
+        else ""
+    )
     return [
         _Charge("mac", macs, ((_Amount(macs, macs, dense_macs), mac),), zeros + units),
         _Charge("ac", acs, ((_Amount(acs, acs, dense_acs), ac),), _join(ac and ac.note, zeros + units)),
@@ -218,8 +240,11 @@ def _join(*notes: str | None) -> str:
 # neurons and elementwise operations -----------------------------------------------------------------------------------
 
 
-def _neurons_and_elementwise(sites: Mapping[Site, Counts], neurons: Mapping[Site, Counts], profile: Profile) -> list[_Charge]:
-    """Return one charge for neuron updates, if they have a price, and one for each class of what else is elementwise."""
+def _neurons_and_elementwise(
+    sites: Mapping[Site, Counts], neurons: Mapping[Site, Counts], profile: Profile
+) -> list[_Charge]:
+    """Return one charge for neuron updates, if they have a price, and one for each class of what else is
+    elementwise."""
     price = profile.prices.get("neuron_update")
     if price is None:
         return _elementwise(sites, {}, profile)
@@ -227,12 +252,17 @@ def _neurons_and_elementwise(sites: Mapping[Site, Counts], neurons: Mapping[Site
     updated = {site: counts for site, counts in neurons.items() if counts.neuron_updates}
     updates = sum(counts.neuron_updates for counts in updated.values())
     note = _join(price.note, "replaces the elementwise operations of the neurons")
-    return [_Charge("neuron_update", updates, ((_exactly(updates), price),), note), *_elementwise(sites, updated, profile)]
+    return [
+        _Charge("neuron_update", updates, ((_exactly(updates), price),), note),
+        *_elementwise(sites, updated, profile),
+    ]
 
 
 def _elementwise(sites: Mapping[Site, Counts], left_out: Mapping[Site, Counts], profile: Profile) -> list[_Charge]:
     performed = total(counts for site, counts in sites.items() if site not in left_out).elementwise
-    return [_Charge(name, count, ((_exactly(count), profile.prices.get(name)),), "") for name, count in performed.items()]
+    return [
+        _Charge(name, count, ((_exactly(count), profile.prices.get(name)),), "") for name, count in performed.items()
+    ]
 
 
 def _events(sites: Mapping[Site, Counts], profile: Profile) -> _Charge:
@@ -243,23 +273,43 @@ def _events(sites: Mapping[Site, Counts], profile: Profile) -> _Charge:
 # memory ---------------------------------------------------------------------------------------------------------------
 
 
-def _memory_traffic(sites: Mapping[Site, Counts], kinds: Mapping[str, str], profile: Profile, footprint_bytes: int) -> list[_Charge]:
+def _memory_traffic(
+    sites: Mapping[Site, Counts], kinds: Mapping[str, str], profile: Profile, footprint_bytes: int
+) -> list[_Charge]:
     """Return the charges for weights, activations and state, all in the one level that holds the whole footprint."""
     memory = profile.memory_for(footprint_bytes)
     read, write = (memory.read, memory.write) if memory else (None, None)
     moved = total(sites.values())
     bits_read, bits_written = _activation_bits(sites.values(), profile)
-    low_read, low_written = _activation_bits((counts for site, counts in sites.items() if kinds[site.operator] in UNFUSED_KINDS), profile)
+    low_read, low_written = _activation_bits(
+        (counts for site, counts in sites.items() if kinds[site.operator] in UNFUSED_KINDS), profile
+    )
     weights = ((_weight_bits(sites, profile), read),)
-    activations = ((_Amount(low_read, bits_read, bits_read), read), (_Amount(low_written, bits_written, bits_written), write))
-    state = ((_exactly(profile.state_bits * moved.state_reads), read), (_exactly(profile.state_bits * moved.state_writes), write))
+    activations = (
+        (_Amount(low_read, bits_read, bits_read), read),
+        (_Amount(low_written, bits_written, bits_written), write),
+    )
+    state = (
+        (_exactly(profile.state_bits * moved.state_reads), read),
+        (_exactly(profile.state_bits * moved.state_writes), write),
+    )
 
     def note(text: str) -> str:
         return text if memory else _why_unpriced(profile, footprint_bytes)
 
     return [
-        _Charge("weights", moved.weights_per_event, weights, note("low: once per prefill; central: for each nonzero input; high: all, always")),
-        _Charge("activations", moved.activation_reads + moved.activation_writes, activations, note("low: elementwise operations fused")),
+        _Charge(
+            "weights",
+            moved.weights_per_event,
+            weights,
+            note("low: once per prefill; central: for each nonzero input; high: all, always"),
+        ),
+        _Charge(
+            "activations",
+            moved.activation_reads + moved.activation_writes,
+            activations,
+            note("low: elementwise operations fused"),
+        ),
         _Charge("state", moved.state_reads + moved.state_writes, state, note("every token, active or not")),
     ]
 
@@ -267,10 +317,13 @@ def _memory_traffic(sites: Mapping[Site, Counts], kinds: Mapping[str, str], prof
 def _weight_bits(sites: Mapping[Site, Counts], profile: Profile) -> _Amount:
     """Return the bits of weights that are fetched; text by text there is no reuse in decoding.
 
-    A convolution notes its whole kernel as needed once, which can be more than a sparse input fetches, and an operator may
-    declare anything; `low` and `high` are therefore taken as the smaller and the larger of their two counts.
+    A convolution notes its whole kernel as needed once, which can be more than a sparse input fetches, and an operator
+    may declare anything; `low` and `high` are therefore taken as the smaller and the larger of their two counts.
     """
-    low = sum(c.weights_per_event if site.phase == DECODE else min(c.weights_once, c.weights_per_event) for site, c in sites.items())
+    low = sum(
+        c.weights_per_event if site.phase == DECODE else min(c.weights_once, c.weights_per_event)
+        for site, c in sites.items()
+    )
     central = sum(counts.weights_per_event for counts in sites.values())
     high = sum(max(counts.weights_dense, counts.weights_per_event) for counts in sites.values())
     return _Amount(*(profile.weight_bits * weights for weights in (low, central, high)))
@@ -290,7 +343,10 @@ def _why_unpriced(profile: Profile, footprint_bytes: int) -> str:
     if not profile.memories:
         return "the table prices no memory"
     largest = profile.memories[-1]
-    return f"the model needs {footprint_bytes} bytes, the largest memory with a price is {largest.name} ({largest.capacity_bytes} bytes)"
+    return (
+        f"the model needs {footprint_bytes} bytes, the largest memory with a price is {largest.name} "
+        f"({largest.capacity_bytes} bytes)"
+    )
 
 
 # break-even -----------------------------------------------------------------------------------------------------------
@@ -308,11 +364,12 @@ class BreakEven:
 
 
 def break_even_density(profile: Profile, *, reuse: float = 1, footprint_bytes: int | None = None) -> BreakEven:
-    """Return the densities s* with s* (fetch + AC + read and write of the accumulator) = fetch / reuse + MAC, per weight.
+    """Return the densities s* with s* (fetch + AC + read and write of the accumulator) = fetch / reuse + MAC, per
+    weight.
 
-    Central prices. Fixed costs of events and addressing are 0. Both sides fetch from the level that holds `footprint_bytes`,
-    and the accumulator lies there too; the dense side keeps its sum in a register. Without a footprint no level is known,
-    and `with_memory` is None.
+    Central prices. Fixed costs of events and addressing are 0. Both sides fetch from the level that holds
+    `footprint_bytes`, and the accumulator lies there too; the dense side keeps its sum in a register. Without a
+    footprint no level is known, and `with_memory` is None.
 
     Args:
         reuse: how many vectors share one dense fetch of a weight (batch, or tokens of a prefill), at least 1.

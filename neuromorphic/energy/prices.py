@@ -1,8 +1,8 @@
 """Prices of single operations, read from cited tables; what they are multiplied with is in `energy.py`.
 
 A table is a TOML file: where its figures come from, how good they are, what they include, and a price in picojoule for
-every term that its source prices. A term without a price is unpriced, which is not the same as free. The bundled tables are
-in `price_tables/`; they are also the examples to copy for a table of one's own.
+every term that its source prices. A term without a price is unpriced, which is not the same as free. The bundled tables
+are in `price_tables/`; they are also the examples to copy for a table of one's own.
 """
 
 import math
@@ -18,7 +18,8 @@ from ..count.counts import ELEMENTWISE
 GRADES = ("unstated", "projected", "derived", "simulated", "measured", "metered", "convention")
 SCOPES = ("per_term", "all_in")
 
-# term -> its units. An accumulation in pJ/event is one spike through one synapse: additions of numbers have no such price
+# term -> its units. An accumulation in pJ/event is one spike through one synapse: additions of numbers have no such
+# price
 TERM_UNITS = {
     "mac": ("pJ/op",),
     "ac": ("pJ/op", "pJ/event"),
@@ -87,7 +88,9 @@ class Profile:
 
     def memory_for(self, total_bytes: int) -> Memory | None:
         """Return the smallest level that holds `total_bytes`, or None if there is none."""
-        fitting = (memory for memory in self.memories if memory.capacity_bytes is None or memory.capacity_bytes >= total_bytes)
+        fitting = (
+            memory for memory in self.memories if memory.capacity_bytes is None or memory.capacity_bytes >= total_bytes
+        )
         return next(fitting, None)
 
 
@@ -107,11 +110,16 @@ def load_profile(name_or_path: str | Path) -> Profile:
         path = _TABLES / f"{name_or_path}.toml"
         if name_or_path not in bundled_profiles():
             known = ", ".join(bundled_profiles())
-            raise PriceError(f"there is no price profile {name_or_path!r}; known: {known}; for your own give the path of a file that ends in .toml")
+            raise PriceError(
+                f"there is no price profile {name_or_path!r}; known: {known}; for your own give the path of a file "
+                f"that ends in .toml"
+            )
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise PriceError(f"{path} cannot be read ({error.strerror}); known profiles: {', '.join(bundled_profiles())}") from None
+        raise PriceError(
+            f"{path} cannot be read ({error.strerror}); known profiles: {', '.join(bundled_profiles())}"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise PriceError(f"{path} is not TOML: {error}") from None
     return _profile(values, str(path))
@@ -133,7 +141,9 @@ class _Kind(NamedTuple):
 
 
 _TEXT = _Kind("a text that is not empty", lambda value: isinstance(value, str) and bool(value.strip()))
-_TEXTS = _Kind("a list of texts", lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value))
+_TEXTS = _Kind(
+    "a list of texts", lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value)
+)
 _COUNT = _Kind("a whole number, at least 1", _is_count)
 _NUMBER = _Kind("a positive number", lambda value: _is_number(value) and value > 0)
 _PICOJOULE = _Kind(
@@ -159,12 +169,17 @@ def _profile(values: dict[str, Any], where: str) -> Profile:
     for field, known in (("grade", GRADES), ("scope", SCOPES)):
         if values[field] not in known:
             raise PriceError(f"{where}: {field} is {values[field]!r}; it must be one of {', '.join(known)}")
-    prices = {term: _term_price(term, table, f"{where}, prices.{term}") for term, table in values.get("prices", {}).items()}
+    prices = {
+        term: _term_price(term, table, f"{where}, prices.{term}") for term, table in values.get("prices", {}).items()
+    }
     memories = tuple(_memory(table, f"{where}, memories[{i}]") for i, table in enumerate(values.get("memories", [])))
     _check_ascending(memories, where)
     if values["scope"] == "all_in" and (set(prices) != {"ac"} or memories):
         found = ", ".join([*prices, *(memory.name for memory in memories)]) or "nothing"
-        raise PriceError(f"{where}: an all_in profile prices ac and nothing else, because its price contains the rest; this one prices {found}")
+        raise PriceError(
+            f"{where}: an all_in profile prices ac and nothing else, because its price contains the rest; this one "
+            f"prices {found}"
+        )
     texts = {field: tuple(values[field]) for field in ("includes", "excludes")}
     return Profile(**values | texts | {"prices": prices, "memories": memories})
 
@@ -196,7 +211,8 @@ def _check_ascending(memories: tuple[Memory, ...], where: str) -> None:
         if sizes[0] >= sizes[1]:
             raise PriceError(
                 f"{where}: memories must be in ascending capacity, but {larger.name!r} ({sizes[1]} bytes) "
-                f"follows {smaller.name!r} ({sizes[0]} bytes); without capacity_bytes a memory is unlimited and comes last"
+                f"follows {smaller.name!r} ({sizes[0]} bytes); without capacity_bytes a memory is unlimited and "
+                f"comes last"
             )
 
 

@@ -32,12 +32,14 @@ def published_saving(
 
     Dense: mac_pj (12 T d^2 + 7 T d). Spiking: firing_rate ac_pj 12 T d^2 + mac_pj 7 T d, with T tokens and d channels.
 
-    The derivation is ours: the printed table sets SpikeGPT beside a GPT, and the sum of its rows gives neither ratio. The
-    claimed 32.2 comes out against a dense RWKV with the same WKV on both sides; we have not seen the printed total. Left out
-    on both sides: embedding, norms, gates, exponentials, the head, neuron updates and all memory traffic. The formula for the
-    projections multiplies by a firing rate although what they read, in the published code, are no spikes: see `idealised_ops`.
+    The derivation is ours: the printed table sets SpikeGPT beside a GPT, and the sum of its rows gives neither ratio.
+    The claimed 32.2 comes out against a dense RWKV with the same WKV on both sides; we have not seen the printed total.
+    Left out on both sides: embedding, norms, gates, exponentials, the head, neuron updates and all memory traffic. The
+    formula for the projections multiplies by a firing rate although what they read, in the published code, are no
+    spikes: see `idealised_ops`.
 
-    Source: Zhu et al., SpikeGPT, arXiv:2302.13939, energy table, constants and operation counts as quoted in secondary texts.
+    Source: Zhu et al., SpikeGPT, arXiv:2302.13939, energy table, constants and operation counts as quoted in secondary
+    texts.
 
     Args:
         projection_factor: multiplications of all projections per token, in units of n_embd^2.
@@ -66,8 +68,8 @@ def published_saving(
 def idealised_ops(dense_ops: float, firing_rate: float) -> float:
     """Return dense operations times a firing rate: the accumulations that the usual recipe claims.
 
-    What is wrong with it: it never looks at the operand. The rate is of a neuron somewhere in the model; whether this product
-    reads that neuron's spikes, or numbers that were normalised and mixed in between, does not enter. `OpCounter` decides that
-    from the tensor that was consumed.
+    What is wrong with it: it never looks at the operand. The rate is of a neuron somewhere in the model; whether this
+    product reads that neuron's spikes, or numbers that were normalised and mixed in between, does not enter.
+    `OpCounter` decides that from the tensor that was consumed.
     """
     return dense_ops * firing_rate

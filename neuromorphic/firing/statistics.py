@@ -1,7 +1,7 @@
 """Streaming firing statistics: how often, where, how regularly and how jointly the neurons of each layer fire.
 
-Only whole numbers are added up, so chunks, batches and dtypes change nothing. Memory depends on the sizes of the model, and on the
-rows of the batch whose spike trains go on; never on the number of tokens. Nothing is drawn here.
+Only whole numbers are added up, so chunks, batches and dtypes change nothing. Memory depends on the sizes of the model,
+and on the rows of the batch whose spike trains go on; never on the number of tokens. Nothing is drawn here.
 """
 
 from collections.abc import Iterable, Mapping
@@ -34,7 +34,10 @@ def raster(spikes: Tensor, neurons: int, seed: int = 0) -> tuple[np.ndarray, np.
         ValueError: spikes are not (T, C), or fewer than one neuron is asked for.
     """
     if spikes.dim() != 2 or neurons < 1:
-        raise ValueError(f"raster needs spikes (T, C) and at least 1 neuron, got {tuple(spikes.shape)} and {neurons}; take one row of a batch")
+        raise ValueError(
+            f"raster needs spikes (T, C) and at least 1 neuron, got {tuple(spikes.shape)} and {neurons}; take one "
+            f"row of a batch"
+        )
     rows = sample_neurons(spikes.shape[1], neurons, seed)
     return np.nonzero((spikes.detach() != 0).cpu().numpy()[:, rows])
 
@@ -72,7 +75,12 @@ class Synchrony:
         return np.histogram(self.correlations, CORRELATION_BINS, (-1.0, 1.0))[0]
 
     def to_dict(self) -> dict[str, Any]:
-        return {"mean": self.mean, "neurons": self.neurons, "constant": self.constant, "histogram": self.histogram.tolist()}
+        return {
+            "mean": self.mean,
+            "neurons": self.neurons,
+            "constant": self.constant,
+            "histogram": self.histogram.tolist(),
+        }
 
 
 class FiringStatistics:
@@ -90,25 +98,36 @@ class FiringStatistics:
 
     def __init__(self, *, vocab_size: int | None = None, n_positions: int = 1024, sample: int = 64, seed: int = 0):
         if n_positions < 1 or sample < 0 or (vocab_size is not None and vocab_size < 1):
-            raise ValueError(f"want n_positions >= 1, sample >= 0, vocab_size >= 1 or None; got {n_positions}, {sample}, {vocab_size}")
+            raise ValueError(
+                f"want n_positions >= 1, sample >= 0, vocab_size >= 1 or None; got {n_positions}, {sample}, "
+                f"{vocab_size}"
+            )
         self.vocab_size, self.n_positions, self.sample, self.seed = vocab_size, n_positions, sample, seed
         self.tokens = 0
         self._layers: dict[str, LayerStatistics] = {}
         self._clock: np.ndarray | None = None
 
     def update(
-        self, spikes: Mapping[str, Tensor], *, ids: Tensor | None = None, mask: Tensor | None = None, start: int = 0, continued: bool = False
+        self,
+        spikes: Mapping[str, Tensor],
+        *,
+        ids: Tensor | None = None,
+        mask: Tensor | None = None,
+        start: int = 0,
+        continued: bool = False,
     ) -> None:
         """Add one chunk of a batch of sequences. A refused chunk leaves the statistics as they were.
 
         Args:
-            spikes: layer -> (B, T, C) whole numbers of any dtype on any device, e.g. 0/1 or -1/0/1; a spike is a nonzero.
-                The same layers and widths in every update.
-            ids: (B, T) token ids, needed if vocab_size was given and otherwise not looked at; anything may stand at padding.
-            mask: (B, T) bool, False at padding, which counts nowhere. The tokens of a row must stand together, left or right.
+            spikes: layer -> (B, T, C) whole numbers of any dtype on any device, e.g. 0/1 or -1/0/1; a spike is a
+                nonzero. The same layers and widths in every update.
+            ids: (B, T) token ids, needed if vocab_size was given and otherwise not looked at; anything may stand at
+                padding.
+            mask: (B, T) bool, False at padding, which counts nowhere. The tokens of a row must stand together, left or
+                right.
             start: position of the first token of every row in its sequence; rows that are continued know theirs.
-            continued: every row goes on where the same row of the last update ended: its position and its last spikes are
-                carried over. The first update has nothing to go on from and begins anew.
+            continued: every row goes on where the same row of the last update ended: its position and its last spikes
+                are carried over. The first update has nothing to go on from and begins anew.
 
         Raises:
             ValueError: shapes, layers, ids, mask or start do not fit, or a value is not a whole number (NaN, 0.3).
@@ -123,7 +142,9 @@ class FiringStatistics:
         for name, (emitted, level_sum) in fired.items():
             if name not in self._layers:
                 C = emitted.shape[2]
-                self._layers[name] = LayerStatistics(C, self.n_positions, self.vocab_size, sample_neurons(C, self.sample, self.seed))
+                self._layers[name] = LayerStatistics(
+                    C, self.n_positions, self.vocab_size, sample_neurons(C, self.sample, self.seed)
+                )
             self._layers[name].add(emitted, level_sum, live, offset, live_ids, continued)
         self.tokens += int(live.sum())
         self._clock = clock + live.sum(1)
@@ -136,7 +157,10 @@ class FiringStatistics:
             ValueError: no token was seen.
         """
         if not self.tokens:
-            raise ValueError("no token has been seen, so nothing has a rate; call update(spikes) with at least one token that is not padding")
+            raise ValueError(
+                "no token has been seen, so nothing has a rate; call update(spikes) with at least one token that is "
+                "not padding"
+            )
         return dict(self._layers)
 
     def total(self, layers: Iterable[str] | None = None) -> FiringTotal:
@@ -156,9 +180,13 @@ class FiringStatistics:
         )
 
     def to_dict(self, layers: Iterable[str] | None = None, arrays: bool = False) -> dict[str, Any]:
-        """Return total and layers as plain JSON values; `arrays` adds what is per neuron, position and token id. Raises as `total`."""
+        """Return total and layers as plain JSON values; `arrays` adds what is per neuron, position and token id. Raises
+        as `total`."""
         chosen = self._choose(layers)
-        return {"total": asdict(self.total(chosen)), "layers": {name: layer.to_dict(arrays) for name, layer in chosen.items()}}
+        return {
+            "total": asdict(self.total(chosen)),
+            "layers": {name: layer.to_dict(arrays) for name, layer in chosen.items()},
+        }
 
     def _choose(self, layers: Iterable[str] | None) -> dict[str, "LayerStatistics"]:
         known = self.layers
@@ -177,11 +205,20 @@ class FiringStatistics:
             if values.dim() != 3 or 0 in values.shape:
                 raise ValueError(f"{name} is {tuple(values.shape)}; want (B, T, C) with no empty side")
             if tuple(values.shape[:2]) != shape[:2]:
-                raise ValueError(f"{name} is {tuple(values.shape)} and {first} is {shape}; all layers of one update must share B and T")
+                raise ValueError(
+                    f"{name} is {tuple(values.shape)} and {first} is {shape}; all layers of one update must share B "
+                    f"and T"
+                )
             if name in self._layers and values.shape[2] != self._layers[name].neurons:
-                raise ValueError(f"{name} has {values.shape[2]} neurons and had {self._layers[name].neurons}; one FiringStatistics per model")
+                raise ValueError(
+                    f"{name} has {values.shape[2]} neurons and had {self._layers[name].neurons}; one "
+                    f"FiringStatistics per model"
+                )
         if self._layers and spikes.keys() != self._layers.keys():
-            raise ValueError(f"got the layers {', '.join(spikes)} and before {', '.join(self._layers)}; give the same in every update")
+            raise ValueError(
+                f"got the layers {', '.join(spikes)} and before {', '.join(self._layers)}; give the same in every "
+                f"update"
+            )
         return shape[:2]
 
     def _check_ids(self, ids: Tensor | None, live: np.ndarray) -> np.ndarray | None:
@@ -189,13 +226,21 @@ class FiringStatistics:
         if self.vocab_size is None:
             return None
         if ids is None:
-            raise ValueError(f"rates by token id were asked for (vocab_size={self.vocab_size}), but ids is None; give ids or no vocab_size")
+            raise ValueError(
+                f"rates by token id were asked for (vocab_size={self.vocab_size}), but ids is None; give ids or no "
+                f"vocab_size"
+            )
         if tuple(ids.shape) != live.shape or ids.is_floating_point() or ids.dtype == torch.bool:
-            raise ValueError(f"ids are {ids.dtype} {tuple(ids.shape)}; want whole numbers {live.shape}, one for each token of spikes")
+            raise ValueError(
+                f"ids are {ids.dtype} {tuple(ids.shape)}; want whole numbers {live.shape}, one for each token of spikes"
+            )
         tokens = ids.cpu().numpy()[live].astype(np.int64)
         outside = tokens[(tokens < 0) | (tokens >= self.vocab_size)]
         if outside.size:
-            raise ValueError(f"id {outside[0]} lies outside the vocabulary of {self.vocab_size}; mask padding, or give the tokenizer's vocab_size")
+            raise ValueError(
+                f"id {outside[0]} lies outside the vocabulary of {self.vocab_size}; mask padding, or give the "
+                f"tokenizer's vocab_size"
+            )
         return tokens
 
     def _check_clock(self, start: int, continued: bool, B: int) -> np.ndarray:
@@ -205,9 +250,15 @@ class FiringStatistics:
         if not continued or self._clock is None:
             return np.full(B, start)
         if len(self._clock) != B:
-            raise ValueError(f"{B} rows cannot continue {len(self._clock)}; keep the batch, or give continued=False for new sequences")
+            raise ValueError(
+                f"{B} rows cannot continue {len(self._clock)}; keep the batch, or give continued=False for new "
+                f"sequences"
+            )
         if start and (self._clock != start).any():
-            raise ValueError(f"start is {start}, but the rows go on at {sorted(set(self._clock.tolist()))}; leave start out when continued")
+            raise ValueError(
+                f"start is {start}, but the rows go on at {sorted(set(self._clock.tolist()))}; leave start out when "
+                f"continued"
+            )
         return self._clock
 
 
@@ -226,10 +277,15 @@ class RateBy:
     @property
     def rates(self) -> np.ndarray:
         """(n,) in [0, 1]; NaN where there was no token."""
-        return np.divide(self.spikes, self.tokens * self.neurons, out=np.full(len(self.tokens), np.nan), where=self.tokens > 0)
+        return np.divide(
+            self.spikes, self.tokens * self.neurons, out=np.full(len(self.tokens), np.nan), where=self.tokens > 0
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        return {"tokens": self.tokens.tolist(), "rates": [None if rate != rate else rate for rate in self.rates.tolist()]}
+        return {
+            "tokens": self.tokens.tolist(),
+            "rates": [None if rate != rate else rate for rate in self.rates.tolist()],
+        }
 
 
 class LayerStatistics:
@@ -244,13 +300,23 @@ class LayerStatistics:
         """the last bin holds position n_positions - 1 and all later ones"""
         self.by_id = None if vocab_size is None else RateBy(vocab_size, neurons)
         self.intervals = np.zeros(LONGEST_INTERVAL + 1, np.int64)
-        """entry i: intervals of i + 1 tokens between two successive spikes of one neuron in one sequence; the last entry: longer ones"""
+        """entry i: intervals of i + 1 tokens between two successive spikes of one neuron in one sequence; the last
+        entry: longer ones"""
         self.coactivations = np.zeros((len(sampled_neurons),) * 2, np.int64)
         """tokens at which both of two sampled neurons fired"""
         self._last_spike: np.ndarray | None = None
 
-    def add(self, fired: Tensor, level_sum: int | None, live: np.ndarray, offset: np.ndarray, ids: np.ndarray | None, continued: bool) -> None:
-        """Add what `read_spikes` returned; column t of row b stands at position offset[b] + t; `ids` (N,) of the tokens in `live`."""
+    def add(
+        self,
+        fired: Tensor,
+        level_sum: int | None,
+        live: np.ndarray,
+        offset: np.ndarray,
+        ids: np.ndarray | None,
+        continued: bool,
+    ) -> None:
+        """Add what `read_spikes` returned; column t of row b stands at position offset[b] + t; `ids` (N,) of the tokens
+        in `live`."""
         B, T, C = fired.shape
         # torch sums bytes into int32 several times faster than booleans into int64
         per_train = fired.view(torch.uint8).sum(1, dtype=torch.int32).numpy().astype(np.int64)
@@ -258,7 +324,9 @@ class LayerStatistics:
         self.spike_counts += per_train.sum(0)
         self.level_sum += int(per_token.sum()) if level_sum is None else level_sum
         self.tokens += len(per_token)
-        self.by_position.add(np.minimum(offset[:, None] + np.arange(T), len(self.by_position.tokens) - 1)[live], per_token)
+        self.by_position.add(
+            np.minimum(offset[:, None] + np.arange(T), len(self.by_position.tokens) - 1)[live], per_token
+        )
         if self.by_id is not None:
             self.by_id.add(ids, per_token)
         # float64 counts exactly up to 2^53, and autocast leaves it alone
@@ -325,7 +393,8 @@ class LayerStatistics:
     def synchrony(self) -> Synchrony:
         """Pearson correlations of the spike trains (0/1) of all pairs of sampled neurons that vary.
 
-        r_ij = (n c_ij - c_i c_j) / sqrt(c_i (n - c_i) c_j (n - c_j)), with n tokens, c_i spikes of i, c_ij tokens at which both fire.
+        r_ij = (n c_ij - c_i c_j) / sqrt(c_i (n - c_i) c_j (n - c_j)), with n tokens, c_i spikes of i, c_ij tokens at
+        which both fire.
         """
         # int64 holds n^2 up to three billion tokens
         n, counts = self.tokens, self.spike_counts[self.sampled_neurons]
@@ -338,9 +407,17 @@ class LayerStatistics:
         return Synchrony(correlations=pairs, neurons=len(varying), constant=len(self.sampled_neurons) - len(varying))
 
     def to_dict(self, arrays: bool = False) -> dict[str, Any]:
-        """Return plain JSON values; `arrays` adds what is per neuron, position and token id, None where a rate is unknown."""
-        values = {name: getattr(self, name) for name in ("tokens", "neurons", "firing_rate", "mean_level", "dead", "saturated", "mean_interval")}
-        shown = ["rate_histogram", "intervals", *(["neuron_rates", "dead_neurons", "saturated_neurons"] if arrays else [])]
+        """Return plain JSON values; `arrays` adds what is per neuron, position and token id, None where a rate is
+        unknown."""
+        values = {
+            name: getattr(self, name)
+            for name in ("tokens", "neurons", "firing_rate", "mean_level", "dead", "saturated", "mean_interval")
+        }
+        shown = [
+            "rate_histogram",
+            "intervals",
+            *(["neuron_rates", "dead_neurons", "saturated_neurons"] if arrays else []),
+        ]
         values |= {name: getattr(self, name).tolist() for name in shown}
         values["synchrony"] = self.synchrony.to_dict()
         if arrays:
@@ -350,7 +427,8 @@ class LayerStatistics:
 
 
 def read_spikes(name: str, values: Tensor, live: np.ndarray) -> tuple[Tensor, int | None]:
-    """Return (fired (B, T, C) bool on the CPU, False at padding; the sum of |value|, or None if every spike is of height 1).
+    """Return (fired (B, T, C) bool on the CPU, False at padding; the sum of |value|, or None if every spike is of
+    height 1).
 
     Raises:
         ValueError: a value that counts is not a whole number.
@@ -366,7 +444,10 @@ def read_spikes(name: str, values: Tensor, live: np.ndarray) -> tuple[Tensor, in
     whole = values.to(torch.int64)
     broken = values[whole.to(values.dtype) != values]
     if broken.numel():
-        raise ValueError(f"{name} holds {broken[0].item()}; spikes are whole numbers: divide by the height of a spike, or give spikes != 0")
+        raise ValueError(
+            f"{name} holds {broken[0].item()}; spikes are whole numbers: divide by the height of a spike, or give "
+            f"spikes != 0"
+        )
     return fired.cpu(), int(whole.abs().sum())
 
 
@@ -375,17 +456,22 @@ def _check_mask(mask: Tensor | None, B: int, T: int) -> np.ndarray:
     if mask is None:
         return np.ones((B, T), bool)
     if tuple(mask.shape) != (B, T) or mask.dtype != torch.bool:
-        raise ValueError(f"mask is {mask.dtype} {tuple(mask.shape)}; want bool {(B, T)}, True at tokens and False at padding")
+        raise ValueError(
+            f"mask is {mask.dtype} {tuple(mask.shape)}; want bool {(B, T)}, True at tokens and False at padding"
+        )
     live = mask.cpu().numpy()
     # a run of tokens begins where a token follows padding, or the edge
     runs = (np.diff(live.astype(np.int8), axis=1, prepend=0) == 1).sum(1)
     if (runs > 1).any():
-        raise ValueError(f"mask has padding between the tokens of row {int(runs.argmax())}; pad on the left or on the right")
+        raise ValueError(
+            f"mask has padding between the tokens of row {int(runs.argmax())}; pad on the left or on the right"
+        )
     return live
 
 
 def _gaps(fired: Tensor, per_train: np.ndarray, offset: np.ndarray, last_spike: np.ndarray) -> np.ndarray:
-    """Return for every spike the tokens since the spike before it in its train (b, c), 0 if it is the first; update `last_spike` (B, C)."""
+    """Return for every spike the tokens since the spike before it in its train (b, c), 0 if it is the first; update
+    `last_spike` (B, C)."""
     T, C = fired.shape[1:]
     times = np.flatnonzero(fired.transpose(1, 2).contiguous().numpy())
     trains = np.flatnonzero(per_train)

@@ -78,7 +78,8 @@ def to_svg(figure: Figure) -> str:
 
 
 def inline_svg(figure: Figure, name: str) -> str:
-    """Return the figure as SVG to stand inside HTML, described by its title; `name` keeps its ids apart from other figures'."""
+    """Return the figure as SVG to stand inside HTML, described by its title; `name` keeps its ids apart from other
+    figures'."""
     svg = ET.fromstring(to_svg(figure))
     svg.attrib = {"role": "img", "aria-label": " ".join(figure.get_suptitle().split()), "viewBox": svg.get("viewBox")}
     for parent in list(svg.iter()):
@@ -87,7 +88,9 @@ def inline_svg(figure: Figure, name: str) -> str:
     for element in svg.iter():
         # in HTML these need no namespace
         element.tag = element.tag.rpartition("}")[2]
-        element.attrib = {key.rpartition("}")[2]: _inline_value(key, value, name) for key, value in element.attrib.items()}
+        element.attrib = {
+            key.rpartition("}")[2]: _inline_value(key, value, name) for key, value in element.attrib.items()
+        }
         element.tail = None
         if element.tag != "text":
             element.text = None

@@ -54,7 +54,8 @@ def built_work(measurement: Measurement) -> Work:
 
 
 def idealised_work(measurement: Measurement) -> Work | None:
-    """Return what the published arithmetic would say: hypothetical ACs, and as built what it leaves out; None without spikes."""
+    """Return what the published arithmetic would say: hypothetical ACs, and as built what it leaves out; None without
+    spikes."""
     covered = [layer.idealised_acs for layer in measurement.layers if layer.idealised_acs is not None]
     if not covered:
         return None
@@ -126,7 +127,10 @@ class LayerFiring(NamedTuple):
 def firing_layers(measurement: Measurement) -> list[LayerFiring]:
     """Return the firing of each layer in order; empty without spikes."""
     layers = (measurement.firing or {}).get("layers", {})
-    return [LayerFiring(name, *(layer[key] for key in ("firing_rate", "neurons", "dead", "saturated"))) for name, layer in layers.items()]
+    return [
+        LayerFiring(name, *(layer[key] for key in ("firing_rate", "neurons", "dead", "saturated")))
+        for name, layer in layers.items()
+    ]
 
 
 def phases(measurements: Sequence[Measurement]) -> list[str]:

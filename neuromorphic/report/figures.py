@@ -65,7 +65,9 @@ def raster(measurement: Measurement) -> Figure:
     prompt = [visible(label) for label in bands[0].prompt[:MOST_TOKENS]]
     is_text = all(len(label) == 1 for label in prompt)
     height = 0.75 + len(bands) * min(max(0.3, 3.6 / len(bands)), 0.7)
-    figure, [axes] = canvas(_raster_title(measurement), height, width=max(WIDTH, 1.2 + (0.095 if is_text else 0.17) * len(prompt)))
+    figure, [axes] = canvas(
+        _raster_title(measurement), height, width=max(WIDTH, 1.2 + (0.095 if is_text else 0.17) * len(prompt))
+    )
     for top, band in enumerate(bands):
         axes.axhspan(top, top + 0.86, color=BAND, linewidth=0)
         axes.add_patch(_spikes(band, top, 0.86 / max(band.n_neurons, 1), len(prompt)))
@@ -83,8 +85,12 @@ def _spikes(band: Raster, top: float, pitch: float, n_tokens: int) -> PathPatch:
     """Return one path for all spikes of a band: a stroke per spike, as tall as its neuron's row."""
     shown = [(token, neuron) for token, neuron in zip(band.tokens, band.neurons, strict=True) if token < n_tokens]
     corners = [(token, top + (neuron + edge) * pitch) for token, neuron in shown for edge in (0.05, 0.95)]
-    outline = Outline(np.array(corners, dtype=float).reshape(-1, 2), [Outline.MOVETO, Outline.LINETO] * len(shown) or None)
-    return PathPatch(outline, fill=False, edgecolor=INK if "channel" in band.layer else SPIKE, linewidth=2.6, capstyle="butt")
+    outline = Outline(
+        np.array(corners, dtype=float).reshape(-1, 2), [Outline.MOVETO, Outline.LINETO] * len(shown) or None
+    )
+    return PathPatch(
+        outline, fill=False, edgecolor=INK if "channel" in band.layer else SPIKE, linewidth=2.6, capstyle="butt"
+    )
 
 
 def _raster_title(measurement: Measurement) -> str:
@@ -106,7 +112,11 @@ def _layer_label(layer: str) -> str:
 @styled
 def firing_rates(measurements: Sequence[Measurement]) -> Figure:
     """Return the firing rate by layer: one panel per spiking model, the halves of a block apart."""
-    shown = [(model, colour) for model, colour in zip(measurements, colours(measurements), strict=True) if firing_layers(model)]
+    shown = [
+        (model, colour)
+        for model, colour in zip(measurements, colours(measurements), strict=True)
+        if firing_layers(model)
+    ]
     if not shown:
         return statement("No model here has spikes.")
     # every curve is named at its end
@@ -127,16 +137,31 @@ def firing_rates(measurements: Sequence[Measurement]) -> Figure:
 
 def _rate_curves(axes: Axes, layers: list[LayerFiring], colour: str, label_gap: float) -> None:
     outside = [layer for layer in layers if layer.block is None]
-    places = {layer: layer.block if layer.block is not None else outside.index(layer) - len(outside) for layer in layers}
+    places = {
+        layer: layer.block if layer.block is not None else outside.index(layer) - len(outside) for layer in layers
+    }
     parts = dict.fromkeys(layer.part for layer in layers)
     ends = []
     for part, line in zip(parts, ("-", ":", "--", "-.") * len(parts), strict=False):
         of_part = [layer for layer in layers if layer.part == part]
-        axes.plot([places[layer] for layer in of_part], [layer.firing_rate for layer in of_part], line, color=colour, linewidth=1.4)
+        axes.plot(
+            [places[layer] for layer in of_part],
+            [layer.firing_rate for layer in of_part],
+            line,
+            color=colour,
+            linewidth=1.4,
+        )
         ends.append(of_part[-1])
     for layer, place in places.items():
         is_healthy = not layer.dead and not layer.saturated
-        axes.plot(place, layer.firing_rate, "o", color=colour, markerfacecolor=colour if is_healthy else "white", markersize=4.5)
+        axes.plot(
+            place,
+            layer.firing_rate,
+            "o",
+            color=colour,
+            markerfacecolor=colour if is_healthy else "white",
+            markersize=4.5,
+        )
     for end, height in zip(ends, spread([end.firing_rate for end in ends], label_gap), strict=True):
         axes.annotate(shorten(end.part, 18), (places[end], height), (7, 0), **_BESIDE, color=colour)
     ticks = sorted(set(places.values()))
@@ -146,7 +171,9 @@ def _rate_curves(axes: Axes, layers: list[LayerFiring], colour: str, label_gap: 
 
 def _silence(model: Measurement) -> str:
     layers = firing_layers(model)
-    neurons, dead, saturated = (sum(getattr(layer, name) for layer in layers) for name in ("neurons", "dead", "saturated"))
+    neurons, dead, saturated = (
+        sum(getattr(layer, name) for layer in layers) for name in ("neurons", "dead", "saturated")
+    )
     return f"{shorten(model.name, 18)}: {dead:,} dead, {saturated:,} saturated of {neurons:,} neurons"
 
 
@@ -158,7 +185,8 @@ def _firing_title(models: Sequence[Measurement]) -> str:
 
 @styled
 def operations(measurements: Sequence[Measurement]) -> Figure:
-    """Return the operations per token: dense, as built and idealised, with MACs, ACs and elementwise operations apart."""
+    """Return the operations per token: dense, as built and idealised, with MACs, ACs and elementwise operations
+    apart."""
     views = [(model.name, work_by_kind(model)) for model in measurements]
     n_bars = sum(len(works) for _, works in views)
     figure, [axes] = canvas(_operations_title(measurements), 0.95 + 0.24 * n_bars + 0.36 * len(views))
@@ -175,7 +203,9 @@ def operations(measurements: Sequence[Measurement]) -> Figure:
     axes.set_yticks(list(ticks), list(ticks.values()))
     axes.xaxis.set_major_formatter(ticks_of())
     bare(axes, "left")
-    keys = [Patch(color=colour, label=label) for label, colour in (("MAC", DENSE), ("AC", SPIKE), ("elementwise", PALE))]
+    keys = [
+        Patch(color=colour, label=label) for label, colour in (("MAC", DENSE), ("AC", SPIKE), ("elementwise", PALE))
+    ]
     if "idealised" in ticks.values():
         keys.append(Patch(facecolor="white", edgecolor=MUTED, hatch="////", label="hypothetical"))
     figure.legend(handles=keys, loc="outside lower left", ncols=4, handlelength=1.2, columnspacing=1.2)
@@ -201,7 +231,10 @@ def _operations_title(measurements: Sequence[Measurement]) -> str:
     if not shares:
         return "Operations per token: every product is a multiply-accumulate"
     if len(shares) > 2:
-        return f"{percent(min(shares.values()))} to {percent(max(shares.values()))} of the spiking models' products are accumulations"
+        return (
+            f"{percent(min(shares.values()))} to {percent(max(shares.values()))} of the spiking models' products "
+            f"are accumulations"
+        )
     reads = {name: f"{percent(share)} of the products are accumulations" for name, share in shares.items() if share}
     return "; ".join(f"{shorten(name, 28)}: {reads.get(name, 'no matrix product reads a spike')}" for name in shares)
 
@@ -216,14 +249,24 @@ def _accumulated(model: Measurement) -> float:
 def energy(measurements: Sequence[Measurement], phase: str = PREFILL) -> Figure:
     """Return the estimated energy of one token by price table, with its interval; open where terms have no price."""
     by_model = [estimates(model, phase) for model in measurements]
-    profiles = list(dict.fromkeys(name for found in by_model for name, estimate in found.items() if estimate.central_pj > 0))
+    profiles = list(
+        dict.fromkeys(name for found in by_model for name, estimate in found.items() if estimate.central_pj > 0)
+    )
     if not profiles:
         return statement(f"No price table has a price for what these models do ({phase}).")
     rows = len(profiles) * (len(measurements) + 1)
     figure, [axes] = canvas(_energy_title(by_model, phase), 1.0 + 0.19 * rows)
     position, shades = 0.0, colours(measurements)
     for profile in profiles:
-        axes.text(0.0, position, shorten(profile, 44), transform=axes.get_yaxis_transform(), va="center", weight="bold", size=8.5)
+        axes.text(
+            0.0,
+            position,
+            shorten(profile, 44),
+            transform=axes.get_yaxis_transform(),
+            va="center",
+            weight="bold",
+            size=8.5,
+        )
         for found, colour in zip(by_model, shades, strict=True):
             position += 0.8
             _interval(axes, position, found.get(profile), colour)
@@ -231,10 +274,18 @@ def energy(measurements: Sequence[Measurement], phase: str = PREFILL) -> Figure:
     log_scale(axes, "x", "J", 1e-12)
     low, high = axes.dataLim.intervalx
     # room on the right for the numbers
-    axes.set(xlim=(low / 2, high * (high / low) ** 0.35 * 3), ylim=(position - 0.6, -0.7), yticks=[], xlabel=f"estimated energy per token, {phase}")
+    axes.set(
+        xlim=(low / 2, high * (high / low) ** 0.35 * 3),
+        ylim=(position - 0.6, -0.7),
+        yticks=[],
+        xlabel=f"estimated energy per token, {phase}",
+    )
     axes.grid(axis="x")
     bare(axes, "left")
-    keys = [Line2D([], [], marker="o", color=colour, label=shorten(model.name, 28)) for model, colour in zip(measurements, shades, strict=True)]
+    keys = [
+        Line2D([], [], marker="o", color=colour, label=shorten(model.name, 28))
+        for model, colour in zip(measurements, shades, strict=True)
+    ]
     keys.append(Line2D([], [], marker="o", color=MUTED, markerfacecolor="white", label="> only a part has a price"))
     figure.legend(handles=keys, loc="outside lower left", ncols=2, handlelength=1.4, columnspacing=1.2)
     return figure
@@ -247,22 +298,38 @@ def _interval(axes: Axes, position: float, estimate: Estimate | None, colour: st
     # an interval from 0 has no beginning on a logarithmic axis
     low_pj = estimate.low_pj or estimate.central_pj
     axes.plot([low_pj, estimate.high_pj], [position] * 2, color=colour, linewidth=1.6, solid_capstyle="round")
-    axes.plot(estimate.central_pj, position, "o", color=colour, markerfacecolor=colour if estimate.is_complete else "white", markersize=5.5)
+    axes.plot(
+        estimate.central_pj,
+        position,
+        "o",
+        color=colour,
+        markerfacecolor=colour if estimate.is_complete else "white",
+        markersize=5.5,
+    )
     says = f"{'' if estimate.is_complete else '> '}{joule(estimate.central_pj)}"
-    axes.annotate(says, (estimate.high_pj, position), (6, 0), textcoords="offset points", va="center", size=8, color=colour)
+    axes.annotate(
+        says, (estimate.high_pj, position), (6, 0), textcoords="offset points", va="center", size=8, color=colour
+    )
 
 
 def _energy_title(by_model: list[dict[str, Estimate]], phase: str) -> str:
     priced = [estimate.central_pj for found in by_model for estimate in found.values() if estimate.central_pj > 0]
     if len(priced) < 2:
         return f"Estimated energy of one token ({phase})"
-    return f"Estimates of one token ({phase}) run from {joule(min(priced))} to {joule(max(priced))}, by model and price table"
+    return (
+        f"Estimates of one token ({phase}) run from {joule(min(priced))} to {joule(max(priced))}, by model and "
+        f"price table"
+    )
 
 
 @styled
 def quality_against_operations(measurements: Sequence[Measurement]) -> Figure:
     """Return bits per byte against the operations that matrix products perform, idealised figures as open circles."""
-    shown = [(model, colour) for model, colour in zip(measurements, colours(measurements), strict=True) if math.isfinite(model.bits_per_byte)]
+    shown = [
+        (model, colour)
+        for model, colour in zip(measurements, colours(measurements), strict=True)
+        if math.isfinite(model.bits_per_byte)
+    ]
     if not shown:
         return statement("No model here has finite bits per byte.")
     models = [model for model, _ in shown]
@@ -289,7 +356,12 @@ def _quality_point(axes: Axes, model: Measurement, colour: str, height: float, f
         axes.plot(hypothetical, model.bits_per_byte, "o", color=colour, markerfacecolor="white", markersize=5.5)
     axes.plot(performed, model.bits_per_byte, "o", color=colour, markersize=7)
     is_right = performed > 0.5 * farthest
-    place = {"xytext": (-9 if is_right else 9, 3), "textcoords": "offset points", "ha": "right" if is_right else "left", "va": "bottom"}
+    place = {
+        "xytext": (-9 if is_right else 9, 3),
+        "textcoords": "offset points",
+        "ha": "right" if is_right else "left",
+        "va": "bottom",
+    }
     place["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
     axes.annotate(f"{shorten(model.name, 28)}  {model.bits_per_byte:.3f}", (performed, height), color=colour, **place)
 
@@ -297,7 +369,9 @@ def _quality_point(axes: Axes, model: Measurement, colour: str, height: float, f
 def _quality_title(measurements: Sequence[Measurement]) -> str:
     twin, models = twin_of(measurements), spiking(measurements)
     if twin is None or len(models) != 1 or not effective_ops(twin):
-        return "Quality against operations: lower and further left is better" + ("; open circles are hypothetical" if models else "")
+        return "Quality against operations: lower and further left is better" + (
+            "; open circles are hypothetical" if models else ""
+        )
     bits, ratio = models[0].bits_per_byte - twin.bits_per_byte, effective_ops(models[0]) / effective_ops(twin)
     place = f"{bits:+.3f} bits per byte at {times(ratio)} the operations of its dense twin"
     return f"{shorten(models[0].name, 28)}: {place}; the open circle is hypothetical"
@@ -308,17 +382,31 @@ def state_memory(measurements: Sequence[Measurement]) -> Figure:
     """Return the memory carried for one text against its length, and that of a Transformer's key-value cache."""
     figure, [axes] = canvas(_state_title(measurements), 2.6)
     lengths = np.array([1, 65_536])
-    shown = [(model, colour) for model, colour in zip(measurements, colours(measurements), strict=True) if model.state_elements]
-    for elements in dict.fromkeys(model.key_value_elements_per_token for model in measurements if model.key_value_elements_per_token):
+    shown = [
+        (model, colour)
+        for model, colour in zip(measurements, colours(measurements), strict=True)
+        if model.state_elements
+    ]
+    for elements in dict.fromkeys(
+        model.key_value_elements_per_token for model in measurements if model.key_value_elements_per_token
+    ):
         axes.plot(lengths, lengths * elements * STATE_BITS / 8, "--", color=INK, linewidth=1.2)
-        axes.annotate("key-value cache", (lengths[1], lengths[1] * elements * STATE_BITS / 8), (5, 0), **_BESIDE, color=INK)
+        axes.annotate(
+            "key-value cache", (lengths[1], lengths[1] * elements * STATE_BITS / 8), (5, 0), **_BESIDE, color=INK
+        )
     log_scale(axes, "x")
     log_scale(axes, "y", "B")
     low, high = np.log10(axes.get_ylim())
     heights = 10 ** np.array(spread([math.log10(state_bytes(model)) for model, _ in shown], 0.09 * (high - low)))
     for (model, colour), height in zip(shown, heights, strict=True):
         axes.plot(lengths, [state_bytes(model)] * 2, color=colour, linewidth=1.6)
-        axes.annotate(f"{shorten(model.name, 16)} {si(state_bytes(model), 'B')}", (lengths[1], height), (5, 0), **_BESIDE, color=colour)
+        axes.annotate(
+            f"{shorten(model.name, 16)} {si(state_bytes(model), 'B')}",
+            (lengths[1], height),
+            (5, 0),
+            **_BESIDE,
+            color=colour,
+        )
     axes.set(xlim=(1, lengths[1]), xlabel="context length in tokens", ylabel=f"bytes per text, {STATE_BITS} bit")
     axes.grid()
     return figure
@@ -333,5 +421,8 @@ def _state_title(measurements: Sequence[Measurement]) -> str:
         if cache and model.state_elements:
             passed = math.floor(state_bytes(model) / cache) + 1
             carried = si(state_bytes(model), "B")
-            return f"{shorten(model.name, 28)} carries {carried} at any length; a Transformer's cache is larger from token {passed:,} on"
+            return (
+                f"{shorten(model.name, 28)} carries {carried} at any length; a Transformer's cache is larger from "
+                f"token {passed:,} on"
+            )
     return "Memory carried for one text"

@@ -1,7 +1,7 @@
 """One folder that says all that was measured: report.html for people, report.json and report.csv for programs, figures.
 
-The HTML needs nothing else: no network, no scripts, figures and style inside. The folder is written under another name and
-then renamed, so it is whole or not there.
+The HTML needs nothing else: no network, no scripts, figures and style inside. The folder is written under another name
+and then renamed, so it is whole or not there.
 """
 
 import csv
@@ -35,12 +35,17 @@ class ReportError(ValueError):
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ReportError if a report in `folder` would replace what is no report of ours: worth asking before a long measurement."""
+    """Raise ReportError if a report in `folder` would replace what is no report of ours: worth asking before a long
+    measurement."""
     if (stranger := _stranger(folder)) is not None:
-        raise ReportError(f"{folder} is no report: {stranger} is none of its files; give another folder, or move it away")
+        raise ReportError(
+            f"{folder} is no report: {stranger} is none of its files; give another folder, or move it away"
+        )
 
 
-def write_report(folder: Path, measurements: Sequence[Measurement], *, title: str, claims: Claims | None = None) -> Path:
+def write_report(
+    folder: Path, measurements: Sequence[Measurement], *, title: str, claims: Claims | None = None
+) -> Path:
     """Write the report into `folder`, replacing the report that is there; return the path of its HTML.
 
     Raises:
@@ -58,9 +63,15 @@ def write_report(folder: Path, measurements: Sequence[Measurement], *, title: st
         drawn = _figures(measurements)
         for name, figure in drawn.items():
             (unfinished / "figures" / f"{name}.png").write_bytes(to_png(figure))
-        (unfinished / HTML_NAME).write_text(page(measurements, drawn, title=title, claims=claims), encoding="utf-8", errors="replace")
+        (unfinished / HTML_NAME).write_text(
+            page(measurements, drawn, title=title, claims=claims), encoding="utf-8", errors="replace"
+        )
         (unfinished / CSV_NAME).write_text(_csv(measurements), encoding="utf-8", errors="replace", newline="")
-        content = {"title": title, "claims": asdict(claims) if claims else None, "measurements": [m.to_dict() for m in measurements]}
+        content = {
+            "title": title,
+            "claims": asdict(claims) if claims else None,
+            "measurements": [m.to_dict() for m in measurements],
+        }
         (unfinished / JSON_NAME).write_text(json.dumps(_finite(content), indent=1, allow_nan=False), encoding="utf-8")
         _replace(target, unfinished)
     except OSError as error:
@@ -71,7 +82,8 @@ def write_report(folder: Path, measurements: Sequence[Measurement], *, title: st
 
 
 def _stranger(folder: Path) -> Path | None:
-    """Return something that a report does not have, and that would be lost if one were written here; None if there is nothing."""
+    """Return something that a report does not have, and that would be lost if one were written here; None if there is
+    nothing."""
     if not folder.is_dir():
         return folder if folder.exists() else None
     inside = {path for path in folder.iterdir() if path.name != "figures"} | set((folder / "figures").glob("*"))

@@ -46,7 +46,15 @@ def percent(share: float | None) -> str:
 
 def times(ratio: float) -> str:
     """Return e.g. "32.2×"."""
-    return "–" if not math.isfinite(ratio) else f"{ratio:.2f}×" if ratio < 10 else f"{ratio:,.1f}×" if ratio < 1000 else f"{ratio:,.0f}×"
+    return (
+        "–"
+        if not math.isfinite(ratio)
+        else f"{ratio:.2f}×"
+        if ratio < 10
+        else f"{ratio:,.1f}×"
+        if ratio < 1000
+        else f"{ratio:,.0f}×"
+    )
 
 
 def shorten(name: str, limit: int) -> str:

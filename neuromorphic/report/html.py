@@ -34,11 +34,13 @@ small, .small, figcaption { color: var(--muted); font-size: .85rem; }
 figure { margin: 1.2rem 0; }
 figcaption { max-width: 44rem; overflow-wrap: anywhere; }
 figure svg { display: block; width: 100%; height: auto; }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); gap: 0 2.5rem; align-items: start; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); gap: 0 2.5rem;
+  align-items: start; }
 .half { max-width: 30.75rem; }
 .scroll { overflow-x: auto; margin: .5rem 0; }
 table { border-collapse: collapse; font-size: .88rem; line-height: 1.4; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem 1.2rem .3rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { padding: .3rem 1.2rem .3rem 0; text-align: left; vertical-align: top; white-space: nowrap;
+  border-bottom: 1px solid var(--line); }
 thead th { border-bottom-color: var(--muted); }
 tbody th { font-weight: 400; }
 td small { display: block; }
@@ -48,22 +50,30 @@ tr.group th { font-weight: 600; padding-top: .9rem; }
 th.inner { padding-left: 1rem; }
 details { border-bottom: 1px solid var(--line); padding: .45rem 0; }
 summary { cursor: pointer; overflow-wrap: anywhere; }
-.alarm { border-left: 4px solid var(--alarm); background: #fdecea; padding: .6rem .9rem; max-width: 44rem; overflow-wrap: anywhere; }
+.alarm { border-left: 4px solid var(--alarm); background: #fdecea; padding: .6rem .9rem; max-width: 44rem;
+  overflow-wrap: anywhere; }
 @media (max-width: 40rem) { table, small, .small, figcaption { font-size: .8rem; } th, td { padding-right: .8rem; }
-  thead th, tbody th { white-space: normal; min-width: 5.5rem; } td.note { min-width: 12rem; } td small { font-size: .72rem; } }
-@media print { html { font-size: 11px; } body { font-size: 1rem; max-width: none; padding: 0; } .scroll { overflow: visible; }
+  thead th, tbody th { white-space: normal; min-width: 5.5rem; } td.note { min-width: 12rem; }
+  td small { font-size: .72rem; } }
+@media print { html { font-size: 11px; } body { font-size: 1rem; max-width: none; padding: 0; }
+  .scroll { overflow: visible; }
   details::details-content { content-visibility: visible; block-size: auto; } h2, h3, summary { break-after: avoid; }
   tr, svg { break-inside: avoid; } .scroll svg { min-width: 0 !important; } }
 """
 
 CAPTIONS = {
-    "operations": "Dense performs every product, as built leaves out those with a zero. The hatched bar is hypothetical: what the published recipe "
+    "operations": "Dense performs every product, as built leaves out those with a zero. The hatched bar is "
+    "hypothetical: what the published recipe "
     "would say if every product read spikes.",
-    "quality_against_operations": "Filled circles are what was measured; an open circle is where the published recipe would put the same model.",
-    "energy": "Estimates, not measurements: circles are central readings, lines run from the most to the least favourable one. "
+    "quality_against_operations": "Filled circles are what was measured; an open circle is where the published "
+    "recipe would put the same model.",
+    "energy": "Estimates, not measurements: circles are central readings, lines run from the most to the least "
+    "favourable one. "
     "An open circle and > say that some of the work has no price in that table, so that the truth is higher.",
-    "state_memory": "What is kept between two tokens. The dashed line is the key-value cache of a Transformer of the same layers and width.",
-    "firing_rates": "Mean over neurons and tokens. Dead neurons never fired on this text, saturated ones fired at every token.",
+    "state_memory": "What is kept between two tokens. The dashed line is the key-value cache of a Transformer of the "
+    "same layers and width.",
+    "firing_rates": "Mean over neurons and tokens. Dead neurons never fired on this text, saturated ones fired at "
+    "every token.",
 }
 
 RASTER_CAPTION = "Every stroke is a spike, every row a neuron, every column a token; ␣ is a space, ↵ a new line."
@@ -103,7 +113,8 @@ def page(measurements: Sequence[Measurement], drawn: dict[str, Figure], *, title
 
 
 def _picture(name: str, figure: Figure) -> str:
-    """A figure with its caption. One that is wider than a column keeps the size of its letters, and scrolls on a phone."""
+    """A figure with its caption. One that is wider than a column keeps the size of its letters, and scrolls on a
+    phone."""
     svg, caption = inline_svg(figure, name), CAPTIONS.get(name, RASTER_CAPTION)
     if figure.get_figwidth() > WIDTH:
         least = f'<svg style="min-width: {72 * figure.get_figwidth():.0f}px"'
@@ -112,7 +123,8 @@ def _picture(name: str, figure: Figure) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
-    """A table whose first column names its rows; a row of empty cells is a heading, an indented name stands below it."""
+    """A table whose first column names its rows; a row of empty cells is a heading, an indented name stands below
+    it."""
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
     body = "\n".join(_row(row, has_note=header[-1] == "note") for row in rows)
     table = f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>"
@@ -126,7 +138,10 @@ def _row(row: Sequence[str], has_note: bool) -> str:
         return f'<tr class="group"><th scope="rowgroup" colspan="{len(row)}">{escape(name)}</th></tr>'
     inner = ' class="inner"' if name.startswith(" ") else ""
     note = f'<td class="note">{escape(cells.pop())}</td>' if has_note else ""
-    shown = "".join(f"<td>{_cell(cell)}</td>" if any(map(str.isdigit, cell)) else f'<td class="words">{escape(cell)}</td>' for cell in cells)
+    shown = "".join(
+        f"<td>{_cell(cell)}</td>" if any(map(str.isdigit, cell)) else f'<td class="words">{escape(cell)}</td>'
+        for cell in cells
+    )
     return f'<tr><th scope="row"{inner}>{escape(name.strip())}</th>{shown}{note}</tr>'
 
 
@@ -141,20 +156,29 @@ def _summary(measurements: Sequence[Measurement]) -> list[str]:
     twin = twin_of(measurements)
     if not spiking(measurements):
         model = measurements[0]
-        return [f"{_strong(model)} has no spikes: a token costs {si(dense_work(model).macs)} multiply-accumulates, zeros included."]
+        return [
+            f"{_strong(model)} has no spikes: a token costs {si(dense_work(model).macs)} multiply-accumulates, zeros "
+            f"included."
+        ]
     return [_summary_of(model, twin) for model in spiking(measurements)]
 
 
 def _summary_of(model: Measurement, twin: Measurement | None) -> str:
     readers, work = sum(layer.is_spike_driven for layer in model.layers), built_work(model)
-    reads = f"{readers} of {len(model.layers)} matrix products read spikes" if readers else "no matrix product reads a spike"
+    reads = (
+        f"{readers} of {len(model.layers)} matrix products read spikes"
+        if readers
+        else "no matrix product reads a spike"
+    )
     costs = f"a token costs {si(work.macs)} multiply-accumulates and {si(work.acs)} accumulations"
     beside = ""
     if twin is not None and effective_ops(twin):
         ratio = times(effective_ops(model) / effective_ops(twin))
         beside = f", {ratio} the operations of its dense twin {_strong(twin)} ({si(effective_ops(twin))})"
         beside += f", at {model.bits_per_byte:.3f} against {twin.bits_per_byte:.3f} bits per byte"
-    return f"In {_strong(model)} {reads}: {costs}{beside}. Its neurons fire at {percent(model.firing_rate)} of the tokens."
+    return (
+        f"In {_strong(model)} {reads}: {costs}{beside}. Its neurons fire at {percent(model.firing_rate)} of the tokens."
+    )
 
 
 def _strong(model: Measurement) -> str:
@@ -163,17 +187,32 @@ def _strong(model: Measurement) -> str:
 
 def _alarm(measurements: Sequence[Measurement]) -> str:
     """Operators without a rule make every figure here too low."""
-    found = [f"{model.name}: {item['operator']} ({item['calls']} calls)" for model in measurements for item in model.uncounted]
+    found = [
+        f"{model.name}: {item['operator']} ({item['calls']} calls)"
+        for model in measurements
+        for item in model.uncounted
+    ]
     listed = escape("; ".join(found))
-    return f'<p class="alarm"><strong>Not counted:</strong> {listed}. All operations and energies are too low by these.</p>' if found else ""
+    return (
+        f'<p class="alarm"><strong>Not counted:</strong> {listed}. '
+        "All operations and energies are too low by these.</p>"
+        if found
+        else ""
+    )
 
 
 def _comparison(measurements: Sequence[Measurement]) -> str:
     header = ["", *(shorten(measurement.name, 40) for measurement in measurements)]
     first = measurements[0]
-    caption = f"{first.text}: {first.tokens:,} tokens; {first.protocol}. Energies are estimates; > means that some terms have no price."
+    caption = (
+        f"{first.text}: {first.tokens:,} tokens; {first.protocol}. Energies are estimates; > means that some "
+        f"terms have no price."
+    )
     hosts = ", ".join(dict.fromkeys(measurement.host for measurement in measurements))
-    return _table(header, comparison_rows(measurements), caption) + f'<p class="small">Tokens per second were measured on: {escape(hosts)}.</p>'
+    return (
+        _table(header, comparison_rows(measurements), caption)
+        + f'<p class="small">Tokens per second were measured on: {escape(hosts)}.</p>'
+    )
 
 
 def _claims(claims: Claims | None) -> str:
@@ -185,33 +224,58 @@ def _claims(claims: Claims | None) -> str:
         ["the same recipe with the firing rate measured here", times(claims.idealised_ratio)],
         ["as built", times(claims.as_built_ratio)],
     ]
-    caption = "Energy of the dense products divided by that of the spiking model, at the published 4.5 pJ per MAC and 0.9 pJ per AC"
-    return f"<h2>The published saving</h2><p>{escape(claims.sentence)}</p>" + _table(["arithmetic", "saving"], rows, caption)
+    caption = (
+        "Energy of the dense products divided by that of the spiking model, at the published 4.5 pJ per MAC "
+        "and 0.9 pJ per AC"
+    )
+    return f"<h2>The published saving</h2><p>{escape(claims.sentence)}</p>" + _table(
+        ["arithmetic", "saving"], rows, caption
+    )
 
 
 def _layers(measurement: Measurement) -> str:
-    caption = "Operations per token; idealised is what the published recipe says, density and alphabet are of the tensor that was read"
+    caption = (
+        "Operations per token; idealised is what the published recipe says, density and alphabet are of the "
+        "tensor that was read"
+    )
     table = _table(LAYER_HEADER, layer_rows(measurement), caption)
-    return f"<details><summary>{escape(measurement.name)}: {len(measurement.layers)} products, layer by layer</summary>{table}</details>"
+    return (
+        f"<details><summary>{escape(measurement.name)}: {len(measurement.layers)} products, layer by "
+        f"layer</summary>{table}</details>"
+    )
 
 
 def _energy(measurements: Sequence[Measurement]) -> str:
-    profiles = dict.fromkeys(name for measurement in measurements for energies in measurement.energy.values() for name in energies)
+    profiles = dict.fromkeys(
+        name for measurement in measurements for energies in measurement.energy.values() for name in energies
+    )
     return _break_even(measurements) + "\n".join(_energy_terms(measurements, profile) for profile in profiles)
 
 
 def _energy_terms(measurements: Sequence[Measurement], profile: str) -> str:
     """One price table: where it is from, and every term of every model, phase by phase."""
-    source = next(energies[profile] for measurement in measurements for energies in measurement.energy.values() if profile in energies)
+    source = next(
+        energies[profile]
+        for measurement in measurements
+        for energies in measurement.energy.values()
+        if profile in energies
+    )
     missing = unpriced_terms(measurements, profile)
-    summary = f"{escape(profile)} <small>{'no price for ' + escape(', '.join(missing)) if missing else 'everything has a price'}</small>"
+    summary = (
+        f"{escape(profile)} "
+        f"<small>{'no price for ' + escape(', '.join(missing)) if missing else 'everything has a price'}</small>"
+    )
     lines = [
         f"{source['title']}. Grade: {source['grade']}. Scope: {source['scope'].replace('_', ' ')}.",
-        f"Includes {', '.join(source['includes']) or 'nothing'}. Excludes {', '.join(source['excludes']) or 'nothing'}.",
+        f"Includes {', '.join(source['includes']) or 'nothing'}. Excludes "
+        f"{', '.join(source['excludes']) or 'nothing'}.",
         f"Source: {source['citation']}",
     ]
     header = ["term", *(shorten(measurement.name, 28) for measurement in measurements), "note"]
-    tables = [_table(header, term_rows(measurements, phase, profile), f"Estimate per token, {phase}") for phase in phases(measurements)]
+    tables = [
+        _table(header, term_rows(measurements, phase, profile), f"Estimate per token, {phase}")
+        for phase in phases(measurements)
+    ]
     text = "".join(f'<p class="small">{escape(line)}</p>' for line in lines)
     return f"<details><summary>{summary}</summary>{text}{''.join(tables)}</details>"
 
@@ -232,8 +296,17 @@ def _break_even(measurements: Sequence[Measurement]) -> str:
         ]
         for name, energy in energies.items()
     ]
-    header = ["price table", "MAC / AC", "arithmetic alone", *(f"with memory, weights used {reuse}×" for reuse in reuses)]
-    return _table(header, rows, f"Density of events below which accumulating them is cheaper than dense products, at the size of {first.name}")
+    header = [
+        "price table",
+        "MAC / AC",
+        "arithmetic alone",
+        *(f"with memory, weights used {reuse}×" for reuse in reuses),
+    ]
+    return _table(
+        header,
+        rows,
+        f"Density of events below which accumulating them is cheaper than dense products, at the size of {first.name}",
+    )
 
 
 def _density(value: float | None) -> str:
@@ -242,7 +315,8 @@ def _density(value: float | None) -> str:
 
 def _firing(measurements: Sequence[Measurement], rates: str, rasters: str) -> str:
     tables = [
-        f"<h3>{escape(model.name)}</h3>" + _table(FIRING_HEADER, firing_rows(model), f"{model.tokens:,} tokens; intervals in tokens")
+        f"<h3>{escape(model.name)}</h3>"
+        + _table(FIRING_HEADER, firing_rows(model), f"{model.tokens:,} tokens; intervals in tokens")
         for model in spiking(measurements)
     ]
     return f'<h2>Firing</h2><div class="half">{rates}</div>{rasters}' + "".join(tables) if tables else ""
@@ -252,13 +326,20 @@ def _method(measurements: Sequence[Measurement]) -> list[str]:
     blocks = "; ".join(f"{model.name}: {BLOCKS.get(model.block, model.block)}" for model in measurements)
     return [
         f"Blocks: {blocks}.",
-        "Counts are exact integers, taken from the tensors that the operators consumed. A product is an accumulation (AC) only if "
-        "the vector that it read held nothing but 0 and 1, or -1, 0 and 1, or whole numbers: an integer spike of n counts as n unit "
-        "spikes, n accumulations. Everything else is a multiply-accumulate (MAC). As built leaves out products with a zero on either "
-        "side, which pays only on hardware that skips them; dense counts them all. What depends on parameters alone is not counted.",
-        "The idealised column is the published recipe, operations times a firing rate. It never asks what a product reads.",
-        "Energies are estimates from the named price tables, not measurements. The interval runs from weights fetched once and zeros "
-        "skipped to every weight fetched for every token. A term without a price is left out and said to be unpriced, so the sum is "
+        "Counts are exact integers, taken from the tensors that the operators consumed. A product is an accumulation "
+        "(AC) only if "
+        "the vector that it read held nothing but 0 and 1, or -1, 0 and 1, or whole numbers: an integer spike of n "
+        "counts as n unit "
+        "spikes, n accumulations. Everything else is a multiply-accumulate (MAC). As built leaves out products with "
+        "a zero on either "
+        "side, which pays only on hardware that skips them; dense counts them all. What depends on parameters alone "
+        "is not counted.",
+        "The idealised column is the published recipe, operations times a firing rate. It never asks what a product "
+        "reads.",
+        "Energies are estimates from the named price tables, not measurements. The interval runs from weights "
+        "fetched once and zeros "
+        "skipped to every weight fetched for every token. A term without a price is left out and said to be "
+        "unpriced, so the sum is "
         "too low by it; prices of different scope are never added. Static power, host and network are in none of them.",
         "report.json beside this page holds everything, report.csv the products by layer.",
     ]

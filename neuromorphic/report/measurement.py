@@ -17,7 +17,8 @@ class LayerOps:
     effective_acs: float
     unit_acs: float
     idealised_acs: float | None
-    """dense_ops times the model's firing rate; None where the published arithmetic does not look (the head), or without spikes"""
+    """dense_ops times the model's firing rate; None where the published arithmetic does not look (the head), or without
+    spikes"""
     density: float
     alphabet: str
     fan_out: int
@@ -90,7 +91,8 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class Claims:
-    """What was published, the same recipe on a model, and what that model saves as built: ratios of dense to spiking."""
+    """What was published, the same recipe on a model, and what that model saves as built: ratios of dense to
+    spiking."""
 
     per_projection_ratio: float
     total_ratio: float
@@ -102,10 +104,14 @@ class Claims:
 def per_token(counts: Counts, tokens: int) -> dict[str, float]:
     """Return the quantities that are not 0, divided by the tokens; maxima as they are."""
     values = counts.to_dict()
-    return {name: value if name in MAXIMA else value / tokens for name, value in values.items() if value and name != "calls"}
+    return {
+        name: value if name in MAXIMA else value / tokens for name, value in values.items() if value and name != "calls"
+    }
 
 
-def layer_ops(tally: Tally, phase: str, firing_rate: float | None, left_out: tuple[str, ...] = ()) -> tuple[LayerOps, ...]:
+def layer_ops(
+    tally: Tally, phase: str, firing_rate: float | None, left_out: tuple[str, ...] = ()
+) -> tuple[LayerOps, ...]:
     """Return the matrix products and convolutions of every module that has some, in order of execution.
 
     `left_out` are modules whose idealised figure is None, because the published arithmetic leaves them out.
@@ -113,11 +119,17 @@ def layer_ops(tally: Tally, phase: str, firing_rate: float | None, left_out: tup
     tokens = tally.token_count(phase)
     rows = []
     for module in tally.modules():
-        sites = {site: counts for site, counts in tally.select(phase=phase).items() if site.module == module and counts.dense_ops}
+        sites = {
+            site: counts
+            for site, counts in tally.select(phase=phase).items()
+            if site.module == module and counts.dense_ops
+        }
         if not sites:
             continue
         counts = sum(sites.values(), Counts())
-        idealised = None if firing_rate is None or module in left_out else idealised_ops(counts.dense_ops, firing_rate) / tokens
+        idealised = (
+            None if firing_rate is None or module in left_out else idealised_ops(counts.dense_ops, firing_rate) / tokens
+        )
         rows.append(
             LayerOps(
                 module=module,

@@ -1,4 +1,5 @@
-"""The rows that the terminal and the HTML report share: one list of cells per row, a title first, one column per model."""
+"""The rows that the terminal and the HTML report share: one list of cells per row, a title first, one column per
+model."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,7 +27,8 @@ TERMINAL_PROFILES = ("convention-4.6-0.9", "horowitz45-fp32", "seneca22")
 def comparison_rows(measurements: Sequence[Measurement], profiles: Sequence[str] | None = None) -> list[list[str]]:
     """Return the side-by-side table, without its header; `profiles` picks price tables, all of them by default."""
     energies: dict[str, Callable[[Measurement], str]] = {
-        f"  {shorten(name, 28)}": lambda m, name=name: energy_cell(estimates(m).get(name)) for name in _profiles(measurements, profiles)
+        f"  {shorten(name, 28)}": lambda m, name=name: energy_cell(estimates(m).get(name))
+        for name in _profiles(measurements, profiles)
     }
     rows: dict[str, Callable[[Measurement], str]] = {
         "block": lambda m: BLOCKS.get(m.block, m.block),
@@ -70,19 +72,37 @@ def speed_cell(measurement: Measurement, phase: str) -> str:
 
 
 def comparison_table(measurements: Sequence[Measurement]) -> str:
-    """Return the side-by-side table for a terminal of 120 columns: three models beside each other, more of them below."""
+    """Return the side-by-side table for a terminal of 120 columns: three models beside each other, more of them
+    below."""
     blocks = [_text_table(measurements[first : first + 3]) for first in range(0, len(measurements), 3)]
-    note = f"energies are estimates from price tables; > means that some terms have no price there; state at {STATE_BITS} bits"
+    note = (
+        f"energies are estimates from price tables; > means that some terms have no price there; state at "
+        f"{STATE_BITS} bits"
+    )
     return "\n\n".join(blocks) + "\n" + note
 
 
 def _text_table(measurements: Sequence[Measurement]) -> str:
-    cells = [["", *(shorten(measurement.name, 28) for measurement in measurements)], *comparison_rows(measurements, TERMINAL_PROFILES)]
+    cells = [
+        ["", *(shorten(measurement.name, 28) for measurement in measurements)],
+        *comparison_rows(measurements, TERMINAL_PROFILES),
+    ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
+    )
 
 
-LAYER_HEADER = ("module", "idealised ACs", "MACs as built", "ACs as built", "dense MACs", "nonzero inputs", "reads", "spike-driven")
+LAYER_HEADER = (
+    "module",
+    "idealised ACs",
+    "MACs as built",
+    "ACs as built",
+    "dense MACs",
+    "nonzero inputs",
+    "reads",
+    "spike-driven",
+)
 
 
 def layer_rows(measurement: Measurement) -> list[list[str]]:
@@ -95,7 +115,9 @@ def layer_rows(measurement: Measurement) -> list[list[str]]:
             si(layer.built_acs),
             si(layer.dense_ops),
             percent(layer.density),
-            {"real": "numbers", "integer": "integer spikes", "ternary": "signed spikes", "binary": "spikes"}.get(layer.alphabet, "nothing"),
+            {"real": "numbers", "integer": "integer spikes", "ternary": "signed spikes", "binary": "spikes"}.get(
+                layer.alphabet, "nothing"
+            ),
             "yes" if layer.is_spike_driven else "no",
         ]
         for layer in measurement.layers
@@ -127,15 +149,29 @@ def firing_rows(measurement: Measurement) -> list[list[str]]:
 
 
 def term_rows(measurements: Sequence[Measurement], phase: str, profile: str) -> list[list[str]]:
-    """Return one row per term that some model has, one column per model and the note; the sum first, the memory level last."""
-    energies = [measurement.energy.get(phase, {}).get(profile, {"terms": (), "tokens": 0, "memory_level": None}) for measurement in measurements]
+    """Return one row per term that some model has, one column per model and the note; the sum first, the memory level
+    last."""
+    energies = [
+        measurement.energy.get(phase, {}).get(profile, {"terms": (), "tokens": 0, "memory_level": None})
+        for measurement in measurements
+    ]
     found = [{term["name"]: term for term in energy["terms"]} for energy in energies]
     notes = {name: term["note"] for terms in reversed(found) for name, term in terms.items()}
     names = dict.fromkeys(name for terms in found for name in terms)
-    cells = {name: [_term_cell(terms.get(name), energy["tokens"]) for terms, energy in zip(found, energies, strict=True)] for name in names}
-    levels = [f"{energy['memory_level']}, {si(energy['footprint_bytes'], 'B')}" if energy["memory_level"] else "–" for energy in energies]
+    cells = {
+        name: [_term_cell(terms.get(name), energy["tokens"]) for terms, energy in zip(found, energies, strict=True)]
+        for name in names
+    }
+    levels = [
+        f"{energy['memory_level']}, {si(energy['footprint_bytes'], 'B')}" if energy["memory_level"] else "–"
+        for energy in energies
+    ]
     return [
-        ["sum of what has a price", *(energy_cell(estimates(measurement, phase).get(profile)) for measurement in measurements), ""],
+        [
+            "sum of what has a price",
+            *(energy_cell(estimates(measurement, phase).get(profile)) for measurement in measurements),
+            "",
+        ],
         *([name, *row, notes[name]] for name, row in cells.items()),
         ["memory", *levels, "the smallest level that holds weights, state and activations"],
     ]
@@ -152,5 +188,7 @@ def _term_cell(term: dict[str, Any] | None, tokens: int) -> str:
 
 def unpriced_terms(measurements: Sequence[Measurement], profile: str) -> list[str]:
     """Return the terms that some model has and this table has no price for."""
-    energies = [phase[profile] for measurement in measurements for phase in measurement.energy.values() if profile in phase]
+    energies = [
+        phase[profile] for measurement in measurements for phase in measurement.energy.values() if profile in phase
+    ]
     return list(dict.fromkeys(name for energy in energies for name in energy["unpriced"]))

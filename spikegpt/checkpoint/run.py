@@ -1,11 +1,12 @@
 """Checkpoints on disk: what a run folder holds, how it is written so that it survives a crash, how it is read back.
 
     RUN/config.json  tokenizer.json  metrics.jsonl  samples.txt
-    RUN/checkpoints/step-00000250/   model.safetensors  config.json  tokenizer.json       (a model: all that inference needs)
+    RUN/checkpoints/step-00000250/   model.safetensors  config.json  tokenizer.json       (all that inference needs)
                                      training.safetensors  training.json                  (what resuming needs besides)
                                      manifest.json                                        (size and sha256 of each file)
 
-A checkpoint is written under a temporary name, flushed to disk, and renamed. Nothing here is a pickle; loading runs no code.
+A checkpoint is written under a temporary name, flushed to disk, and renamed. Nothing here is a pickle; loading runs no
+code.
 """
 
 import json
@@ -57,7 +58,9 @@ def check_format(values: dict[str, Any], path: Path) -> None:
 # --- writing -------------------------------------------------------------------------------------------------------
 
 
-def save_checkpoint(run: Path, step: int, model: SpikeGPT, tokenizer: Tokenizer, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
+def save_checkpoint(
+    run: Path, step: int, model: SpikeGPT, tokenizer: Tokenizer, tensors: dict[str, Tensor], state: dict[str, Any]
+) -> Path:
     """Write RUN/checkpoints/step-N with the model, and `tensors` and `state` for resuming; return its path.
 
     Raises:
@@ -81,9 +84,13 @@ def save_checkpoint(run: Path, step: int, model: SpikeGPT, tokenizer: Tokenizer,
     return final
 
 
-def _write_files(folder: Path, model: SpikeGPT, tokenizer: Tokenizer, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+def _write_files(
+    folder: Path, model: SpikeGPT, tokenizer: Tokenizer, tensors: dict[str, Tensor], state: dict[str, Any]
+) -> None:
     save_model(folder, model, tokenizer)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / "training.safetensors")
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / "training.safetensors"
+    )
     write_atomically(folder / "training.json", json.dumps(state, indent=1))
     files = sorted(path for path in folder.iterdir() if path.is_file())
     for path in files:
@@ -163,7 +170,9 @@ def find_model(path: Path, warn: Warn = warn_on_stderr) -> Path:
             raise SpikegptError(f"checkpoint {path} is not whole: {fault}; use the one before it")
         return path
     if not path.is_dir():
-        raise SpikegptError(f"{path} is not the folder of a run or of a checkpoint; train one with: spikegpt train --out {path}")
+        raise SpikegptError(
+            f"{path} is not the folder of a run or of a checkpoint; train one with: spikegpt train --out {path}"
+        )
     latest = latest_checkpoint(path, warn)
     if latest is None:
         raise SpikegptError(f"{path} holds no whole checkpoint; train it with: spikegpt train --out {path}")
@@ -181,7 +190,8 @@ def find_model(path: Path, warn: Warn = warn_on_stderr) -> Path:
 
 
 class TensorFile(Mapping):
-    """Name -> tensor of a safetensors file; each is read when it is asked for, and its part of the file is let go with it.
+    """Name -> tensor of a safetensors file; each is read when it is asked for, and its part of the file is let go with
+    it.
 
     Raises:
         SpikegptError: missing, truncated, or not safetensors; a pickle is named as such and never opened.
@@ -196,14 +206,17 @@ class TensorFile(Mapping):
         except SafetensorError as error:
             start = path.open("rb").read(4)
             if start[:2] == b"PK" or start[:1] == b"\x80":
-                raise SpikegptError(f"{path} is a pickle, which could run code when loaded: refused; convert it to safetensors first") from None
+                raise SpikegptError(
+                    f"{path} is a pickle, which could run code when loaded: refused; convert it to safetensors first"
+                ) from None
             raise SpikegptError(f"{path} is not a whole safetensors file ({error}); use another checkpoint") from None
         self._path = path
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
             raise KeyError(name)
-        # opened anew each time: a file that stays open keeps all that was read of it in memory, and a model would be there twice
+        # opened anew each time: a file that stays open keeps all that was read of it in memory, and a model would be
+        # there twice
         with safe_open(self._path, framework="pt") as file:
             return file.get_tensor(name)
 
@@ -214,7 +227,9 @@ class TensorFile(Mapping):
         return len(self._names)
 
 
-def load_model(path: str | Path, neuron: NeuronFactory | None = None, device: str = "cpu") -> tuple[SpikeGPT, Tokenizer]:
+def load_model(
+    path: str | Path, neuron: NeuronFactory | None = None, device: str = "cpu"
+) -> tuple[SpikeGPT, Tokenizer]:
     """Return (model in evaluation mode, its tokenizer) from the folder of a run or of a checkpoint.
 
     A run gives its best checkpoint, or else its newest. A model trained with other neurons than our LIF needs the same
@@ -237,15 +252,20 @@ def load_model(path: str | Path, neuron: NeuronFactory | None = None, device: st
 
 @torch.no_grad()
 def load_weights(model: SpikeGPT, weights: Mapping[str, Tensor], source: Path) -> None:
-    """Copy `weights` into `model`, one after the other; SpikegptError names the first tensor that is missing, too many or of another shape."""
+    """Copy `weights` into `model`, one after the other; SpikegptError names the first tensor that is missing, too many
+    or of another shape."""
     wanted = model.state_dict()
     advice = "the checkpoint is of another configuration"
     for name in sorted(wanted.keys() ^ set(weights)):
-        raise SpikegptError(f"{source}: tensor {name!r} is {'missing' if name in wanted else 'not part of the model'}; {advice}")
+        raise SpikegptError(
+            f"{source}: tensor {name!r} is {'missing' if name in wanted else 'not part of the model'}; {advice}"
+        )
     for name, tensor in wanted.items():
         found = weights[name]
         if found.shape != tensor.shape:
-            raise SpikegptError(f"{source}: {name!r} has shape {tuple(found.shape)}, the model wants {tuple(tensor.shape)}; {advice}")
+            raise SpikegptError(
+                f"{source}: {name!r} has shape {tuple(found.shape)}, the model wants {tuple(tensor.shape)}; {advice}"
+            )
         tensor.copy_(found)
 
 

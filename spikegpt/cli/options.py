@@ -11,14 +11,23 @@ from ..config import ClassifyConfig, ModelConfig, TrainConfig
 
 @dataclass(kw_only=True)
 class Train:
-    """Train a model, fine-tune or convert one, or continue a run: spikegpt train [--preset NAME | --from RUN | --resume RUN] [flags]"""
+    """Train a model, fine-tune or convert one, or continue a run: spikegpt train [--preset NAME | --from RUN | --resume
+    RUN] [flags]"""
 
-    preset: Annotated[Literal["tiny", "small", "spikegpt-46m", "spikegpt-216m"], arg(help="sizes and optimizer defaults")] = "tiny"
+    preset: Annotated[
+        Literal["tiny", "small", "spikegpt-46m", "spikegpt-216m"], arg(help="sizes and optimizer defaults")
+    ] = "tiny"
     out: Annotated[Path | None, arg(help="run folder; by default runs/PRESET-SPIKING")] = None
     from_: Annotated[
-        Path | None, arg(name="from", help="begin with the weights, sizes and tokenizer of this folder; dense ones may become --spiking input")
+        Path | None,
+        arg(
+            name="from",
+            help="begin with the weights, sizes and tokenizer of this folder; dense ones may become --spiking input",
+        ),
     ] = None
-    resume: Annotated[Path | None, arg(help="continue the run in this folder, with its own configuration; no other flags")] = None
+    resume: Annotated[
+        Path | None, arg(help="continue the run in this folder, with its own configuration; no other flags")
+    ] = None
     cache: Annotated[Path | None, arg(help="where token files are kept")] = None
     json: Annotated[bool, arg(help="print the result as one line of JSON, and no progress")] = False
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -29,14 +38,23 @@ class Train:
 class Data:
     """Fetch a corpus as a folder that --data takes, or write the tokens of a text for Megatron-LM and RWKV-LM."""
 
-    name: Annotated[Positional[str | None], arg(help="a corpus by name, OWNER/NAME on Hugging Face, or with --binidx any text; none: list")] = None
+    name: Annotated[
+        Positional[str | None],
+        arg(help="a corpus by name, OWNER/NAME on Hugging Face, or with --binidx any text; none: list"),
+    ] = None
     out: Annotated[Path | None, arg(help="folder to write; by default in the cache")] = None
     column: Annotated[str, arg(help="column of a data set, or key of JSONL lines, that holds the text")] = "text"
     config: Annotated[str | None, arg(help="configuration of a data set that has several")] = None
-    split: Annotated[str | None, arg(help="only this split of a data set, cut into 90/5/5 percent; by default its own three, or train")] = None
+    split: Annotated[
+        str | None,
+        arg(help="only this split of a data set, cut into 90/5/5 percent; by default its own three, or train"),
+    ] = None
     separator: Annotated[str, arg(help="between the texts of a data set; \\n is a newline, \\t a tab")] = "\\n"
     limit_bytes: Annotated[int | None, arg(help="read about so many bytes of each split of a data set")] = None
-    binidx: Annotated[Path | None, arg(help="write PREFIX.bin and PREFIX.idx with the tokens of NAME, a document per file or JSONL line")] = None
+    binidx: Annotated[
+        Path | None,
+        arg(help="write PREFIX.bin and PREFIX.idx with the tokens of NAME, a document per file or JSONL line"),
+    ] = None
     tokenizer: Annotated[str, arg(help="byte, or a tokenizer JSON, for --binidx")] = "byte"
     end_token: Annotated[int | None, arg(help="id put after each document; RWKV-LM and GPT-NeoX use 0")] = None
     processes: Annotated[int | None, arg(help="processes that tokenise; by default all CPUs")] = None
@@ -55,7 +73,9 @@ class Generate:
     top_k: Annotated[int, arg(help="choose among the k most likely; 0 is no limit")] = 0
     top_p: Annotated[float, arg(help="choose among the most likely that together have this probability")] = 0.95
     repetition_penalty: Annotated[float, arg(help="above 1 makes tokens that were seen less likely")] = 1.0
-    stop: Annotated[UseAppendAction[tuple[str, ...]], arg(help="end before this string; may be given several times")] = ()
+    stop: Annotated[
+        UseAppendAction[tuple[str, ...]], arg(help="end before this string; may be given several times")
+    ] = ()
     seed: int = 0
     threads: Annotated[int, arg(help="CPU threads; 0 leaves torch's choice")] = 0
     json: Annotated[bool, arg(help="print prompts and texts as JSON, at the end")] = False
@@ -71,8 +91,12 @@ class Evaluate:
     tokens: Annotated[int | None, arg(help="read at most so many tokens")] = None
     ctx_len: Annotated[int | None, arg(help="tokens per window; by default the model's ctx_len")] = None
     stride: Annotated[int | None, arg(help="tokens scored per window; by default half of ctx_len")] = None
-    keep_membrane: Annotated[bool, arg(help="start windows with the membranes of the window before, a fault of the published inference")] = False
-    last_word: Annotated[Path | None, arg(help='instead: predict the last words of passages, {"text": ...} in a .jsonl file, else lines')] = None
+    keep_membrane: Annotated[
+        bool, arg(help="start windows with the membranes of the window before, a fault of the published inference")
+    ] = False
+    last_word: Annotated[
+        Path | None, arg(help='instead: predict the last words of passages, {"text": ...} in a .jsonl file, else lines')
+    ] = None
     cache: Annotated[Path | None, arg(help="where token files are kept")] = None
     threads: Annotated[int, arg(help="CPU threads; 0 leaves torch's choice")] = 0
     json: Annotated[bool, arg(help="print JSON")] = False
@@ -84,7 +108,10 @@ class Measuring:
     file: Annotated[Path | None, arg(help="measure on this text file instead")] = None
     tokens: Annotated[int | None, arg(help="read at most so many tokens")] = 100_000
     prompt: Annotated[str | None, arg(help="text for the spike raster; by default the beginning of the text")] = None
-    prices: Annotated[UseAppendAction[tuple[str, ...]], arg(help="price table by name, or your own .toml file; repeatable; default: all")] = ()
+    prices: Annotated[
+        UseAppendAction[tuple[str, ...]],
+        arg(help="price table by name, or your own .toml file; repeatable; default: all"),
+    ] = ()
     out: Annotated[Path | None, arg(help="folder of the report; by default RUN/report")] = None
     cache: Annotated[Path | None, arg(help="where token files are kept")] = None
     threads: Annotated[int, arg(help="CPU threads; 0 leaves torch's choice")] = 0
@@ -108,15 +135,27 @@ class Compare(Measuring):
 
 @dataclass(kw_only=True)
 class Import:
-    """Turn the weights of the published SpikeGPT, of RWKV-4 or of Hugging Face's RwkvForCausalLM into a folder that every verb takes."""
+    """Turn the weights of the published SpikeGPT, of RWKV-4 or of Hugging Face's RwkvForCausalLM into a folder that
+    every verb takes."""
 
-    source: Annotated[Positional[Path], arg(help=".pth or .safetensors file, the folder of a model, or OWNER/NAME[/FILE] on the Hugging Face hub")]
+    source: Annotated[
+        Positional[Path],
+        arg(help=".pth or .safetensors file, the folder of a model, or OWNER/NAME[/FILE] on the Hugging Face hub"),
+    ]
     out: Annotated[Path | None, arg(help="folder to write; by default runs/NAME")] = None
-    spiking: Annotated[Literal["none", "output"] | None, arg(help="dense RWKV-4 or the published block, if size and name do not tell")] = None
-    tokenizer: Annotated[Path | None, arg(help="tokenizers JSON file, or OWNER/NAME on the hub; by default the one beside the weights")] = None
+    spiking: Annotated[
+        Literal["none", "output"] | None, arg(help="dense RWKV-4 or the published block, if size and name do not tell")
+    ] = None
+    tokenizer: Annotated[
+        Path | None, arg(help="tokenizers JSON file, or OWNER/NAME on the hub; by default the one beside the weights")
+    ] = None
     ctx_len: Annotated[int, arg(help="tokens per window in evaluation; the weights do not say")] = 1024
-    binary_embedding: Annotated[bool, arg(help="pass the embedding through a step, as in training; the published inference of 216M does not")] = True
-    rescale_every: Annotated[int, arg(help="6: rescale as the published inference does, which weakens what the neurons receive")] = 0
+    binary_embedding: Annotated[
+        bool, arg(help="pass the embedding through a step, as in training; the published inference of 216M does not")
+    ] = True
+    rescale_every: Annotated[
+        int, arg(help="6: rescale as the published inference does, which weakens what the neurons receive")
+    ] = 0
     json: Annotated[bool, arg(help="print JSON")] = False
 
 
@@ -128,7 +167,10 @@ class Export:
     target: Annotated[Positional[Path], arg(help="file (pth) or folder (huggingface, auto) to write")]
     layout: Annotated[
         Literal["pth", "huggingface", "auto"],
-        arg(help="official names in a file of torch.save; RwkvForCausalLM's folder; a folder for AutoModelForCausalLM with spikegpt.huggingface"),
+        arg(
+            help="official names in a file of torch.save; RwkvForCausalLM's folder; a folder for "
+            "AutoModelForCausalLM with spikegpt.huggingface"
+        ),
     ] = "pth"
 
 
@@ -153,8 +195,13 @@ class Doctor:
 class FinetuneClassify:
     """Fine-tune a run for classification, and its dense twin beside it."""
 
-    runs: Annotated[Positional[tuple[Path, ...]], arg(help="folders of runs, checkpoints or imported models; the dense twin beside the spiking one")]
-    task: Annotated[Literal["sst2", "sst5", "mr", "subj"] | None, arg(help="a task of the paper, from the Hugging Face hub")] = None
+    runs: Annotated[
+        Positional[tuple[Path, ...]],
+        arg(help="folders of runs, checkpoints or imported models; the dense twin beside the spiking one"),
+    ]
+    task: Annotated[
+        Literal["sst2", "sst5", "mr", "subj"] | None, arg(help="a task of the paper, from the Hugging Face hub")
+    ] = None
     train: Annotated[Path | None, arg(help="TSV (first line: column names) or JSONL file")] = None
     valid: Annotated[Path | None, arg(help="chooses the epoch; by default 10 percent of train are held out")] = None
     test: Annotated[Path | None, arg(help="read once per seed, at the end")] = None

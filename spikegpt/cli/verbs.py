@@ -32,16 +32,16 @@ USAGE = f"""spikegpt {__version__}: train spiking language models, and compare t
 
   spikegpt train                  train a spike-driven model (--preset {" | ".join(PRESETS)})
   spikegpt train --spiking none   train its dense twin; --spiking output: the published block
-  spikegpt train --from RUN       go on from trained weights: fine-tune them, or turn dense ones into spiking ones (--spiking input)
+  spikegpt train --from RUN       go on from trained weights, or turn dense ones into spiking ones (--spiking input)
   spikegpt train --resume RUN     continue a run that was broken off
   spikegpt data [NAME]            list corpora, or fetch one: enwik8, wikitext-103, ..., OWNER/NAME of Hugging Face
   spikegpt generate RUN "Once"    write text, token by token
-  spikegpt evaluate RUN...        bits per byte, perplexities and firing rates, of several runs side by side; --last-word FILE
+  spikegpt evaluate RUN...        bits per byte, perplexities, firing rates, of runs side by side; --last-word FILE
   spikegpt lm-eval ...            EleutherAI's lm_eval, which then knows: --model spikegpt --model_args pretrained=RUN
   spikegpt finetune-classify RUN  SST-2, SST-5, MR, Subj or your own TSV and JSONL files, with seeds; its twin beside it
   spikegpt measure RUN            count what a run computes, estimate its energy, write RUN/report/report.html
   spikegpt compare RUN --twin     the same beside its dense twin, which is found or trained; or: compare RUN RUN...
-  spikegpt import FILE            published SpikeGPT or RWKV-4 weights (.pth, Hugging Face folder) become a folder like a run
+  spikegpt import FILE            published SpikeGPT or RWKV-4 weights (.pth, Hugging Face folder) become a run
   spikegpt export RUN FILE        and back
   spikegpt info RUN|PRESET        sizes and configuration
   spikegpt doctor                 what is installed, which kernels run here, how fast
@@ -50,22 +50,30 @@ spikegpt VERB --help shows the flags of a verb."""
 
 
 def train_verb(arguments: list[str]) -> int:
-    options = tyro.cli(OmitArgPrefixes[Train], prog="spikegpt train", args=arguments, default=_train_defaults(arguments))
+    options = tyro.cli(
+        OmitArgPrefixes[Train], prog="spikegpt train", args=arguments, default=_train_defaults(arguments)
+    )
     from ..train import trainer as train
 
     if options.resume is not None:
         if _changed(options):
-            raise SpikegptError(f"--resume goes on with the run's own configuration; leave out {', '.join(_changed(options))}")
+            raise SpikegptError(
+                f"--resume goes on with the run's own configuration; leave out {', '.join(_changed(options))}"
+            )
         result = train.resume(options.resume, cache=options.cache, quiet=options.json)
     else:
         name = options.from_.resolve().name + "-tuned" if options.from_ else options.preset
         out = options.out or Path("runs") / f"{name}-{options.model.spiking}"
-        result = train.train(options.model, options.train, out, start=options.from_, cache=options.cache, quiet=options.json)
+        result = train.train(
+            options.model, options.train, out, start=options.from_, cache=options.cache, quiet=options.json
+        )
     if not result.is_main:
         return 0
     if options.json:
         valid = result.valid.to_dict() if result.valid else None
-        print(json.dumps({"run": str(result.run), "step": result.step, "interrupted": result.interrupted, "valid": valid}))
+        print(
+            json.dumps({"run": str(result.run), "step": result.step, "interrupted": result.interrupted, "valid": valid})
+        )
     elif result.interrupted:
         print(f"stopped after step {result.step}, saved; continue with: spikegpt train --resume {result.run}")
     else:
@@ -74,7 +82,8 @@ def train_verb(arguments: list[str]) -> int:
 
 
 def _train_defaults(arguments: list[str]) -> Train:
-    """The defaults that `--preset`, `--from` and `--spiking` ask for (each block has its own neuron), so that other flags change those."""
+    """The defaults that `--preset`, `--from` and `--spiking` ask for (each block has its own neuron), so that other
+    flags change those."""
     name = _given("--preset", arguments) or "tiny"
     spiking = _given("--spiking", arguments)
     changes = {"spiking": spiking} if spiking in SPIKING else {}
@@ -101,7 +110,11 @@ def _given(flag: str, arguments: list[str]) -> str | None:
 def _changed(options: Train) -> list[str]:
     """Flags besides --resume, --cache and --json that differ from the defaults."""
     defaults = _train_defaults([])
-    names = ["preset", "out", "from"] if (options.preset, options.out, options.from_) != (defaults.preset, None, None) else []
+    names = (
+        ["preset", "out", "from"]
+        if (options.preset, options.out, options.from_) != (defaults.preset, None, None)
+        else []
+    )
     for part in ("model", "train"):
         ours, theirs = getattr(options, part).to_dict(), getattr(defaults, part).to_dict()
         names += [name for name in ours if ours[name] != theirs[name]]
@@ -138,7 +151,14 @@ def _write_tokens(options: Data) -> int:
 
     source = named_corpus(options.name, cache_dir=options.cache) if options.name in CORPORA else options.name
     tokenizer = ByteTokenizer() if options.tokenizer == "byte" else load_tokenizer(options.tokenizer)
-    written = export_binidx(source, tokenizer, options.binidx, text_column=options.column, end_token=options.end_token, processes=options.processes)
+    written = export_binidx(
+        source,
+        tokenizer,
+        options.binidx,
+        text_column=options.column,
+        end_token=options.end_token,
+        processes=options.processes,
+    )
     facts = {"tokens_file": str(written.path), "tokens": len(written.tokens), "documents": len(written.starts)}
     _show(facts, options.json)
     return 0
@@ -180,8 +200,17 @@ def evaluate_verb(arguments: list[str]) -> int:
     if not options.runs:
         raise SpikegptError("no run given; spikegpt evaluate RUN [RUN ...]")
     if options.last_word is not None:
-        text_flags = {"file": None, "tokens": None, "ctx_len": None, "stride": None, "keep_membrane": False, "split": "test"}
-        given = ["--" + name.replace("_", "-") for name, default in text_flags.items() if getattr(options, name) != default]
+        text_flags = {
+            "file": None,
+            "tokens": None,
+            "ctx_len": None,
+            "stride": None,
+            "keep_membrane": False,
+            "split": "test",
+        }
+        given = [
+            "--" + name.replace("_", "-") for name, default in text_flags.items() if getattr(options, name) != default
+        ]
         if given:
             raise SpikegptError(f"--last-word reads whole passages from its own file; leave out {', '.join(given)}")
         from ..evaluate import last_word
@@ -270,14 +299,29 @@ def finetune_classify_verb(arguments: list[str]) -> int:
     _use_threads(options.threads)
     files = options.train, options.valid, options.test
     if not options.runs or (options.task is None) == (None in (options.train, options.test)):
-        raise SpikegptError("give runs, and either --task NAME or --train FILE and --test FILE: spikegpt finetune-classify RUN [TWIN] ...")
+        raise SpikegptError(
+            "give runs, and either --task NAME or --train FILE and --test FILE: spikegpt finetune-classify RUN "
+            "[TWIN] ..."
+        )
     columns = {"text_column": options.text_column, "label_column": options.label_column}
     task = load_hub_task(options.task) if options.task else load_file_task(*files, **columns)
     results = [finetune(run, task, options.config, options.out / run.resolve().name) for run in options.runs]
-    published = {"46M": TASKS[options.task].published_46m, "216M": TASKS[options.task].published_216m} if options.task else {}
-    values = {"task": task.name, "classes": task.classes, "majority": task.majority(), "published": published, "results": results}
+    published = (
+        {"46M": TASKS[options.task].published_46m, "216M": TASKS[options.task].published_216m} if options.task else {}
+    )
+    values = {
+        "task": task.name,
+        "classes": task.classes,
+        "majority": task.majority(),
+        "published": published,
+        "results": results,
+    }
     write_atomically(options.out / "results.json", json.dumps({**values, "config": options.config.to_dict()}, indent=1))
-    print(json.dumps(values) if options.json else f"{table(task, results, published)}\n\nclassifiers and results.json: {options.out}")
+    print(
+        json.dumps(values)
+        if options.json
+        else f"{table(task, results, published)}\n\nclassifiers and results.json: {options.out}"
+    )
     return 0
 
 
@@ -344,7 +388,10 @@ def _show(values: dict[str, Any], as_json: bool, indent: str = "") -> None:
             print(f"{indent}{name}")
             _show(value, False, indent + "  ")
         else:
-            print(f"{indent}{name:<{width}}  {f'{value:,}' if isinstance(value, int) and not isinstance(value, bool) else value}")
+            print(
+                f"{indent}{name:<{width}}  "
+                f"{f'{value:,}' if isinstance(value, int) and not isinstance(value, bool) else value}"
+            )
 
 
 VERBS = {

@@ -1,6 +1,8 @@
-"""Fetch a file over HTTP so that it arrives whole: resumed, retried, checked, renamed into place. Standard library only.
+"""Fetch a file over HTTP so that it arrives whole: resumed, retried, checked, renamed into place. Standard library
+only.
 
-What has arrived lies in PATH.part, and beside it in PATH.part.json what tells whether the server still has the same file.
+What has arrived lies in PATH.part, and beside it in PATH.part.json what tells whether the server still has the same
+file.
 """
 
 import http.client
@@ -41,11 +43,12 @@ def fetch(
 
     Args:
         sha256, size: of the whole file, if known; size in bytes.
-        attempts: tries in a row that bring nothing new before giving up; between them wait_s, then twice as long each time.
+        attempts: tries in a row that bring nothing new before giving up; between them wait_s, then twice as long each
+            time.
 
     Raises:
-        SpikegptError: no network, refused by the server, not the right content, or the disk is full. What has arrived stays for
-            the next call, unless it is wrong.
+        SpikegptError: no network, refused by the server, not the right content, or the disk is full. What has arrived
+            stays for the next call, unless it is wrong.
     """
     if path.exists():
         fault = _fault(path, sha256, size)
@@ -59,14 +62,19 @@ def fetch(
         fault = _fault(part, sha256, size)
         if fault is not None:
             _discard(part)
-            raise SpikegptError(f"{url} {fault}: it is not the file it was, or was changed on the way; run again, or fetch it yourself to {path}")
+            raise SpikegptError(
+                f"{url} {fault}: it is not the file it was, or was changed on the way; run again, or fetch it "
+                f"yourself to {path}"
+            )
         with part.open("r+b") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
         _notes(part).unlink(missing_ok=True)
         sync_folder(path.parent)
     except OSError as error:
-        raise SpikegptError(f"cannot write {part}: {error.strerror or error}; free space and run again: what has arrived is kept") from error
+        raise SpikegptError(
+            f"cannot write {part}: {error.strerror or error}; free space and run again: what has arrived is kept"
+        ) from error
     return path
 
 
@@ -80,7 +88,9 @@ def _fault(path: Path, sha256: str | None, size: int | None) -> str | None:
     return None
 
 
-def _fetch_part(url: str, part: Path, sha256: str | None, size: int | None, attempts: int, timeout_s: float, wait_s: float) -> None:
+def _fetch_part(
+    url: str, part: Path, sha256: str | None, size: int | None, attempts: int, timeout_s: float, wait_s: float
+) -> None:
     """Bring the file into `part`, over as many attempts as it takes."""
     most, failures = 0, 0
     with Progress(f"fetching {part.stem}", size) as progress:
@@ -97,7 +107,8 @@ def _fetch_part(url: str, part: Path, sha256: str | None, size: int | None, atte
                 if failures == attempts:
                     kept = f"; the {arrived:,} bytes that arrived are kept" if arrived else ""
                     raise SpikegptError(
-                        f"cannot fetch {url}: {error}. Is this machine online? Run again later, or fetch it yourself to {part.with_suffix('')}{kept}"
+                        f"cannot fetch {url}: {error}. Is this machine online? Run again later, or fetch it yourself "
+                        f"to {part.with_suffix('')}{kept}"
                     ) from None
                 time.sleep(wait_s * 2 ** max(failures - 1, 0))
 
@@ -120,7 +131,9 @@ def _attempt(url: str, part: Path, timeout_s: float, can_check: bool, size: int 
             raise _BrokenOffError(f"the server has nothing from byte {start} on") from None
         if error.code in _PASSING or error.code >= 500:
             raise _BrokenOffError(f"the server answers {error.code} {error.reason}") from None
-        raise SpikegptError(f"cannot fetch {url}: the server answers {error.code} {error.reason}; look whether the address has changed") from None
+        raise SpikegptError(
+            f"cannot fetch {url}: the server answers {error.code} {error.reason}; look whether the address has changed"
+        ) from None
     except (http.client.HTTPException, OSError) as error:
         raise _BrokenOffError(str(getattr(error, "reason", None) or error or type(error).__name__)) from None
     with response:
@@ -136,7 +149,9 @@ def _announced_end(response: http.client.HTTPResponse, start: int) -> int | None
     if response.status == 206:
         match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", ""))
         if match is None or int(match[1]) != start:
-            raise _BrokenOffError(f"the server was asked for the bytes from {start} on and sent {response.headers.get('Content-Range')!r}")
+            raise _BrokenOffError(
+                f"the server was asked for the bytes from {start} on and sent {response.headers.get('Content-Range')!r}"
+            )
         return int(match[2]) + 1
     return int(length) if (length := response.headers.get("Content-Length", "")).isdecimal() else None
 
@@ -149,7 +164,9 @@ def _receive(response: http.client.HTTPResponse, part: Path, start: int, end: in
             try:
                 block = response.read(BLOCK_BYTES)
             except (http.client.HTTPException, OSError) as error:
-                raise _BrokenOffError(f"the connection broke after {start:,} bytes: {error or type(error).__name__}") from None
+                raise _BrokenOffError(
+                    f"the connection broke after {start:,} bytes: {error or type(error).__name__}"
+                ) from None
             if not block:
                 break
             file.write(block)

@@ -7,7 +7,8 @@ _EVERY_S = 0.2
 
 
 class Progress:
-    """Within `with Progress(...) as progress:` each `progress.advance(bytes)` moves the line; at the end the line is cleared."""
+    """Within `with Progress(...) as progress:` each `progress.advance(bytes)` moves the line; at the end the line is
+    cleared."""
 
     def __init__(self, title: str, total: int | None):
         """`total`: bytes of the whole work; None if nobody knows."""
@@ -41,4 +42,6 @@ class Progress:
         if not self._total:
             return line
         left = max(self._total - self._done, 0) / max(speed, 1e-9)
-        return f"{self._done / self._total:4.0%} of {self._total / 1e6:,.1f} MB, {speed / 1e6:.1f} MB/s, {left:.0f} s left"
+        return (
+            f"{self._done / self._total:4.0%} of {self._total / 1e6:,.1f} MB, {speed / 1e6:.1f} MB/s, {left:.0f} s left"
+        )

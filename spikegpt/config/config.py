@@ -32,7 +32,12 @@ class _Config:
                 hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(fields)}"
                 raise ValueError(f"{cls.__name__} has no key {key!r}; {hint}")
         nested = {"neuron": NeuronConfig}
-        return cls(**{key: nested[key].from_dict(value) if key in nested and value is not None else value for key, value in values.items()})
+        return cls(
+            **{
+                key: nested[key].from_dict(value) if key in nested and value is not None else value
+                for key, value in values.items()
+            }
+        )
 
 
 def _check(condition: bool, message: str) -> None:
@@ -50,11 +55,12 @@ def _is_number(text: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class NeuronConfig(_Config):
-    """One leaky integrate-and-fire neuron; the defaults are the published SpikeGPT's. Equations: `kernels/reference.py`.
+    """One leaky integrate-and-fire neuron; the defaults are the published SpikeGPT's. Equations:
+    `kernels/reference.py`.
 
-    With `levels` above 1 or `signed` it is an integer neuron: it may fire several unit spikes within one token, and negative
-    ones (ON/OFF pairs). Its alphabet is -levels..levels or 0..levels, its surrogate straight-through ("rectangular", slope 1),
-    and no gradient flows through its reset.
+    With `levels` above 1 or `signed` it is an integer neuron: it may fire several unit spikes within one token, and
+    negative ones (ON/OFF pairs). Its alphabet is -levels..levels or 0..levels, its surrogate straight-through
+    ("rectangular", slope 1), and no gradient flows through its reset.
     """
 
     membrane_decay: float = 0.5
@@ -83,23 +89,46 @@ class NeuronConfig(_Config):
     """negative spikes too: ON/OFF pairs, where a spike adds or subtracts"""
 
     def __post_init__(self):
-        lowest, highest = ("above 0", "below 1") if self.learnable_decay else ("at least 0", "below 1" if self.decay_input else "at most 1")
+        lowest, highest = (
+            ("above 0", "below 1")
+            if self.learnable_decay
+            else ("at least 0", "below 1" if self.decay_input else "at most 1")
+        )
         decay = self.membrane_decay
         fits = 0 < decay < 1 if self.learnable_decay else 0 <= decay < 1 or (decay == 1 and not self.decay_input)
-        _check(fits, f"membrane_decay must be {lowest} and {highest}, got {decay}; tau = 2 steps is membrane_decay = 0.5")
+        _check(
+            fits, f"membrane_decay must be {lowest} and {highest}, got {decay}; tau = 2 steps is membrane_decay = 0.5"
+        )
         _check(self.reset in ("zero", "subtract"), f"reset must be 'zero' or 'subtract', got {self.reset!r}")
-        _check(self.threshold > self.reset_potential, f"threshold ({self.threshold}) must exceed reset_potential ({self.reset_potential})")
-        _check(self.reset == "zero" or self.reset_potential == 0, "reset 'subtract' rests at 0: reset_potential must be 0")
+        _check(
+            self.threshold > self.reset_potential,
+            f"threshold ({self.threshold}) must exceed reset_potential ({self.reset_potential})",
+        )
+        _check(
+            self.reset == "zero" or self.reset_potential == 0, "reset 'subtract' rests at 0: reset_potential must be 0"
+        )
         surrogates = ("atan", "sigmoid", "fast_sigmoid", "rectangular")
-        _check(self.surrogate in surrogates, f"surrogate must be one of {', '.join(surrogates)}, got {self.surrogate!r}")
+        _check(
+            self.surrogate in surrogates, f"surrogate must be one of {', '.join(surrogates)}, got {self.surrogate!r}"
+        )
         _check(self.slope > 0, f"slope must be positive, got {self.slope}")
-        _check(isinstance(self.levels, int) and 1 <= self.levels <= 127, f"levels must be a whole number from 1 to 127, got {self.levels!r}")
+        _check(
+            isinstance(self.levels, int) and 1 <= self.levels <= 127,
+            f"levels must be a whole number from 1 to 127, got {self.levels!r}",
+        )
         if self.is_integer:
             kind = f"an integer neuron (levels={self.levels}, signed={self.signed})"
-            _check(self.reset_potential == 0, f"{kind} rests at 0: reset_potential must be 0, got {self.reset_potential}")
+            _check(
+                self.reset_potential == 0, f"{kind} rests at 0: reset_potential must be 0, got {self.reset_potential}"
+            )
             straight = self.surrogate == "rectangular" and self.slope == 1 and self.detach_reset
-            _check(straight, f"{kind} is trained straight through: it needs surrogate='rectangular', slope=1, detach_reset=True")
-        _check(not self.learnable_threshold or self.reset_potential == 0, "a learnable threshold needs reset_potential 0")
+            _check(
+                straight,
+                f"{kind} is trained straight through: it needs surrogate='rectangular', slope=1, detach_reset=True",
+            )
+        _check(
+            not self.learnable_threshold or self.reset_potential == 0, "a learnable threshold needs reset_potential 0"
+        )
 
     @property
     def is_integer(self) -> bool:
@@ -122,7 +151,8 @@ class NeuronConfig(_Config):
         return cls(membrane_decay=1 - 1 / tau, **options)
 
 
-# the neuron of the spike-driven block: ON/OFF, up to four spikes a token, memoryless; what measured best in benchmarks/tradeoff.py
+# the neuron of the spike-driven block: ON/OFF, up to four spikes a token, memoryless; what measured best in
+# benchmarks/tradeoff.py
 INPUT_NEURON = NeuronConfig(
     membrane_decay=0.0,
     reset="subtract",
@@ -146,8 +176,8 @@ class ModelConfig(_Config):
     vocab_size: int = 256
     """training replaces it by the tokenizer's"""
     spiking: Literal["none", "output", "input"] = "input"
-    """none: dense RWKV-4; output: published SpikeGPT, neurons on the output of each half block; input: spike-driven, neurons
-    before every matrix product of a block"""
+    """none: dense RWKV-4; output: published SpikeGPT, neurons on the output of each half block; input: spike-driven,
+    neurons before every matrix product of a block"""
     dropout: float = 0.03
     """on the residual stream after each block, as published"""
     hidden_levels: int = 8
@@ -155,11 +185,12 @@ class ModelConfig(_Config):
     spiking_head: bool = False
     """input only: the head reads spikes too. It costs a little quality, and pays where the vocabulary is large"""
     binary_embedding: bool = True
-    """output only: the embedding passes through a step, as in the published training. The published inference of the 216M model
-    leaves it out; False does so too"""
+    """output only: the embedding passes through a step, as in the published training. The published inference of the
+    216M model leaves it out; False does so too"""
     rescale_every: int = 0
-    """none and output: as in published inference, halve the residual stream after every so many layers, and divide what layer l
-    adds to it by 2^(l // rescale_every). Exact for dense RWKV-4; before a neuron it weakens the current. 0: never"""
+    """none and output: as in published inference, halve the residual stream after every so many layers, and divide what
+    layer l adds to it by 2^(l // rescale_every). Exact for dense RWKV-4; before a neuron it weakens the current. 0:
+    never"""
     neuron: NeuronConfig = None
     """the neuron; left out, it is the published one for output, INPUT_NEURON for input"""
 
@@ -171,11 +202,20 @@ class ModelConfig(_Config):
             _check(isinstance(value, int) and value >= 1, f"{name} must be a whole number of at least 1, got {value!r}")
         _check(self.spiking in SPIKING, f"spiking must be one of {', '.join(SPIKING)}, got {self.spiking!r}")
         rescale = self.rescale_every
-        _check(isinstance(rescale, int) and rescale >= 0, f"rescale_every must be a whole number of at least 0, got {rescale!r}")
-        _check(not rescale or self.spiking != "input", "rescale_every is of published inference; the spike-driven block has none")
+        _check(
+            isinstance(rescale, int) and rescale >= 0,
+            f"rescale_every must be a whole number of at least 0, got {rescale!r}",
+        )
+        _check(
+            not rescale or self.spiking != "input",
+            "rescale_every is of published inference; the spike-driven block has none",
+        )
         _check(0 <= self.dropout < 1, f"dropout must lie in [0, 1), got {self.dropout}")
         levels = self.hidden_levels
-        _check(isinstance(levels, int) and 1 <= levels <= 127, f"hidden_levels must be a whole number from 1 to 127, got {levels!r}")
+        _check(
+            isinstance(levels, int) and 1 <= levels <= 127,
+            f"hidden_levels must be a whole number from 1 to 127, got {levels!r}",
+        )
 
     @property
     def n_ffn(self) -> int:
@@ -192,7 +232,9 @@ class ModelConfig(_Config):
         hidden = dataclasses.replace(self.neuron, levels=1, signed=False)
         if self.hidden_levels == 1:
             return hidden
-        return dataclasses.replace(hidden, levels=self.hidden_levels, surrogate="rectangular", slope=1.0, detach_reset=True)
+        return dataclasses.replace(
+            hidden, levels=self.hidden_levels, surrogate="rectangular", slope=1.0, detach_reset=True
+        )
 
     @property
     def head_neuron(self) -> NeuronConfig:
@@ -241,23 +283,25 @@ class TrainConfig(_Config):
     """adds firing_rate_weight * mean over neuron layers of (rate - target)^2 to the loss"""
     firing_rate_weight: float = 1.0
     synop_budget: float = 0.2
-    """largest share of the dense matrix products that spikes may cost: adds synop_weight * (share - budget) to the loss while
-    the firing rate, weighted by synapses, is above it. Acts on the input block only; 0 turns it off"""
+    """largest share of the dense matrix products that spikes may cost: adds synop_weight * (share - budget) to the loss
+    while the firing rate, weighted by synapses, is above it. Acts on the input block only; 0 turns it off"""
     synop_weight: float = 5.0
     """at a budget of 0.2 or more; below, it grows as the budget shrinks, so that an excess counts in proportion"""
     synop_warmup: float = 0.5
     """share of the steps over which the budget shrinks from 1 to synop_budget"""
     teacher: str | None = None
-    """folder of a trained run, the dense twin for instance, whose predictions are learned beside the text (distillation)"""
+    """folder of a trained run, the dense twin for instance, whose predictions are learned beside the text
+    (distillation)"""
     teacher_weight: float = 0.5
     """share of the teacher in the loss: (1 - weight) * cross-entropy + weight * KL(teacher || model)"""
     freeze: tuple[str, ...] = ()
     """parameters that stay as they are, by name patterns: "emb.*", "blocks.[0-3].*", "*.att.*" """
     lr_scales: tuple[str, ...] = ()
-    """PATTERN=FACTOR multiplies the learning rate of the parameters of these names, on top of RWKV's groups; the last that fits counts"""
+    """PATTERN=FACTOR multiplies the learning rate of the parameters of these names, on top of RWKV's groups; the last
+    that fits counts"""
     anneal: float = 0.0
-    """share of the steps over which neurons begin to spike: the probability that one does grows from 0 to 1, until then it passes on
-    the real number that its spikes stand for. For dense weights in a spiking model"""
+    """share of the steps over which neurons begin to spike: the probability that one does grows from 0 to 1, until then
+    it passes on the real number that its spikes stand for. For dense weights in a spiking model"""
     verify_spikes: bool = False
     """check at every step that each neuron emits its declared alphabet only"""
     precision: Literal["no", "bf16", "fp16"] = "no"
@@ -284,7 +328,16 @@ class TrainConfig(_Config):
         _check(len(self.data) > 0, "data names no text; give python-docs, files or a folder")
         for name in ("steps", "batch_size", "grad_accumulation", "keep", "log_every", "save_every"):
             _check(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("warmup_steps", "weight_decay", "grad_clip", "l2wrap", "firing_rate_weight", "threads", "eval_every", "sample_every"):
+        for name in (
+            "warmup_steps",
+            "weight_decay",
+            "grad_clip",
+            "l2wrap",
+            "firing_rate_weight",
+            "threads",
+            "eval_every",
+            "sample_every",
+        ):
             _check(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
         _check(0 <= self.lr_final <= self.lr, f"want 0 <= lr_final <= lr, got lr_final {self.lr_final}, lr {self.lr}")
         _check(self.eval_tokens >= 2, f"eval_tokens must be at least 2, got {self.eval_tokens}")
@@ -294,12 +347,18 @@ class TrainConfig(_Config):
         _check(0 <= self.synop_budget < 1, f"synop_budget must lie in [0, 1), got {self.synop_budget}")
         _check(self.synop_weight >= 0, f"synop_weight must not be negative, got {self.synop_weight}")
         _check(0 <= self.teacher_weight <= 1, f"teacher_weight must lie in [0, 1], got {self.teacher_weight}")
-        _check(self.teacher is None or not self.carry_state, "a teacher reads each window from an empty state: leave out carry_state")
+        _check(
+            self.teacher is None or not self.carry_state,
+            "a teacher reads each window from an empty state: leave out carry_state",
+        )
         _check(0 <= self.synop_warmup <= 1, f"synop_warmup must lie in [0, 1], got {self.synop_warmup}")
         _check(0 <= self.anneal <= 1, f"anneal must lie in [0, 1], got {self.anneal}")
         for entry in self.lr_scales:
             pattern, _, factor = entry.rpartition("=")
-            _check(bool(pattern) and _is_number(factor), f"lr_scales wants PATTERN=FACTOR with a factor of at least 0, got {entry!r}")
+            _check(
+                bool(pattern) and _is_number(factor),
+                f"lr_scales wants PATTERN=FACTOR with a factor of at least 0, got {entry!r}",
+            )
         _check(self.precision in ("no", "bf16", "fp16"), f"precision must be no, bf16 or fp16, got {self.precision!r}")
 
 

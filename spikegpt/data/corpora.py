@@ -1,4 +1,5 @@
-"""`spikegpt data`: well-known corpora by name, and any data set of Hugging Face, as a folder of train, valid and test that `--data` takes."""
+"""`spikegpt data`: well-known corpora by name, and any data set of Hugging Face, as a folder of train, valid and test
+that `--data` takes."""
 
 import json
 import os
@@ -23,7 +24,8 @@ NOTES = "corpus.json"
 
 @dataclass(frozen=True, kw_only=True)
 class NamedCorpus:
-    """Where a corpus is fetched. `members` of the archive: none if it is no archive, one to be split 90 / 5 / 5, or one per split."""
+    """Where a corpus is fetched. `members` of the archive: none if it is no archive, one to be split 90 / 5 / 5, or one
+    per split."""
 
     urls: tuple[str, ...]
     file: str
@@ -76,7 +78,9 @@ CORPORA = {
         about="as wikitext-2, 545 MB; CC BY-SA 3.0",
     ),
     "tinyshakespeare": NamedCorpus(
-        urls=("https://raw.githubusercontent.com/karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/tinyshakespeare/input.txt",),
+        urls=(
+            "https://raw.githubusercontent.com/karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/tinyshakespeare/input.txt",
+        ),
         file="tinyshakespeare.txt",
         size=1_115_394,
         sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
@@ -86,7 +90,8 @@ CORPORA = {
 
 
 def obtain(name: str, out: Path | None = None, cache_dir: Path | None = None, **hub_options: Any) -> Path:
-    """Return the folder with the corpus that `name` means: one of CORPORA, or else a data set (`hub_corpus`, with its options).
+    """Return the folder with the corpus that `name` means: one of CORPORA, or else a data set (`hub_corpus`, with its
+    options).
 
     Raises:
         SpikegptError: nothing has this name; or as `named_corpus` and `hub_corpus`.
@@ -94,19 +99,28 @@ def obtain(name: str, out: Path | None = None, cache_dir: Path | None = None, **
     if name in CORPORA:
         return named_corpus(name, out, cache_dir)
     if Path(name).is_file():
-        raise SpikegptError(f"{name} is a file: train on it as it is, --data {name}, or write its tokens, --tokenizer FILE --binidx PREFIX")
+        raise SpikegptError(
+            f"{name} is a file: train on it as it is, --data {name}, or write its tokens, --tokenizer FILE --binidx "
+            f"PREFIX"
+        )
     if "/" not in name and not Path(name).is_dir():
-        raise SpikegptError(f"unknown corpus {name!r}; known: {', '.join(CORPORA)}; or OWNER/NAME of a Hugging Face data set")
+        raise SpikegptError(
+            f"unknown corpus {name!r}; known: {', '.join(CORPORA)}; or OWNER/NAME of a Hugging Face data set"
+        )
     return hub_corpus(name, out, cache_dir, **hub_options)
 
 
 def listing() -> str:
     """Return the named corpora as text, one per line."""
     width = max(map(len, CORPORA))
-    return "\n".join(f"{name:<{width}}  {corpus.size / 1e6:>5.1f} MB to fetch  {corpus.about}" for name, corpus in CORPORA.items())
+    return "\n".join(
+        f"{name:<{width}}  {corpus.size / 1e6:>5.1f} MB to fetch  {corpus.about}" for name, corpus in CORPORA.items()
+    )
 
 
-def named_corpus(name: str, out: Path | None = None, cache_dir: Path | None = None, warn: Warn = warn_on_stderr) -> Path:
+def named_corpus(
+    name: str, out: Path | None = None, cache_dir: Path | None = None, warn: Warn = warn_on_stderr
+) -> Path:
     """Return the folder with the corpus `name` of CORPORA; fetched unless it is there, whole.
 
     Args:
@@ -171,8 +185,19 @@ def hub_corpus(
     Raises:
         SpikegptError: the data set cannot be read, has no such column or split, or the folder cannot be written.
     """
-    request = {"data set": name, "config": config, "split": split, "column": column, "separator": separator, "limit_bytes": limit_bytes}
-    slug = re.sub(r"[^\w.-]+", "_", "-".join(str(value) for value in (name, config, split, column, limit_bytes) if value is not None))
+    request = {
+        "data set": name,
+        "config": config,
+        "split": split,
+        "column": column,
+        "separator": separator,
+        "limit_bytes": limit_bytes,
+    }
+    slug = re.sub(
+        r"[^\w.-]+",
+        "_",
+        "-".join(str(value) for value in (name, config, split, column, limit_bytes) if value is not None),
+    )
     folder = out or (cache_dir or default_cache_dir()) / "corpora" / slug.strip("_")
     if _is_there(folder, request):
         return folder
@@ -226,7 +251,10 @@ def _is_there(folder: Path, request: dict[str, Any]) -> bool:
         return False
     if notes["request"] != request:
         raise SpikegptError(f"{folder} holds another corpus, of {notes['request']}; choose another --out, or remove it")
-    return all(path.is_file() and path.stat().st_size == notes["splits"][split]["bytes"] for split, path in _paths(folder).items())
+    return all(
+        path.is_file() and path.stat().st_size == notes["splits"][split]["bytes"]
+        for split, path in _paths(folder).items()
+    )
 
 
 def _paths(folder: Path) -> dict[str, Path]:
@@ -235,7 +263,8 @@ def _paths(folder: Path) -> dict[str, Path]:
 
 @contextmanager
 def _writing(folder: Path, request: dict[str, Any]) -> Iterator[None]:
-    """Within this block the three files of `folder` are written; at its end their sizes, which say that they are whole."""
+    """Within this block the three files of `folder` are written; at its end their sizes, which say that they are
+    whole."""
 
     def note(splits: dict[str, Any]) -> None:
         write_atomically(folder / NOTES, json.dumps({"request": request, "splits": splits}, indent=1))
@@ -245,9 +274,16 @@ def _writing(folder: Path, request: dict[str, Any]) -> Iterator[None]:
         note({})
         yield
         corpus = Corpus(name=str(folder), **{split: Text.of_file(path) for split, path in _paths(folder).items()})
-        note({split: {"bytes": len(corpus.split(split)), "sha256": sha256_of(path)} for split, path in _paths(folder).items()})
+        note(
+            {
+                split: {"bytes": len(corpus.split(split)), "sha256": sha256_of(path)}
+                for split, path in _paths(folder).items()
+            }
+        )
     except OSError as error:
-        raise SpikegptError(f"cannot write {folder}: {error.strerror or error}; free space or choose another --out") from error
+        raise SpikegptError(
+            f"cannot write {folder}: {error.strerror or error}; free space or choose another --out"
+        ) from error
 
 
 def _write(path: Path, blocks: Iterable[bytes]) -> None:

@@ -8,8 +8,9 @@ from ..common.errors import SpikegptError
 LONGEST_CHARACTER = 4
 # a letter or digit; anything else that is seen
 _WORD, _MARK = r"[^\W_]", r"(?:[^\w\s]|_)"
-# where byte pairs may be cut: before a newline, and before the one space in front of a word. An example, as text before and
-# after the place, on which each tokenizer is asked whether the cut changes its tokens; and what all such places look like
+# where byte pairs may be cut: before a newline, and before the one space in front of a word. An example, as text before
+# and after the place, on which each tokenizer is asked whether the cut changes its tokens; and what all such places
+# look like
 PAIR_CUTS = {
     ("a", "\na"): rf"(?<={_WORD})(?=\n)",
     ("a.", "\na"): rf"(?<={_MARK})(?=\n)",
@@ -26,7 +27,8 @@ def pair_pattern(cuts: Iterable[tuple[str, str]]) -> re.Pattern[str]:
 
 
 def next_character(text: bytes, position: int) -> int:
-    """Return the first position at or after `position` where a UTF-8 character begins or the text ends; where no UTF-8 is, `position`."""
+    """Return the first position at or after `position` where a UTF-8 character begins or the text ends; where no UTF-8
+    is, `position`."""
     for candidate in range(position, position + 4):
         if candidate >= len(text) or text[candidate] & 0xC0 != 0x80:
             return candidate
@@ -34,7 +36,8 @@ def next_character(text: bytes, position: int) -> int:
 
 
 def cut_pieces(blocks: Iterable[bytes], size: int, next_cut: Callable[[bytes, int], int | None]) -> Iterator[bytes]:
-    """Yield the text that `blocks` add up to in pieces of at least `size` bytes (>= 1), cut where `next_cut` says; the last may be shorter.
+    """Yield the text that `blocks` add up to in pieces of at least `size` bytes (>= 1), cut where `next_cut` says; the
+    last may be shorter.
 
     Where there is no place to cut, a piece grows until there is one.
     """
@@ -59,7 +62,8 @@ def next_character_cut(text: bytes, start: int) -> int | None:
 
 
 def next_pair_cut(text: bytes, start: int, pattern: re.Pattern[str]) -> int | None:
-    """Return the first place at or after `start` that `pattern`, a `pair_pattern`, matches; None if there is none, or the end hides it."""
+    """Return the first place at or after `start` that `pattern`, a `pair_pattern`, matches; None if there is none, or
+    the end hides it."""
     for found in _CANDIDATES.finditer(text, start):
         place = found.start()
         # the characters around the place, without the bytes of others that the windows cut

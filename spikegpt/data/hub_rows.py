@@ -19,7 +19,8 @@ def split_names(name: str, config: str | None) -> list[str]:
 
 
 def own_splits(names: list[str]) -> dict[str, str]:
-    """Return {"train": ..., "valid": ..., "test": ...} if `names` has all three, whatever it calls the second; else {}."""
+    """Return {"train": ..., "valid": ..., "test": ...} if `names` has all three, whatever it calls the second; else
+    {}."""
     found = {SPLIT_OF_STEM[name]: name for name in names if name in SPLIT_OF_STEM}
     return found if len(found) == 3 else {}
 
@@ -48,10 +49,15 @@ def texts(name: str, config: str | None, split: str, column: str) -> Iterator[by
     """
     for number, row in enumerate(rows(name, config, split), 1):
         if column not in row:
-            raise SpikegptError(f"{name} has no column {column!r}, only {', '.join(row)}; name the one that holds the text: --column")
+            raise SpikegptError(
+                f"{name} has no column {column!r}, only {', '.join(row)}; name the one that holds the text: --column"
+            )
         if not isinstance(row[column], str):
             kind = type(row[column]).__name__
-            raise SpikegptError(f"{name}, row {number} of {split}: the column {column!r} holds a {kind}, not text; name another --column")
+            raise SpikegptError(
+                f"{name}, row {number} of {split}: the column {column!r} holds a {kind}, not text; name another "
+                f"--column"
+            )
         yield row[column].encode()
 
 
@@ -72,8 +78,14 @@ def _told(name: str) -> Iterator[None]:
         yield
     except RuntimeError as error:
         # Dataset scripts are no longer supported
-        raise SpikegptError(f"the data set {name} is refused, for it runs code of its repository: {error}; choose one of plain files") from None
+        raise SpikegptError(
+            f"the data set {name} is refused, for it runs code of its repository: {error}; choose one of plain files"
+        ) from None
     except (ConnectionError, HTTPError) as error:
-        raise SpikegptError(f"cannot reach the data set {name}: {error}; is this machine online, and the name right?") from None
+        raise SpikegptError(
+            f"cannot reach the data set {name}: {error}; is this machine online, and the name right?"
+        ) from None
     except (OSError, ValueError) as error:
-        raise SpikegptError(f"cannot read the data set {name}: {error}; look up its splits and configurations, --split and --config") from None
+        raise SpikegptError(
+            f"cannot read the data set {name}: {error}; look up its splits and configurations, --split and --config"
+        ) from None

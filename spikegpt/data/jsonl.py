@@ -33,7 +33,9 @@ def _object(line: bytes, place: str) -> dict[str, Any]:
     except ValueError as error:
         raise SpikegptError(f"{place}, is not JSON: {error}; mend or remove the line") from None
     if not isinstance(values, dict):
-        raise SpikegptError(f"{place}, is not an object but a {type(values).__name__}; every line must be an object with a text")
+        raise SpikegptError(
+            f"{place}, is not an object but a {type(values).__name__}; every line must be an object with a text"
+        )
     return values
 
 
@@ -45,18 +47,27 @@ def documents(path: Path, column: str) -> Iterator[bytes]:
     """
     for place, values in rows(path):
         if column not in values:
-            raise SpikegptError(f"{place}, has no {column!r}, only {', '.join(values) or 'nothing'}; name the one that holds the text: --text-column")
+            raise SpikegptError(
+                f"{place}, has no {column!r}, only {', '.join(values) or 'nothing'}; name the one that holds the "
+                f"text: --text-column"
+            )
         text = values[column]
         if not isinstance(text, str):
-            raise SpikegptError(f"{place}, has a {type(text).__name__} as {column!r}, not text; mend the line or name another --text-column")
+            raise SpikegptError(
+                f"{place}, has a {type(text).__name__} as {column!r}, not text; mend the line or name another "
+                f"--text-column"
+            )
         try:
             yield text.encode()
         except UnicodeEncodeError as error:
-            raise SpikegptError(f"{place}, has half a character in {column!r}: {error}; mend or remove the line") from None
+            raise SpikegptError(
+                f"{place}, has half a character in {column!r}: {error}; mend or remove the line"
+            ) from None
 
 
 def text_file(path: Path, column: str, folder: Path) -> Path:
-    """Return a file in `folder` with the texts of a JSONL file, joined by newlines. Written once per content and column.
+    """Return a file in `folder` with the texts of a JSONL file, joined by newlines. Written once per content and
+    column.
 
     Raises:
         SpikegptError: as `documents`; or `folder` cannot be written.

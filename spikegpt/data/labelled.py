@@ -1,4 +1,5 @@
-"""Labelled texts: the four tasks of the paper from the Hugging Face hub, or TSV and JSONL files, checked line by line."""
+"""Labelled texts: the four tasks of the paper from the Hugging Face hub, or TSV and JSONL files, checked line by
+line."""
 
 import csv
 import random
@@ -38,7 +39,8 @@ class Task:
     test: list[Example]
 
     def majority(self) -> float:
-        """Return the share of the test examples that have the most frequent label of the train examples: what knowing nothing gives."""
+        """Return the share of the test examples that have the most frequent label of the train examples: what knowing
+        nothing gives."""
         most = Counter(example.label for example in self.train).most_common(1)[0][0]
         return sum(example.label == most for example in self.test) / len(self.test)
 
@@ -57,7 +59,8 @@ class HubTask:
     published_216m: float
 
 
-# the labels of sst2's test split are secret: as usual its validation split is the test, and validation is held out of train
+# the labels of sst2's test split are secret: as usual its validation split is the test, and validation is held out of
+# train
 TASKS = {
     "sst2": HubTask("stanfordnlp/sst2", "sentence", "validation", 80.39, 88.76),
     "sst5": HubTask("SetFit/sst5", "text", "test", 37.69, 51.27),
@@ -67,7 +70,8 @@ TASKS = {
 
 
 def load_hub_task(name: str) -> Task:
-    """Return a task of the paper, from the Hugging Face hub; 10 % of train are held out for validation, the same always.
+    """Return a task of the paper, from the Hugging Face hub; 10 % of train are held out for validation, the same
+    always.
 
     Raises:
         SpikegptError: the task is unknown, or the hub cannot be reached.
@@ -75,22 +79,30 @@ def load_hub_task(name: str) -> Task:
     from .hub_rows import rows
 
     if name not in TASKS:
-        raise SpikegptError(f"unknown task {name!r}; known: {', '.join(TASKS)}; or give files: --train FILE --test FILE")
+        raise SpikegptError(
+            f"unknown task {name!r}; known: {', '.join(TASKS)}; or give files: --train FILE --test FILE"
+        )
     task = TASKS[name]
 
     def read(split: str) -> list[_Found]:
         found = rows(task.data_set, None, split)
-        return [_Found(f"{task.data_set} {split}, row {n}", row.get(task.text_column), row.get("label")) for n, row in enumerate(found, 1)]
+        return [
+            _Found(f"{task.data_set} {split}, row {n}", row.get(task.text_column), row.get("label"))
+            for n, row in enumerate(found, 1)
+        ]
 
     return make_task(name, read("train"), None, read(task.test_split))
 
 
-def load_file_task(train: Path, valid: Path | None, test: Path, *, text_column: str = "text", label_column: str = "label") -> Task:
-    """Return the task in TSV files (first line: column names) or JSONL files; without `valid`, 10 % of train are held out.
+def load_file_task(
+    train: Path, valid: Path | None, test: Path, *, text_column: str = "text", label_column: str = "label"
+) -> Task:
+    """Return the task in TSV files (first line: column names) or JSONL files; without `valid`, 10 % of train are held
+    out.
 
     Raises:
-        SpikegptError: a file cannot be read, a column is missing, a line is broken, a text is empty, a label is not one of train's,
-            or train has one class only.
+        SpikegptError: a file cannot be read, a column is missing, a line is broken, a text is empty, a label is not one
+            of train's, or train has one class only.
     """
 
     def read(path: Path) -> list[_Found]:
@@ -100,12 +112,18 @@ def load_file_task(train: Path, valid: Path | None, test: Path, *, text_column: 
 
 
 def make_task(name: str, train: list[_Found], valid: list[_Found] | None, test: list[_Found]) -> Task:
-    """Return the task of what was read; labels are numbered in sorted order. See `load_file_task` for what is refused."""
+    """Return the task of what was read; labels are numbered in sorted order. See `load_file_task` for what is
+    refused."""
     labels = {str(found.label) for found in train}
     # numbers in their order, not 10 before 2
-    classes = tuple(sorted(labels, key=lambda label: (not label.isdigit(), int(label) if label.isdigit() else 0, label)))
+    classes = tuple(
+        sorted(labels, key=lambda label: (not label.isdigit(), int(label) if label.isdigit() else 0, label))
+    )
     if len(classes) < 2:
-        raise SpikegptError(f"{name}: train has {len(train)} examples of {len(classes)} class(es) ({', '.join(classes)}); at least two are needed")
+        raise SpikegptError(
+            f"{name}: train has {len(train)} examples of {len(classes)} class(es) ({', '.join(classes)}); at least "
+            f"two are needed"
+        )
     number = {label: index for index, label in enumerate(classes)}
 
     def examples(parts: Iterable[_Found]) -> list[Example]:
@@ -120,7 +138,9 @@ def make_task(name: str, train: list[_Found], valid: list[_Found] | None, test: 
 
     fitted, held = (examples(train), examples(valid)) if valid is not None else _hold_out(examples(train))
     if not held or not test:
-        raise SpikegptError(f"{name}: {len(held)} examples for validation and {len(test)} for test; each needs at least one")
+        raise SpikegptError(
+            f"{name}: {len(held)} examples for validation and {len(test)} for test; each needs at least one"
+        )
     return Task(name=name, classes=classes, train=fitted, valid=held, test=examples(test))
 
 
@@ -151,7 +171,9 @@ def _read_file(path: Path, text_column: str, label_column: str) -> Iterator[_Fou
             # a short line of a TSV lacks its last columns
             if row.get(column) is None:
                 known = ", ".join(str(name) for name in row if name is not None)
-                raise SpikegptError(f"{place}: no column {column!r}; there are {known}; name it with --text-column or --label-column")
+                raise SpikegptError(
+                    f"{place}: no column {column!r}; there are {known}; name it with --text-column or --label-column"
+                )
         yield _Found(place, row[text_column], row[label_column])
 
 

@@ -28,16 +28,17 @@ def prepare(
     """Return the tokens of a corpus, from the token file in `cache_dir` if it is whole and of this text and tokenizer.
 
     Args:
-        source: as for `read_corpus`; or one PREFIX.bin or PREFIX.idx with the tokens of Megatron-LM or RWKV-LM, which are used
-            where they are, split 90 / 5 / 5 between documents.
-        tokenizer: "byte"; "char", whose alphabet is that of the whole corpus, valid and test included; "bpe", trained on the train
-            split only, or on TRAINING_BYTES of it; the path of a tokenizer JSON; or a tokenizer.
+        source: as for `read_corpus`; or one PREFIX.bin or PREFIX.idx with the tokens of Megatron-LM or RWKV-LM, which
+            are used where they are, split 90 / 5 / 5 between documents.
+        tokenizer: "byte"; "char", whose alphabet is that of the whole corpus, valid and test included; "bpe", trained
+            on the train split only, or on TRAINING_BYTES of it; the path of a tokenizer JSON; or a tokenizer.
         cache_dir: default ~/.cache/spikegpt.
         text_column: of JSONL files.
         processes: that encode a long text; default all CPUs.
 
     Raises:
-        SpikegptError: the corpus or the tokenizer cannot be read, they do not fit each other, or the cache cannot be written.
+        SpikegptError: the corpus or the tokenizer cannot be read, they do not fit each other, or the cache cannot be
+            written.
     """
     paths = source_paths(source)
     if paths != [PYTHON_DOCS] and any(map(is_binidx, paths)):
@@ -58,7 +59,9 @@ def prepare(
     return TokenData(path=path, tokenizer=made, header=header, start=start)
 
 
-def _make_tokenizer(which: str | Path | Tokenizer, corpus: Corpus, cache_dir: Path, bpe_vocab_size: int, warn: Warn) -> Tokenizer:
+def _make_tokenizer(
+    which: str | Path | Tokenizer, corpus: Corpus, cache_dir: Path, bpe_vocab_size: int, warn: Warn
+) -> Tokenizer:
     if isinstance(which, Tokenizer):
         return which
     if which == "byte":
@@ -79,7 +82,8 @@ def _make_tokenizer(which: str | Path | Tokenizer, corpus: Corpus, cache_dir: Pa
 
 
 def _sample(text: Text) -> Text:
-    """The text, or parts of it spread evenly if it is long: the counts of all words of a very long text do not fit into memory."""
+    """The text, or parts of it spread evenly if it is long: the counts of all words of a very long text do not fit into
+    memory."""
     if len(text) <= TRAINING_BYTES:
         return text
     size = TRAINING_BYTES // TRAINING_PARTS
@@ -93,7 +97,10 @@ def _is_reusable(path: Path, corpus: Corpus, tokenizer: Tokenizer, warn: Warn) -
     try:
         header, _ = read_header(path)
         is_same_split = all(header["splits"][name]["bytes"] == len(corpus.split(name)) for name in SPLITS)
-        if (header["text_sha256"], header["tokenizer_fingerprint"]) == (corpus.sha256, tokenizer.fingerprint) and is_same_split:
+        if (header["text_sha256"], header["tokenizer_fingerprint"]) == (
+            corpus.sha256,
+            tokenizer.fingerprint,
+        ) and is_same_split:
             return True
         fault = "is of another text, split or tokenizer"
     except SpikegptError as error:

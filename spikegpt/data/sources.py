@@ -1,4 +1,5 @@
-"""What `--data` names: text files, JSONL files, folders of them, the documentation of Python; read as a corpus in three splits."""
+"""What `--data` names: text files, JSONL files, folders of them, the documentation of Python; read as a corpus in three
+splits."""
 
 import hashlib
 import platform
@@ -37,7 +38,9 @@ class Corpus:
         for split in SPLITS:
             if len(self.split(split)) < 2:
                 sizes = ", ".join(f"{split} {len(self.split(split))}" for split in SPLITS)
-                raise SpikegptError(f"corpus {self.name}: every split needs at least 2 bytes, found {sizes}; give more text")
+                raise SpikegptError(
+                    f"corpus {self.name}: every split needs at least 2 bytes, found {sizes}; give more text"
+                )
 
     def __len__(self) -> int:
         """In bytes."""
@@ -66,12 +69,15 @@ class Corpus:
         return digests[0], digests[-1]
 
 
-def read_corpus(source: str | Path | Iterable[str | Path], text_column: str = "text", cache_dir: Path | None = None) -> Corpus:
+def read_corpus(
+    source: str | Path | Iterable[str | Path], text_column: str = "text", cache_dir: Path | None = None
+) -> Corpus:
     """Return the corpus that `source` names, split into train, valid and test.
 
     Args:
-        source: "python-docs", the documentation texts that come with Python; or paths of text or JSONL files; or a folder: all
-            its *.txt, *.md, *.text and *.jsonl files, at any depth, sorted by path. A folder with exactly the files train, valid
+        source: "python-docs", the documentation texts that come with Python; or paths of text or JSONL files; or a
+            folder: all its *.txt, *.md, *.text and *.jsonl files, at any depth, sorted by path. A folder with exactly
+                the files train, valid
             (or validation, or val) and test is used as it is split; everything else is split 90 / 5 / 5 by position.
         text_column: of a JSONL file, whose documents are joined by newlines.
         cache_dir: where the texts of JSONL files are laid down; default ~/.cache/spikegpt.
@@ -109,9 +115,12 @@ def text_files(paths: list[Path]) -> list[Path]:
 
 
 def split_text(name: str, text: Text, metadata: dict[str, Any] | None = None) -> Corpus:
-    """Return `text` cut into its first 90 %, the next 5 % and the last 5 %, each cut moved forward to a character's first byte."""
+    """Return `text` cut into its first 90 %, the next 5 % and the last 5 %, each cut moved forward to a character's
+    first byte."""
     if not any(len(block.strip()) > 1 for block in text.blocks()):
-        raise SpikegptError(f"corpus {name} has {len(text)} byte(s) of text; give a text of at least some hundred characters")
+        raise SpikegptError(
+            f"corpus {name} has {len(text)} byte(s) of text; give a text of at least some hundred characters"
+        )
     valid, test = (text.next_character(len(text) * percent // 100) for percent in (90, 95))
     parts = {"train": text.cut(0, valid), "valid": text.cut(valid, test), "test": text.cut(test, len(text))}
     return Corpus(name=name, **parts, metadata=metadata or {})
@@ -121,7 +130,9 @@ def _python_docs() -> Corpus:
     try:
         from pydoc_data.topics import topics
     except ImportError:
-        raise SpikegptError(f"this Python ({sys.executable}) comes without pydoc_data; name a text file as the source instead") from None
+        raise SpikegptError(
+            f"this Python ({sys.executable}) comes without pydoc_data; name a text file as the source instead"
+        ) from None
     text = "\n\n".join(topics[topic].strip("\n") for topic in sorted(topics)) + "\n"
     origin = f"pydoc_data.topics of Python {platform.python_version()}"
     metadata = {"python": platform.python_version(), "origin": origin, "topics": len(topics)}
@@ -139,7 +150,9 @@ def _read_folder(folder: Path, text_column: str, texts: Path) -> Corpus:
     # joining a train and a test file and splitting them anew would surprise whoever split them
     if len(set(found)) > 1:
         listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        raise SpikegptError(f"{folder} looks split but holds {listed}; keep exactly train, valid and test in it, or name the files")
+        raise SpikegptError(
+            f"{folder} looks split but holds {listed}; keep exactly train, valid and test in it, or name the files"
+        )
     return split_text(name, _joined(files, text_column, texts), {"files": names})
 
 

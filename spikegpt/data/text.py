@@ -1,4 +1,5 @@
-"""A text of any size: ranges of files and bytes at hand, joined; read in pieces, so that no text need fit into memory."""
+"""A text of any size: ranges of files and bytes at hand, joined; read in pieces, so that no text need fit into
+memory."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -30,7 +31,9 @@ class _Part:
                 while left > 0:
                     block = file.read(min(BLOCK_BYTES, left))
                     if not block:
-                        raise SpikegptError(f"{self.source} became shorter while it was read; run again once nobody writes it")
+                        raise SpikegptError(
+                            f"{self.source} became shorter while it was read; run again once nobody writes it"
+                        )
                     yield block
                     left -= len(block)
         except OSError as error:
@@ -83,7 +86,8 @@ class Text:
         return Text(parts)
 
     def next_character(self, position: int) -> int:
-        """Return the first place at or after `position` where a UTF-8 character begins; where no UTF-8 is, `position`."""
+        """Return the first place at or after `position` where a UTF-8 character begins; where no UTF-8 is,
+        `position`."""
         return position + next_character(self.cut(position, position + LONGEST_CHARACTER).read(), 0)
 
     def blocks(self) -> Iterator[bytes]:

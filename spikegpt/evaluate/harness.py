@@ -1,7 +1,8 @@
-"""Our models in EleutherAI's lm-evaluation-harness: `spikegpt lm-eval --model spikegpt --model_args pretrained=RUN --tasks ...`.
+"""Our models in EleutherAI's lm-evaluation-harness: `spikegpt lm-eval --model spikegpt --model_args pretrained=RUN
+--tasks ...`.
 
-Needs the extra `eval`. Three kinds of requests: log probabilities of continuations (scoring.py), of whole texts with carried
-state, however long they are, and continuations to be written (generate.py).
+Needs the extra `eval`. Three kinds of requests: log probabilities of continuations (scoring.py), of whole texts with
+carried state, however long they are, and continuations to be written (generate.py).
 
 What stands before a text that has no context is `prefix`: <|endoftext|> where the tokenizer has it, else a newline.
 """
@@ -26,7 +27,9 @@ try:
     from lm_eval.models.utils import normalize_gen_kwargs
     from tqdm import tqdm
 except ModuleNotFoundError as error:
-    raise SpikegptError(f"lm_eval cannot be imported ({error}); install it with: pip install 'spikegpt[eval]'") from None
+    raise SpikegptError(
+        f"lm_eval cannot be imported ({error}); install it with: pip install 'spikegpt[eval]'"
+    ) from None
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +44,8 @@ class SpikeGPTHarness(TemplateLM):
         pretrained: its folder.
         prefix: text of one token before texts without context; by default see the module.
         batch_size: contexts, continuations or prompts that are read at once; "auto" is 16.
-        device: e.g. cpu or cuda. lm_eval itself asks for cuda:0 where it was told nothing, so without a GPU it is the CPU, with a warning.
+        device: e.g. cpu or cuda. lm_eval itself asks for cuda:0 where it was told nothing, so without a GPU it is the
+            CPU, with a warning.
         max_batch_size: lm_eval's; not needed.
 
     Raises:
@@ -107,7 +111,9 @@ class SpikeGPTHarness(TemplateLM):
         totals: dict[int, float] = {}
         # texts of like length together
         for part in _parts(sorted(range(len(ids)), key=lambda place: len(ids[place])), self.batch_size, disable_tqdm):
-            scores = score_continuations(self.model, [([self._prefix_id], ids[place]) for place in part], self.batch_size)
+            scores = score_continuations(
+                self.model, [([self._prefix_id], ids[place]) for place in part], self.batch_size
+            )
             for place, score in zip(part, scores, strict=True):
                 totals[place] = score.log_probability
                 self.cache_hook.add_partial("loglikelihood_rolling", requests[place].args, score.log_probability)
@@ -124,7 +130,9 @@ class SpikeGPTHarness(TemplateLM):
         for sampling in dict.fromkeys(settings):
             alike = [place for place, other in enumerate(settings) if other == sampling]
             for part in _parts(alike, self.batch_size, disable_tqdm):
-                written = generate(self.model, self.tokenizer, [requests[place].args[0] or self.prefix for place in part], sampling)
+                written = generate(
+                    self.model, self.tokenizer, [requests[place].args[0] or self.prefix for place in part], sampling
+                )
                 for place, text in zip(part, written, strict=True):
                     texts[place] = text
                     self.cache_hook.add_partial("generate_until", requests[place].args, text)
@@ -139,7 +147,9 @@ class SpikeGPTHarness(TemplateLM):
         try:
             return SamplingConfig(**{"top_p": 1.0, **given}, max_tokens=max_tokens, stop=tuple(filter(None, stops)))
         except TypeError as error:
-            raise SpikegptError(f"generation_kwargs {options}: {error}; known: until, max_gen_toks, do_sample, and SamplingConfig's") from None
+            raise SpikegptError(
+                f"generation_kwargs {options}: {error}; known: until, max_gen_toks, do_sample, and SamplingConfig's"
+            ) from None
 
 
 def _prefix(tokenizer: Tokenizer, text: str | None) -> tuple[bool, str, int]:

@@ -1,7 +1,9 @@
-"""Last-word accuracy, as LAMBADA measures it: does a model name the last word of a passage from all that stands before it?
+"""Last-word accuracy, as LAMBADA measures it: does a model name the last word of a passage from all that stands before
+it?
 
-The word is what follows the last white space, and that white space belongs to it (" word"). It is found if each of its tokens
-is the most likely one after those before it. The perplexity is per word: exp of the mean of its negative log probability.
+The word is what follows the last white space, and that white space belongs to it (" word"). It is found if each of its
+tokens is the most likely one after those before it. The perplexity is per word: exp of the mean of its negative log
+probability.
 """
 
 import re
@@ -17,7 +19,10 @@ from ..data.tokenizers.tokenizer import Tokenizer
 from .perplexity import columns, perplexity_of
 from .scoring import score_continuations
 
-PROTOCOL = "last word after white space, from all before it; found if every token is the most likely one; state empty before a passage"
+PROTOCOL = (
+    "last word after white space, from all before it; found if every token is the most likely one; state "
+    "empty before a passage"
+)
 
 # all up to the last white space; that and the last word
 _PASSAGE = re.compile(r"(.*\S)(\s+\S+)", re.DOTALL)
@@ -45,10 +50,11 @@ class LastWords:
 
 
 def read_passages(file: Path) -> list[tuple[str, str, str]]:
-    """Return (where: FILE, line N; all before the last word; the last word with the white space before it) of every passage.
+    """Return (where: FILE, line N; all before the last word; the last word with the white space before it) of every
+    passage.
 
-    A .jsonl file holds an object with a "text" per line, any other a passage per line. White space around a passage is cut,
-    and empty lines are skipped.
+    A .jsonl file holds an object with a "text" per line, any other a passage per line. White space around a passage is
+    cut, and empty lines are skipped.
 
     Raises:
         SpikegptError: the file cannot be read, is not UTF-8, holds no passage, or a line is none.
@@ -58,7 +64,9 @@ def read_passages(file: Path) -> list[tuple[str, str, str]]:
         text = line.strip()
         split = _PASSAGE.fullmatch(text)
         if split is None:
-            raise SpikegptError(f"{where}: {text[:40]!r} has no word before its last; give passages of at least two words")
+            raise SpikegptError(
+                f"{where}: {text[:40]!r} has no word before its last; give passages of at least two words"
+            )
         passages.append((where, *split.groups()))
     if not passages:
         raise SpikegptError(f'{file} holds no passage; give one per line, in a .jsonl file as the "text" of an object')
@@ -70,7 +78,9 @@ def _lines(file: Path) -> Iterator[tuple[str, str]]:
     if file.suffix == jsonl.SUFFIX:
         for where, row in jsonl.rows(file):
             if not isinstance(row.get("text"), str):
-                raise SpikegptError(f'{where}, has the keys {", ".join(row)}, and no "text" that is a string; each line needs one')
+                raise SpikegptError(
+                    f'{where}, has the keys {", ".join(row)}, and no "text" that is a string; each line needs one'
+                )
             yield where, row["text"]
         return
     try:
@@ -94,7 +104,9 @@ def encode_passage(tokenizer: Tokenizer, where: str, context: str, word: str) ->
     except (SpikegptError, UnicodeEncodeError) as error:
         raise SpikegptError(f"{where}: {error}") from None
     if not 0 < before < len(ids):
-        raise SpikegptError(f"{where}: the tokenizer makes one token of {word!r} and what stands before it; take out the line")
+        raise SpikegptError(
+            f"{where}: the tokenizer makes one token of {word!r} and what stands before it; take out the line"
+        )
     return ids[:before].tolist(), ids[before:].tolist()
 
 
@@ -118,7 +130,9 @@ def evaluate_last_words(run: Path, file: Path) -> dict[str, Any]:
 
 def table(results: list[dict[str, Any]]) -> str:
     """Return the figures of several runs side by side, as text."""
-    rows = [[name, *(str(result[name]) for result in results)] for name in ("run", "spiking", "file", "passages", "found")]
+    rows = [
+        [name, *(str(result[name]) for result in results)] for name in ("run", "spiking", "file", "passages", "found")
+    ]
     rows.append(["accuracy", *(f"{result['accuracy']:.2%}" for result in results)])
     rows.append(["perplexity per last word", *(f"{result['perplexity']:.3f}" for result in results)])
     return f"{columns(rows)}\nprotocol: {PROTOCOL}"

@@ -1,14 +1,14 @@
 """How well a model predicts a text, and how much its neurons fire while it does.
 
 Two protocols. `stream`: the whole text once, in order, the state carried from chunk to chunk, so every token sees all
-before it. `windows`: overlapping windows of ctx_len tokens, each from an empty state; only the last `stride` tokens of a
-window are scored (all of the first window), so every token but the very first is scored once. The two agree where a model
-forgets what lies more than ctx_len - stride tokens back, and where one window holds the whole text.
+before it. `windows`: overlapping windows of ctx_len tokens, each from an empty state; only the last `stride` tokens of
+a window are scored (all of the first window), so every token but the very first is scored once. The two agree where a
+model forgets what lies more than ctx_len - stride tokens back, and where one window holds the whole text.
 
-Every figure is the same sum of nats, divided by a count of the raw text, which no tokenizer changes: bytes, characters (code
-points), words (what stands between white space), or words and line ends. The last is how WikiText counts: its `<eos>` is one
-more token per line, 245,569 in the test split; lm-eval's word_perplexity leaves line ends out. From one to the other:
-perplexity' = perplexity ** (count / count').
+Every figure is the same sum of nats, divided by a count of the raw text, which no tokenizer changes: bytes, characters
+(code points), words (what stands between white space), or words and line ends. The last is how WikiText counts: its
+`<eos>` is one more token per line, 245,569 in the test split; lm-eval's word_perplexity leaves line ends out. From one
+to the other: perplexity' = perplexity ** (count / count').
 """
 
 import math
@@ -40,7 +40,8 @@ BATCH, LOGITS = 8, 1 << 26
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Sums over a text; the first token is never predicted and so counts nowhere. `nats` is the summed cross-entropy."""
+    """Sums over a text; the first token is never predicted and so counts nowhere. `nats` is the summed
+    cross-entropy."""
 
     protocol: str
     tokens: int
@@ -52,7 +53,8 @@ class Evaluation:
     firing_rates: dict[str, float] = field(default_factory=dict)
     """emitting module -> share of its neurons that fired, over all tokens read, in [0, 1]"""
     unit_spikes: dict[str, float] = field(default_factory=dict)
-    """emitting module -> unit spikes per neuron and token read: above the firing rate where a neuron may fire several times"""
+    """emitting module -> unit spikes per neuron and token read: above the firing rate where a neuron may fire several
+    times"""
     synapses: dict[str, int] = field(default_factory=dict)
     """emitting module -> weights of the matrix product that reads its spikes; empty where none does"""
 
@@ -96,7 +98,14 @@ class Evaluation:
         return sum(self.unit_spikes[name] * count for name, count in self.synapses.items())
 
     def to_dict(self) -> dict[str, Any]:
-        units = ("bits_per_byte", "bits_per_character", "bits_per_token", "perplexity", "word_perplexity", "word_and_line_perplexity")
+        units = (
+            "bits_per_byte",
+            "bits_per_character",
+            "bits_per_token",
+            "perplexity",
+            "word_perplexity",
+            "word_and_line_perplexity",
+        )
         return {**asdict(self), **{name: getattr(self, name) for name in (*units, "firing_rate", "synops_per_token")}}
 
 
@@ -107,7 +116,8 @@ def perplexity_of(nats: float, count: int) -> float:
 
 
 def mean_firing_rate(rates: dict[str, float], synapses: dict[str, int]) -> float | None:
-    """Return the mean of `rates` weighted by synapses where matrix products read the spikes, else over all layers of neurons.
+    """Return the mean of `rates` weighted by synapses where matrix products read the spikes, else over all layers of
+    neurons.
 
     The binary embedding is not a neuron. None if there is nothing to average.
     """
@@ -153,7 +163,11 @@ class _Sums:
 
 @torch.inference_mode()
 def evaluate_stream(
-    model: SpikeGPT, tokens: np.ndarray, tokenizer: Tokenizer, chunk: int = 1024, watch: Callable[[Tensor, ModelOutput], None] | None = None
+    model: SpikeGPT,
+    tokens: np.ndarray,
+    tokenizer: Tokenizer,
+    chunk: int = 1024,
+    watch: Callable[[Tensor, ModelOutput], None] | None = None,
 ) -> Evaluation:
     """Return the evaluation of `tokens` (N,) read once in order, with carried state, `chunk` tokens at a time.
 
@@ -177,20 +191,24 @@ def evaluate_stream(
 
 
 @torch.inference_mode()
-def evaluate_windows(model: SpikeGPT, tokens: np.ndarray, tokenizer: Tokenizer, ctx_len: int, stride: int, keep_membrane: bool = False) -> Evaluation:
+def evaluate_windows(
+    model: SpikeGPT, tokens: np.ndarray, tokenizer: Tokenizer, ctx_len: int, stride: int, keep_membrane: bool = False
+) -> Evaluation:
     """Return the evaluation of `tokens` (N,) in windows of `ctx_len`, the last `stride` of each scored.
 
-    `keep_membrane` starts each window with the membrane potentials of the end of the window before, and all else empty: a
-    fault of the published inference script, which does so from its second trial on, to be measured.
+    `keep_membrane` starts each window with the membrane potentials of the end of the window before, and all else empty:
+    a fault of the published inference script, which does so from its second trial on, to be measured.
 
     Raises:
-        SpikegptError: fewer than two tokens, ctx_len longer than the text, a stride outside [1, ctx_len], or membranes to be
-            kept by a model whose neurons carry none, or that has no neurons.
+        SpikegptError: fewer than two tokens, ctx_len longer than the text, a stride outside [1, ctx_len], or membranes
+            to be kept by a model whose neurons carry none, or that has no neurons.
     """
     _check(tokens)
     predicted = len(tokens) - 1
     if not 1 <= ctx_len <= predicted:
-        raise SpikegptError(f"ctx_len is {ctx_len}, the text has {len(tokens)} tokens; use at most {predicted} and at least 1")
+        raise SpikegptError(
+            f"ctx_len is {ctx_len}, the text has {len(tokens)} tokens; use at most {predicted} and at least 1"
+        )
     if not 1 <= stride <= ctx_len:
         raise SpikegptError(f"stride must lie between 1 and ctx_len ({ctx_len}), got {stride}")
     sums, state = _Sums(model), None
@@ -202,11 +220,16 @@ def evaluate_windows(model: SpikeGPT, tokens: np.ndarray, tokenizer: Tokenizer, 
         scored = 0
         for first in range(0, len(starts), batch_size):
             batch = starts[first : first + batch_size]
-            windows = torch.from_numpy(np.stack([tokens[s : s + ctx_len + 1] for s in batch]).astype(np.int64)).to(device)
+            windows = torch.from_numpy(np.stack([tokens[s : s + ctx_len + 1] for s in batch]).astype(np.int64)).to(
+                device
+            )
             logits, after, spikes = model(windows[:, :-1], state)
             state = membranes_of(after) if keep_membrane else None
             if keep_membrane and not any(isinstance(part, Tensor) for part in tree_leaves(state)):
-                raise SpikegptError("this model has no membranes to keep: it is dense, or its neurons are memoryless; leave out --keep-membrane")
+                raise SpikegptError(
+                    "this model has no membranes to keep: it is dense, or its neurons are memoryless; leave out "
+                    "--keep-membrane"
+                )
             is_new = torch.zeros(len(batch), ctx_len, dtype=torch.bool, device=device)
             for row, start in enumerate(batch):
                 is_new[row, max(scored - start, 0) :] = True
@@ -223,11 +246,19 @@ def membranes_of(state: State) -> State:
 
 def _check(tokens: np.ndarray, source: str = "the text") -> None:
     if len(tokens) < 2:
-        raise SpikegptError(f"{source} has {len(tokens)} token(s); at least 2 are needed, for the first is never predicted")
+        raise SpikegptError(
+            f"{source} has {len(tokens)} token(s); at least 2 are needed, for the first is never predicted"
+        )
 
 
 def read_text(
-    run: Path, tokenizer: Tokenizer, *, split: str = "test", file: Path | None = None, limit: int | None = None, cache: Path | None = None
+    run: Path,
+    tokenizer: Tokenizer,
+    *,
+    split: str = "test",
+    file: Path | None = None,
+    limit: int | None = None,
+    cache: Path | None = None,
 ) -> tuple[np.ndarray, str]:
     """Return (tokens (N,), where they come from): a split of the text that `run` was trained on, or `file`.
 
@@ -310,11 +341,18 @@ def table(results: list[dict[str, Any]]) -> str:
             add(f"  {title}", lambda r, protocol=protocol, name=name: f"{r[protocol][name]:.4f}")
     add("firing rate", lambda r: "dense" if r["stream"]["firing_rate"] is None else f"{r['stream']['firing_rate']:.2%}")
     for name in dict.fromkeys(name for result in results for name in result["stream"]["firing_rates"]):
-        add(f"  {name}", lambda r, name=name: f"{r['stream']['firing_rates'][name]:.2%}" if name in r["stream"]["firing_rates"] else "-")
+        add(
+            f"  {name}",
+            lambda r, name=name: (
+                f"{r['stream']['firing_rates'][name]:.2%}" if name in r["stream"]["firing_rates"] else "-"
+            ),
+        )
     return columns(rows)
 
 
 def columns(rows: list[list[str]]) -> str:
     """Return rows of cells as lines, each column as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

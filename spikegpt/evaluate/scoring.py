@@ -1,7 +1,7 @@
 """How probable continuations of contexts are, exactly as one forward pass over context and continuation has it.
 
-Many at once: requests with the same context share the state after it, and the contexts of a batch their common beginning.
-A state that has read padding is never read on from.
+Many at once: requests with the same context share the state after it, and the contexts of a batch their common
+beginning. A state that has read padding is never read on from.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,9 @@ class Score(NamedTuple):
 
 
 @torch.inference_mode()
-def score_continuations(model: SpikeGPT, requests: Sequence[tuple[Sequence[int], Sequence[int]]], batch: int = BATCH) -> list[Score]:
+def score_continuations(
+    model: SpikeGPT, requests: Sequence[tuple[Sequence[int], Sequence[int]]], batch: int = BATCH
+) -> list[Score]:
     """Return the scores of continuations, in the order of `requests`.
 
     Args:
@@ -49,10 +51,17 @@ def score_continuations(model: SpikeGPT, requests: Sequence[tuple[Sequence[int],
         for start in range(0, len(contexts), batch):
             together = contexts[start : start + batch]
             logits, state = read_contexts(model, together)
-            waiting = [(text, place) for text, context in enumerate(together) for place in places[context] if len(requests[place][1])]
+            waiting = [
+                (text, place)
+                for text, context in enumerate(together)
+                for place in places[context]
+                if len(requests[place][1])
+            ]
             for first in range(0, len(waiting), batch):
                 texts, found = zip(*waiting[first : first + batch], strict=True)
-                results = _read_continuations(model, logits[list(texts)], select_texts(state, texts), [requests[place][1] for place in found])
+                results = _read_continuations(
+                    model, logits[list(texts)], select_texts(state, texts), [requests[place][1] for place in found]
+                )
                 for place, score in zip(found, results, strict=True):
                     scores[place] = score
     return scores
@@ -61,8 +70,8 @@ def score_continuations(model: SpikeGPT, requests: Sequence[tuple[Sequence[int],
 def read_contexts(model: SpikeGPT, contexts: Sequence[Sequence[int]]) -> tuple[Tensor, State]:
     """Return (logits (N, vocab_size) of what follows each of N contexts, the state after each of them, as one batch).
 
-    What all have in common is read once. Then they are read together to the end of the shortest, which leaves the batch, and
-    so on: there is no padding.
+    What all have in common is read once. Then they are read together to the end of the shortest, which leaves the
+    batch, and so on: there is no padding.
     """
     start = _common_length(min(contexts), max(contexts))
     texts, logits, state = list(range(len(contexts))), None, None
@@ -86,7 +95,9 @@ def read_contexts(model: SpikeGPT, contexts: Sequence[Sequence[int]]) -> tuple[T
 
 def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
     """How many tokens two texts have in common; of the first and the last in order, all between them have as many."""
-    return next((place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return next(
+        (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )
 
 
 def _read(model: SpikeGPT, texts: list[Sequence[int]], state: State | None) -> tuple[Tensor, State]:
@@ -98,8 +109,11 @@ def _read(model: SpikeGPT, texts: list[Sequence[int]], state: State | None) -> t
     return output.logits[:, -1], state
 
 
-def _read_continuations(model: SpikeGPT, logits: Tensor, state: State, continuations: list[Sequence[int]]) -> list[Score]:
-    """The scores of N continuations of at least one token, from the logits (N, vocab_size) and the state before each."""
+def _read_continuations(
+    model: SpikeGPT, logits: Tensor, state: State, continuations: list[Sequence[int]]
+) -> list[Score]:
+    """The scores of N continuations of at least one token, from the logits (N, vocab_size) and the state before
+    each."""
     device = logits.device
     totals = torch.zeros(len(continuations), dtype=torch.float64, device=device)
     is_greedy = torch.ones(len(continuations), dtype=torch.bool, device=device)

@@ -1,8 +1,9 @@
 """Recurrent decoding: the whole network one token at a time, with carried state, event-driven where spikes are read.
 
-On the CPU the token step is one compiled function (`compiled/token_step.py`): it lists the inputs of every matrix product
-that are not zero and reads only their rows of the weights. What fires rarely costs little; the dense twin runs through the
-same function with long lists. Many texts at once, other neurons and other devices go through the model's own forward pass.
+On the CPU the token step is one compiled function (`compiled/token_step.py`): it lists the inputs of every matrix
+product that are not zero and reads only their rows of the weights. What fires rarely costs little; the dense twin runs
+through the same function with long lists. Many texts at once, other neurons and other devices go through the model's
+own forward pass.
 """
 
 import os
@@ -22,15 +23,18 @@ from ..neuron.lif import LIF
 
 WEIGHTS = ("float32", "bfloat16", "int8")
 
-# texts times density (the share of weight rows that a token reads) above which one dense product over all texts is faster
-# than gathering rows text by text; benchmarks/decode.py --batch measures it
+# texts times density (the share of weight rows that a token reads) above which one dense product over all texts is
+# faster than gathering rows text by text; benchmarks/decode.py --batch measures it
 GATHERED_TEXTS = 3.0
 
 # layers of neurons with C members in a block, in the order of `token_step`
 _SITES = {
     "none": [],
     "output": ["time_mix_neuron", "channel_mix_neuron"],
-    "input": [f"{half}_neuron" for half in ("att.key", "att.value", "att.receptance", "att.wkv", "att.output", "ffn.key", "ffn.receptance")],
+    "input": [
+        f"{half}_neuron"
+        for half in ("att.key", "att.value", "att.receptance", "att.wkv", "att.output", "ffn.key", "ffn.receptance")
+    ],
 }
 # weights in matrices below which waking a second thread for every token costs more than it saves
 SHARED_WEIGHTS = 10_000_000
@@ -49,8 +53,8 @@ class Engine:
 
     Args:
         model: whose weights are copied, so later changes of the model are not seen.
-        weights: how they are stored: float32 (or the model's float64), bfloat16, or int8 with a scale per output. The state,
-            the neurons and the sums are float32 always (float64 in a float64 model).
+        weights: how they are stored: float32 (or the model's float64), bfloat16, or int8 with a scale per output. The
+            state, the neurons and the sums are float32 always (float64 in a float64 model).
         threads: that share the work of a token; None takes torch's number, or one for a small model.
 
     Raises:
@@ -60,7 +64,10 @@ class Engine:
     def __init__(self, model: SpikeGPT, weights: str = "float32", threads: int | None = None):
         if weights not in WEIGHTS:
             raise ValueError(f"weights is {weights!r}; known: {', '.join(WEIGHTS)}")
-        self.model, self.threads = model, threads or (torch.get_num_threads() if _weights(model) >= SHARED_WEIGHTS else 1)
+        self.model, self.threads = (
+            model,
+            threads or (torch.get_num_threads() if _weights(model) >= SHARED_WEIGHTS else 1),
+        )
         self.reason = why_not_by_rows(model)
         if self.reason and weights != "float32":
             raise ValueError(f"{weights} weights need decoding by rows, and {self.reason}; use weights='float32'")
@@ -71,8 +78,8 @@ class Engine:
     def start(self, state: State, by_rows: bool | None = None) -> None:
         """Take over the state (of one or several texts) that reading the beginning of the texts has left.
 
-        `by_rows` says whether rows are gathered text by text, or one dense pass serves all texts; None reads the first token
-        by rows, and goes on with what is faster at the density seen.
+        `by_rows` says whether rows are gathered text by text, or one dense pass serves all texts; None reads the first
+        token by rows, and goes on with what is faster at the density seen.
 
         Raises:
             ValueError: `by_rows` is asked for and cannot be.
@@ -94,7 +101,9 @@ class Engine:
             ValueError: not one token of the vocabulary per text, or no text was started.
         """
         if not self._is_started:
-            raise ValueError("step: no text was started; call start(state) with the state that reading its beginning has left")
+            raise ValueError(
+                "step: no text was started; call start(state) with the state that reading its beginning has left"
+            )
         if self.by_rows:
             logits = self._packed.step(tokens)
             if not self._is_chosen:
@@ -105,7 +114,8 @@ class Engine:
         return output.logits[:, -1]
 
     def _choose(self, texts: int) -> None:
-        """Go on with the model's forward pass if it is faster; one text is always read by rows, for it shares its pass with none."""
+        """Go on with the model's forward pass if it is faster; one text is always read by rows, for it shares its pass
+        with none."""
         self._is_chosen = True
         if texts > 1 and texts * self.density() > GATHERED_TEXTS:
             self._state, self.by_rows = self._packed.give(), False
@@ -122,7 +132,8 @@ class Engine:
         return self._packed.density() if self._packed is not None else 1.0
 
     def spike_counts(self) -> dict[str, int]:
-        """Return layer of neurons -> how many of its neurons fired, over all tokens read by rows; of a spike-driven model."""
+        """Return layer of neurons -> how many of its neurons fired, over all tokens read by rows; of a spike-driven
+        model."""
         return self._packed.spike_counts(self.model.synapses()) if self._packed is not None else {}
 
 
@@ -182,7 +193,14 @@ class _Packed:
         has_spiking_head = hasattr(model, "head_neuron")
         head_neuron = _neuron_rows(model.head_neuron, C, real) if has_spiking_head else torch.zeros(4, C)
         is_memoryless = neuron.membrane_decay == 0 and not neuron.learnable_decay
-        options = (neuron.levels, neuron.signed, neuron.reset == "zero", model.config.hidden_levels, has_spiking_head, is_memoryless)
+        options = (
+            neuron.levels,
+            neuron.signed,
+            neuron.reset == "zero",
+            model.config.hidden_levels,
+            has_spiking_head,
+            is_memoryless,
+        )
         self.constants = (
             kind,
             _array(embedding, real),
@@ -218,7 +236,10 @@ class _Packed:
         self.hidden_potential = np.zeros((B, L, self.config.n_ffn if is_input else 1), real)
         for layer, part in enumerate(state):
             rows = self.state[:, layer]
-            rows[:, nd.TIME_SHIFT], rows[:, nd.CHANNEL_SHIFT] = part.time_mix_shift.detach().numpy(), part.channel_mix_shift.detach().numpy()
+            rows[:, nd.TIME_SHIFT], rows[:, nd.CHANNEL_SHIFT] = (
+                part.time_mix_shift.detach().numpy(),
+                part.channel_mix_shift.detach().numpy(),
+            )
             for row, sums in enumerate(part.wkv):
                 rows[:, nd.NUMERATOR + row] = sums.detach().numpy()
             for site, potential in enumerate(_potentials(part, self.sites)):
@@ -249,15 +270,28 @@ class _Packed:
                 time_mix_neuron, channel_mix_neuron = halves["att"], halves["ffn"]
             else:
                 wkv = WKVState(*(copy(rows[:, nd.NUMERATOR + row]) for row in range(3)))
-                time_mix_neuron, channel_mix_neuron = (copy(volts[:, site]) for site in (0, 1)) if self.sites and kept else (None, None)
-            state.append(LayerState(copy(rows[:, nd.TIME_SHIFT]), wkv, time_mix_neuron, copy(rows[:, nd.CHANNEL_SHIFT]), channel_mix_neuron))
+                time_mix_neuron, channel_mix_neuron = (
+                    (copy(volts[:, site]) for site in (0, 1)) if self.sites and kept else (None, None)
+                )
+            state.append(
+                LayerState(
+                    copy(rows[:, nd.TIME_SHIFT]),
+                    wkv,
+                    time_mix_neuron,
+                    copy(rows[:, nd.CHANNEL_SHIFT]),
+                    channel_mix_neuron,
+                )
+            )
         return tuple(state)
 
     def step(self, tokens: Tensor) -> Tensor:
         ids = tokens.numpy().astype(np.int64)
         outside = (ids < 0) | (ids >= self.config.vocab_size)
         if ids.shape != self.state.shape[:1] or outside.any():
-            raise ValueError(f"step: want {len(self.state)} token ids in [0, {self.config.vocab_size}), one per text, got {ids.tolist()}")
+            raise ValueError(
+                f"step: want {len(self.state)} token ids in [0, {self.config.vocab_size}), one per text, got "
+                f"{ids.tolist()}"
+            )
         self.gate[0], helpers, is_done = 0, [], False
         try:
             for part in range(1, self.threads):
@@ -331,18 +365,31 @@ def _channel_rows(block, has_events: bool) -> Tensor:
     decay, first = rate, att.time_first
     if has_events:
         decay, first = torch.exp(rate), torch.exp(first.clamp(-EVENT_KEY_LIMIT, EVENT_KEY_LIMIT))
-    rows = (block.ln1.weight, block.ln1.bias, block.ln2.weight, block.ln2.bias, att.time_mix_k, att.time_mix_v, att.time_mix_r)
+    rows = (
+        block.ln1.weight,
+        block.ln1.bias,
+        block.ln2.weight,
+        block.ln2.bias,
+        att.time_mix_k,
+        att.time_mix_v,
+        att.time_mix_r,
+    )
     return torch.stack([row.detach().flatten() for row in (*rows, ffn.time_mix_k, ffn.time_mix_r, decay, first)])
 
 
 def _site_rows(block, sites: list[str], channels: int, real: torch.dtype) -> Tensor:
     """(sites, 4, C); one row of zeros if there is none."""
     modules = [block.get_submodule(site) for site in sites]
-    return torch.stack([_neuron_rows(module, channels, real) for module in modules]) if modules else torch.zeros(1, 4, channels)
+    return (
+        torch.stack([_neuron_rows(module, channels, real) for module in modules])
+        if modules
+        else torch.zeros(1, 4, channels)
+    )
 
 
 def _neuron_rows(neuron: LIF, channels: int, real: torch.dtype) -> Tensor:
-    """(4, channels): decay, gain of the current, pull towards rest, threshold, in the units of the neuron's own potential."""
+    """(4, channels): decay, gain of the current, pull towards rest, threshold, in the units of the neuron's own
+    potential."""
     config = neuron.config
     decay = torch.as_tensor(neuron.membrane_decay, dtype=real).detach().expand(channels)
     threshold = torch.as_tensor(neuron.threshold, dtype=real).detach().expand(channels)

@@ -55,7 +55,9 @@ class Piece(NamedTuple):
     text: str
 
 
-def generate(model: SpikeGPT, tokenizer: Tokenizer, prompts: list[str], sampling: SamplingConfig | None = None) -> list[str]:
+def generate(
+    model: SpikeGPT, tokenizer: Tokenizer, prompts: list[str], sampling: SamplingConfig | None = None
+) -> list[str]:
     """Return the continuation of each prompt, without the prompt."""
     texts = [""] * len(prompts)
     for piece in stream(model, tokenizer, prompts, sampling):
@@ -64,7 +66,9 @@ def generate(model: SpikeGPT, tokenizer: Tokenizer, prompts: list[str], sampling
 
 
 @torch.inference_mode()
-def stream(model: SpikeGPT, tokenizer: Tokenizer, prompts: list[str], sampling: SamplingConfig | None = None) -> Iterator[Piece]:
+def stream(
+    model: SpikeGPT, tokenizer: Tokenizer, prompts: list[str], sampling: SamplingConfig | None = None
+) -> Iterator[Piece]:
     """Yield the continuations of all prompts piece by piece, as soon as a piece can no longer change.
 
     Pieces hold whole characters only, and nothing that may turn out to be the beginning of a stop string.
@@ -78,11 +82,17 @@ def stream(model: SpikeGPT, tokenizer: Tokenizer, prompts: list[str], sampling: 
     encoded = [tokenizer.encode(prompt.encode()) for prompt in prompts]
     for prompt, ids in zip(prompts, encoded, strict=True):
         if len(ids) == 0:
-            raise SpikegptError(f"the prompt {prompt!r} is empty; the model needs at least one token to continue, a newline for instance")
+            raise SpikegptError(
+                f"the prompt {prompt!r} is empty; the model needs at least one token to continue, a newline for "
+                f"instance"
+            )
     device = model.head.weight.device
     was_training = model.training
     model.eval()
-    rows = [_Row(index, tokenizer, sampling, torch.from_numpy(ids.astype("int64")), model.config.vocab_size) for index, ids in enumerate(encoded)]
+    rows = [
+        _Row(index, tokenizer, sampling, torch.from_numpy(ids.astype("int64")), model.config.vocab_size)
+        for index, ids in enumerate(encoded)
+    ]
     # each prompt alone: padding would put foreign tokens into a recurrent state
     logits, states = zip(*(_read_prompt(model, row.prompt_ids.to(device)) for row in rows), strict=True)
     logits = torch.cat(logits)
@@ -150,7 +160,9 @@ class _Row:
 def _possible_start(text: str, stops: tuple[str, ...]) -> int:
     """Length of the longest end of `text` that begins one of `stops`."""
     longest = max((len(stop) - 1 for stop in stops), default=0)
-    return next((n for n in range(min(longest, len(text)), 0, -1) if any(stop.startswith(text[-n:]) for stop in stops)), 0)
+    return next(
+        (n for n in range(min(longest, len(text)), 0, -1) if any(stop.startswith(text[-n:]) for stop in stops)), 0
+    )
 
 
 def sample(logits: Tensor, sampling: SamplingConfig, seen: Tensor, generator: torch.Generator) -> Tensor:
@@ -172,5 +184,7 @@ def sample(logits: Tensor, sampling: SamplingConfig, seen: Tensor, generator: to
     if sampling.top_p < 1:
         ordered, order = probabilities.sort(descending=True, stable=True)
         # a token stays if those before it have not yet reached top_p; the first always stays
-        probabilities = torch.zeros_like(probabilities).scatter(0, order, ordered.masked_fill(ordered.cumsum(0) - ordered >= sampling.top_p, 0))
+        probabilities = torch.zeros_like(probabilities).scatter(
+            0, order, ordered.masked_fill(ordered.cumsum(0) - ordered >= sampling.top_p, 0)
+        )
     return torch.multinomial(probabilities, 1, generator=generator)[0]

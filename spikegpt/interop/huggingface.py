@@ -1,6 +1,8 @@
-"""Our models as Hugging Face's: Auto classes, save_pretrained, generate with carried state, Trainer, pipeline. Needs the extra hf.
+"""Our models as Hugging Face's: Auto classes, save_pretrained, generate with carried state, Trainer, pipeline. Needs
+the extra hf.
 
-Thin: the network is `SpikeGPT`, here it only changes clothes. Importing this module registers the classes with the Auto classes:
+Thin: the network is `SpikeGPT`, here it only changes clothes. Importing this module registers the classes with the Auto
+classes:
 
     import spikegpt.huggingface
     model = AutoModelForCausalLM.from_pretrained(FOLDER)
@@ -66,7 +68,8 @@ class SpikeGPTConfig(PreTrainedConfig):
 
 @dataclass
 class SpikeGPTOutput(ModelOutput):
-    """`logits`: (B, T, vocab_size), or (B, num_labels) of a classifier; `state`: put it in to read on; `spikes`: module name -> (B, T, C)."""
+    """`logits`: (B, T, vocab_size), or (B, num_labels) of a classifier; `state`: put it in to read on; `spikes`: module
+    name -> (B, T, C)."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None
@@ -83,7 +86,8 @@ class _SpikeGPTPreTrained(PreTrainedModel):
     _is_stateful = True
 
     def _make_network(self) -> SpikeGPT:
-        """The network, with our own initialisation; within from_pretrained, which builds on the meta device, without numbers."""
+        """The network, with our own initialisation; within from_pretrained, which builds on the meta device, without
+        numbers."""
         is_filled_later = torch.empty(0).is_meta
         network = SpikeGPT(self.config.to_model_config(), init=not is_filled_later)
         for module in network.modules() if not is_filled_later else ():
@@ -96,15 +100,17 @@ class _SpikeGPTPreTrained(PreTrainedModel):
             nn.init.normal_(module.weight, std=0.02)
             nn.init.zeros_(module.bias)
         elif any(True for _ in module.parameters(recurse=False)):
-            raise SpikegptError("the checkpoint lacks weights of the network; it is of another configuration, or broken")
+            raise SpikegptError(
+                "the checkpoint lacks weights of the network; it is of another configuration, or broken"
+            )
 
     def _read(
         self, input_ids: Tensor, attention_mask: Tensor | None, state: State | None, keeps_state: bool
     ) -> tuple[Tensor, State, dict[str, Tensor], Tensor]:
         """(what the head reads (B, T, n_embd), state, spikes, index of each row's last token (B,)).
 
-        Padding on the right is read last and changes no output before it. Where it stands on the left, or the state after it
-        is wanted, each row is read alone: nothing that is padding may enter a recurrent state.
+        Padding on the right is read last and changes no output before it. Where it stands on the left, or the state
+        after it is wanted, each row is read alone: nothing that is padding may enter a recurrent state.
         """
         network = self.spikegpt
         if attention_mask is None or state is not None or bool(attention_mask.all()):
@@ -118,8 +124,14 @@ class _SpikeGPTPreTrained(PreTrainedModel):
             raise ValueError("attention_mask has holes; padding may stand before a text or behind it")
         if not keeps_state and not bool(first.any()):
             return *network.hidden(input_ids), last
-        rows = [network.hidden(ids[None, begin : end + 1]) for ids, begin, end in zip(input_ids, first.tolist(), last.tolist(), strict=True)]
-        hidden = [F.pad(x, (0, 0, begin, len(position) - 1 - end)) for (x, _, _), begin, end in zip(rows, first.tolist(), last.tolist(), strict=True)]
+        rows = [
+            network.hidden(ids[None, begin : end + 1])
+            for ids, begin, end in zip(input_ids, first.tolist(), last.tolist(), strict=True)
+        ]
+        hidden = [
+            F.pad(x, (0, 0, begin, len(position) - 1 - end))
+            for (x, _, _), begin, end in zip(rows, first.tolist(), last.tolist(), strict=True)
+        ]
         # spikes of rows of several lengths have no common shape, and are left out
         return torch.cat(hidden), join_states([state for _, state, _ in rows]), {}, last
 
@@ -173,12 +185,21 @@ class SpikeGPTForCausalLM(_SpikeGPTPreTrained, GenerationMixin):
         logits = self.spikegpt.head(x)
         loss = None
         if labels is not None:
-            loss = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels[:, 1:].to(logits.device).flatten(), ignore_index=-100)
-        output = SpikeGPTOutput(loss=loss, logits=logits, state=new_state if keeps_state else None, spikes=spikes if output_spikes else None)
+            loss = F.cross_entropy(
+                logits[:, :-1].float().flatten(0, 1), labels[:, 1:].to(logits.device).flatten(), ignore_index=-100
+            )
+        output = SpikeGPTOutput(
+            loss=loss, logits=logits, state=new_state if keeps_state else None, spikes=spikes if output_spikes else None
+        )
         return output if return_dict or return_dict is None else output.to_tuple()
 
     def prepare_inputs_for_generation(
-        self, input_ids: Tensor, state: State | None = None, attention_mask: Tensor | None = None, use_cache: bool = True, **_: Any
+        self,
+        input_ids: Tensor,
+        state: State | None = None,
+        attention_mask: Tensor | None = None,
+        use_cache: bool = True,
+        **_: Any,
     ) -> dict[str, Any]:
         # after the prompt, one token and the state are all there is to read
         if state is not None:
@@ -217,7 +238,10 @@ class SpikeGPTForSequenceClassification(_SpikeGPTPreTrained):
         if labels is not None:
             wrong = (labels < 0) | (labels >= self.config.num_labels)
             if bool(wrong.any()):
-                raise ValueError(f"label {int(labels[wrong][0])} is outside [0, {self.config.num_labels}); set num_labels to the number of classes")
+                raise ValueError(
+                    f"label {int(labels[wrong][0])} is outside [0, {self.config.num_labels}); set num_labels to the "
+                    f"number of classes"
+                )
             loss = F.cross_entropy(logits.float(), labels)
         output = SpikeGPTOutput(loss=loss, logits=logits, spikes=spikes if output_spikes else None)
         return output if return_dict or return_dict is None else output.to_tuple()
@@ -236,8 +260,14 @@ def from_run(run: str | Path) -> tuple[SpikeGPTForCausalLM, PreTrainedTokenizerF
     """
     model, tokenizer = load_model(run)
     theirs = to_huggingface_tokenizer(tokenizer)
-    special = {"eos_token_id": theirs.eos_token_id, "bos_token_id": theirs.eos_token_id, "pad_token_id": theirs.pad_token_id}
-    wrapped = SpikeGPTForCausalLM(SpikeGPTConfig.from_model_config(model.config, architectures=["SpikeGPTForCausalLM"], **special))
+    special = {
+        "eos_token_id": theirs.eos_token_id,
+        "bos_token_id": theirs.eos_token_id,
+        "pad_token_id": theirs.pad_token_id,
+    }
+    wrapped = SpikeGPTForCausalLM(
+        SpikeGPTConfig.from_model_config(model.config, architectures=["SpikeGPTForCausalLM"], **special)
+    )
     wrapped.spikegpt.load_state_dict(model.state_dict())
     return wrapped.eval(), theirs
 
@@ -256,12 +286,23 @@ def to_huggingface_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
         library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         library.decoder = decoders.ByteLevel()
     elif isinstance(tokenizer, CharTokenizer):
-        library = LibraryTokenizer(models.WordLevel({character: id for id, character in enumerate(values["characters"])}, values["characters"][0]))
+        library = LibraryTokenizer(
+            models.WordLevel(
+                {character: id for id, character in enumerate(values["characters"])}, values["characters"][0]
+            )
+        )
         library.pre_tokenizer = pre_tokenizers.Split(Regex("[\\s\\S]"), "isolated")
         library.decoder = decoders.Fuse()
     else:
-        raise SpikegptError(f"{type(tokenizer).__name__} has no equal in Hugging Face's library; train with --tokenizer byte, char or bpe")
+        raise SpikegptError(
+            f"{type(tokenizer).__name__} has no equal in Hugging Face's library; train with --tokenizer byte, char "
+            f"or bpe"
+        )
     end = END if library.token_to_id(END) is not None else None
     return PreTrainedTokenizerFast(
-        tokenizer_object=library, eos_token=end, bos_token=end, pad_token=end or library.id_to_token(0), padding_side="left"
+        tokenizer_object=library,
+        eos_token=end,
+        bos_token=end,
+        pad_token=end or library.id_to_token(0),
+        padding_side="left",
     )

@@ -1,7 +1,8 @@
-"""Weights in the files of others: the author's SpikeGPT and official RWKV-4 `.pth`, Hugging Face's RwkvForCausalLM folders, our own.
+"""Weights in the files of others: the author's SpikeGPT and official RWKV-4 `.pth`, Hugging Face's RwkvForCausalLM
+folders, our own.
 
-Import makes a folder that every verb takes as a run; export writes the same tensors back under the names of the other side.
-Loading never runs code. Tensors are mapped or read one at a time, so that no file is in memory twice.
+Import makes a folder that every verb takes as a run; export writes the same tensors back under the names of the other
+side. Loading never runs code. Tensors are mapped or read one at a time, so that no file is in memory twice.
 Key names: RWKV-LM's RWKV-v4neo/src/model.py; transformers' convert_rwkv_checkpoint_to_hf.py.
 """
 
@@ -67,10 +68,11 @@ def import_weights(
     """Write the model in `source` into the folder `out`, in our format, and return its configuration.
 
     Args:
-        source: a `.pth` or `.safetensors` file, a folder of Hugging Face's or ours, or OWNER/NAME or OWNER/NAME/FILE on the hub.
+        source: a `.pth` or `.safetensors` file, a folder of Hugging Face's or ours, or OWNER/NAME or OWNER/NAME/FILE on
+            the hub.
         spiking: "output" (the published block) or "none" (dense RWKV-4), whose tensors are alike; None recognises it.
-        tokenizer: a `tokenizers` JSON file, or OWNER/NAME on the hub, whose tokenizer.json it is; None takes the one beside the
-            weights, or bytes for a vocabulary of 256.
+        tokenizer: a `tokenizers` JSON file, or OWNER/NAME on the hub, whose tokenizer.json it is; None takes the one
+            beside the weights, or bytes for a vocabulary of 256.
         ctx_len: tokens per window in evaluation; the weights do not say.
         binary_embedding, rescale_every: see ModelConfig; False and 6 are what the published inference script does.
 
@@ -102,8 +104,8 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
     """Write the model of a run, checkpoint or imported folder in the `layout` of the other side.
 
     Args:
-        layout: "pth", a file of torch.save with the official names; "huggingface", a folder of RwkvForCausalLM's; "auto", a folder
-            for AutoModelForCausalLM after `import spikegpt.huggingface`, of any block.
+        layout: "pth", a file of torch.save with the official names; "huggingface", a folder of RwkvForCausalLM's;
+            "auto", a folder for AutoModelForCausalLM after `import spikegpt.huggingface`, of any block.
 
     Raises:
         SpikegptError: the model has tensors that the layout does not know, or the target cannot be written.
@@ -120,7 +122,10 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
     model, tokenizer = load_model(folder)
     config = model.config
     if config.spiking == "input":
-        raise SpikegptError("a spike-driven model has neurons with parameters, which no other library's layout names; export it with --layout auto")
+        raise SpikegptError(
+            "a spike-driven model has neurons with parameters, which no other library's layout names; export it with "
+            "--layout auto"
+        )
     weights = model.state_dict()
     if layout == "pth":
         with atomic_path(target) as temporary:
@@ -139,7 +144,8 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
 
 
 def open_weights(source: Path) -> Mapping[str, Tensor]:
-    """Return name -> tensor of a file or folder, under the names that stand there; nothing is read before it is asked for.
+    """Return name -> tensor of a file or folder, under the names that stand there; nothing is read before it is asked
+    for.
 
     Raises:
         SpikegptError: it is missing, broken, holds something else than tensors, or would run code.
@@ -169,7 +175,8 @@ def _open_pickle(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         reason = str(error).split("\n")[0]
         raise SpikegptError(
-            f"{path} holds more than tensors, and opening it could run code: refused ({reason}). Ask its author for a file of tensors alone, "
+            f"{path} holds more than tensors, and opening it could run code: refused ({reason}). Ask its author for "
+            f"a file of tensors alone, "
             "or convert it to safetensors on a machine where that code may run"
         ) from None
     except (EOFError, RuntimeError, ValueError, OSError) as error:
@@ -179,7 +186,9 @@ def _open_pickle(path: Path) -> dict[str, Tensor]:
         if isinstance(values, dict) and isinstance(values.get(key), dict):
             values = values[key]
     if not isinstance(values, dict) or not values or not all(isinstance(value, Tensor) for value in values.values()):
-        raise SpikegptError(f"{path} does not hold names and tensors, but {type(values).__name__}; it is not the weights of a model")
+        raise SpikegptError(
+            f"{path} does not hold names and tensors, but {type(values).__name__}; it is not the weights of a model"
+        )
     return values
 
 
@@ -224,7 +233,8 @@ def huggingface_name(name: str) -> str:
 
 
 def infer_config(weights: Mapping[str, Tensor], source: Path, spiking: str | None, ctx_len: int) -> ModelConfig:
-    """Return the configuration of official tensors, after checking that each is there, has its shape, and none is left over.
+    """Return the configuration of official tensors, after checking that each is there, has its shape, and none is left
+    over.
 
     Raises:
         SpikegptError: see `import_weights`.
@@ -234,14 +244,18 @@ def infer_config(weights: Mapping[str, Tensor], source: Path, spiking: str | Non
             raise SpikegptError(f"{source} is {family}: it has {part!r}. This package reads RWKV-4 and SpikeGPT")
     layers = {int(found[1]) for name in weights if (found := re.match(r"blocks\.(\d+)\.", name))}
     if "emb.weight" not in weights or not layers:
-        raise SpikegptError(f"{source} has no emb.weight and blocks.0.*: neither RWKV-4 nor SpikeGPT. It begins with {_some(list(weights))}")
+        raise SpikegptError(
+            f"{source} has no emb.weight and blocks.0.*: neither RWKV-4 nor SpikeGPT. It begins with "
+            f"{_some(list(weights))}"
+        )
     vocab_size, n_embd = weights["emb.weight"].shape
     n_layer = max(layers) + 1
     known = _recognise_block(source, (n_layer, n_embd, vocab_size))
     block = spiking or known
     if block is None:
         raise SpikegptError(
-            f"{source}: {n_layer} layers, width {n_embd}, vocabulary {vocab_size}. The published SpikeGPT and dense RWKV-4 have the same "
+            f"{source}: {n_layer} layers, width {n_embd}, vocabulary {vocab_size}. The published SpikeGPT and dense "
+            f"RWKV-4 have the same "
             "tensors, and neither size nor name tells which this is: say --spiking output or --spiking none"
         )
     config = ModelConfig(n_layer=n_layer, n_embd=n_embd, vocab_size=vocab_size, ctx_len=ctx_len, spiking=block)
@@ -279,7 +293,10 @@ def _check_tensors(weights: Mapping[str, Tensor], config: ModelConfig, source: P
         if [side for side in found if side != 1] != [side for side in wanted[name] if side != 1]:
             faults.append(f"{name} is {found}, want {wanted[name]}")
     if faults:
-        raise SpikegptError(f"{source} does not fit {config.n_layer} layers of width {config.n_embd} ({_nearest(config)}); " + "; ".join(faults))
+        raise SpikegptError(
+            f"{source} does not fit {config.n_layer} layers of width {config.n_embd} ({_nearest(config)}); "
+            + "; ".join(faults)
+        )
 
 
 def _nearest(config: ModelConfig) -> str:
@@ -291,7 +308,9 @@ def _nearest(config: ModelConfig) -> str:
 
     nearest = min(PRESETS, key=distance)
     preset = model_preset(nearest)
-    return f"nearest preset: {nearest}, {preset.n_layer} layers of width {preset.n_embd}, vocabulary {preset.vocab_size}"
+    return (
+        f"nearest preset: {nearest}, {preset.n_layer} layers of width {preset.n_embd}, vocabulary {preset.vocab_size}"
+    )
 
 
 def _some(names: list[str]) -> str:
@@ -329,8 +348,14 @@ def _find_tokenizer(source: Path, given: Path | None, vocab_size: int) -> Tokeni
         tokenizer = load_tokenizer(given or beside[0])
         # released models have a few rows more than tokens
         if tokenizer.vocab_size > vocab_size:
-            raise SpikegptError(f"{given or beside[0]} has {tokenizer.vocab_size} tokens, the model {vocab_size}: it is not this model's tokenizer")
+            raise SpikegptError(
+                f"{given or beside[0]} has {tokenizer.vocab_size} tokens, the model {vocab_size}: it is not this "
+                f"model's tokenizer"
+            )
         return tokenizer
     if vocab_size == 256:
         return ByteTokenizer()
-    raise SpikegptError(f"the vocabulary has {vocab_size} tokens and no tokenizer.json lies beside {source}; give one with --tokenizer FILE")
+    raise SpikegptError(
+        f"the vocabulary has {vocab_size} tokens and no tokenizer.json lies beside {source}; give one with "
+        f"--tokenizer FILE"
+    )

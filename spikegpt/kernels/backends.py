@@ -37,20 +37,32 @@ def choose_backend(backend: str, operation: str, tensor: torch.Tensor) -> str:
     fast = FAST_BACKEND.get(tensor.device.type)
     if backend == "auto":
         if fast is None:
-            _warn_once(f"{operation}: no fast kernel for device {tensor.device.type!r}; using the slow plain-torch reference")
+            _warn_once(
+                f"{operation}: no fast kernel for device {tensor.device.type!r}; using the slow plain-torch reference"
+            )
             return "reference"
         if tensor.dtype not in FAST_DTYPES:
             return "reference"
         if not is_installed(fast):
-            _warn_once(f"{operation}: {PACKAGE[fast]} is missing, using the slow reference; pip install {what_to_install(fast)}")
+            _warn_once(
+                f"{operation}: {PACKAGE[fast]} is missing, using the slow reference; pip install "
+                f"{what_to_install(fast)}"
+            )
             return "reference"
         return fast
     if backend != fast:
-        raise ValueError(f"{operation}: backend {backend!r} cannot serve a tensor on {tensor.device.type!r}; use backend='auto'")
+        raise ValueError(
+            f"{operation}: backend {backend!r} cannot serve a tensor on {tensor.device.type!r}; use backend='auto'"
+        )
     if tensor.dtype not in FAST_DTYPES:
-        raise ValueError(f"{operation}: backend {backend!r} takes float32, bfloat16 or float16, got {tensor.dtype}; use backend='reference'")
+        raise ValueError(
+            f"{operation}: backend {backend!r} takes float32, bfloat16 or float16, got {tensor.dtype}; use "
+            f"backend='reference'"
+        )
     if not is_installed(backend):
-        raise ModuleNotFoundError(f"{operation}: backend {backend!r} was asked for; pip install {what_to_install(backend)}")
+        raise ModuleNotFoundError(
+            f"{operation}: backend {backend!r} was asked for; pip install {what_to_install(backend)}"
+        )
     return backend
 
 
@@ -68,7 +80,8 @@ def is_installed(backend: str) -> bool:
 
 
 def what_to_install(backend: str) -> str:
-    """Return the name under which pip knows the package behind `backend`: CuPy has one for each major version of CUDA."""
+    """Return the name under which pip knows the package behind `backend`: CuPy has one for each major version of
+    CUDA."""
     version = torch.version.cuda or "13"
     return f"cupy-cuda{version.split('.')[0]}x" if backend == "cupy" else PACKAGE[backend]
 

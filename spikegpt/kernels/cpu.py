@@ -1,10 +1,11 @@
-"""What the fast CPU kernels share: how they are run, and the exponential they use. The kernels are in the `cpu` of each operation.
+"""What the fast CPU kernels share: how they are run, and the exponential they use. The kernels are in the `cpu` of each
+operation.
 
-One task is one batch row times up to BLOCK channels: time is the outer loop, channels the inner one, so that LLVM turns the
-inner loop into vector instructions and the running state stays in the first-level cache. The backward passes keep nothing
-from the forward pass but its inputs: they recompute the states, SEGMENT steps at a time, into a scratch buffer that fits the
-cache, and walk back over it. Every task is computed the same way by whichever thread takes it, so results do not depend on
-the number of threads.
+One task is one batch row times up to BLOCK channels: time is the outer loop, channels the inner one, so that LLVM turns
+the inner loop into vector instructions and the running state stays in the first-level cache. The backward passes keep
+nothing from the forward pass but its inputs: they recompute the states, SEGMENT steps at a time, into a scratch buffer
+that fits the cache, and walk back over it. Every task is computed the same way by whichever thread takes it, so results
+do not depend on the number of threads.
 """
 
 import math
@@ -17,16 +18,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 512  # most channels of one task: long runs of memory, and the state of one step still fits the first-level cache
+BLOCK = (
+    512  # most channels of one task: long runs of memory, and the state of one step still fits the first-level cache
+)
 LIF_SEGMENT = 64  # steps recomputed at once: BLOCK * 4 bytes each, 128 KiB
 WKV_SEGMENT = 16  # steps recomputed at once: BLOCK * 6 * 4 bytes each, 192 KiB
 SMALL = 1 << 15  # neuron-steps below which starting a second thread costs more than it saves
 
 ZERO, ONE = np.float32(0), np.float32(1)
 
-# neurons: every operation rounds as torch's does, so that spikes are bit-identical to the reference and to the recomputation
+# neurons: every operation rounds as torch's does, so that spikes are bit-identical to the reference and to the
+# recomputation
 exact = numba.njit(cache=True, nogil=True, error_model="numpy")
-# gradients and wkv: a multiplication and an addition may become one fused instruction; NaN and infinity keep their meaning
+# gradients and wkv: a multiplication and an addition may become one fused instruction; NaN and infinity keep their
+# meaning
 fused = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 
 
@@ -47,7 +52,8 @@ _pool: tuple[int, int, ThreadPoolExecutor] | None = None
 
 
 def run_tasks(task, shape: tuple[int, int, int], *arguments) -> None:
-    """Call `task(batch row, first channel, channels, *arguments)` for all rows and channels, on torch.get_num_threads() threads."""
+    """Call `task(batch row, first channel, channels, *arguments)` for all rows and channels, on torch.get_num_threads()
+    threads."""
     B, T, C = shape
     width, small = BLOCK, B * T * C <= SMALL
     # by the shape alone, never by the number of threads: the same rounding everywhere
@@ -71,7 +77,8 @@ def run_tasks(task, shape: tuple[int, int, int], *arguments) -> None:
 
 
 def helper_pool(threads: int) -> ThreadPoolExecutor:
-    """Return a pool of at least `threads` threads, made at first use and again in a forked process, where threads are gone."""
+    """Return a pool of at least `threads` threads, made at first use and again in a forked process, where threads are
+    gone."""
     global _pool
     if _pool is None or _pool[0] != os.getpid() or _pool[1] < threads:
         _pool = os.getpid(), threads, ThreadPoolExecutor(threads, thread_name_prefix="spikegpt")

@@ -1,4 +1,5 @@
-"""Finds the CUDA sources, compiles them at first use through CuPy (NVRTC, no compiler needed) and launches their kernels.
+"""Finds the CUDA sources, compiles them at first use through CuPy (NVRTC, no compiler needed) and launches their
+kernels.
 
 A kernel runs on torch's current stream and the device of its tensors, on their memory as it lies: nothing is copied.
 What the arguments of each kernel are stands at the top of its `.cu` file; who calls it, in the modules `cuda_*`.
@@ -28,7 +29,9 @@ def find_sources() -> Path:
     for folder in (package / "cuda", package.parent / "cuda"):
         if (folder / "elements.cuh").is_file():
             return folder
-    raise FileNotFoundError(f"no CUDA sources in {package / 'cuda'} nor in {package.parent / 'cuda'}; install spikegpt again")
+    raise FileNotFoundError(
+        f"no CUDA sources in {package / 'cuda'} nor in {package.parent / 'cuda'}; install spikegpt again"
+    )
 
 
 @functools.cache
@@ -51,7 +54,8 @@ def read_source(name: str) -> str:
 
 
 def launch(source: str, kernel: str, element: torch.dtype, threads: int | tuple[int, ...], *arguments) -> None:
-    """Run `kernel` of `source`.cu, compiled for `element`, on `threads` threads: as many as that along x, and blocks along y and z.
+    """Run `kernel` of `source`.cu, compiled for `element`, on `threads` threads: as many as that along x, and blocks
+    along y and z.
 
     A tensor is passed as its address, None as a null pointer, a number as int or float.
 
@@ -73,7 +77,9 @@ def _kernel(source: str, kernel: str, element: torch.dtype, device_index: int):
 
 @functools.cache
 def _module(source: str, element: torch.dtype, device_index: int):
-    return import_cupy().RawModule(code=read_source(source), options=(f"-DELEMENT={ELEMENTS[element]}",), backend="nvrtc")
+    return import_cupy().RawModule(
+        code=read_source(source), options=(f"-DELEMENT={ELEMENTS[element]}",), backend="nvrtc"
+    )
 
 
 def _as_argument(value: Tensor | float | None) -> np.generic:
@@ -94,11 +100,15 @@ def import_cupy():
     wanted, installed = what_to_install("cupy"), installed_cupy()
     if installed and wanted not in installed:
         found = " ".join(installed)
-        raise RuntimeError(f"torch was built for CUDA {torch.version.cuda}, CuPy is {found}: pip uninstall {found}; pip install {wanted}")
+        raise RuntimeError(
+            f"torch was built for CUDA {torch.version.cuda}, CuPy is {found}: pip uninstall {found}; pip install "
+            f"{wanted}"
+        )
     return importlib.import_module("cupy")
 
 
 def installed_cupy() -> dict[str, str]:
-    """Return {name: version} of the CuPy packages that pip installed; one built from source has the name cupy and fits any CUDA."""
+    """Return {name: version} of the CuPy packages that pip installed; one built from source has the name cupy and fits
+    any CUDA."""
     packages = {dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions()}
     return {name: version for name, version in sorted(packages.items()) if re.fullmatch(r"cupy-cuda\d+x", name or "")}

@@ -74,7 +74,7 @@ def lif_step(
     charge   potential <- membrane_decay * potential + (1 - membrane_decay) * reset_potential + gain * current
              with gain = 1 - membrane_decay if decay_input else 1
     fire     spike = potential >= threshold
-    reset    "zero": potential <- reset_potential where a spike was;  "subtract": potential <- potential - threshold * spike
+    reset    "zero": potential <- reset_potential at a spike; "subtract": potential <- potential - threshold * spike
     """
     gain = 1 - membrane_decay if decay_input else torch.ones_like(membrane_decay)
     charged = membrane_decay * potential + gain * current
@@ -115,11 +115,12 @@ class _CountSpikes(torch.autograd.Function):
 
 
 def count_spikes(quanta: Tensor, levels: int, signed: bool) -> Tensor:
-    """Return how many unit spikes `quanta` thresholds' worth of potential are: whole thresholds, at most `levels`, with its sign.
+    """Return how many unit spikes `quanta` thresholds' worth of potential are: whole thresholds, at most `levels`, with
+    its sign.
 
-    Below 0 nothing fires unless `signed` (ON/OFF pairs). Backward, straight through: derivative 1 from half a threshold below
-    the lowest spike to half a threshold above the highest, 0 beyond. Unsigned with one level, that is the window of the
-    rectangular surrogate with slope 1.
+    Below 0 nothing fires unless `signed` (ON/OFF pairs). Backward, straight through: derivative 1 from half a threshold
+    below the lowest spike to half a threshold above the highest, 0 beyond. Unsigned with one level, that is the window
+    of the rectangular surrogate with slope 1.
     """
     return _CountSpikes.apply(quanta, levels, signed)
 
@@ -135,13 +136,14 @@ def integer_lif_step(
     reset: str,
     decay_input: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return (spikes, membrane potential after the reset) of one step; current and potential (B, C), decay and threshold (C,).
+    """Return (spikes, membrane potential after the reset) of one step; current and potential (B, C), decay and
+    threshold (C,).
 
     charge   potential <- membrane_decay * potential + gain * current,  gain = 1 - membrane_decay if decay_input else 1
     fire     spikes = whole thresholds in |potential|, at most `levels`, with the sign of the potential (`count_spikes`)
     reset    "subtract": potential <- potential - threshold * spikes;  "zero": potential <- 0 where a spike was
-    A neuron that may fire `levels` times within one token, each time losing one threshold. No gradient flows through the
-    reset: straight through, it would cancel what the potential carries.
+    A neuron that may fire `levels` times within one token, each time losing one threshold. No gradient flows through
+    the reset: straight through, it would cancel what the potential carries.
     """
     gain = 1 - membrane_decay if decay_input else torch.ones_like(membrane_decay)
     charged = membrane_decay * potential + gain * current
@@ -151,8 +153,11 @@ def integer_lif_step(
     return spikes, charged - (threshold * spikes).detach()
 
 
-def integer_lif(current: Tensor, potential: Tensor, membrane_decay: Tensor, threshold: Tensor, **options) -> tuple[Tensor, Tensor]:
-    """Return (spikes (B, T, C) in the dtype of `current`, final membrane potential (B, C)): `integer_lif_step` over time."""
+def integer_lif(
+    current: Tensor, potential: Tensor, membrane_decay: Tensor, threshold: Tensor, **options
+) -> tuple[Tensor, Tensor]:
+    """Return (spikes (B, T, C) in the dtype of `current`, final membrane potential (B, C)): `integer_lif_step` over
+    time."""
     spikes = []
     for drive in current.to(potential.dtype).unbind(dim=1):
         spike, potential = integer_lif_step(drive, potential, membrane_decay, threshold, **options)
@@ -197,7 +202,8 @@ def wkv(
 def event_wkv(
     time_decay: Tensor, time_first: Tensor, key: Tensor, value: Tensor, numerator: Tensor, denominator: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (output (B, T, C) in the dtype of `key`, numerator, denominator), each state (B, C): the WKV of value spikes.
+    """Return (output (B, T, C) in the dtype of `key`, numerator, denominator), each state (B, C): the WKV of value
+    spikes.
 
     A value spike is an event, and only there the key counts: `event_weight`. A token whose value is silent weighs 1,
     adds nothing to the numerator, and its key is never read:
@@ -208,8 +214,8 @@ def event_wkv(
         denominator <- decay * denominator + weight_t
 
     so that n silent tokens leave decay^n * numerator and decay^n * denominator + (1 + decay + ... + decay^(n-1)).
-    The gradient is the exact one with the events held fixed: a silent value hears what a spike of weight 1 would have done
-    (a surrogate), a silent key hears nothing.
+    The gradient is the exact one with the events held fixed: a silent value hears what a spike of weight 1 would have
+    done (a surrogate), a silent key hears nothing.
     """
     decay = torch.exp(-torch.exp(time_decay.to(numerator.dtype).clamp(max=60.0)))
     first = torch.exp(time_first.to(numerator.dtype).clamp(-EVENT_KEY_LIMIT, EVENT_KEY_LIMIT))
@@ -227,7 +233,9 @@ def event_weight(key: Tensor, value: Tensor) -> Tensor:
     return torch.where(value != 0, torch.exp(key.clamp(-EVENT_KEY_LIMIT, EVENT_KEY_LIMIT)), torch.ones_like(key))
 
 
-def event_wkv_parallel(time_decay: Tensor, time_first: Tensor, key: Tensor, value: Tensor, numerator: Tensor, denominator: Tensor) -> Tensor:
+def event_wkv_parallel(
+    time_decay: Tensor, time_first: Tensor, key: Tensor, value: Tensor, numerator: Tensor, denominator: Tensor
+) -> Tensor:
     """Return the output (B, T, C) of `event_wkv` without a recurrence: one (T, T) matrix of decays per channel."""
     steps = torch.arange(key.shape[1], device=key.device, dtype=numerator.dtype)
     log_decay = -torch.exp(time_decay.to(numerator.dtype).clamp(max=60.0))
@@ -245,8 +253,9 @@ def event_wkv_parallel(time_decay: Tensor, time_first: Tensor, key: Tensor, valu
 def event_matvec(spikes: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor:
     """Return (N, out) in the dtype of `spikes`: the product spikes (N, in) @ weight (in, out), column j times scale[j].
 
-    An input that fires n adds n times its row of the weight to every output; a silent one adds nothing, so that a finite row
-    need not be read. weight in any dtype, scale (out,) as int8 weights have it. Sums in float32, or float64 with float64 spikes.
+    An input that fires n adds n times its row of the weight to every output; a silent one adds nothing, so that a
+    finite row need not be read. weight in any dtype, scale (out,) as int8 weights have it. Sums in float32, or float64
+    with float64 spikes.
     """
     real = torch.promote_types(spikes.dtype, torch.float32)
     total = spikes.to(real) @ weight.to(real)

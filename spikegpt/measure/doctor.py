@@ -1,4 +1,5 @@
-"""What is installed, which kernels run where, whether they are right and how fast they are; and what a model consists of."""
+"""What is installed, which kernels run where, whether they are right and how fast they are; and what a model consists
+of."""
 
 import importlib.metadata
 import platform
@@ -19,7 +20,19 @@ from ..kernels.backends import FAST_BACKEND, is_installed, what_to_install
 from ..kernels.gpu import installed_cupy
 from ..model.network import SpikeGPT
 
-PACKAGES = ("torch", "numpy", "numba", "safetensors", "tokenizers", "accelerate", "tyro", "matplotlib", "tensorboard", "snntorch", "spikingjelly")
+PACKAGES = (
+    "torch",
+    "numpy",
+    "numba",
+    "safetensors",
+    "tokenizers",
+    "accelerate",
+    "tyro",
+    "matplotlib",
+    "tensorboard",
+    "snntorch",
+    "spikingjelly",
+)
 SHAPE = (4, 256, 512)
 DECODED = 32
 # float32 against float64: what the tests of the kernels allow
@@ -31,7 +44,9 @@ def examine() -> dict[str, Any]:
     devices = {"cpu": f"{torch.get_num_threads()} threads"}
     if torch.cuda.is_available():
         devices |= {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
-    examined = {device: _examine_all(device) for device in ("cpu", "cuda") if device == "cpu" or torch.cuda.is_available()}
+    examined = {
+        device: _examine_all(device) for device in ("cpu", "cuda") if device == "cpu" or torch.cuda.is_available()
+    }
     return {
         "spikegpt": __version__,
         "python": platform.python_version(),
@@ -54,7 +69,8 @@ def _examine_all(device: str) -> dict[str, dict[str, Any]]:
 
 
 def decoding() -> dict[str, Any]:
-    """Return how texts are decoded here, and how fast one text is: a new model of the preset `small` and its dense twin."""
+    """Return how texts are decoded here, and how fast one text is: a new model of the preset `small` and its dense
+    twin."""
     speeds, density = {}, 1.0
     for spiking in ("input", "none"):
         torch.manual_seed(0)
@@ -83,7 +99,11 @@ def _version(package: str) -> str:
 
 def _kernel_for(device: str) -> str:
     backend = FAST_BACKEND[device]
-    return backend if is_installed(backend) else f"reference (slow); pip install {what_to_install(backend)} for the fast one"
+    return (
+        backend
+        if is_installed(backend)
+        else f"reference (slow); pip install {what_to_install(backend)} for the fast one"
+    )
 
 
 def _lif_inputs(dtype: torch.dtype) -> list[torch.Tensor]:
@@ -127,9 +147,16 @@ def _examine(make: Callable, run: Callable, device: str) -> dict[str, Any]:
 
     fast = _output_and_gradients(inputs(torch.float32), run, "auto")
     exact = _output_and_gradients(inputs(torch.float64), run, "reference")
-    # a potential within rounding of the threshold may fire in one precision and not in the other: one in 10,000 is allowed
-    errors = [((a.double() - b).abs() > TOLERANCE * b.abs().max()).double().mean().item() for a, b in zip(fast, exact, strict=True)]
-    seconds = {backend: _seconds(lambda b=backend: _output_and_gradients(inputs(torch.float32), run, b)) for backend in ("auto", "reference")}
+    # a potential within rounding of the threshold may fire in one precision and not in the other: one in 10,000 is
+    # allowed
+    errors = [
+        ((a.double() - b).abs() > TOLERANCE * b.abs().max()).double().mean().item()
+        for a, b in zip(fast, exact, strict=True)
+    ]
+    seconds = {
+        backend: _seconds(lambda b=backend: _output_and_gradients(inputs(torch.float32), run, b))
+        for backend in ("auto", "reference")
+    }
     tokens = SHAPE[0] * SHAPE[1]
     return {
         "is_right": max(errors) < 1e-4,
@@ -159,7 +186,8 @@ def _seconds(function: Callable) -> float:
 
 
 def describe_model(what: str, with_tensors: bool = False) -> dict[str, Any]:
-    """Return sizes and configuration of a preset, run or checkpoint as plain values, and the shape of each tensor by its name.
+    """Return sizes and configuration of a preset, run or checkpoint as plain values, and the shape of each tensor by
+    its name.
 
     Raises:
         SpikegptError: `what` is none of them.
@@ -180,7 +208,13 @@ def describe_model(what: str, with_tensors: bool = False) -> dict[str, Any]:
         "parameters": model.count_parameters(),
         "parameter_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
         "state_bytes": sum(part.numel() * part.element_size() for part in parts),
-        "matrix_macs_per_token": sum(p.numel() for name, p in model.named_parameters() if p.dim() == 2 and name != "emb.weight"),
+        "matrix_macs_per_token": sum(
+            p.numel() for name, p in model.named_parameters() if p.dim() == 2 and name != "emb.weight"
+        ),
         "config": config.to_dict(),
-        **({"tensors": {name: " x ".join(map(str, tensor.shape)) for name, tensor in model.state_dict().items()}} if with_tensors else {}),
+        **(
+            {"tensors": {name: " x ".join(map(str, tensor.shape)) for name, tensor in model.state_dict().items()}}
+            if with_tensors
+            else {}
+        ),
     }

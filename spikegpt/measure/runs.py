@@ -50,8 +50,25 @@ SPEED_ROUNDS = 5
 LARGEST_LISTED_VOCABULARY = 4096
 
 # settings that a twin may have of its own: they do not touch what is learned, or act on spikes only
-_OWN_SETTINGS = {"threads", "eval_every", "eval_tokens", "sample_every", "save_every", "keep", "log_every", "tensorboard"}
-_SPIKE_SETTINGS = {"firing_rate_target", "firing_rate_weight", "synop_budget", "synop_weight", "synop_warmup", "anneal", "verify_spikes"}
+_OWN_SETTINGS = {
+    "threads",
+    "eval_every",
+    "eval_tokens",
+    "sample_every",
+    "save_every",
+    "keep",
+    "log_every",
+    "tensorboard",
+}
+_SPIKE_SETTINGS = {
+    "firing_rate_target",
+    "firing_rate_weight",
+    "synop_budget",
+    "synop_weight",
+    "synop_warmup",
+    "anneal",
+    "verify_spikes",
+}
 # a pupil's twin learns from the text alone
 _TEACHING_SETTINGS = {"teacher", "teacher_weight"}
 # of a model: what only its spikes know
@@ -81,18 +98,24 @@ def measure_runs(
     if not runs:
         raise SpikegptError("no run given; name the folder of at least one")
     loaded = [(*load_model(run), run) for run in runs]
-    texts = [read_text(run, tokenizer, split=split, file=file, limit=limit, cache=cache) for _, tokenizer, run in loaded]
+    texts = [
+        read_text(run, tokenizer, split=split, file=file, limit=limit, cache=cache) for _, tokenizer, run in loaded
+    ]
     contents = [tokenizer.decode(tokens) for (_, tokenizer, _), (tokens, _) in zip(loaded, texts, strict=True)]
     for run, content in zip(runs, contents, strict=True):
         # with another tokenizer so many tokens are more or less of the same text
         shorter = min(len(content), len(contents[0])) if limit is not None else None
         if content[:shorter] != contents[0][:shorter]:
-            raise SpikegptError(f"{run} and {runs[0]} have different {split} texts, which cannot be compared; give one text with --file")
+            raise SpikegptError(
+                f"{run} and {runs[0]} have different {split} texts, which cannot be compared; give one text with --file"
+            )
     _say(f"measuring {', '.join(map(str, runs))} on {texts[0][1]}: {len(texts[0][0]):,} tokens")
     speeds = measure_speed([model for model, _, _ in loaded], [tokens for tokens, _ in texts])
     names = _short_names(runs)
     return [
-        measure_model(model, tokenizer, tokens, name=name, source=source, prompt=prompt, profiles=profiles, tokens_per_s=speed)
+        measure_model(
+            model, tokenizer, tokens, name=name, source=source, prompt=prompt, profiles=profiles, tokens_per_s=speed
+        )
         for (model, tokenizer, _), (tokens, source), name, speed in zip(loaded, texts, names, speeds, strict=True)
     ]
 
@@ -119,7 +142,9 @@ def measure_model(
     config = model.config
     # rates by token are for vocabularies that a person can look through
     has_small_vocabulary = config.vocab_size <= LARGEST_LISTED_VOCABULARY
-    firing = FiringStatistics(vocab_size=config.vocab_size if has_small_vocabulary else None, n_positions=min(config.ctx_len, len(tokens)))
+    firing = FiringStatistics(
+        vocab_size=config.vocab_size if has_small_vocabulary else None, n_positions=min(config.ctx_len, len(tokens))
+    )
 
     def watch(ids: Tensor, output: ModelOutput) -> None:
         if output.spikes:
@@ -145,10 +170,14 @@ def measure_model(
         firing_rate=evaluation.firing_rate,
         layers=layer_ops(tally, "prefill", evaluation.firing_rate, LEFT_OUT),
         per_token={phase: per_token(tally.total(phase=phase), tally.token_count(phase)) for phase in phases},
-        by_kind={kind: per_token(counts, tally.token_count("prefill")) for kind, counts in tally.by_kind("prefill").items()},
+        by_kind={
+            kind: per_token(counts, tally.token_count("prefill")) for kind, counts in tally.by_kind("prefill").items()
+        },
         firing=firing.to_dict(arrays=True) if is_spiking else None,
         rasters=_rasters(model, tokenizer, tokens, prompt) if is_spiking else (),
-        energy={phase: {profile.name: estimate(tally, profile, phase).to_dict() for profile in profiles} for phase in phases},
+        energy={
+            phase: {profile.name: estimate(tally, profile, phase).to_dict() for profile in profiles} for phase in phases
+        },
         state_elements=tally.footprint.state,
         key_value_elements_per_token=2 * config.n_layer * config.n_embd,
         parameter_bits=8 * model.head.weight.element_size(),
@@ -171,7 +200,8 @@ def _decode(model: SpikeGPT, ids: Tensor) -> None:
 
 
 def _decoder(model: SpikeGPT, ids: Tensor) -> Callable[[Tensor], None]:
-    """Return a function that reads ids (1, T) one by one in the engine, as `generate` does, after the first of `ids`."""
+    """Return a function that reads ids (1, T) one by one in the engine, as `generate` does, after the first of
+    `ids`."""
     engine = Engine(model)
     engine.start(model(ids[:, :1]).state)
 
@@ -184,7 +214,8 @@ def _decoder(model: SpikeGPT, ids: Tensor) -> Callable[[Tensor], None]:
 
 @torch.inference_mode()
 def measure_speed(models: Sequence[SpikeGPT], texts: Sequence[np.ndarray]) -> list[dict[str, float]]:
-    """Return phase -> tokens per second of each model on this host: medians of rounds in which the models take turns."""
+    """Return phase -> tokens per second of each model on this host: medians of rounds in which the models take
+    turns."""
     seconds: list[dict[str, list[float]]] = [{"prefill": [], "decode": []} for _ in models]
     sizes: list[dict[str, int]] = [{} for _ in models]
     # one round more, to warm up
@@ -198,7 +229,10 @@ def measure_speed(models: Sequence[SpikeGPT], texts: Sequence[np.ndarray]) -> li
                 if is_counted:
                     seconds[index][phase].append(time.perf_counter() - start)
                 sizes[index][phase] = part.shape[1]
-    return [{phase: sizes[index][phase] / statistics.median(times[phase]) for phase in times} for index, times in enumerate(seconds)]
+    return [
+        {phase: sizes[index][phase] / statistics.median(times[phase]) for phase in times}
+        for index, times in enumerate(seconds)
+    ]
 
 
 def _processor() -> str:
@@ -209,7 +243,8 @@ def _processor() -> str:
 
 
 def _rasters(model: SpikeGPT, tokenizer: Tokenizer, tokens: np.ndarray, prompt: str | None) -> tuple[Raster, ...]:
-    """The spikes of one layer of neurons in both halves of the first, the middle and the last block while the prompt is read."""
+    """The spikes of one layer of neurons in both halves of the first, the middle and the last block while the prompt is
+    read."""
     read = tokens if prompt is None else tokenizer.encode(prompt.encode())
     read = np.asarray(read[:RASTER_TOKENS])
     if not len(read):
@@ -217,22 +252,34 @@ def _rasters(model: SpikeGPT, tokenizer: Tokenizer, tokens: np.ndarray, prompt: 
     spikes = model(torch.from_numpy(read.astype(np.int64))[None]).spikes
     labels = tuple(tokenizer.decode([token]).decode("utf-8", "replace") for token in read)
     blocks = sorted({0, model.config.n_layer // 2, model.config.n_layer - 1})
-    halves = {"input": ("att.output_neuron", "ffn.value_neuron")}.get(model.config.spiking, ("time_mix_neuron", "channel_mix_neuron"))
+    halves = {"input": ("att.output_neuron", "ffn.value_neuron")}.get(
+        model.config.spiking, ("time_mix_neuron", "channel_mix_neuron")
+    )
     rasters = []
     for layer in (f"blocks.{block}.{half}" for block in blocks for half in halves):
         n_neurons = min(RASTER_NEURONS, spikes[layer].shape[-1])
         at, neurons = raster(spikes[layer][0], n_neurons)
-        rasters.append(Raster(layer=layer, prompt=labels, tokens=tuple(at.tolist()), neurons=tuple(neurons.tolist()), n_neurons=n_neurons))
+        rasters.append(
+            Raster(
+                layer=layer,
+                prompt=labels,
+                tokens=tuple(at.tolist()),
+                neurons=tuple(neurons.tolist()),
+                n_neurons=n_neurons,
+            )
+        )
     return tuple(rasters)
 
 
 def report_folder(run: Path) -> Path:
-    """Return where the report of a run, or of one of its checkpoints, is kept: inside the run, never inside a checkpoint."""
+    """Return where the report of a run, or of one of its checkpoints, is kept: inside the run, never inside a
+    checkpoint."""
     return (run.resolve().parent.parent if (run / "manifest.json").is_file() else run) / "report"
 
 
 def claims_of(measurement: Measurement) -> Claims | None:
-    """Return the published saving, the same recipe on this model, and what this model saves as built; None if it is dense."""
+    """Return the published saving, the same recipe on this model, and what this model saves as built; None if it is
+    dense."""
     if measurement.firing_rate is None:
         return None
     published = published_saving()
@@ -242,13 +289,18 @@ def claims_of(measurement: Measurement) -> Claims | None:
     driven = [layer for layer in covered if layer.is_spike_driven]
     acs = sum(layer.built_acs for layer in driven)
     still_dense = dense - sum(layer.dense_ops for layer in driven)
-    readers = f"{len(driven)} of the {len(covered)} matrix products of its blocks read" if driven else "no matrix product of its blocks reads"
+    readers = (
+        f"{len(driven)} of the {len(covered)} matrix products of its blocks read"
+        if driven
+        else "no matrix product of its blocks reads"
+    )
     return Claims(
         per_projection_ratio=published.projection_ratio,
         total_ratio=published.total_ratio,
         idealised_ratio=_ratio(MAC_PJ * dense, AC_PJ * idealised),
         as_built_ratio=_ratio(MAC_PJ * dense, MAC_PJ * still_dense + AC_PJ * acs),
-        sentence=f"The published figures multiply every operation by a firing rate; in {measurement.name} as built, {readers} spikes, "
+        sentence=f"The published figures multiply every operation by a firing rate; in {measurement.name} as built, "
+        f"{readers} spikes, "
         "and what reads real numbers multiplies as before.",
     )
 
@@ -259,7 +311,8 @@ def _ratio(above: float, below: float) -> float:
 
 
 def find_twin(run: Path) -> Path | None:
-    """Return a run beside `run` that is its dense twin: the same sizes, text, seed and training; None if there is none."""
+    """Return a run beside `run` that is its dense twin: the same sizes, text, seed and training; None if there is
+    none."""
     config = read_run_config(run)
     wanted = _twin_key(ModelConfig.from_dict(config["model"]).twin(), config)
     for folder in sorted(run.resolve().parent.iterdir()):
@@ -276,7 +329,9 @@ def _twin_key(model: ModelConfig, run_config: dict[str, Any]) -> tuple[Any, ...]
     """What must be equal in a model and its twin."""
     sizes = {name: value for name, value in model.to_dict().items() if name not in _NEURON_SETTINGS}
     own = _OWN_SETTINGS | _SPIKE_SETTINGS | _TEACHING_SETTINGS
-    shared = {name: value for name, value in TrainConfig.from_dict(run_config["train"]).to_dict().items() if name not in own}
+    shared = {
+        name: value for name, value in TrainConfig.from_dict(run_config["train"]).to_dict().items() if name not in own
+    }
     return sizes, shared, (run_config.get("corpus") or {}).get("text_sha256"), run_config.get("started_from")
 
 
@@ -294,7 +349,10 @@ def make_twin(run: Path, *, cache: Path | None = None, quiet: bool = False) -> P
     training = dataclasses.replace(TrainConfig.from_dict(config["train"]), teacher=None)
     start = config.get("started_from") and Path(config["started_from"])
     if start and read_model_config(start).spiking != "none":
-        raise SpikegptError(f"{run} began with the spiking weights of {start}, which have no dense twin; name a run: spikegpt compare {run} RUN")
+        raise SpikegptError(
+            f"{run} began with the spiking weights of {start}, which have no dense twin; name a run: spikegpt "
+            f"compare {run} RUN"
+        )
     twin = find_twin(run)
     if twin is None:
         twin = run.resolve().parent / f"{run.resolve().name}-twin"
@@ -306,7 +364,9 @@ def make_twin(run: Path, *, cache: Path | None = None, quiet: bool = False) -> P
     else:
         return twin
     if done.interrupted:
-        raise SpikegptError(f"the training of the twin was interrupted; continue it with: spikegpt train --resume {twin}")
+        raise SpikegptError(
+            f"the training of the twin was interrupted; continue it with: spikegpt train --resume {twin}"
+        )
     return twin
 
 

@@ -22,9 +22,10 @@ from ..neuron.lif import LIF, heaviside
 # makes the neurons of one layer from n_embd; returns a module like `neuron.LIF`
 NeuronFactory = Callable[[int], nn.Module]
 
-# share of the neurons that fires before the first step in the layers of the input block, where thresholds may learn. What the
-# blocks add to the residual stream starts almost silent: spikes of untrained neurons there are noise that training has to undo,
-# by making all neurons fire less. Measured: inputs at 0.3 or all layers at 0.25 end 0.03 to 0.1 bits worse after 600 steps
+# share of the neurons that fires before the first step in the layers of the input block, where thresholds may learn.
+# What the blocks add to the residual stream starts almost silent: spikes of untrained neurons there are noise that
+# training has to undo, by making all neurons fire less. Measured: inputs at 0.3 or all layers at 0.25 end 0.03 to 0.1
+# bits worse after 600 steps
 INITIAL_FIRING_RATES = {"output_neuron": 0.05, "ffn.value_neuron": 0.10}
 OTHER_INITIAL_FIRING_RATE = 0.45
 
@@ -32,8 +33,8 @@ OTHER_INITIAL_FIRING_RATE = 0.45
 class LayerState(NamedTuple):
     """What one block carries from token to token; each tensor (B, C).
 
-    A neuron state is what the block's neurons carry: None in the dense twin, the potential in the published block, and in
-    the spike-driven block site -> potential, or None where the neuron is memoryless.
+    A neuron state is what the block's neurons carry: None in the dense twin, the potential in the published block, and
+    in the spike-driven block site -> potential, or None where the neuron is memoryless.
     """
 
     time_mix_shift: Tensor
@@ -74,18 +75,28 @@ def shift_tokens(x: Tensor, previous: Tensor | None) -> Tensor:
 
 
 def token_shift_cost(args: tuple, kwargs: dict, output: Any) -> dict[str, int]:
-    """What a token shift of x = args[0] (B, T, C) carries: for every token the one before is read, and itself is kept."""
+    """What a token shift of x = args[0] (B, T, C) carries: for every token the one before is read, and itself is
+    kept."""
     elements = args[0].numel()
     return {"state_elements": args[0].shape[-1], "state_reads": elements, "state_writes": elements}
 
 
 class _Mix(nn.Module):
-    """What both halves of a block share: neurons before their matrix products, which only the spike-driven block has."""
+    """What both halves of a block share: neurons before their matrix products, which only the spike-driven block
+    has."""
 
     op_cost = staticmethod(token_shift_cost)
 
-    def _fire(self, site: str, current: Tensor, before: dict[str, Any] | None, after: dict[str, Any], spikes: dict[str, Tensor]) -> Tensor:
-        """Return the spikes of the neurons at `site`, and note them and their state; without neurons, the current itself."""
+    def _fire(
+        self,
+        site: str,
+        current: Tensor,
+        before: dict[str, Any] | None,
+        after: dict[str, Any],
+        spikes: dict[str, Tensor],
+    ) -> Tensor:
+        """Return the spikes of the neurons at `site`, and note them and their state; without neurons, the current
+        itself."""
         neuron = getattr(self, site, None)
         if neuron is None:
             return current
@@ -115,7 +126,9 @@ class TimeMix(_Mix):
         shifted, after, spikes = shift_tokens(x, shift), {}, {}
         key = self.key(self._fire("key_neuron", torch.lerp(shifted, x, self.time_mix_k), before, after, spikes))
         value = self.value(self._fire("value_neuron", torch.lerp(shifted, x, self.time_mix_v), before, after, spikes))
-        receptance = self.receptance(self._fire("receptance_neuron", torch.lerp(shifted, x, self.time_mix_r), before, after, spikes))
+        receptance = self.receptance(
+            self._fire("receptance_neuron", torch.lerp(shifted, x, self.time_mix_r), before, after, spikes)
+        )
         if self.has_events:
             value = self._fire("wkv_neuron", value, before, after, spikes)
             mean, state = event_wkv(self.time_decay, self.time_first, key, value, state)
@@ -145,7 +158,9 @@ class ChannelMix(_Mix):
         """Return (y, shift, site -> neuron state, site -> spikes)."""
         shifted, after, spikes = shift_tokens(x, shift), {}, {}
         key = self.key(self._fire("key_neuron", torch.lerp(shifted, x, self.time_mix_k), before, after, spikes))
-        receptance = self.receptance(self._fire("receptance_neuron", torch.lerp(shifted, x, self.time_mix_r), before, after, spikes))
+        receptance = self.receptance(
+            self._fire("receptance_neuron", torch.lerp(shifted, x, self.time_mix_r), before, after, spikes)
+        )
         hidden = self._fire("value_neuron", torch.relu(key).square(), before, after, spikes)
         return torch.sigmoid(receptance) * self.value(hidden), x[:, -1], after or None, spikes
 
@@ -176,14 +191,18 @@ class Block(nn.Module):
     def forward(self, x: Tensor, state: LayerState | None) -> tuple[Tensor, LayerState, dict[str, Tensor]]:
         """Return (x, state, name -> spikes)."""
         before = state or LayerState(None, None, None, None, None)
-        mixed, time_mix_shift, wkv_state, time_mix_neuron, inner = self.att(self.ln1(x), before.time_mix_shift, before.wkv, before.time_mix_neuron)
+        mixed, time_mix_shift, wkv_state, time_mix_neuron, inner = self.att(
+            self.ln1(x), before.time_mix_shift, before.wkv, before.time_mix_neuron
+        )
         spikes = {f"att.{site}": spike for site, spike in inner.items()}
         mixed = mixed if self.drive == 1.0 else self.drive * mixed
         if self.emits_spikes:
             mixed, time_mix_neuron = self.time_mix_neuron(mixed, before.time_mix_neuron)
             spikes["time_mix_neuron"] = mixed
         x = x + mixed
-        mixed, channel_mix_shift, channel_mix_neuron, inner = self.ffn(self.ln2(x), before.channel_mix_shift, before.channel_mix_neuron)
+        mixed, channel_mix_shift, channel_mix_neuron, inner = self.ffn(
+            self.ln2(x), before.channel_mix_shift, before.channel_mix_neuron
+        )
         spikes |= {f"ffn.{site}": spike for site, spike in inner.items()}
         mixed = mixed if self.drive == 1.0 else self.drive * mixed
         if self.emits_spikes:
@@ -194,7 +213,8 @@ class Block(nn.Module):
 
 
 class SpikeGPT(nn.Module):
-    """A language model of RWKV-4 blocks whose matrix products read spikes, or whose outputs are spikes, or its dense twin.
+    """A language model of RWKV-4 blocks whose matrix products read spikes, or whose outputs are spikes, or its dense
+    twin.
 
     Args:
         config: sizes and `spiking`; the configuration of our own neurons.
@@ -224,7 +244,8 @@ class SpikeGPT(nn.Module):
             last_only: compute the logits of the last position only, (B, 1, vocab_size).
 
         Returns:
-            logits (B, T, vocab_size); state; spikes: name of the emitting module -> (B, T, C), in order, empty if dense.
+            logits (B, T, vocab_size); state; spikes: name of the emitting module -> (B, T, C), in order, empty if
+            dense.
 
         Raises:
             ValueError: ids are not (B, T) whole numbers or lie outside the vocabulary; the state is another model's.
@@ -238,10 +259,13 @@ class SpikeGPT(nn.Module):
         return ModelOutput(self.head(x), new_state, spikes)
 
     def hidden(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State, dict[str, Tensor]]:
-        """Return (what the head reads, before its neurons, if it has any: (B, T, n_embd); state; spikes), as `forward` would."""
+        """Return (what the head reads, before its neurons, if it has any: (B, T, n_embd); state; spikes), as `forward`
+        would."""
         self._check_ids(ids)
         if state is not None and len(state) != len(self.blocks):
-            raise ValueError(f"the state has {len(state)} layers, the model {len(self.blocks)}; it comes from another model")
+            raise ValueError(
+                f"the state has {len(state)} layers, the model {len(self.blocks)}; it comes from another model"
+            )
         x = self.emb(ids)
         spikes = {}
         if self.config.spiking == "output" and self.config.binary_embedding:
@@ -264,13 +288,17 @@ class SpikeGPT(nn.Module):
         lowest, highest = (int(value) for value in ids.aminmax())
         if lowest < 0 or highest >= self.config.vocab_size:
             wrong = lowest if lowest < 0 else highest
-            raise ValueError(f"token id {wrong} is outside the vocabulary [0, {self.config.vocab_size}); is this the model's own tokenizer?")
+            raise ValueError(
+                f"token id {wrong} is outside the vocabulary [0, {self.config.vocab_size}); is this the model's own "
+                f"tokenizer?"
+            )
 
     def synapses(self) -> dict[str, int]:
-        """Return name of each layer of neurons whose spikes a matrix product reads -> number of its weights; empty unless `input`.
+        """Return name of each layer of neurons whose spikes a matrix product reads -> number of its weights; empty
+        unless `input`.
 
-        The neurons `X_neuron` stand before the product `X` of the same module. A spike costs as many synaptic operations as
-        it has synapses, so these are the weights of a mean firing rate.
+        The neurons `X_neuron` stand before the product `X` of the same module. A spike costs as many synaptic
+        operations as it has synapses, so these are the weights of a mean firing rate.
         """
         modules = dict(self.named_modules())
         read = {name: modules.get(name.removesuffix("_neuron")) for name in modules if name.endswith("_neuron")}
@@ -325,7 +353,10 @@ def initialise(model: SpikeGPT) -> None:
         if config.spiking == "input":
             # zero matrices would leave the neurons behind them silent, and orthogonal ones learned no better
             for matrix in (att.key, att.value, att.receptance, att.output, ffn.key, ffn.value, ffn.receptance):
-                nn.init.normal_(matrix.weight, std=(0.5 if matrix in (att.output, ffn.value) else 1.0) / math.sqrt(matrix.in_features))
+                nn.init.normal_(
+                    matrix.weight,
+                    std=(0.5 if matrix in (att.output, ffn.value) else 1.0) / math.sqrt(matrix.in_features),
+                )
             continue
         for matrix in (att.key, att.receptance, att.output, ffn.value, ffn.receptance):
             nn.init.zeros_(matrix.weight)
@@ -333,17 +364,20 @@ def initialise(model: SpikeGPT) -> None:
         nn.init.orthogonal_(ffn.key.weight, gain=2.0)
     if config.spiking == "input":
         nn.init.normal_(model.head.weight, std=1 / math.sqrt(C))
-        for neuron in (module for module in model.modules() if isinstance(module, LIF) and module.config.learnable_decay):
+        for neuron in (
+            module for module in model.modules() if isinstance(module, LIF) and module.config.learnable_decay
+        ):
             neuron.decay_logit.fill_(math.log(neuron.config.membrane_decay / (1 - neuron.config.membrane_decay)))
         calibrate_thresholds(model)
 
 
 @torch.no_grad()
 def calibrate_thresholds(model: SpikeGPT, rate: float | None = None, tokens: int = 64) -> None:
-    """Set the learnable thresholds of every layer, one number per layer, so that `rate` of its neurons fire on random text.
+    """Set the learnable thresholds of every layer, one number per layer, so that `rate` of its neurons fire on random
+    text.
 
-    None takes INITIAL_FIRING_RATES. Layer after layer in one pass over 4 x `tokens` random ids, drawn from torch's default
-    generator.
+    None takes INITIAL_FIRING_RATES. Layer after layer in one pass over 4 x `tokens` random ids, drawn from torch's
+    default generator.
     """
 
     def calibrate(neuron: LIF, inputs: tuple[Tensor, ...], share: float) -> None:
@@ -358,7 +392,9 @@ def calibrate_thresholds(model: SpikeGPT, rate: float | None = None, tokens: int
     for name, neuron in model.named_modules():
         if isinstance(neuron, LIF) and neuron.config.learnable_threshold:
             neuron.log_threshold.fill_(math.log(neuron.config.threshold))
-            share = next((rate for site, rate in INITIAL_FIRING_RATES.items() if name.endswith(site)), OTHER_INITIAL_FIRING_RATE)
+            share = next(
+                (rate for site, rate in INITIAL_FIRING_RATES.items() if name.endswith(site)), OTHER_INITIAL_FIRING_RATE
+            )
             hooks.append(neuron.register_forward_pre_hook(partial(calibrate, share=rate or share)))
     was_training = model.training
     model.eval()

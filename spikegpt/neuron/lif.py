@@ -61,9 +61,9 @@ class LIF(nn.Module):
     """Leaky integrate-and-fire neurons, one per channel.
 
     `forward` is the scan form, over (B, T, C); `step` takes one token, (B, C). The state is the membrane potential
-    (B, C), None at the start of a text, and always None in a memoryless neuron (membrane_decay 0). With `learnable_decay`
-    the parameter `decay_logit` (C,) is trained and membrane_decay = sigmoid(decay_logit); with `learnable_threshold`,
-    `log_threshold` (C,) and threshold = exp(log_threshold).
+    (B, C), None at the start of a text, and always None in a memoryless neuron (membrane_decay 0). With
+    `learnable_decay` the parameter `decay_logit` (C,) is trained and membrane_decay = sigmoid(decay_logit); with
+    `learnable_threshold`, `log_threshold` (C,) and threshold = exp(log_threshold).
     """
 
     def __init__(self, channels: int, config: NeuronConfig | None = None, backend: str = "auto"):
@@ -96,16 +96,19 @@ class LIF(nn.Module):
 
     @property
     def spike_worth(self) -> float | Tensor:
-        """The current that one unit spike stands for: (1 + 1/levels) thresholds, for whole thresholds are counted, downwards.
+        """The current that one unit spike stands for: (1 + 1/levels) thresholds, for whole thresholds are counted,
+        downwards.
 
-        With it, and the best threshold for it, the squared error of spikes for Gaussian currents is within 1 % of the least
-        that a worth of any size allows (levels 1, 2, 4, 8: 0.19, 0.10, 0.044, 0.017 of the variance).
+        With it, and the best threshold for it, the squared error of spikes for Gaussian currents is within 1 % of the
+        least that a worth of any size allows (levels 1, 2, 4, 8: 0.19, 0.10, 0.044, 0.017 of the variance).
         """
         return self.threshold * (1 + 1 / self.config.levels)
 
     def forward(self, current: Tensor, potential: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Return (spikes (B, T, C), potential (B, C), or None if memoryless)."""
-        spikes, potential = self._integer(current, potential) if self.config.is_integer else self._binary(current, potential)
+        spikes, potential = (
+            self._integer(current, potential) if self.config.is_integer else self._binary(current, potential)
+        )
         if _is_verified and not spikes.is_meta:
             check_alphabet(spikes.detach(), self.alphabet, f"LIF({self.extra_repr()})")
         if self.training and self.spike_share < 1:
@@ -168,7 +171,12 @@ class _ForeignNeuron(nn.Module):
         spikes, state = output
         memories = [part for part in tree_leaves(state) if isinstance(part, Tensor) and part.dim() == 2]
         touched = len(memories) * spikes.numel()
-        return {"kind": "neuron", "state_elements": len(memories) * spikes.shape[-1], "state_reads": touched, "state_writes": touched}
+        return {
+            "kind": "neuron",
+            "state_elements": len(memories) * spikes.shape[-1],
+            "state_reads": touched,
+            "state_writes": touched,
+        }
 
     def check_causal(self, channels: int, tokens: int = 4) -> None:
         """Raise ValueError if a neuron's spike depends on a later token: a language model would read its own answer."""
@@ -180,15 +188,19 @@ class _ForeignNeuron(nn.Module):
         with torch.no_grad():
             before, after = self(current)[0], self(changed)[0]
         if not torch.equal(before[:, :-1], after[:, :-1]):
-            raise ValueError(f"{type(self.neuron).__name__} lets a token see later tokens, which a language model must not; use a causal one")
+            raise ValueError(
+                f"{type(self.neuron).__name__} lets a token see later tokens, which a language model must not; use a "
+                f"causal one"
+            )
 
 
 class SpikingJellyNeuron(_ForeignNeuron):
-    """Any SpikingJelly multi-step neuron in the place of our LIF: `SpikingJellyNeuron(ParametricLIFNode(step_mode="m"))`.
+    """Any SpikingJelly multi-step neuron in the place of our LIF:
+    `SpikingJellyNeuron(ParametricLIFNode(step_mode="m"))`.
 
     The state is the neuron's own memories (membrane potential and the like), or, for the parallel spiking neurons
-    (PSN and its kin), which have no recurrent form, the currents so far. A PSN mixes exactly T time steps, later ones too:
-    its weight is masked to the past, and texts longer than its T are refused.
+    (PSN and its kin), which have no recurrent form, the currents so far. A PSN mixes exactly T time steps, later ones
+    too: its weight is masked to the past, and texts longer than its T are refused.
 
     Raises:
         ValueError: the neuron is not in multi-step mode.
@@ -197,7 +209,9 @@ class SpikingJellyNeuron(_ForeignNeuron):
     def __init__(self, neuron: nn.Module):
         super().__init__(neuron)
         if getattr(neuron, "step_mode", "m") != "m":
-            raise ValueError(f"{type(neuron).__name__} has step_mode={neuron.step_mode!r}; a sequence needs step_mode='m'")
+            raise ValueError(
+                f"{type(neuron).__name__} has step_mode={neuron.step_mode!r}; a sequence needs step_mode='m'"
+            )
         self.is_parallel = not hasattr(neuron, "v")
         weight = getattr(neuron, "weight", None)
         if self.is_parallel and weight is not None and weight.dim() == 2 and not hasattr(neuron, "lambda_"):
@@ -213,7 +227,11 @@ class SpikingJellyNeuron(_ForeignNeuron):
             setattr(self.neuron, name, memory)
         spikes = self.neuron(current.transpose(0, 1)).transpose(0, 1)
         # v_seq and the like are records of the past, of length T; the memories are what the next step needs
-        state = {name: value for name, value in self.neuron.named_memories() if isinstance(value, Tensor) and not name.endswith("_seq")}
+        state = {
+            name: value
+            for name, value in self.neuron.named_memories()
+            if isinstance(value, Tensor) and not name.endswith("_seq")
+        }
         self.neuron.reset()
         return spikes, state
 
@@ -222,7 +240,10 @@ class SpikingJellyNeuron(_ForeignNeuron):
         whole = current if past is None else torch.cat([past, current], dim=1)
         longest = getattr(self.neuron, "T", None)
         if longest is not None and whole.shape[1] > longest:
-            raise ValueError(f"{type(self.neuron).__name__} was made for T={longest} tokens, the text has {whole.shape[1]}; make it with a larger T")
+            raise ValueError(
+                f"{type(self.neuron).__name__} was made for T={longest} tokens, the text has {whole.shape[1]}; make "
+                f"it with a larger T"
+            )
         padding = 0 if longest is None else longest - whole.shape[1]
         drive = nn.functional.pad(whole, (0, 0, 0, padding)).transpose(0, 1).contiguous()
         spikes = self.neuron(drive).transpose(0, 1)[:, : whole.shape[1]]
@@ -246,7 +267,10 @@ class SnnTorchNeuron(_ForeignNeuron):
     def __init__(self, neuron: nn.Module):
         super().__init__(neuron)
         if getattr(neuron, "init_hidden", False):
-            raise ValueError(f"{type(neuron).__name__} was made with init_hidden=True; make it with init_hidden=False, the model carries the state")
+            raise ValueError(
+                f"{type(neuron).__name__} was made with init_hidden=True; make it with init_hidden=False, the model "
+                f"carries the state"
+            )
 
     def forward(self, current: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return (spikes (B, T, C), state)."""

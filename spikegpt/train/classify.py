@@ -1,7 +1,7 @@
 """Fine-tuning for classification: a linear head on what the language model's head reads at the last token of a text.
 
-Padding stands behind a text and is never read from, so a text is classified in a batch as it is alone. The best epoch is chosen
-on the valid examples; the test examples are read once, at the end.
+Padding stands behind a text and is never read from, so a text is classified in a batch as it is alone. The best epoch
+is chosen on the valid examples; the test examples are read once, at the end.
 """
 
 import json
@@ -38,7 +38,8 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.score.bias)
 
     def forward(self, ids: Tensor, lengths: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return (logits (B, n_classes), spikes) of texts ids (B, T), of which the first lengths (B,) tokens are real."""
+        """Return (logits (B, n_classes), spikes) of texts ids (B, T), of which the first lengths (B,) tokens are
+        real."""
         x, _, spikes = self.network.hidden(ids)
         return self.score(x[torch.arange(len(ids), device=ids.device), lengths - 1]), spikes
 
@@ -50,7 +51,8 @@ class _Batch(NamedTuple):
 
 
 def finetune(run: Path, task: Task, config: ClassifyConfig, out: Path) -> dict[str, Any]:
-    """Train one classifier per seed from the model in `run`, keep each in OUT/seed-N, and return how they did, as plain values.
+    """Train one classifier per seed from the model in `run`, keep each in OUT/seed-N, and return how they did, as plain
+    values.
 
     Raises:
         SpikegptError: no whole model is there, a text cannot be encoded, or `out` cannot be written.
@@ -60,10 +62,20 @@ def finetune(run: Path, task: Task, config: ClassifyConfig, out: Path) -> dict[s
         torch.manual_seed(seed)
         model, tokenizer = load_model(run)
         classifier = Classifier(model, len(task.classes))
-        train, valid, test = (_encode(part, tokenizer, config.max_tokens) for part in (task.train, task.valid, task.test))
+        train, valid, test = (
+            _encode(part, tokenizer, config.max_tokens) for part in (task.train, task.valid, task.test)
+        )
         best, epoch = _train(classifier, train, valid, config)
         accuracy, firing_rate = _measure(classifier, test, config.batch_size)
-        seeds.append({"seed": seed, "valid_accuracy": best, "test_accuracy": accuracy, "epoch": epoch, "firing_rate": firing_rate})
+        seeds.append(
+            {
+                "seed": seed,
+                "valid_accuracy": best,
+                "test_accuracy": accuracy,
+                "epoch": epoch,
+                "firing_rate": firing_rate,
+            }
+        )
         save_classifier(out / f"seed-{seed}", classifier, tokenizer, task.classes)
     accuracies = [seed["test_accuracy"] for seed in seeds]
     return {
@@ -77,7 +89,8 @@ def finetune(run: Path, task: Task, config: ClassifyConfig, out: Path) -> dict[s
 
 
 def save_classifier(folder: Path, classifier: Classifier, tokenizer: Tokenizer, classes: tuple[str, ...]) -> None:
-    """Write model.safetensors, config.json and tokenizer.json into `folder`; SpikegptError if they cannot be written."""
+    """Write model.safetensors, config.json and tokenizer.json into `folder`; SpikegptError if they cannot be
+    written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save(folder / "tokenizer.json")
@@ -172,7 +185,8 @@ def _measure(classifier: Classifier, encoded: list[tuple[Tensor, int]], batch_si
 
 
 def table(task: Task, results: list[dict[str, Any]], published: dict[str, float]) -> str:
-    """Return the accuracies of several models side by side, with what knowing nothing gives and what was published, as text."""
+    """Return the accuracies of several models side by side, with what knowing nothing gives and what was published, as
+    text."""
     sizes = f"{len(task.train)} train, {len(task.valid)} valid, {len(task.test)} test"
     lines = [f"{task.name}: {len(task.classes)} classes; {sizes}; chosen on valid, test read once per seed", ""]
     rows = [("majority class", f"{task.majority():.2%}", "", "")]
@@ -182,6 +196,10 @@ def table(task: Task, results: list[dict[str, Any]], published: dict[str, float]
         firing = "dense" if None in rates else f"firing {statistics.mean(rates):.1%}"
         name = f"{result['run']} (--spiking {result['spiking']})"
         rows.append((name, f"{result['accuracy']:.2%}", f"{spread} of {len(rates)} seed(s)".strip(), firing))
-    rows += [(f"published SpikeGPT {size}, as quoted", f"{accuracy:.2f}%", "", "") for size, accuracy in published.items()]
+    rows += [
+        (f"published SpikeGPT {size}, as quoted", f"{accuracy:.2f}%", "", "") for size, accuracy in published.items()
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return "\n".join(lines + ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows])
+    return "\n".join(
+        lines + ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    )

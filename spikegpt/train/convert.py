@@ -1,8 +1,9 @@
-"""Starting from trained weights: those of the same kind of model as they are, dense ones turned into a model with neurons.
+"""Starting from trained weights: those of the same kind of model as they are, dense ones turned into a model with
+neurons.
 
-A dense model becomes a spiking one in two steps. Here thresholds are fitted to the currents of real text, and what a spike
-stands for is multiplied into the weights, so that the model with its neurons left out is still the dense model, number for
-number. Then training anneals the neurons in (`TrainConfig.anneal`, `LIF.spike_share`).
+A dense model becomes a spiking one in two steps. Here thresholds are fitted to the currents of real text, and what a
+spike stands for is multiplied into the weights, so that the model with its neurons left out is still the dense model,
+number for number. Then training anneals the neurons in (`TrainConfig.anneal`, `LIF.spike_share`).
 """
 
 import dataclasses
@@ -40,8 +41,8 @@ def read_model_config(start: Path) -> ModelConfig:
 def defaults_from(start: Path, **changes) -> tuple[ModelConfig, TrainConfig]:
     """Return the configurations of a training that begins with the weights in `start`, after `changes` to the model's.
 
-    Another block has its own neuron; dense weights in a spiking model are annealed. The learning rate is a tenth of a fresh
-    model's, or two thirds where neurons are new.
+    Another block has its own neuron; dense weights in a spiking model are annealed. The learning rate is a tenth of a
+    fresh model's, or two thirds where neurons are new.
 
     Raises:
         SpikegptError: no whole model is there.
@@ -52,7 +53,9 @@ def defaults_from(start: Path, **changes) -> tuple[ModelConfig, TrainConfig]:
         # what only other blocks have, and what only published inference does; dense embeddings were never binary
         changes = {"neuron": None, "rescale_every": 0, "binary_embedding": False, **changes}
     training = {"lr": 2e-3, "lr_final": 1e-4, "anneal": 0.3} if is_converted else {"lr": 3e-4, "lr_final": 3e-5}
-    return dataclasses.replace(there, **changes), TrainConfig(tokenizer=str(find_model(start) / "tokenizer.json"), **training)
+    return dataclasses.replace(there, **changes), TrainConfig(
+        tokenizer=str(find_model(start) / "tokenizer.json"), **training
+    )
 
 
 def spread_windows(tokens: np.ndarray, ctx_len: int) -> Tensor:
@@ -66,7 +69,8 @@ def spread_windows(tokens: np.ndarray, ctx_len: int) -> Tensor:
 
 
 def start_from(model: SpikeGPT, start: Path, ids: Tensor) -> None:
-    """Fill `model` with the weights in `start`; dense weights for a spiking model are converted, on the text `ids` (B, T).
+    """Fill `model` with the weights in `start`; dense weights for a spiking model are converted, on the text `ids` (B,
+    T).
 
     Raises:
         SpikegptError: the weights are of other sizes, or of another spiking block.
@@ -81,12 +85,16 @@ def start_from(model: SpikeGPT, start: Path, ids: Tensor) -> None:
         load_weights(model, {**{name: weights[name] for name in weights}, **own}, path)
         fit_neurons(model, ids)
     else:
-        raise SpikegptError(f"{start} has --spiking {there}, wanted is {here}; only dense weights (--spiking none) can become another block's")
+        raise SpikegptError(
+            f"{start} has --spiking {there}, wanted is {here}; only dense weights (--spiking none) can become "
+            f"another block's"
+        )
 
 
 @torch.no_grad()
 def fit_neurons(model: SpikeGPT, ids: Tensor) -> None:
-    """Fit the learnable thresholds of `model`, whose weights are dense, to `ids` (B, T), and scale its weights for spikes.
+    """Fit the learnable thresholds of `model`, whose weights are dense, to `ids` (B, T), and scale its weights for
+    spikes.
 
     Afterwards a neuron that passes on current / spike_worth in the place of spikes leaves every logit as it was. Leaky
     neurons are fitted as if they were memoryless.
@@ -130,14 +138,19 @@ def fit_neurons(model: SpikeGPT, ids: Tensor) -> None:
 
 
 def best_thresholds(currents: Tensor, neuron: LIF) -> Tensor:
-    """Return the thresholds (C,) with which the spikes of `currents` (N, C), at their worth, err least; 1 where none arrives."""
+    """Return the thresholds (C,) with which the spikes of `currents` (N, C), at their worth, err least; 1 where none
+    arrives."""
     currents = currents[:: -(-len(currents) // FITTED_CURRENTS)]
     size = currents.square().mean(0).sqrt()
     best, least = torch.ones_like(size), torch.full_like(size, torch.inf)
     levels, signed = neuron.config.levels, neuron.config.signed
     for factor in TRIED_THRESHOLDS:
         threshold = factor * size
-        spikes = torch.where(currents < 0, float(signed), 1.0) * currents.sign() * torch.floor(currents.abs() / threshold).clamp(max=levels)
+        spikes = (
+            torch.where(currents < 0, float(signed), 1.0)
+            * currents.sign()
+            * torch.floor(currents.abs() / threshold).clamp(max=levels)
+        )
         error = (currents - (1 + 1 / levels) * threshold * spikes).square().mean(0)
         # where nothing arrives, the error is not a number and never smaller
         best, least = torch.where(error < least, threshold, best), torch.where(error < least, error, least)
@@ -145,6 +158,7 @@ def best_thresholds(currents: Tensor, neuron: LIF) -> Tensor:
 
 
 def anneal(model: nn.Module, share: float) -> None:
-    """Let every LIF of `model`, while it trains, spike with probability `share`, and else pass on what its spikes stand for."""
+    """Let every LIF of `model`, while it trains, spike with probability `share`, and else pass on what its spikes stand
+    for."""
     for neuron in (module for module in model.modules() if isinstance(module, LIF)):
         neuron.spike_share = share

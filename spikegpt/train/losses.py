@@ -1,4 +1,5 @@
-"""What a training step minimises: cross-entropy, and what a configuration adds to it; and the schedules of budget and annealing."""
+"""What a training step minimises: cross-entropy, and what a configuration adds to it; and the schedules of budget and
+annealing."""
 
 import torch
 from torch import Tensor
@@ -44,18 +45,21 @@ def training_loss(
 
 
 def firing_rate(spikes: Tensor) -> Tensor:
-    """Return the share of neurons that fired (scalar); its gradient pushes single spikes, straight through, towards silence."""
+    """Return the share of neurons that fired (scalar); its gradient pushes single spikes, straight through, towards
+    silence."""
     return spikes.float().abs().clamp(max=1).mean()
 
 
 def synop_share(spikes: dict[str, Tensor], synapses: dict[str, int]) -> Tensor:
-    """Return the share of the dense products' operations that these spikes cost: firing rates weighted by synapses (scalar)."""
+    """Return the share of the dense products' operations that these spikes cost: firing rates weighted by synapses
+    (scalar)."""
     total = sum(synapses.values())
     return torch.stack([firing_rate(spikes[name]) * (count / total) for name, count in synapses.items()]).sum()
 
 
 def synop_budget(step: int, config: TrainConfig) -> float:
-    """Return the budget of a step: it shrinks from 1 to synop_budget, for a sudden one drives the firing far below itself."""
+    """Return the budget of a step: it shrinks from 1 to synop_budget, for a sudden one drives the firing far below
+    itself."""
     left = 1 - min(step / (config.synop_warmup * config.steps), 1.0) if config.synop_warmup else 0.0
     return config.synop_budget + (1 - config.synop_budget) * left
 
@@ -68,8 +72,8 @@ def spike_share(step: int, config: TrainConfig) -> float:
 def synop_weight(config: TrainConfig) -> float:
     """Return what an excess over the budget costs: below a budget of a fifth it counts in proportion to the budget.
 
-    At one weight for all, the few spikes that a small budget leaves are worth more than they cost: budgets of 0.05 and 0.10 both
-    ended at 0.12.
+    At one weight for all, the few spikes that a small budget leaves are worth more than they cost: budgets of 0.05 and
+    0.10 both ended at 0.12.
     """
     return config.synop_weight * max(1.0, SMALL_BUDGET / config.synop_budget)
 

@@ -16,7 +16,8 @@ LEARNING_RATE_SCALE = {"time_decay": 2.0, "time_first": 3.0}
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """Return Adam with RWKV's groups: time_decay at 2x, time_first at 3x; weight decay on matrices only.
 
-    What `config.freeze` names asks for no gradient from now on; `config.lr_scales` multiplies the rates of what it names.
+    What `config.freeze` names asks for no gradient from now on; `config.lr_scales` multiplies the rates of what it
+    names.
 
     Raises:
         SpikegptError: a pattern names no parameter, or nothing is left to train.
@@ -36,7 +37,9 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
         scale = LEARNING_RATE_SCALE.get(name.rsplit(".", 1)[-1], 1.0) * factors.get(name, 1.0)
         decay = config.weight_decay if parameter.squeeze().dim() >= 2 else 0.0
         groups.setdefault((scale, decay), []).append(parameter)
-    options = [{"params": members, "lr_scale": scale, "weight_decay": decay} for (scale, decay), members in groups.items()]
+    options = [
+        {"params": members, "lr_scale": scale, "weight_decay": decay} for (scale, decay), members in groups.items()
+    ]
     fused = next(model.parameters()).device.type in ("cpu", "cuda")
     return torch.optim.AdamW(options, lr=config.lr, betas=config.betas, eps=config.adam_eps, fused=fused)
 
@@ -44,7 +47,9 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
 def _matching(pattern: str, names: list[str], flag: str) -> list[str]:
     found = [name for name in names if fnmatchcase(name, pattern)]
     if not found:
-        raise SpikegptError(f"{flag}: no parameter is named like {pattern!r}; there are {', '.join(names[:3])}, ... {names[-1]}")
+        raise SpikegptError(
+            f"{flag}: no parameter is named like {pattern!r}; there are {', '.join(names[:3])}, ... {names[-1]}"
+        )
     return found
 
 

@@ -66,7 +66,11 @@ class RunLog:
             if name != "emb" and fault and (name, fault) not in self.warned:
                 self.warned.add((name, fault))
                 advice = "lower the threshold or raise firing_rate_target" if fault == "dead" else "raise the threshold"
-                print(f"warning: step {step}: {name} is {fault} (mean firing {rate:.2%}); {advice}", file=sys.stderr, flush=True)
+                print(
+                    f"warning: step {step}: {name} is {fault} (mean firing {rate:.2%}); {advice}",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
     def close(self) -> None:
         if self.board is not None:
@@ -96,5 +100,7 @@ def _open_tensorboard(run: Path):
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise SpikegptError("tensorboard is not installed; pip install 'spikegpt[tensorboard]' or leave the option out") from None
+        raise SpikegptError(
+            "tensorboard is not installed; pip install 'spikegpt[tensorboard]' or leave the option out"
+        ) from None
     return SummaryWriter(str(run / "tensorboard"))

@@ -10,7 +10,9 @@ from ..common.errors import SpikegptError
 class _Sampler:
     """What both samplers share. `position`, the samples consumed by all processes together, is the whole state."""
 
-    def __init__(self, tokens: np.ndarray, ctx_len: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1):
+    def __init__(
+        self, tokens: np.ndarray, ctx_len: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1
+    ):
         """
         Args:
             tokens: (N,) unsigned integers, memory-mapped or not.
@@ -29,7 +31,10 @@ class _Sampler:
             ("seed", seed, 0, 2**64 - 1),
         ):
             if value < lowest or (highest is not None and value > highest):
-                raise SpikegptError(f"{name} must be at least {lowest}{'' if highest is None else f' and at most {highest}'}, got {value}")
+                raise SpikegptError(
+                    f"{name} must be at least {lowest}{'' if highest is None else f' and at most {highest}'}, got "
+                    f"{value}"
+                )
         self.tokens, self.ctx_len, self.batch_size, self.seed = tokens, ctx_len, batch_size, seed
         self.rank, self.world_size, self.position = rank, world_size, 0
 
@@ -48,16 +53,23 @@ class _Sampler:
 
 
 class WindowSampler(_Sampler):
-    """Random windows of ctx_len tokens: in each epoch, adjacent windows from a random phase, in a random order, each once.
+    """Random windows of ctx_len tokens: in each epoch, adjacent windows from a random phase, in a random order, each
+    once.
 
-    Processes share the order that one process with world_size times the batch would draw; each takes its rows of every batch.
-    An epoch is up to two windows short of the split, so that every phase is possible and all epochs are equally long.
+    Processes share the order that one process with world_size times the batch would draw; each takes its rows of every
+    batch. An epoch is up to two windows short of the split, so that every phase is possible and all epochs are equally
+    long.
     """
 
-    def __init__(self, tokens: np.ndarray, ctx_len: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1):
+    def __init__(
+        self, tokens: np.ndarray, ctx_len: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1
+    ):
         super().__init__(tokens, ctx_len, batch_size, seed, rank, world_size)
         if len(tokens) < ctx_len + 1:
-            raise SpikegptError(f"the split has {len(tokens)} tokens, a window of ctx_len {ctx_len} needs {ctx_len + 1}; shorten ctx_len")
+            raise SpikegptError(
+                f"the split has {len(tokens)} tokens, a window of ctx_len {ctx_len} needs {ctx_len + 1}; shorten "
+                f"ctx_len"
+            )
         self.samples_per_epoch = max(1, len(tokens) // ctx_len - 1)
         self._epoch, self._starts = -1, np.empty(0, np.int64)
 
@@ -83,12 +95,15 @@ class WindowSampler(_Sampler):
 
 
 class StreamSampler(_Sampler):
-    """Text in order, for a state carried from step to step: one lane per row of the global batch, ctx_len tokens per step.
+    """Text in order, for a state carried from step to step: one lane per row of the global batch, ctx_len tokens per
+    step.
 
     Lanes are equal, adjacent parts of the split; all end together and start again, from another random phase.
     """
 
-    def __init__(self, tokens: np.ndarray, ctx_len: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1):
+    def __init__(
+        self, tokens: np.ndarray, ctx_len: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1
+    ):
         super().__init__(tokens, ctx_len, batch_size, seed, rank, world_size)
         self._lane_tokens = (len(tokens) - 1) // self.global_batch
         self._steps = self._lane_tokens // ctx_len
@@ -101,7 +116,8 @@ class StreamSampler(_Sampler):
         self.samples_per_epoch = self._steps * self.global_batch
 
     def next(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return ids and targets, each (B, T) int64, and starts (B,) bool: rows whose state must be reset before; and advance.
+        """Return ids and targets, each (B, T) int64, and starts (B,) bool: rows whose state must be reset before; and
+        advance.
 
         Raises:
             SpikegptError: `position` was set to something else than whole global batches.
@@ -109,7 +125,9 @@ class StreamSampler(_Sampler):
         step, rest = divmod(self.position, self.global_batch)
         if rest:
             advice = "resume with the same batch size times processes"
-            raise SpikegptError(f"position {self.position} is not a multiple of the {self.global_batch} lanes; {advice}")
+            raise SpikegptError(
+                f"position {self.position} is not a multiple of the {self.global_batch} lanes; {advice}"
+            )
         epoch, step = divmod(step, self._steps)
         phase = self._random(epoch).random_raw() % (self._lane_tokens - self._steps * self.ctx_len + 1)
         lanes = np.arange(self.batch_size) + self.rank * self.batch_size

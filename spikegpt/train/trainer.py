@@ -35,8 +35,8 @@ from .stop_signals import StopSignals
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended: the folder, steps done, the last evaluation, whether a signal stopped it, and whether this process
-    is the one that speaks (with several processes, only the main one evaluates and reports)."""
+    """How a run ended: the folder, steps done, the last evaluation, whether a signal stopped it, and whether this
+    process is the one that speaks (with several processes, only the main one evaluates and reports)."""
 
     run: Path
     step: int
@@ -58,20 +58,25 @@ def train(
     """Train a new model into the folder `run`. The vocabulary size is the tokenizer's.
 
     Args:
-        start: folder of a run, of a checkpoint or of an imported model whose weights the model begins with, and whose vocabulary
-            size it takes. Dense ones may go into a spiking model: see `convert.py`, and `TrainConfig.anneal`.
+        start: folder of a run, of a checkpoint or of an imported model whose weights the model begins with, and whose
+            vocabulary size it takes. Dense ones may go into a spiking model: see `convert.py`, and
+                `TrainConfig.anneal`.
 
     Raises:
-        SpikegptError: the folder holds a run already or cannot be written, the text is too short, the weights in `start` do not
-            fit, the loss is not finite.
+        SpikegptError: the folder holds a run already or cannot be written, the text is too short, the weights in
+            `start` do not fit, the loss is not finite.
     """
     run = Path(run)
     if (run / "config.json").exists():
-        raise SpikegptError(f"{run} holds a run already; continue it with: spikegpt train --resume {run}, or give another --out")
+        raise SpikegptError(
+            f"{run} holds a run already; continue it with: spikegpt train --resume {run}, or give another --out"
+        )
     return _Trainer(model_config, train_config, run, start, neuron, cache, quiet, is_new=True).train()
 
 
-def resume(run: str | Path, *, neuron: NeuronFactory | None = None, cache: Path | None = None, quiet: bool = False) -> TrainResult:
+def resume(
+    run: str | Path, *, neuron: NeuronFactory | None = None, cache: Path | None = None, quiet: bool = False
+) -> TrainResult:
     """Continue the run in the folder `run` from its newest whole checkpoint, or from the start if it has none yet.
 
     Raises:
@@ -115,7 +120,13 @@ class _Trainer:
         torch.manual_seed(config.seed + 1 + self.accelerator.process_index)
         if is_new and self.is_main:
             corpus = {key: self.data.header[key] for key in ("corpus", "metadata", "text_sha256", "splits")}
-            ckpt.create_run(run, self.model_config, config, self.data.tokenizer, {"corpus": corpus, "started_from": start and str(start)})
+            ckpt.create_run(
+                run,
+                self.model_config,
+                config,
+                self.data.tokenizer,
+                {"corpus": corpus, "started_from": start and str(start)},
+            )
         self.accelerator.wait_for_everyone()
         if newest is not None:
             self._load(newest)
@@ -133,7 +144,9 @@ class _Trainer:
         stored = self.run / "tokenizer.json"
         # a run owns its tokenizer: a resumed one never builds it anew
         tokenizer = self.config.tokenizer if is_new or not stored.exists() else load_tokenizer(stored)
-        return prepare(list(self.config.data), tokenizer, cache, self.config.bpe_vocab_size, text_column=self.config.text_column)
+        return prepare(
+            list(self.config.data), tokenizer, cache, self.config.bpe_vocab_size, text_column=self.config.text_column
+        )
 
     def _vocab_size(self, start: Path | None) -> int:
         tokens = self.data.tokenizer.vocab_size
@@ -142,7 +155,9 @@ class _Trainer:
         # released models have a few rows more than tokens
         rows = read_model_config(start).vocab_size
         if tokens > rows:
-            raise SpikegptError(f"the tokenizer has {tokens} tokens, the model in {start} {rows}; use its own: leave out --tokenizer")
+            raise SpikegptError(
+                f"the tokenizer has {tokens} tokens, the model in {start} {rows}; use its own: leave out --tokenizer"
+            )
         return rows
 
     def _make_sampler(self) -> WindowSampler | StreamSampler:
@@ -181,7 +196,9 @@ class _Trainer:
         except torch.OutOfMemoryError as error:
             size = f"batch_size {self.config.batch_size} x ctx_len {self.model_config.ctx_len}"
             advice = "lower --batch-size and raise --grad-accumulation as much, or lower --ctx-len"
-            raise SpikegptError(f"step {self.step + 1}: the GPU's memory is full at {size}: {advice}. torch says: {error}") from error
+            raise SpikegptError(
+                f"step {self.step + 1}: the GPU's memory is full at {size}: {advice}. torch says: {error}"
+            ) from error
         finally:
             if self.is_main:
                 self.log.close()
@@ -226,7 +243,9 @@ class _Trainer:
             cross_entropy = F.cross_entropy(logits.float().flatten(0, 1), targets.to(device).flatten())
         self.state = detach_state(state) if self.config.carry_state else None
         taught = None if self.teacher is None else self._predictions(ids.to(device))
-        loss = training_loss(cross_entropy, logits, spikes, taught=taught, synapses=self.synapses, step=self.step, config=self.config)
+        loss = training_loss(
+            cross_entropy, logits, spikes, taught=taught, synapses=self.synapses, step=self.step, config=self.config
+        )
         return loss, cross_entropy, spikes
 
     def _load_teacher(self) -> SpikeGPT | None:
@@ -234,7 +253,9 @@ class _Trainer:
             return None
         model, tokenizer = ckpt.load_model(self.config.teacher)
         if tokenizer.fingerprint != self.data.tokenizer.fingerprint:
-            raise SpikegptError(f"the teacher {self.config.teacher} has another tokenizer; its tokens are not this run's")
+            raise SpikegptError(
+                f"the teacher {self.config.teacher} has another tokenizer; its tokens are not this run's"
+            )
         return model.to(self.accelerator.device).eval()
 
     @torch.no_grad()
@@ -256,7 +277,8 @@ class _Trainer:
         newest = ckpt.latest_checkpoint(self.run)
         rest = f"last good checkpoint: {newest}" if newest else "no checkpoint was written yet"
         raise SpikegptError(
-            f"step {self.step + 1}: loss is {loss}, gradient norm {norm}, learning rate {rate:.3g}; {rest}. Lower --lr or raise --warmup-steps"
+            f"step {self.step + 1}: loss is {loss}, gradient norm {norm}, learning rate {rate:.3g}; {rest}. Lower "
+            f"--lr or raise --warmup-steps"
         )
 
     def _log(self, loss: float, norm: float, rate: float, spikes: dict[str, Tensor], seconds: float) -> None:
@@ -286,7 +308,9 @@ class _Trainer:
         """Evaluate on the valid split, remember the best, save a checkpoint."""
         valid = None
         if self.is_main:
-            valid = evaluate_stream(self.bare_model, self.data.split("valid")[: self.config.eval_tokens], self.data.tokenizer)
+            valid = evaluate_stream(
+                self.bare_model, self.data.split("valid")[: self.config.eval_tokens], self.data.tokenizer
+            )
             self.log.record(
                 self.step,
                 kind="valid",
@@ -305,16 +329,21 @@ class _Trainer:
 
     @property
     def _is_settled(self) -> bool:
-        """Whether all neurons spike and the whole budget is in force: a model from before is not what the run is for."""
+        """Whether all neurons spike and the whole budget is in force: a model from before is not what the run is
+        for."""
         has_budget = self.synapses and self.config.synop_budget
-        return spike_share(self.step, self.config) == 1 and (not has_budget or synop_budget(self.step, self.config) == self.config.synop_budget)
+        return spike_share(self.step, self.config) == 1 and (
+            not has_budget or synop_budget(self.step, self.config) == self.config.synop_budget
+        )
 
     def _sample(self) -> None:
         if self.is_main:
             # the first line of the valid split: a prompt of the same kind as the text, not seen in training
             valid = self.data.tokenizer.decode(self.data.split("valid")[:64]).decode("utf-8", "ignore")
             prompt = next((line for line in valid.splitlines() if line.strip()), "\n")[:40]
-            text = generate(self.bare_model, self.data.tokenizer, [prompt], SamplingConfig(max_tokens=120, seed=self.config.seed))[0]
+            text = generate(
+                self.bare_model, self.data.tokenizer, [prompt], SamplingConfig(max_tokens=120, seed=self.config.seed)
+            )[0]
             self.log.sample(self.step, prompt + text)
 
     # --- checkpoints ---
@@ -355,16 +384,20 @@ class _Trainer:
         same = state["processes"] == self.accelerator.num_processes
         if self.is_main and not (same and state["threads"] == torch.get_num_threads()):
             print(
-                f"note: the run had {state['processes']} process(es) with {state['threads']} thread(s), now {self.accelerator.num_processes} "
+                f"note: the run had {state['processes']} process(es) with {state['threads']} thread(s), now "
+                f"{self.accelerator.num_processes} "
                 f"with {torch.get_num_threads()}: it goes on, but not bit for bit as it would have"
             )
         if not same:
             return
         rank = self.accelerator.process_index
         if "state.0" in tensors:
-            self.state = self._carried_state([tensors[f"state.{i}"][rank] for i in range(sum(key.startswith("state.") for key in tensors))])
+            self.state = self._carried_state(
+                [tensors[f"state.{i}"][rank] for i in range(sum(key.startswith("state.") for key in tensors))]
+            )
         # last, for reading a token above may have drawn a dropout
-        # cloned: torch 2.13 reads a generator's state from the front of the storage, which for a row is another process's
+        # cloned: torch 2.13 reads a generator's state from the front of the storage, which for a row is another
+        # process's
         torch.set_rng_state(tensors["rng.cpu"][rank].clone())
         if "rng.cuda" in tensors and torch.cuda.is_available():
             torch.cuda.set_rng_state(tensors["rng.cuda"][rank].clone())

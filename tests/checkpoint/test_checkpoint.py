@@ -106,7 +106,9 @@ class _Bomb:
         return (os.mkdir, ("exploded",))
 
 
-@pytest.mark.parametrize("save", [lambda path: path.write_bytes(pickle.dumps(_Bomb())), lambda path: torch.save({"x": _Bomb()}, path)])
+@pytest.mark.parametrize(
+    "save", [lambda path: path.write_bytes(pickle.dumps(_Bomb())), lambda path: torch.save({"x": _Bomb()}, path)]
+)
 def test_pickle_is_refused_and_never_loaded(run, save, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save(newest(run) / "model.safetensors")

@@ -13,15 +13,32 @@ from spikegpt.cli import verbs as command_line
 
 
 def spikegpt(*arguments: str, check: bool = True) -> subprocess.CompletedProcess:
-    done = subprocess.run([sys.executable, "-m", "spikegpt", *map(str, arguments)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "spikegpt", *map(str, arguments)], capture_output=True, text=True, timeout=120
+    )
     assert not check or done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     return done
 
 
 def test_train_then_evaluate_then_generate(tmp_path, cache):
-    sizes = ["--n-layer", "1", "--n-embd", "8", "--ctx-len", "8", "--steps", "3", "--eval-tokens", "64", "--threads", "1"]
-    done = json.loads(spikegpt("train", "--out", tmp_path / "run", "--cache", cache, "--json", "--spiking", "none", *sizes).stdout)
+    sizes = [
+        "--n-layer",
+        "1",
+        "--n-embd",
+        "8",
+        "--ctx-len",
+        "8",
+        "--steps",
+        "3",
+        "--eval-tokens",
+        "64",
+        "--threads",
+        "1",
+    ]
+    done = json.loads(
+        spikegpt("train", "--out", tmp_path / "run", "--cache", cache, "--json", "--spiking", "none", *sizes).stdout
+    )
     assert done["step"] == 3 and not done["interrupted"]
     (result,) = json.loads(spikegpt("evaluate", tmp_path / "run", "--cache", cache, "--tokens", "100", "--json").stdout)
     assert result["spiking"] == "none" and result["stream"]["firing_rate"] is None
@@ -41,12 +58,31 @@ def test_train_from_a_run_takes_its_sizes_and_its_tokenizer(tmp_path, trained, c
 
 def test_data_lists_the_corpora_and_writes_tokens_that_train(tmp_path, cache):
     assert spikegpt("data").stdout.startswith("enwik8 ")
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"body": f"neuron {number} fires"}) + "\n" for number in range(100)))
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps({"body": f"neuron {number} fires"}) + "\n" for number in range(100))
+    )
     export = ["--column", "body", "--binidx", tmp_path / "docs", "--tokenizer", "byte", "--json"]
     written = json.loads(spikegpt("data", tmp_path / "a.jsonl", *export).stdout)
     assert written == {"tokens_file": str(tmp_path / "docs.bin"), "tokens": 10 * 14 + 90 * 15, "documents": 100}
-    options = ["--n-layer", "1", "--n-embd", "8", "--ctx-len", "8", "--steps", "2", "--eval-tokens", "64", "--threads", "1", "--spiking", "none"]
-    trained = spikegpt("train", "--data", tmp_path / "docs.idx", "--out", tmp_path / "run", "--cache", cache, "--json", *options)
+    options = [
+        "--n-layer",
+        "1",
+        "--n-embd",
+        "8",
+        "--ctx-len",
+        "8",
+        "--steps",
+        "2",
+        "--eval-tokens",
+        "64",
+        "--threads",
+        "1",
+        "--spiking",
+        "none",
+    ]
+    trained = spikegpt(
+        "train", "--data", tmp_path / "docs.idx", "--out", tmp_path / "run", "--cache", cache, "--json", *options
+    )
     assert json.loads(trained.stdout)["step"] == 2
     refused = spikegpt("data", "enwik7", check=False)
     assert refused.returncode == 1 and "known: enwik8" in refused.stderr
@@ -61,15 +97,34 @@ def test_measure_and_compare_write_a_report(trained, tmp_path, cache):
     shown = spikegpt("measure", trained, *options).stdout
     assert "as built: ACs" in shown and f"report: {tmp_path / 'report' / 'report.html'}" in shown
     (measured,) = json.loads(spikegpt("measure", trained, *options, "--json").stdout)
-    assert measured["layers"][0]["alphabet"] in ("binary", "ternary", "integer") and list(measured["energy"]["prefill"]) == ["horowitz45-fp32"]
+    assert measured["layers"][0]["alphabet"] in ("binary", "ternary", "integer") and list(
+        measured["energy"]["prefill"]
+    ) == ["horowitz45-fp32"]
     both = json.loads(spikegpt("compare", trained, trained, *options, "--json").stdout)
     assert both[0]["bits_per_byte"] == both[1]["bits_per_byte"]
-    assert {path.name for path in (tmp_path / "report").iterdir()} == {"report.html", "report.json", "report.csv", "figures"}
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {
+        "report.html",
+        "report.json",
+        "report.csv",
+        "figures",
+    }
 
 
 def test_a_price_table_of_ones_own_is_used_and_its_mistakes_are_named(trained, tmp_path, cache):
     table = tmp_path / "mine.toml"
-    options = ["measure", trained, "--tokens", "50", "--cache", cache, "--prices", table, "--out", tmp_path / "report", "--json"]
+    options = [
+        "measure",
+        trained,
+        "--tokens",
+        "50",
+        "--cache",
+        cache,
+        "--prices",
+        table,
+        "--out",
+        tmp_path / "report",
+        "--json",
+    ]
     bundled = Path(neuromorphic.__file__).parent / "energy" / "price_tables" / "convention-4.6-0.9.toml"
     table.write_text(bundled.read_text().replace("convention-4.6-0.9", "mine", 1))
     (measured,) = json.loads(spikegpt(*options).stdout)
@@ -84,7 +139,9 @@ def test_an_interrupted_measurement_writes_nothing(trained, tmp_path, cache):
     arguments = ["measure", trained, "--cache", cache, "--out", out, "--threads", "1"]
     # what runs in a shell's background is born deaf to SIGINT
     hears = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    running = subprocess.Popen([sys.executable, "-m", "spikegpt", *map(str, arguments)], stderr=subprocess.PIPE, text=True, **hears)
+    running = subprocess.Popen(
+        [sys.executable, "-m", "spikegpt", *map(str, arguments)], stderr=subprocess.PIPE, text=True, **hears
+    )
     assert running.stderr.readline().startswith("measuring")
     running.send_signal(signal.SIGINT)
     assert running.wait(timeout=60) == 130
@@ -93,7 +150,10 @@ def test_an_interrupted_measurement_writes_nothing(trained, tmp_path, cache):
 
 
 def test_info_gives_the_sizes_of_a_preset_and_of_a_run(trained):
-    assert json.loads(spikegpt("info", "spikegpt-216m", "--json").stdout)["matrix_macs_per_token"] == 18 * 13 * 768**2 + 768 * 50277
+    assert (
+        json.loads(spikegpt("info", "spikegpt-216m", "--json").stdout)["matrix_macs_per_token"]
+        == 18 * 13 * 768**2 + 768 * 50277
+    )
     facts = json.loads(spikegpt("info", trained, "--tensors", "--json").stdout)
     assert facts["tensors"]["blocks.1.att.key.weight"] == "16 x 16"
     # per layer two shifts and two WKV sums of 16 channels, 4 bytes each: its neurons are memoryless
@@ -117,16 +177,25 @@ def test_every_verb_has_help(verb):
 
 
 def test_help_imports_no_torch():
-    code = "import sys, spikegpt.cli.verbs as m; sys.argv = ['spikegpt', '--help']; m.main(); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, spikegpt.cli.verbs as m; sys.argv = ['spikegpt', '--help']; m.main(); sys.exit('torch' in "
+        "sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
 def test_preset_sets_the_defaults_and_flags_change_them(tmp_path):
     code = (
-        "import tyro, spikegpt.cli.verbs as m; from tyro.conf import OmitArgPrefixes; a = ['--preset', 'small', '--n-layer', '2']; "
-        "t = tyro.cli(OmitArgPrefixes[m.Train], args=a, default=m._train_defaults(a)); print(t.model.n_layer, t.model.n_embd, t.train.steps)"
+        "import tyro, spikegpt.cli.verbs as m; from tyro.conf import OmitArgPrefixes; a = ['--preset', 'small', "
+        "'--n-layer', '2']; "
+        "t = tyro.cli(OmitArgPrefixes[m.Train], args=a, default=m._train_defaults(a)); print(t.model.n_layer, "
+        "t.model.n_embd, t.train.steps)"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == ["2", "256", "2000"]
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == [
+        "2",
+        "256",
+        "2000",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -168,7 +237,21 @@ def test_empty_and_one_character_corpus_are_refused(tmp_path, text, cache):
 
 def test_text_that_is_not_utf8_trains_with_bytes_and_not_with_characters(tmp_path, cache):
     (tmp_path / "text.txt").write_bytes(bytes(range(256)) * 40)
-    arguments = ["train", "--data", tmp_path / "text.txt", "--cache", cache, "--n-layer", "1", "--n-embd", "8", "--ctx-len", "8", "--steps", "2"]
+    arguments = [
+        "train",
+        "--data",
+        tmp_path / "text.txt",
+        "--cache",
+        cache,
+        "--n-layer",
+        "1",
+        "--n-embd",
+        "8",
+        "--ctx-len",
+        "8",
+        "--steps",
+        "2",
+    ]
     arguments += ["--eval-tokens", "64"]
     spikegpt(*arguments, "--out", tmp_path / "bytes")
     refused = spikegpt(*arguments, "--out", tmp_path / "characters", "--tokenizer", "char", check=False)
@@ -179,7 +262,8 @@ def test_second_start_of_generate_is_quick_beyond_torch(trained):
     # no timed assert: machines are shared. The fact is that the second start compiles nothing.
     spikegpt("generate", trained, "a", "--max-tokens", "2")
     code = (
-        "import sys, numba.core.dispatcher as d; sys.argv = ['spikegpt', 'generate', sys.argv[1], 'a', '--max-tokens', '2']; "
+        "import sys, numba.core.dispatcher as d; sys.argv = ['spikegpt', 'generate', sys.argv[1], 'a', "
+        "'--max-tokens', '2']; "
         "import spikegpt.cli.verbs as m; assert m.main() == 0; "
         "ms = [m for name, m in sys.modules.items() if name.startswith('spikegpt.generate.compiled')]; "
         "ds = [x for m in ms for x in vars(m).values() if isinstance(x, d.Dispatcher)]; assert ds; "

@@ -86,7 +86,10 @@ def test_without_validator_and_checksum_nothing_is_resumed(etag, tmp_path):
 
 def test_the_date_of_change_is_a_validator_too(tmp_path):
     dated = {"etag": "", "headers": {"Last-Modified": "Tue, 03 Jun 2008 11:05:30 GMT"}}
-    with serving(reply(cut=70_000, **dated), reply(**{**dated, "etag": "Tue, 03 Jun 2008 11:05:30 GMT"})) as (url, asked):
+    with serving(reply(cut=70_000, **dated), reply(**{**dated, "etag": "Tue, 03 Jun 2008 11:05:30 GMT"})) as (
+        url,
+        asked,
+    ):
         fetch(url, tmp_path / "file", **QUICK)
     assert asked == [None, "bytes=70000-"]
     assert (tmp_path / "file").read_bytes() == CONTENT
@@ -111,21 +114,30 @@ def test_a_length_that_is_too_long_does_not_hinder_a_file_with_a_checksum(tmp_pa
 
 
 def test_a_length_that_is_too_long_ends_without_a_checksum(tmp_path):
-    with serving(reply(length=len(CONTENT) + 9, etag="")) as (url, asked), pytest.raises(SpikegptError, match="ended after 200,000 of 200,009"):
+    with (
+        serving(reply(length=len(CONTENT) + 9, etag="")) as (url, asked),
+        pytest.raises(SpikegptError, match="ended after 200,000 of 200,009"),
+    ):
         fetch(url, tmp_path / "file", attempts=3, **QUICK)
     assert len(asked) == 4
     assert "file" not in names(tmp_path)
 
 
 def test_a_length_that_is_too_short_is_seen_by_the_size(tmp_path):
-    with serving(reply(length=150_000)) as (url, _), pytest.raises(SpikegptError, match="has 150,000 bytes, expected are 200,000"):
+    with (
+        serving(reply(length=150_000)) as (url, _),
+        pytest.raises(SpikegptError, match="has 150,000 bytes, expected are 200,000"),
+    ):
         fetch(url, tmp_path / "file", size=len(CONTENT), **QUICK)
     assert names(tmp_path) == []
 
 
 def test_wrong_bytes_are_refused_and_removed(tmp_path):
     wrong = CONTENT[::-1]
-    with serving(reply(content=wrong)) as (url, _), pytest.raises(SpikegptError, match=f"{hashlib.sha256(wrong).hexdigest()}, expected is {SHA256}"):
+    with (
+        serving(reply(content=wrong)) as (url, _),
+        pytest.raises(SpikegptError, match=f"{hashlib.sha256(wrong).hexdigest()}, expected is {SHA256}"),
+    ):
         fetch(url, tmp_path / "file", sha256=SHA256, **QUICK)
     assert names(tmp_path) == []
 
@@ -138,7 +150,10 @@ def test_an_error_that_passes_is_tried_again(status, tmp_path):
 
 
 def test_an_error_that_stays_ends_after_the_attempts(tmp_path):
-    with serving(reply(status=500)) as (url, asked), pytest.raises(SpikegptError, match=r"answers 500 Internal Server Error.*Run again later"):
+    with (
+        serving(reply(status=500)) as (url, asked),
+        pytest.raises(SpikegptError, match=r"answers 500 Internal Server Error.*Run again later"),
+    ):
         fetch(url, tmp_path / "file", attempts=3, **QUICK)
     assert len(asked) == 3
 
@@ -162,7 +177,10 @@ def test_no_network_is_told_with_what_to_do(tmp_path):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/file"
-        with pytest.raises(SpikegptError, match=r"Connection refused.*Is this machine online\? Run again later, or fetch it yourself to .*file$"):
+        with pytest.raises(
+            SpikegptError,
+            match=r"Connection refused.*Is this machine online\? Run again later, or fetch it yourself to .*file$",
+        ):
             fetch(url, tmp_path / "file", attempts=2, **QUICK)
 
 
@@ -178,6 +196,9 @@ def test_a_server_that_is_silent_is_left_after_the_timeout(tmp_path):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_is_told(tmp_path):
     (tmp_path / "file.part").symlink_to("/dev/full")
-    with serving(reply()) as (url, _), pytest.raises(SpikegptError, match="No space left on device; free space and run again"):
+    with (
+        serving(reply()) as (url, _),
+        pytest.raises(SpikegptError, match="No space left on device; free space and run again"),
+    ):
         fetch(url, tmp_path / "file", **QUICK)
     assert "file" not in names(tmp_path)

@@ -1,4 +1,5 @@
-"""The token files of Megatron-LM and RWKV-LM: read as others wrote them, written as others read them, refused when corrupt."""
+"""The token files of Megatron-LM and RWKV-LM: read as others wrote them, written as others read them, refused when
+corrupt."""
 
 import json
 import struct
@@ -46,7 +47,13 @@ def test_the_same_documents_are_written_byte_for_byte(tmp_path):
 
 
 def test_a_document_may_come_in_pieces(tmp_path):
-    parts = [(np.array([5, 6]), False), (np.array([7]), True), (np.array([8]), True), (np.array([9]), False), (np.array([10]), True)]
+    parts = [
+        (np.array([5, 6]), False),
+        (np.array([7]), True),
+        (np.array([8]), True),
+        (np.array([9]), False),
+        (np.array([10]), True),
+    ]
     write_binidx(tmp_path / "ours", parts, vocab_size=300)
     assert (tmp_path / "ours.idx").read_bytes() == INDEX
 
@@ -112,7 +119,11 @@ def test_a_document_beyond_the_format_is_refused_and_nothing_is_left(tmp_path, m
 
 def save_documents(tmp_path, lengths, vocab_size=256):
     tokens = iter(range(sum(lengths)))
-    write_binidx(tmp_path / "many", pieces([[next(tokens) % vocab_size for _ in range(length)] for length in lengths]), vocab_size)
+    write_binidx(
+        tmp_path / "many",
+        pieces([[next(tokens) % vocab_size for _ in range(length)] for length in lengths]),
+        vocab_size,
+    )
     return tmp_path / "many.bin"
 
 
@@ -144,7 +155,9 @@ def test_bytes_and_characters_are_those_of_the_text(tmp_path, monkeypatch):
 
 def test_a_token_outside_the_vocabulary_is_named(tmp_path):
     path = save_documents(tmp_path, [300], vocab_size=300)
-    with pytest.raises(SpikegptError, match=r"holds the token 269, the tokenizer byte has a vocabulary of 256; .*--tokenizer FILE"):
+    with pytest.raises(
+        SpikegptError, match=r"holds the token 269, the tokenizer byte has a vocabulary of 256; .*--tokenizer FILE"
+    ):
         prepare(path, "byte")
 
 

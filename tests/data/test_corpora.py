@@ -1,4 +1,5 @@
-"""Corpora are fetched, split and noted once; data sets are read from folders that the library `datasets` reads, without a network."""
+"""Corpora are fetched, split and noted once; data sets are read from folders that the library `datasets` reads, without
+a network."""
 
 import dataclasses
 import errno
@@ -30,7 +31,8 @@ def zipped(**members):
 
 @pytest.fixture
 def serve(monkeypatch):
-    """Serve `content` as the download of the corpus `name`; the addresses, size and checksum of the table are replaced."""
+    """Serve `content` as the download of the corpus `name`; the addresses, size and checksum of the table are
+    replaced."""
 
     def make(server_url, name, content, urls=None):
         facts = {"urls": urls or (server_url,), "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
@@ -208,7 +210,10 @@ def test_a_failed_reading_leaves_the_folder_free(data_set, tmp_path):
 
 def test_a_full_disk_is_told_and_leaves_the_place_free(data_set, tmp_path, monkeypatch):
     name = data_set(train=texts(*["0123456789"] * 10))
-    with monkeypatch.context() as patch, pytest.raises(SpikegptError, match=r"cannot write .*out: No space left on device; free space"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(SpikegptError, match=r"cannot write .*out: No space left on device; free space"),
+    ):
         patch.setattr(os, "fsync", fail_with_full_disk)
         hub_corpus(name, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []

@@ -29,10 +29,13 @@ def random_text(seed, words=400):
 
 
 def gpt2_like(normalizer=None, pattern=None, added=()):
-    """A byte-level tokenizer of the library; without merges but for the runs of spaces and of letters that a wrong cut would break."""
+    """A byte-level tokenizer of the library; without merges but for the runs of spaces and of letters that a wrong cut
+    would break."""
     letters = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     merges = [("Ġ", "Ġ"), ("Ċ", "Ċ"), ("Ġ", "n"), (".", "Ċ"), ("1", "2"), ("Ċ", "Ġ")]
-    library = Library(models.BPE(vocab=letters | {a + b: 256 + rank for rank, (a, b) in enumerate(merges)}, merges=merges))
+    library = Library(
+        models.BPE(vocab=letters | {a + b: 256 + rank for rank, (a, b) in enumerate(merges)}, merges=merges)
+    )
     split = [pre_tokenizers.Split(LibraryRegex(pattern), "isolated")] if pattern else []
     library.pre_tokenizer = pre_tokenizers.Sequence([*split, pre_tokenizers.ByteLevel(False, use_regex=not pattern)])
     library.normalizer, library.decoder = normalizer, decoders.ByteLevel()
@@ -51,7 +54,9 @@ CL100K = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\
 
 def check_pieces(tokenizer, library, text, size):
     """Our pieces, one by one, against the library on the whole text; returns how many there were."""
-    pieces = list(cut_pieces([text[start : start + size] for start in range(0, len(text), size)], size, tokenizer.next_cut))
+    pieces = list(
+        cut_pieces([text[start : start + size] for start in range(0, len(text), size)], size, tokenizer.next_cut)
+    )
     assert b"".join(pieces) == text
     ids = np.concatenate([tokenizer.encode(piece) for piece in pieces])
     assert ids.tolist() == library.encode(text.decode(), add_special_tokens=False).ids
@@ -83,7 +88,14 @@ def test_a_mark_and_its_newline_stay_together_where_the_tokenizer_joins_them(tmp
         {"added": [AddedToken("neuron", rstrip=True)]},
         {"pattern": r"\w+\s\w+|\s|."},
     ],
-    ids=["prepends", "strips", "token with a space", "token that ends with one", "token that takes spaces", "pairs of words"],
+    ids=[
+        "prepends",
+        "strips",
+        "token with a space",
+        "token that ends with one",
+        "token that takes spaces",
+        "pairs of words",
+    ],
 )
 def test_a_tokenizer_that_a_cut_would_change_is_not_cut_there(changes, tmp_path):
     library = gpt2_like(**changes)
@@ -114,12 +126,18 @@ def test_one_long_line_is_cut_between_words():
 
 def test_a_place_at_the_end_of_a_block_is_decided_by_the_next():
     everywhere = pair_pattern(PAIR_CUTS)
-    pieces = cut_pieces([b"one ", b"two ", "é".encode()[:1], "é".encode()[1:]], 1, lambda held, start: next_pair_cut(held, start, everywhere))
+    pieces = cut_pieces(
+        [b"one ", b"two ", "é".encode()[:1], "é".encode()[1:]],
+        1,
+        lambda held, start: next_pair_cut(held, start, everywhere),
+    )
     assert list(pieces) == [b"one", b" two", " é".encode()]
 
 
 def test_a_text_without_any_place_to_cut_is_one_piece():
-    assert list(cut_pieces([b"a" * 10] * 30, 7, lambda held, start: next_pair_cut(held, start, pair_pattern(PAIR_CUTS)))) == [b"a" * 300]
+    assert list(
+        cut_pieces([b"a" * 10] * 30, 7, lambda held, start: next_pair_cut(held, start, pair_pattern(PAIR_CUTS)))
+    ) == [b"a" * 300]
 
 
 def test_training_does_not_depend_on_the_blocks():
@@ -147,7 +165,9 @@ def test_several_processes_give_the_tokens_of_one_in_order(processes, monkeypatc
 def test_a_piece_that_does_not_fit_is_told_by_the_worker_with_its_place(monkeypatch):
     tokenizer = CharTokenizer("ab")
     monkeypatch.setattr(encoding, "PAIR_PIECE_BYTES", 1)
-    with pytest.raises(SpikegptError, match=r"in the text from byte 4 on: character 'x' \(U\+0078\) at position 1 is not among the 2"):
+    with pytest.raises(
+        SpikegptError, match=r"in the text from byte 4 on: character 'x' \(U\+0078\) at position 1 is not among the 2"
+    ):
         list(encode_pieces(tokenizer, [b"aabb", b"bxb"], 2))
 
 
@@ -161,13 +181,16 @@ def test_short_pieces_travel_together_and_come_back_one_by_one(processes, monkey
 
 def test_a_worker_that_dies_is_told(monkeypatch):
     monkeypatch.setattr(encoding.sys, "path", [])
-    with pytest.raises(SpikegptError, match=r"a tokenising process ended unexpectedly \(status 1\); if the memory is full"):
+    with pytest.raises(
+        SpikegptError, match=r"a tokenising process ended unexpectedly \(status 1\); if the memory is full"
+    ):
         list(encode_pieces(ByteTokenizer(), [b"a"] * 20, 2))
 
 
 def test_leaving_early_ends_the_workers():
     code = (
-        "from spikegpt.data.tokenizers.encoding import encode_pieces\nfrom spikegpt.data.tokenizers.tokenizer import ByteTokenizer\n"
+        "from spikegpt.data.tokenizers.encoding import encode_pieces\nfrom spikegpt.data.tokenizers.tokenizer import "
+        "ByteTokenizer\n"
         "pieces = encode_pieces(ByteTokenizer(), iter(lambda: b'abc', None), 2)\nprint(next(pieces)[1].tolist())"
     )
     # no guard: the workers must not run the script again

@@ -66,7 +66,10 @@ def test_several_processes_write_the_same_token_file(tmp_path, monkeypatch):
     monkeypatch.setattr("spikegpt.data.tokenizers.encoding.PAIR_PIECE_BYTES", 100)
     (tmp_path / "story.txt").write_bytes(TEXT.encode())
     tokenizer = BPETokenizer.train(TEXT.encode(), 300)
-    files = [prepare(tmp_path / "story.txt", tokenizer, tmp_path / f"cache{n}", processes=n).path.read_bytes() for n in (1, 2)]
+    files = [
+        prepare(tmp_path / "story.txt", tokenizer, tmp_path / f"cache{n}", processes=n).path.read_bytes()
+        for n in (1, 2)
+    ]
     assert files[0] == files[1]
 
 
@@ -94,7 +97,9 @@ def test_another_text_gets_another_token_file(text_file, tmp_path):
 def test_the_same_text_split_elsewhere_is_tokenised_anew(tmp_path):
     messages, folder = [], tmp_path / "texts"
     prepare(write(folder, train="aabb", valid="cc", test="dd"), "byte", tmp_path / "cache")
-    moved = prepare(write(folder, train="aa", valid="bbcc", test="dd"), "byte", tmp_path / "cache", warn=messages.append)
+    moved = prepare(
+        write(folder, train="aa", valid="bbcc", test="dd"), "byte", tmp_path / "cache", warn=messages.append
+    )
     assert bytes(moved.split("valid")) == b"bbcc"
     assert "another text, split or tokenizer" in messages[0]
 
@@ -150,7 +155,9 @@ def test_a_tokenizer_from_a_file_or_at_hand_is_used(text_file, tmp_path):
 
 
 def test_an_unknown_tokenizer_is_refused(text_file, tmp_path):
-    with pytest.raises(SpikegptError, match=r"cannot read the tokenizer bite: .*give byte, char, bpe or a tokenizer\.json"):
+    with pytest.raises(
+        SpikegptError, match=r"cannot read the tokenizer bite: .*give byte, char, bpe or a tokenizer\.json"
+    ):
         prepare(text_file, "bite", tmp_path / "cache")
 
 
@@ -270,7 +277,9 @@ def test_two_processes_share_out_what_one_would_draw(kind):
 
 
 def test_the_order_depends_on_the_seed_and_stays_the_same_for_ever():
-    assert first_tokens(WindowSampler(TOKENS, 100, 4, seed=1), 1) != first_tokens(WindowSampler(TOKENS, 100, 4, seed=0), 1)
+    assert first_tokens(WindowSampler(TOKENS, 100, 4, seed=1), 1) != first_tokens(
+        WindowSampler(TOKENS, 100, 4, seed=0), 1
+    )
     # a run resumed with another version of numpy must go on in this order
     assert first_tokens(WindowSampler(TOKENS, 100, 4, seed=0), 1) == [159, 859, 59, 759]
 

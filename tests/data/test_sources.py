@@ -78,7 +78,9 @@ def test_a_split_folder_is_used_as_it_is_split(stem, tmp_path):
     assert texts_of(corpus) == (b"learn", b"tune", b"judge")
 
 
-@pytest.mark.parametrize("texts", [{"train": "a" * 99, "test": "b" * 99}, {"train": "aa", "valid": "bb", "test": "cc", "notes": "dd"}])
+@pytest.mark.parametrize(
+    "texts", [{"train": "a" * 99, "test": "b" * 99}, {"train": "aa", "valid": "bb", "test": "cc", "notes": "dd"}]
+)
 def test_a_folder_that_is_nearly_split_is_refused(texts, tmp_path):
     with pytest.raises(SpikegptError, match=r"looks split but holds .*keep exactly train, valid and test"):
         read_corpus(write(tmp_path, **texts))
@@ -122,7 +124,9 @@ def test_a_text_of_several_files_is_cut_and_read_as_one(block, tmp_path, monkeyp
     whole = b"0123456789----abcdefghij"
     assert text.read() == whole and len(text) == 24
     assert text.cut(0, 0).read() == b""
-    assert [text.cut(start, start + 7).read() for start in range(25)] == [whole[start : start + 7] for start in range(25)]
+    assert [text.cut(start, start + 7).read() for start in range(25)] == [
+        whole[start : start + 7] for start in range(25)
+    ]
     assert text.cut(3, 20).cut(5, 9).read() == whole[8:12]
 
 
@@ -159,7 +163,11 @@ def test_jsonl_and_text_files_mix_in_a_folder(tmp_path):
 def test_a_folder_may_be_split_into_jsonl_files(tmp_path):
     for split in SPLITS:
         write_lines(tmp_path / f"{split}.jsonl", {"text": f"the {split} text"})
-    assert texts_of(read_corpus(tmp_path, cache_dir=tmp_path / "cache")) == (b"the train text", b"the valid text", b"the test text")
+    assert texts_of(read_corpus(tmp_path, cache_dir=tmp_path / "cache")) == (
+        b"the train text",
+        b"the valid text",
+        b"the test text",
+    )
 
 
 def test_a_changed_jsonl_file_or_column_is_read_anew(tmp_path):

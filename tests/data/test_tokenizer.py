@@ -65,7 +65,9 @@ def test_an_unfinished_character_is_held_until_the_flush():
     assert stream.flush() == "\ufffd"
 
 
-@pytest.mark.parametrize(("vocab_size", "dtype"), [(2, "uint8"), (256, "uint8"), (257, "uint16"), (65536, "uint16"), (65537, "uint32")])
+@pytest.mark.parametrize(
+    ("vocab_size", "dtype"), [(2, "uint8"), (256, "uint8"), (257, "uint16"), (65536, "uint16"), (65537, "uint32")]
+)
 def test_ids_take_the_smallest_type_that_holds_them(vocab_size, dtype):
     characters = "".join(chr(0x10000 + number) for number in range(vocab_size))
     ids = CharTokenizer(characters).encode(characters[-1].encode())
@@ -119,7 +121,17 @@ def test_a_saved_tokenizer_comes_back_equal(name, tmp_path):
 
 
 def test_different_tokenizers_have_different_fingerprints():
-    assert len({make("byte").fingerprint, make("char").fingerprint, make("bpe").fingerprint, CharTokenizer("ab").fingerprint}) == 4
+    assert (
+        len(
+            {
+                make("byte").fingerprint,
+                make("char").fingerprint,
+                make("bpe").fingerprint,
+                CharTokenizer("ab").fingerprint,
+            }
+        )
+        == 4
+    )
 
 
 @pytest.mark.parametrize(
@@ -167,10 +179,15 @@ def test_encoding_in_pieces_gives_the_tokens_of_the_whole(monkeypatch):
 
 
 def save_neox_like(path) -> None:
-    """As GPT-NeoX's file: byte level, NFC, a special token, runs of spaces as added tokens; and holes, the ids 256 and 259 to 299."""
+    """As GPT-NeoX's file: byte level, NFC, a special token, runs of spaces as added tokens; and holes, the ids 256 and
+    259 to 299."""
     letters = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     library = Library(models.BPE(vocab=letters | {"ĠĠ": 300}, merges=[("Ġ", "Ġ")]))
-    library.normalizer, library.pre_tokenizer, library.decoder = normalizers.NFC(), pre_tokenizers.ByteLevel(False), decoders.ByteLevel()
+    library.normalizer, library.pre_tokenizer, library.decoder = (
+        normalizers.NFC(),
+        pre_tokenizers.ByteLevel(False),
+        decoders.ByteLevel(),
+    )
     library.add_special_tokens(["<é>"])
     library.add_tokens(["    "])
     library.enable_truncation(4)

@@ -35,12 +35,18 @@ def nats(model, tokens) -> torch.Tensor:
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 10_000])
 def test_stream_is_the_whole_text_at_once(model, tokens, chunk):
-    assert evaluate_stream(model, tokens, ByteTokenizer(), chunk).nats == pytest.approx(nats(model, tokens).sum().item(), rel=1e-5)
+    assert evaluate_stream(model, tokens, ByteTokenizer(), chunk).nats == pytest.approx(
+        nats(model, tokens).sum().item(), rel=1e-5
+    )
 
 
 def test_bytes_and_characters_are_those_of_the_text_without_its_first(model, tokens):
     found = evaluate_stream(model, tokens, ByteTokenizer())
-    assert (found.tokens, found.bytes, found.characters) == (len(TEXT.encode()) - 1, len(TEXT.encode()) - 1, len(TEXT) - 1)
+    assert (found.tokens, found.bytes, found.characters) == (
+        len(TEXT.encode()) - 1,
+        len(TEXT.encode()) - 1,
+        len(TEXT) - 1,
+    )
     assert found.bits_per_character == pytest.approx(found.nats / math.log(2) / (len(TEXT) - 1))
     assert found.perplexity == pytest.approx(2**found.bits_per_token)
 
@@ -61,8 +67,12 @@ def test_windows_score_every_token_once_in_the_right_window(model, tokens, strid
 def test_firing_rates_and_unit_spikes_are_the_mean_spikes(model, tokens):
     spikes = model(torch.from_numpy(tokens.astype(np.int64))[None, :-1]).spikes
     found = evaluate_stream(model, tokens, ByteTokenizer(), chunk=13)
-    assert found.firing_rates == pytest.approx({name: (spike != 0).float().mean().item() for name, spike in spikes.items()}, abs=2e-3)
-    assert found.unit_spikes == pytest.approx({name: spike.abs().mean().item() for name, spike in spikes.items()}, abs=4e-3)
+    assert found.firing_rates == pytest.approx(
+        {name: (spike != 0).float().mean().item() for name, spike in spikes.items()}, abs=2e-3
+    )
+    assert found.unit_spikes == pytest.approx(
+        {name: spike.abs().mean().item() for name, spike in spikes.items()}, abs=4e-3
+    )
 
 
 def test_the_mean_firing_rate_is_weighted_by_synapses():
@@ -133,7 +143,8 @@ def test_one_window_over_the_whole_text_is_the_stream(model, tokens):
 
 
 def forgetful(n_layer: int) -> SpikeGPT:
-    """A dense model whose WKV keeps the token before and nothing older: a layer sees 3 tokens back (two token shifts and that)."""
+    """A dense model whose WKV keeps the token before and nothing older: a layer sees 3 tokens back (two token shifts
+    and that)."""
     torch.manual_seed(0)
     model = SpikeGPT(ModelConfig(n_layer=n_layer, n_embd=16, spiking="none", ctx_len=16)).eval()
     with torch.no_grad():
@@ -179,7 +190,9 @@ def test_kept_membranes_start_each_window_and_nothing_else_does(published, token
 
 
 def test_one_window_has_no_membranes_to_inherit(published, tokens):
-    kept, plain = (evaluate_windows(published, tokens[:9], ByteTokenizer(), 8, 8, keep_membrane=keep) for keep in (True, False))
+    kept, plain = (
+        evaluate_windows(published, tokens[:9], ByteTokenizer(), 8, 8, keep_membrane=keep) for keep in (True, False)
+    )
     assert kept.nats == plain.nats
 
 
@@ -187,11 +200,19 @@ def test_one_window_has_no_membranes_to_inherit(published, tokens):
 def test_a_model_without_membranes_has_none_to_keep(tokens, spiking):
     # the neurons of the spike-driven block are memoryless
     model = SpikeGPT(ModelConfig(n_layer=1, n_embd=8, spiking=spiking))
-    with pytest.raises(SpikegptError, match="this model has no membranes to keep: it is dense, or its neurons are memoryless"):
+    with pytest.raises(
+        SpikegptError, match="this model has no membranes to keep: it is dense, or its neurons are memoryless"
+    ):
         evaluate_windows(model, tokens, ByteTokenizer(), 8, 8, keep_membrane=True)
 
 
 def test_the_table_states_both_protocols_and_every_unit(trained, cache):
     shown = table([evaluate_run(trained, cache=cache, limit=100, ctx_len=12, stride=3)])
-    for part in ("stream, carried state", "windows of 12, stride 3, empty state", "bits/byte", "bits/character", "perplexity per word or line end"):
+    for part in (
+        "stream, carried state",
+        "windows of 12, stride 3, empty state",
+        "bits/byte",
+        "bits/character",
+        "perplexity per word or line end",
+    ):
         assert part in shown

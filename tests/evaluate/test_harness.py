@@ -1,4 +1,5 @@
-"""Our model in lm_eval: its answers against plain forward passes, and a multiple-choice task through the real command line."""
+"""Our model in lm_eval: its answers against plain forward passes, and a multiple-choice task through the real command
+line."""
 
 import json
 import os
@@ -21,7 +22,11 @@ from spikegpt.model.network import SpikeGPT
 
 QUESTIONS = [
     {"question": "Which statement ends a loop?", "choices": ["break", "import", "yield from"], "label": 0},
-    {"question": "What does len return?", "choices": ["a string", "an integer", "None", "a function object"], "label": 1},
+    {
+        "question": "What does len return?",
+        "choices": ["a string", "an integer", "None", "a function object"],
+        "label": 1,
+    },
     {"question": "Which type is immutable?", "choices": ["list", "dict", "tuple"], "label": 2},
     {"question": "Which keyword defines a class?", "choices": ["def", "class"], "label": 1},
     {"question": "Which raises an exception?", "choices": ["raise", "throw", "except"], "label": 0},
@@ -57,14 +62,18 @@ def plain(model, context: bytes, continuation: bytes) -> tuple[float, bool]:
     with torch.no_grad():
         logits = model(ids[None]).logits[0, len(context) - 1 : -1].double()
     targets = ids[len(context) :]
-    return -torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item(), bool((logits.argmax(-1) == targets).all())
+    return -torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item(), bool(
+        (logits.argmax(-1) == targets).all()
+    )
 
 
 def test_log_probabilities_are_those_of_a_plain_forward_pass(harness):
     pairs = [(f"Question: {q['question']}\nAnswer:", f" {choice}") for q in QUESTIONS for choice in q["choices"]]
     found = harness.loglikelihood(requests_of(*pairs), disable_tqdm=True)
     wanted = [plain(harness.model, context.encode(), continuation.encode()) for context, continuation in pairs]
-    assert [score for score, _ in found] == pytest.approx([score for score, _ in wanted], abs=1e-5 * max(-score for score, _ in wanted))
+    assert [score for score, _ in found] == pytest.approx(
+        [score for score, _ in wanted], abs=1e-5 * max(-score for score, _ in wanted)
+    )
     assert [is_greedy for _, is_greedy in found] == [is_greedy for _, is_greedy in wanted]
 
 
@@ -95,7 +104,9 @@ def test_generation_is_greedy_and_ends_before_a_stop_string(harness):
 
 
 def test_sampling_from_all_tokens_when_asked(harness):
-    assert harness._sampling({"do_sample": True, "max_gen_toks": 3}) == SamplingConfig(max_tokens=3, temperature=1.0, top_p=1.0)
+    assert harness._sampling({"do_sample": True, "max_gen_toks": 3}) == SamplingConfig(
+        max_tokens=3, temperature=1.0, top_p=1.0
+    )
     assert harness._sampling({"until": "x"}) == SamplingConfig(max_tokens=256, temperature=0.0, top_p=1.0, stop=("x",))
 
 
@@ -122,9 +133,13 @@ def test_end_of_text_stands_before_a_text_where_the_tokenizer_has_it(bpe_run):
     harness = SpikeGPTHarness(str(bpe_run))
     ids = torch.tensor([harness.prefix_token_id, *harness.tok_encode("the cat")])
     with torch.no_grad():
-        wanted = -torch.nn.functional.cross_entropy(harness.model(ids[None]).logits[0, :-1], ids[1:], reduction="sum").item()
+        wanted = -torch.nn.functional.cross_entropy(
+            harness.model(ids[None]).logits[0, :-1], ids[1:], reduction="sum"
+        ).item()
     assert harness.get_model_info()["prefix"] == END_OF_TEXT
-    assert harness.loglikelihood_rolling(requests_of(("the cat",)), disable_tqdm=True) == [pytest.approx(wanted, abs=1e-5)]
+    assert harness.loglikelihood_rolling(requests_of(("the cat",)), disable_tqdm=True) == [
+        pytest.approx(wanted, abs=1e-5)
+    ]
     assert harness._sampling({"until": ["."]}).stop == (".", END_OF_TEXT)
 
 
@@ -150,10 +165,26 @@ def test_lm_eval_runs_a_multiple_choice_task_from_local_files(trained, tmp_path)
     questions.write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS))
     tasks.mkdir()
     (tasks / "questions.yaml").write_text(TASK.replace("FILE", str(questions)))
-    options = {"--model_args": f"pretrained={trained}", "--tasks": "python_questions", "--include_path": tasks, "--output_path": out}
-    command = ["-m", "spikegpt", "lm-eval", "--model", "spikegpt", "--batch_size", "4", *(part for pair in options.items() for part in pair)]
+    options = {
+        "--model_args": f"pretrained={trained}",
+        "--tasks": "python_questions",
+        "--include_path": tasks,
+        "--output_path": out,
+    }
+    command = [
+        "-m",
+        "spikegpt",
+        "lm-eval",
+        "--model",
+        "spikegpt",
+        "--batch_size",
+        "4",
+        *(part for pair in options.items() for part in pair),
+    ]
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
-    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, env=offline, timeout=300)
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], capture_output=True, text=True, env=offline, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads(next(out.rglob("results_*.json")).read_text())
     model, _ = load_model(trained)
@@ -184,4 +215,6 @@ def test_without_lm_eval_the_extra_is_named():
     code = "import sys; sys.modules['lm_eval'] = None; import spikegpt.cli.verbs as m; sys.exit(m.main())"
     done = subprocess.run([sys.executable, "-c", code, "lm-eval", "--tasks", "x"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: lm_eval cannot be imported") and done.stderr.endswith("install it with: pip install 'spikegpt[eval]'\n")
+    assert done.stderr.startswith("error: lm_eval cannot be imported") and done.stderr.endswith(
+        "install it with: pip install 'spikegpt[eval]'\n"
+    )

@@ -60,7 +60,8 @@ def test_figures_are_those_of_a_plain_forward_pass_per_passage(trained, passages
 
 
 def test_a_word_is_found_if_every_token_of_it_is_the_most_likely(tmp_path):
-    # an untrained dense model adds nothing to its embeddings, so the head alone says what follows a byte: b, space, x, y in turn
+    # an untrained dense model adds nothing to its embeddings, so the head alone says what follows a byte: b, space, x,
+    # y in turn
     torch.manual_seed(0)
     model = SpikeGPT(ModelConfig(n_layer=1, n_embd=32, spiking="none"))
     with torch.no_grad():
@@ -77,7 +78,9 @@ def test_a_word_is_found_if_every_token_of_it_is_the_most_likely(tmp_path):
 
 def test_the_table_states_the_protocol(trained, passages):
     shown = table([evaluate_last_words(trained, passages)])
-    assert "accuracy" in shown and "perplexity per last word" in shown and "protocol: last word after white space" in shown
+    assert (
+        "accuracy" in shown and "perplexity per last word" in shown and "protocol: last word after white space" in shown
+    )
 
 
 def test_byte_pairs_are_cut_between_tokens_of_the_whole_passage():

@@ -1,4 +1,5 @@
-"""The engine against the model's own forward pass: logits, spikes, state, for every block, dtype and number of threads."""
+"""The engine against the model's own forward pass: logits, spikes, state, for every block, dtype and number of
+threads."""
 
 import dataclasses
 
@@ -15,19 +16,31 @@ V, T, START = 61, 26, 9
 BLOCKS = {
     "none": {"spiking": "none"},
     "output": {"spiking": "output"},
-    "output, soft reset": {"spiking": "output", "neuron": NeuronConfig(reset="subtract", membrane_decay=0.8, learnable_decay=True)},
+    "output, soft reset": {
+        "spiking": "output",
+        "neuron": NeuronConfig(reset="subtract", membrane_decay=0.8, learnable_decay=True),
+    },
     "output, resting below 0": {"spiking": "output", "neuron": NeuronConfig(reset_potential=-0.25, decay_input=False)},
     "output, real embedding": {"spiking": "output", "binary_embedding": False},
     "input": {"spiking": "input"},
     "input, spiking head": {"spiking": "input", "spiking_head": True},
-    "input, leaky": {"spiking": "input", "neuron": dataclasses.replace(INPUT_NEURON, membrane_decay=0.4, learnable_decay=True, reset="zero")},
-    "input, binary": {"spiking": "input", "hidden_levels": 1, "neuron": NeuronConfig(learnable_threshold=True, membrane_decay=0.25)},
+    "input, leaky": {
+        "spiking": "input",
+        "neuron": dataclasses.replace(INPUT_NEURON, membrane_decay=0.4, learnable_decay=True, reset="zero"),
+    },
+    "input, binary": {
+        "spiking": "input",
+        "hidden_levels": 1,
+        "neuron": NeuronConfig(learnable_threshold=True, membrane_decay=0.25),
+    },
 }
 
 
 def make(block: str, dtype=torch.float64, **changes) -> SpikeGPT:
     torch.manual_seed(1)
-    model = SpikeGPT(ModelConfig(**{"n_layer": 3, "n_embd": 40, "vocab_size": V, "dropout": 0.0, **BLOCKS[block], **changes}))
+    model = SpikeGPT(
+        ModelConfig(**{"n_layer": 3, "n_embd": 40, "vocab_size": V, "dropout": 0.0, **BLOCKS[block], **changes})
+    )
     if model.config.spiking != "input":
         # RWKV's zero matrices would leave nothing to compare
         with torch.no_grad():
@@ -101,7 +114,8 @@ def test_the_number_of_threads_changes_no_bit(block, ids):
 @pytest.mark.parametrize(("weights", "error"), [("bfloat16", 0.02), ("int8", 0.03)])
 @pytest.mark.parametrize("block", ["none", "input, spiking head"])
 def test_short_weights_are_those_numbers_rounded(block, weights, error, ids):
-    """The same as a float32 engine of a model that holds the rounded weights, and in the dense twin near the true ones."""
+    """The same as a float32 engine of a model that holds the rounded weights, and in the dense twin near the true
+    ones."""
     model = make(block, torch.float32)
     rounded = make(block, torch.float32)
     with torch.no_grad():
@@ -146,7 +160,9 @@ def test_density_is_the_rows_read_over_all_rows(ids):
     assert engine.density() == pytest.approx(read / sum(synapses.values()) / (3 * (T - START)))
 
 
-@pytest.mark.parametrize(("block", "texts", "by_rows"), [("none", 1, True), ("none", 6, False), ("input", 6, True), ("input", 24, False)])
+@pytest.mark.parametrize(
+    ("block", "texts", "by_rows"), [("none", 1, True), ("none", 6, False), ("input", 6, True), ("input", 24, False)]
+)
 def test_many_texts_go_on_through_the_model_after_the_first_token(block, texts, by_rows, ids):
     model, many = make(block), ids.repeat(8, 1)[:texts]
     engine = Engine(model)
@@ -182,7 +198,9 @@ def test_decoding_can_go_on_in_the_model_and_back(ids):
         torch.testing.assert_close(last, model(ids[:1, :16]).logits[:, -1])
 
 
-@pytest.mark.parametrize(("tokens", "message"), [([V], "in \\[0, 61\\)"), ([-1], "in \\[0, 61\\)"), ([1, 2], "want 1 token ids")])
+@pytest.mark.parametrize(
+    ("tokens", "message"), [([V], "in \\[0, 61\\)"), ([-1], "in \\[0, 61\\)"), ([1, 2], "want 1 token ids")]
+)
 def test_bad_tokens_are_refused(tokens, message, ids):
     model = make("input")
     engine = Engine(model)

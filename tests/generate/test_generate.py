@@ -38,7 +38,10 @@ def options(**changes) -> SamplingConfig:
 
 
 def test_the_same_seed_gives_the_same_text(model):
-    texts = [generate(model, ByteTokenizer(), ["The "], SamplingConfig(max_tokens=40, temperature=1.5, seed=seed))[0] for seed in (1, 1, 2)]
+    texts = [
+        generate(model, ByteTokenizer(), ["The "], SamplingConfig(max_tokens=40, temperature=1.5, seed=seed))[0]
+        for seed in (1, 1, 2)
+    ]
     assert texts[0] == texts[1] != texts[2]
 
 
@@ -62,7 +65,10 @@ def test_generation_is_the_parallel_models_most_likely_token(model):
 
 def test_multi_byte_characters_stream_whole():
     text = "né 語 👍"
-    pieces = [piece.text for piece in stream(Scripted(text.encode()), ByteTokenizer(), ["a"], options(max_tokens=len(text.encode())))]
+    pieces = [
+        piece.text
+        for piece in stream(Scripted(text.encode()), ByteTokenizer(), ["a"], options(max_tokens=len(text.encode())))
+    ]
     assert pieces == list(text)
 
 
@@ -70,7 +76,9 @@ def test_character_cut_off_at_the_end_is_marked_not_broken():
     assert generate(Scripted("語".encode()), ByteTokenizer(), ["a"], options(max_tokens=2)) == ["\ufffd"]
 
 
-@pytest.mark.parametrize(("stop", "text"), [(("END",), "one EN two "), (("two", "zzz"), "one EN "), (("nothing",), "one EN two END!")])
+@pytest.mark.parametrize(
+    ("stop", "text"), [(("END",), "one EN two "), (("two", "zzz"), "one EN "), (("nothing",), "one EN two END!")]
+)
 def test_stop_string_ends_the_text_before_it(stop, text):
     assert generate(Scripted(b"one EN two END!"), ByteTokenizer(), ["a"], options(stop=stop, max_tokens=15)) == [text]
 
@@ -116,7 +124,9 @@ def test_empty_prompt_is_refused(model, prompts):
         generate(model, ByteTokenizer(), prompts)
 
 
-@pytest.mark.parametrize("changes", [{"temperature": -1}, {"top_p": 0}, {"top_k": -1}, {"max_tokens": 0}, {"stop": ("",)}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"temperature": -1}, {"top_p": 0}, {"top_k": -1}, {"max_tokens": 0}, {"stop": ("",)}], ids=str
+)
 def test_bad_setting_is_refused_by_name(changes):
     with pytest.raises(SpikegptError, match=next(iter(changes))):
         SamplingConfig(**changes)

@@ -1,7 +1,9 @@
-"""Runs the CUDA sources on the CPU: compiled by g++ under tests/helpers/cuda_host/host.h, in the place of `cupy_cuda.launch`.
+"""Runs the CUDA sources on the CPU: compiled by g++ under tests/helpers/cuda_host/host.h, in the place of
+`cupy_cuda.launch`.
 
-Every argument is copied between guards before the call and back after it, so that a write beyond a tensor is seen; working
-memory and outputs begin as NaN. Only for kernels whose threads share nothing, which a test asserts of every source.
+Every argument is copied between guards before the call and back after it, so that a write beyond a tensor is seen;
+working memory and outputs begin as NaN. Only for kernels whose threads share nothing, which a test asserts of every
+source.
 """
 
 import ctypes
@@ -35,7 +37,18 @@ def library(source: str, element: int) -> ctypes.CDLL:
     folder = Path(tempfile.mkdtemp(prefix="cuda_on_host"))
     (folder / "kernels.cpp").write_text(f'#include "{HOST}"\n#define ELEMENT {element}\n{text}\n{doors}')
     # no fused multiply-add unless it is written, as on the GPU where it matters
-    command = ["g++", "-std=c++17", "-O1", "-ffp-contract=off", "-w", "-shared", "-fPIC", "-o", folder / "kernels.so", folder / "kernels.cpp"]
+    command = [
+        "g++",
+        "-std=c++17",
+        "-O1",
+        "-ffp-contract=off",
+        "-w",
+        "-shared",
+        "-fPIC",
+        "-o",
+        folder / "kernels.so",
+        folder / "kernels.cpp",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     loaded = ctypes.CDLL(str(folder / "kernels.so"))
@@ -56,7 +69,9 @@ class HostLauncher:
         guarded = {i: _between_guards(a) for i, a in enumerate(arguments) if isinstance(a, torch.Tensor)}
         values = [_as_c(guarded[i][GUARD:-GUARD] if i in guarded else a) for i, a in enumerate(arguments)]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.cast(ctypes.pointer(v), ctypes.c_void_p) for v in values))
-        getattr(library(source, cupy_cuda.ELEMENTS[element]), f"run_{kernel}")(grid, cupy_cuda.THREADS, int(self.backwards), pointers)
+        getattr(library(source, cupy_cuda.ELEMENTS[element]), f"run_{kernel}")(
+            grid, cupy_cuda.THREADS, int(self.backwards), pointers
+        )
         for i, buffer in guarded.items():
             ends = torch.cat([buffer[:GUARD], buffer[-GUARD:]])
             assert (ends == GUARD_VALUE).all(), f"{kernel} wrote beyond its argument {i}"
@@ -75,4 +90,6 @@ def _between_guards(tensor: torch.Tensor) -> torch.Tensor:
 
 def _as_c(value):
     argument = cupy_cuda._as_argument(value)
-    return {np.uintp: ctypes.c_void_p, np.float32: ctypes.c_float, np.int32: ctypes.c_int}[type(argument)](argument.item())
+    return {np.uintp: ctypes.c_void_p, np.float32: ctypes.c_float, np.int32: ctypes.c_int}[type(argument)](
+        argument.item()
+    )

@@ -1,4 +1,5 @@
-"""A Hugging Face hub of our own: serves the folders ROOT/OWNER/NAME, with the addresses, headers and errors of the real one."""
+"""A Hugging Face hub of our own: serves the folders ROOT/OWNER/NAME, with the addresses, headers and errors of the real
+one."""
 
 import hashlib
 import json
@@ -20,14 +21,19 @@ class Hub(BaseHTTPRequestHandler):
         if not repository.is_dir():
             return self._answer(404, {"X-Error-Code": "RepoNotFound"})
         if is_listing:
-            files = [{"type": "file", "path": p.name, "rfilename": p.name, "size": p.stat().st_size, "oid": "0"} for p in repository.iterdir()]
+            files = [
+                {"type": "file", "path": p.name, "rfilename": p.name, "size": p.stat().st_size, "oid": "0"}
+                for p in repository.iterdir()
+            ]
             values = files if "tree" in parts else {"id": "/".join(parts[2:4]), "sha": COMMIT, "siblings": files}
             return self._answer(200, {"Content-Type": "application/json"}, json.dumps(values).encode())
         file = repository / parts[-1]
         if not file.exists():
             return self._answer(404, {"X-Error-Code": "EntryNotFound"})
         body = file.read_bytes()
-        return self._answer(200, {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "X-Repo-Commit": COMMIT}, body, with_body)
+        return self._answer(
+            200, {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "X-Repo-Commit": COMMIT}, body, with_body
+        )
 
     def _answer(self, status: int, headers: dict[str, str], body: bytes = b"", with_body: bool = True) -> None:
         self.send_response(status)

@@ -1,4 +1,5 @@
-"""Our models in Hugging Face's clothes: the same text, the same logits, padding that changes nothing, Trainer and pipeline."""
+"""Our models in Hugging Face's clothes: the same text, the same logits, padding that changes nothing, Trainer and
+pipeline."""
 
 import json
 import subprocess
@@ -110,7 +111,13 @@ def test_the_loss_is_that_of_the_next_token_and_leaves_out_what_is_marked(run):
 
 
 def test_a_configuration_comes_back_whole():
-    config = ModelConfig(n_layer=3, n_embd=24, vocab_size=99, hidden_levels=3, neuron=NeuronConfig(membrane_decay=0.25, learnable_threshold=True))
+    config = ModelConfig(
+        n_layer=3,
+        n_embd=24,
+        vocab_size=99,
+        hidden_levels=3,
+        neuron=NeuronConfig(membrane_decay=0.25, learnable_threshold=True),
+    )
     theirs = SpikeGPTConfig.from_model_config(config)
     again = SpikeGPTConfig.from_dict(json.loads(theirs.to_json_string(use_diff=False)))
     assert again.to_model_config() == config
@@ -145,7 +152,13 @@ def test_the_tokenizers_agree_on_odd_text(tokenizer):
 
 def trained_by_trainer(model, examples, folder, steps: int):
     options = transformers.TrainingArguments(
-        output_dir=str(folder), max_steps=steps, per_device_train_batch_size=4, learning_rate=1e-2, report_to=[], use_cpu=True, logging_steps=1
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=4,
+        learning_rate=1e-2,
+        report_to=[],
+        use_cpu=True,
+        logging_steps=1,
     )
     trainer = transformers.Trainer(model=model, args=options, train_dataset=examples)
     trainer.train()
@@ -166,7 +179,10 @@ def test_trainer_trains_a_classifier_and_the_pipeline_uses_it(run, tmp_path):
     assert isinstance(model, SpikeGPTForSequenceClassification)
     texts = ["this is good", "this is awful, really"] * 8
     batch = tokenizer(texts, padding=True)
-    examples = [{"input_ids": batch.input_ids[n], "attention_mask": batch.attention_mask[n], "labels": n % 2} for n in range(len(texts))]
+    examples = [
+        {"input_ids": batch.input_ids[n], "attention_mask": batch.attention_mask[n], "labels": n % 2}
+        for n in range(len(texts))
+    ]
     losses = trained_by_trainer(model, examples, tmp_path / "out", 30)
     assert losses[-1] < 0.5 * losses[0]
     found = transformers.pipeline("text-classification", model=model.eval(), tokenizer=tokenizer)(texts[:2])
@@ -174,7 +190,9 @@ def test_trainer_trains_a_classifier_and_the_pipeline_uses_it(run, tmp_path):
 
 
 def test_a_text_is_classified_alone_as_in_a_padded_batch(run):
-    model = SpikeGPTForSequenceClassification(SpikeGPTConfig.from_model_config(load_model(run)[0].config, num_labels=3)).eval()
+    model = SpikeGPTForSequenceClassification(
+        SpikeGPTConfig.from_model_config(load_model(run)[0].config, num_labels=3)
+    ).eval()
     ids = torch.tensor([[1, 2, 3, 4, 5], [6, 7, 0, 0, 0]])
     found = model(ids, attention_mask=torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])).logits
     torch.testing.assert_close(found[1], model(ids[1:, :2]).logits[0])
@@ -188,7 +206,9 @@ def test_a_label_outside_the_classes_is_named(run):
 
 def test_the_text_pipeline_continues_a_prompt(run):
     model, tokenizer = from_run(run)
-    (found,) = transformers.pipeline("text-generation", model=model, tokenizer=tokenizer)("The ", max_new_tokens=5, do_sample=False)
+    (found,) = transformers.pipeline("text-generation", model=model, tokenizer=tokenizer)(
+        "The ", max_new_tokens=5, do_sample=False
+    )
     assert found["generated_text"].startswith("The ") and len(found["generated_text"]) > 4
 
 

@@ -1,4 +1,5 @@
-"""Weights of others: the authors' files import by the command, give the authors' logits, and export to the same tensors."""
+"""Weights of others: the authors' files import by the command, give the authors' logits, and export to the same
+tensors."""
 
 import json
 import os
@@ -24,14 +25,20 @@ BLOCKS = {"spikegpt_train_a": "output", "rwkv4_a": "none"}
 
 def golden(name: str):
     arrays = np.load(GOLDEN / f"{name}.npz")
-    return {key.removeprefix("param."): torch.from_numpy(arrays[key]).float() for key in arrays.files if key.startswith("param.")}, arrays
+    return {
+        key.removeprefix("param."): torch.from_numpy(arrays[key]).float()
+        for key in arrays.files
+        if key.startswith("param.")
+    }, arrays
 
 
 def words(path: Path, size: int) -> Path:
     """A tokenizer with `size` tokens."""
     vocabulary = {f"w{i}": i for i in range(size)}
     model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "w0"}
-    path.write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model, "pre_tokenizer": {"type": "Whitespace"}}))
+    path.write_text(
+        json.dumps({"version": "1.0", "added_tokens": [], "model": model, "pre_tokenizer": {"type": "Whitespace"}})
+    )
     return path
 
 
@@ -117,7 +124,12 @@ def test_a_hugging_face_folder_is_written_and_read(authors_file, tmp_path):
     import_weights(authors_file("rwkv4_a"), tmp_path / "model")
     export_weights(tmp_path / "model", tmp_path / "theirs", "huggingface")
     theirs = load_file(tmp_path / "theirs" / "model.safetensors")
-    assert {"rwkv.embeddings.weight", "rwkv.blocks.0.pre_ln.bias", "rwkv.blocks.1.attention.time_mix_receptance", "head.weight"} <= theirs.keys()
+    assert {
+        "rwkv.embeddings.weight",
+        "rwkv.blocks.0.pre_ln.bias",
+        "rwkv.blocks.1.attention.time_mix_receptance",
+        "head.weight",
+    } <= theirs.keys()
     assert json.loads((tmp_path / "theirs" / "config.json").read_text())["model_type"] == "rwkv"
     config = import_weights(tmp_path / "theirs", tmp_path / "again")
     assert config.spiking == "none"
@@ -147,7 +159,9 @@ def test_the_forms_that_files_come_in_are_one(change, authors_file, tmp_path):
 
 
 def test_half_precision_is_widened(authors_file, tmp_path):
-    import_weights(authors_file("rwkv4_a", lambda weights: {n: t.bfloat16() for n, t in weights.items()}), tmp_path / "model")
+    import_weights(
+        authors_file("rwkv4_a", lambda weights: {n: t.bfloat16() for n, t in weights.items()}), tmp_path / "model"
+    )
     ours, weights = load_file(tmp_path / "model" / "model.safetensors"), golden("rwkv4_a")[0]
     assert all(torch.equal(ours[name], weights[name].bfloat16().float()) for name in weights)
 
@@ -161,7 +175,10 @@ class Touches:
 
 
 def test_a_pickle_with_code_is_refused_and_its_code_not_run(tmp_path, authors_file):
-    file, trap = authors_file("rwkv4_a", lambda weights: weights | {"trap": Touches(tmp_path / "ran")}), tmp_path / "ran"
+    file, trap = (
+        authors_file("rwkv4_a", lambda weights: weights | {"trap": Touches(tmp_path / "ran")}),
+        tmp_path / "ran",
+    )
     done = command("import", file, "--out", tmp_path / "model")
     assert done.returncode == 1 and "could run code: refused" in done.stderr and "Traceback" not in done.stderr
     bare = tmp_path / "bare_rwkv.pth"
@@ -178,7 +195,9 @@ def without(weights, *names):
 def test_each_tensor_that_is_missing_or_too_many_is_named(authors_file, tmp_path):
     gone = ("blocks.1.att.key.weight", "ln_out.bias")
     file = authors_file("rwkv4_a", lambda weights: without(weights, *gone) | {"blocks.0.extra": torch.zeros(3)})
-    with pytest.raises(SpikegptError, match=r"missing: blocks.1.att.key.weight, ln_out.bias; unexpected: blocks.0.extra") as error:
+    with pytest.raises(
+        SpikegptError, match=r"missing: blocks.1.att.key.weight, ln_out.bias; unexpected: blocks.0.extra"
+    ) as error:
         import_weights(file, tmp_path / "model")
     assert "nearest preset: tiny" in str(error.value)
     assert not (tmp_path / "model").exists()
@@ -190,10 +209,14 @@ def test_a_tensor_of_another_shape_is_named(authors_file, tmp_path):
         import_weights(file, tmp_path / "model")
 
 
-@pytest.mark.parametrize("part, family", [("att.ln_x.weight", "RWKV-5"), ("att.time_maa_x", "RWKV-6"), ("att.x_r", "RWKV-7")])
+@pytest.mark.parametrize(
+    "part, family", [("att.ln_x.weight", "RWKV-5"), ("att.time_maa_x", "RWKV-6"), ("att.x_r", "RWKV-7")]
+)
 def test_another_generation_is_called_by_its_name(part, family, authors_file, tmp_path):
     with pytest.raises(SpikegptError, match=family):
-        import_weights(authors_file("rwkv4_a", lambda weights: weights | {f"blocks.0.{part}": torch.zeros(1)}), tmp_path / "model")
+        import_weights(
+            authors_file("rwkv4_a", lambda weights: weights | {f"blocks.0.{part}": torch.zeros(1)}), tmp_path / "model"
+        )
 
 
 def test_what_neither_size_nor_name_tells_is_asked(authors_file, tmp_path):
@@ -246,7 +269,8 @@ def test_importing_and_loading_need_less_than_twice_the_size(tmp_path):
     code = (
         "import re, sys; from pathlib import Path; import torch; from spikegpt.interop.weights import import_weights; "
         "from spikegpt.checkpoint.run import load_model; torch.set_num_threads(1); folder = Path(sys.argv[1]); "
-        "peak = lambda: 1024 * int(re.search(r'VmHWM:\\s+(\\d+) kB', Path('/proc/self/status').read_text())[1]); before = peak(); "
+        "peak = lambda: 1024 * int(re.search(r'VmHWM:\\s+(\\d+) kB', Path('/proc/self/status').read_text())[1]); "
+        "before = peak(); "
         "import_weights(folder / 'rwkv.pth', folder / 'model'); middle = peak(); load_model(folder / 'model'); "
         "print(middle - before, peak() - before)"
     )

@@ -1,4 +1,5 @@
-"""The CUDA kernels, run on the CPU by `cuda_on_host`, against the reference: outputs, final state and every gradient."""
+"""The CUDA kernels, run on the CPU by `cuda_on_host`, against the reference: outputs, final state and every
+gradient."""
 
 import dataclasses
 import importlib
@@ -34,13 +35,21 @@ def unpack(packed, T):
 
 
 LIF = {"threshold": 1.0, "reset": "zero", "reset_potential": 0.0, "decay_input": True}
-LIF_OPTIONS = [{}, {"reset": "subtract"}, {"reset_potential": -0.5, "threshold": 0.7}, {"decay_input": False, "reset": "subtract"}]
+LIF_OPTIONS = [
+    {},
+    {"reset": "subtract"},
+    {"reset_potential": -0.5, "threshold": 0.7},
+    {"decay_input": False, "reset": "subtract"},
+]
 
 
 def lif_inputs(B, T, C, dtype=torch.float32):
     generator = torch.Generator().manual_seed(B * 10000 + T * 100 + C)
     current = 2 * torch.randn(B, T, C, generator=generator) + 0.5
-    return [tensor.requires_grad_() for tensor in (current.to(dtype), torch.randn(B, C, generator=generator), torch.rand(C, generator=generator))]
+    return [
+        tensor.requires_grad_()
+        for tensor in (current.to(dtype), torch.randn(B, C, generator=generator), torch.rand(C, generator=generator))
+    ]
 
 
 def lif_reference(inputs, options, detach_reset=False, surrogate="atan", slope=2.0):
@@ -56,7 +65,9 @@ def assert_lif(inputs, options, detach_reset=False, surrogate="atan", slope=2.0,
     (spikes, final), cotangents, grads = lif_reference(inputs, options, detach_reset, surrogate, slope)
     forward_options = (LIF | options).values()
     found_spikes, found_final = cuda_lif.lif_forward(*inputs, *forward_options)
-    packed, membrane, packed_final = cuda_lif.lif_forward_packed(*inputs, *forward_options, store_membrane=store_membrane)
+    packed, membrane, packed_final = cuda_lif.lif_forward_packed(
+        *inputs, *forward_options, store_membrane=store_membrane
+    )
     assert torch.equal(found_spikes, spikes)
     assert torch.equal(unpack(packed, T), spikes.float())
     assert torch.equal(found_final, packed_final)
@@ -94,7 +105,9 @@ def through_cuda_doors(monkeypatch):
     for name in ("lif", "integer_lif", "wkv", "event_wkv"):
         door = importlib.import_module(f"spikegpt.kernels.{name}.door")
         monkeypatch.setattr(door, "choose_backend", lambda backend, operation, tensor: "cupy")
-        monkeypatch.setattr(door, "fast_kernels", lambda operation, tensor: importlib.import_module(f"spikegpt.kernels.{operation}.gpu"))
+        monkeypatch.setattr(
+            door, "fast_kernels", lambda operation, tensor: importlib.import_module(f"spikegpt.kernels.{operation}.gpu")
+        )
 
 
 def loss_and_gradients(model, ids):
@@ -122,13 +135,18 @@ def test_a_model_learns_the_same_through_the_cuda_kernels(spiking, host, monkeyp
 def test_the_gate_in_the_kernel_is_the_gate_outside(host, monkeypatch):
     through_cuda_doors(monkeypatch)
     generator = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(shape, generator=generator).requires_grad_() for shape in ((5,), (5,), (2, 33, 5), (2, 33, 5), (2, 33, 5))]
+    inputs = [
+        torch.randn(shape, generator=generator).requires_grad_()
+        for shape in ((5,), (5,), (2, 33, 5), (2, 33, 5), (2, 33, 5))
+    ]
 
     found = wkv(*inputs[:4], receptance=inputs[4])[0]
     wanted = torch.sigmoid(inputs[4]) * wkv(*inputs[:4])[0]
     assert_close(found.detach(), wanted.detach())
     cotangent = torch.randn(found.shape, generator=generator)
-    for ours, apart in zip(*(torch.autograd.grad(output, inputs, cotangent) for output in (found, wanted)), strict=True):
+    for ours, apart in zip(
+        *(torch.autograd.grad(output, inputs, cotangent) for output in (found, wanted)), strict=True
+    ):
         assert_close(ours, apart)
 
 
@@ -138,7 +156,9 @@ def test_the_operator_declares_the_shapes_and_strides_it_returns(inputs, host, m
     generator = torch.Generator().manual_seed(0)
     sizes = (5,), (5,), (2, 33, 5), (2, 33, 5), (2, 5), (2, 5), (2, 5), (2, 33, 5)
     tensors = [torch.rand(size, generator=generator).requires_grad_() for size in sizes[:inputs]]
-    torch.library.opcheck(wkv_operator, tensors, test_utils=("test_schema", "test_faketensor", "test_autograd_registration"))
+    torch.library.opcheck(
+        wkv_operator, tensors, test_utils=("test_schema", "test_faketensor", "test_autograd_registration")
+    )
 
 
 class Gated(torch.nn.Module):

@@ -1,4 +1,5 @@
-"""The event-driven matrix-vector product: its CUDA kernels, run on the CPU by `cuda_on_host`, against the reference; its door and cost."""
+"""The event-driven matrix-vector product: its CUDA kernels, run on the CPU by `cuda_on_host`, against the reference;
+its door and cost."""
 
 import pytest
 import torch
@@ -22,7 +23,9 @@ SIZES = [(1, 1, 1), (2, 5, 3), (1, 32, 256), (3, 33, 257), (5, 63, 31), (2, 130,
 def make_inputs(N, inputs, outputs, dtype=torch.float32, weight_dtype=torch.float32, rate=0.3, largest=4):
     """Return (spikes -largest..largest, weight, scale or None)."""
     generator = torch.Generator().manual_seed(N * 10000 + inputs * 100 + outputs)
-    values = torch.randint(1, largest + 1, (N, inputs), generator=generator) * (2 * torch.randint(0, 2, (N, inputs), generator=generator) - 1)
+    values = torch.randint(1, largest + 1, (N, inputs), generator=generator) * (
+        2 * torch.randint(0, 2, (N, inputs), generator=generator) - 1
+    )
     spikes = (values * (torch.rand(N, inputs, generator=generator) < rate)).to(dtype)
     if weight_dtype == torch.int8:
         weight = torch.randint(-128, 128, (inputs, outputs), generator=generator, dtype=torch.int8)
@@ -144,13 +147,17 @@ def test_the_door_gives_the_reference_on_the_cpu_without_a_warning(weight_dtype)
     assert found.dtype == torch.bfloat16 and torch.equal(found, reference.event_matvec(*inputs))
 
 
-@pytest.mark.parametrize(("backend", "chosen"), [("auto", "operator"), ("cupy", "operator"), ("reference", "reference")])
+@pytest.mark.parametrize(
+    ("backend", "chosen"), [("auto", "operator"), ("cupy", "operator"), ("reference", "reference")]
+)
 def test_the_door_chooses_for_cuda_tensors(monkeypatch, backend, chosen):
     monkeypatch.setitem(backends._installed, "cupy", True)
     monkeypatch.setattr(event_matvec_door, "event_matvec_operator", lambda *inputs: "operator")
     monkeypatch.setattr(reference, "event_matvec", lambda *inputs: "reference")
     with FakeTensorMode():
-        assert event_matvec(torch.empty(2, 3, device="cuda"), torch.empty(3, 4, device="cuda"), backend=backend) == chosen
+        assert (
+            event_matvec(torch.empty(2, 3, device="cuda"), torch.empty(3, 4, device="cuda"), backend=backend) == chosen
+        )
 
 
 def test_the_door_takes_a_parameter_where_no_gradient_is_wanted():
@@ -169,7 +176,9 @@ class Product(torch.nn.Module):
 
 
 # binary, ON/OFF and integer spikes, real numbers and silence, each in its own text
-TEXTS = torch.tensor([[1.0, 0, 1, 0], [1, -1, 0, 0], [0, 3, -2, 0], [0.5, 0, 0, 1], [0, 0, 0, 0], [0, 5, 0, 0], [200, 0, 0, 1]])
+TEXTS = torch.tensor(
+    [[1.0, 0, 1, 0], [1, -1, 0, 0], [0, 3, -2, 0], [0.5, 0, 0, 1], [0, 0, 0, 0], [0, 5, 0, 0], [200, 0, 0, 1]]
+)
 
 
 @needs_compiler

@@ -16,7 +16,17 @@ pytestmark = needs_compiler
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 # odd on purpose; one stretch of the kernel is 32 steps
 SIZES = [(1, 1, 1), (3, 2, 5), (1, 63, 33), (3, 97, 65), (3, 32, 65), (1, 257, 5), (2, 9, 130)]
-NAMES = ("output", "numerator", "denominator", "d_time_decay", "d_time_first", "d_key", "d_value", "d_numerator", "d_denominator")
+NAMES = (
+    "output",
+    "numerator",
+    "denominator",
+    "d_time_decay",
+    "d_time_first",
+    "d_key",
+    "d_value",
+    "d_numerator",
+    "d_denominator",
+)
 D_KEY, D_VALUE = NAMES.index("d_key"), NAMES.index("d_value")
 HEIGHTS = {"binary": 1, "signed": 1, "integer": 9, "most": 127}
 
@@ -40,10 +50,13 @@ def make_inputs(B, T, C, dtype=torch.float32, rate=0.3, spikes="signed"):
 
 
 def pack(value):
-    """Return (planes (planes, B, ceil(T / 32), C) int32, signed): the bits of |value| and, if any is negative, the sign."""
+    """Return (planes (planes, B, ceil(T / 32), C) int32, signed): the bits of |value| and, if any is negative, the
+    sign."""
     B, T, C = value.shape
     whole, signed = value.int(), bool((value < 0).any())
-    bits = [whole.abs() >> j & 1 for j in range(max(int(whole.abs().max()).bit_length(), 1))] + [(whole < 0).int()] * signed
+    bits = [whole.abs() >> j & 1 for j in range(max(int(whole.abs().max()).bit_length(), 1))] + [
+        (whole < 0).int()
+    ] * signed
     padded = torch.zeros(len(bits), B, -(-T // 32) * 32, C, dtype=torch.int64)
     padded[:, :, :T] = torch.stack(bits)
     words = (padded.unflatten(2, (-1, 32)) << torch.arange(32).view(32, 1)).sum(3)
@@ -67,7 +80,9 @@ def everything(inputs, packed=False):
     results = forward(inputs, packed)
     time_decay, time_first, key, value, *sums = inputs
     if packed:
-        grads = cuda_event_wkv.event_wkv_backward_packed(*cotangents_of(results), time_decay, time_first, key, *pack(value), *sums)
+        grads = cuda_event_wkv.event_wkv_backward_packed(
+            *cotangents_of(results), time_decay, time_first, key, *pack(value), *sums
+        )
     else:
         grads = cuda_event_wkv.event_wkv_backward(*cotangents_of(results), *inputs)
     return [*results, *grads]
@@ -76,7 +91,9 @@ def everything(inputs, packed=False):
 def everything_of_reference(inputs, dtype=None):
     inputs = [tensor.to(dtype or tensor.dtype).clone().requires_grad_() for tensor in inputs]
     results = reference.event_wkv(*inputs)
-    grads = torch.autograd.grad(results, inputs, [c.to(r.dtype) for c, r in zip(cotangents_of(results), results, strict=True)])
+    grads = torch.autograd.grad(
+        results, inputs, [c.to(r.dtype) for c, r in zip(cotangents_of(results), results, strict=True)]
+    )
     return [*(result.detach() for result in results), *grads]
 
 
@@ -121,7 +138,8 @@ def test_event_wkv_matches_reference_at_and_beyond_the_limits(host, size, place)
     inputs = make_inputs(2, 63, 33)
     inputs[place].copy_(size * inputs[place].sign())
     found = everything(inputs)
-    # in float64: autograd's gradient of time_first is a small difference of large numbers here, in float32 nothing but noise
+    # in float64: autograd's gradient of time_first is a small difference of large numbers here, in float32 nothing but
+    # noise
     for ours, wanted in zip(found, everything_of_reference(inputs, torch.float64), strict=True):
         assert_close(ours, wanted.float())
     assert all(tensor.isfinite().all() for tensor in found)
@@ -131,9 +149,12 @@ def test_event_wkv_matches_reference_at_and_beyond_the_limits(host, size, place)
 @both
 @pytest.mark.parametrize("key", [-20.0, -21.0, -math.inf])
 def test_a_tiny_weight_is_not_lost_and_not_undercut(host, key, packed):
-    # one event of weight exp(-20) = 2e-9 in an empty memory: beside the 1 of a silent token, float32 could not tell it from 0
+    # one event of weight exp(-20) = 2e-9 in an empty memory: beside the 1 of a silent token, float32 could not tell it
+    # from 0
     value, zero = torch.tensor([[[3.0]]]), torch.zeros(1)
-    output, numerator, denominator = forward([zero, zero, torch.full_like(value, key), value, zero.view(1, 1), zero.view(1, 1)], packed)
+    output, numerator, denominator = forward(
+        [zero, zero, torch.full_like(value, key), value, zero.view(1, 1), zero.view(1, 1)], packed
+    )
     assert output.item() == pytest.approx(3.0)
     assert denominator.item() == pytest.approx(math.exp(-20), rel=1e-5, abs=0)
     assert numerator.item() == pytest.approx(3 * math.exp(-20), rel=1e-5, abs=0)
@@ -145,7 +166,9 @@ def test_event_wkv_by_hand(host, packed):
     log_2, empty = math.log(2), torch.zeros(1, 1)
     key = torch.tensor([7.0, math.log(4), -5.0, log_2]).view(1, 4, 1)
     value = torch.tensor([0.0, 3.0, 0.0, -1.0]).view(1, 4, 1)
-    output, numerator, denominator = forward([torch.tensor([math.log(log_2)]), torch.tensor([log_2]), key, value, empty, empty], packed)
+    output, numerator, denominator = forward(
+        [torch.tensor([math.log(log_2)]), torch.tensor([log_2]), key, value, empty, empty], packed
+    )
     assert output.flatten().tolist() == pytest.approx([0, 24 / 9, 24 / 13, 8 / 29], rel=1e-5)
     assert numerator.item() == pytest.approx(1, rel=1e-5)
     assert denominator.item() == pytest.approx(29 / 8, rel=1e-5)
@@ -172,7 +195,9 @@ def test_keys_of_silent_tokens_are_never_read(host, nonsense, packed):
     silent, wanted = inputs[3] == 0, everything(inputs, packed)
     inputs[2][silent] = nonsense
     found = everything(inputs, packed)
-    assert all(tensor.isfinite().all() and torch.equal(tensor, want) for tensor, want in zip(found, wanted, strict=True))
+    assert all(
+        tensor.isfinite().all() and torch.equal(tensor, want) for tensor, want in zip(found, wanted, strict=True)
+    )
     assert (found[D_KEY][silent] == 0).all() and (found[D_VALUE][silent] != 0).all()
 
 

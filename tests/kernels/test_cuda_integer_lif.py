@@ -15,7 +15,9 @@ SIZES = [(1, 1, 1), (3, 2, 5), (2, 63, 33), (1, 97, 130), (3, 32, 65)]  # odd on
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 OPTIONS = [
     {"levels": levels, "signed": signed, "reset": reset, "decay_input": decay_input}
-    for levels, signed, reset, decay_input in itertools.product((1, 4, 127), (False, True), ("subtract", "zero"), (False, True))
+    for levels, signed, reset, decay_input in itertools.product(
+        (1, 4, 127), (False, True), ("subtract", "zero"), (False, True)
+    )
 ]
 FOUR = {"levels": 4, "signed": True, "reset": "subtract", "decay_input": True}
 stored_or_not = pytest.mark.parametrize("store_membrane", [False, True], ids=["recomputed", "stored"])
@@ -51,7 +53,9 @@ def assert_matches(inputs, options, store_membrane=False):
     cotangents = [torch.randn(out.shape, generator=generator).to(out.dtype) for out in outputs]
     wanted = torch.autograd.grad(outputs, inputs, cotangents)
     spikes, final = cuda_integer_lif.integer_lif_forward(*inputs, **options)
-    planes, membrane, packed_final = cuda_integer_lif.integer_lif_forward_packed(*inputs, **options, store_membrane=store_membrane)
+    planes, membrane, packed_final = cuda_integer_lif.integer_lif_forward_packed(
+        *inputs, **options, store_membrane=store_membrane
+    )
     assert torch.equal(spikes, outputs[0])
     assert torch.equal(final, outputs[1]) and torch.equal(packed_final, outputs[1])
     assert planes.shape[0] == options["levels"].bit_length() + options["signed"]
@@ -94,7 +98,9 @@ def test_the_window_of_the_gradient_includes_its_edges(host):
     beyond = torch.tensor(4.5).nextafter(torch.tensor(5.0)).item()
     current = torch.tensor([-beyond, -4.5, 0.0, 4.5, beyond]).view(1, -1, 1)
     inputs = current, torch.zeros(1, 1), torch.zeros(1), torch.ones(1)
-    grad_current, *_ = cuda_integer_lif.integer_lif_backward(torch.ones_like(current), torch.zeros(1, 1), *inputs, **FOUR)
+    grad_current, *_ = cuda_integer_lif.integer_lif_backward(
+        torch.ones_like(current), torch.zeros(1, 1), *inputs, **FOUR
+    )
     assert grad_current.flatten().tolist() == [0, 1, 1, 1, 0]
 
 

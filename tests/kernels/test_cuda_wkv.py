@@ -1,4 +1,5 @@
-"""The CUDA kernels of the WKV, run on the CPU by `cuda_on_host`, against the reference: every split of time, gated and not."""
+"""The CUDA kernels of the WKV, run on the CPU by `cuda_on_host`, against the reference: every split of time, gated and
+not."""
 
 import pytest
 import torch
@@ -41,7 +42,11 @@ def wanted_of(inputs, gated):
     cotangents = [torch.randn(out.shape, generator=generator) for out in outputs]
     cotangents[0] = cotangents[0].to(inputs[2].dtype)
     differentiable = [*leaves[:6], *leaves[7:]][: 7 if gated else 6]
-    return [*outputs, state[2]], cotangents, torch.autograd.grad(outputs, differentiable, [c.double() for c in cotangents])
+    return (
+        [*outputs, state[2]],
+        cotangents,
+        torch.autograd.grad(outputs, differentiable, [c.double() for c in cotangents]),
+    )
 
 
 def assert_matches(inputs, splits=None, gated=False, rounding=0.0):
@@ -158,7 +163,12 @@ def test_few_channels_are_split_and_many_are_not():
     assert cuda_wkv.cut_time(768, 1024) == (16, 64)
     assert cuda_wkv.cut_time(768, 63) == (1, 64)
     assert cuda_wkv.cut_time(12288, 1024) == (1, 1024)
-    assert all(-(-T // steps) == splits for T in range(1, 300) for asked in (None, 1, 2, 7) for splits, steps in [cuda_wkv.cut_time(100, T, asked)])
+    assert all(
+        -(-T // steps) == splits
+        for T in range(1, 300)
+        for asked in (None, 1, 2, 7)
+        for splits, steps in [cuda_wkv.cut_time(100, T, asked)]
+    )
 
 
 def test_a_split_launches_what_it_needs_and_no_more(host):

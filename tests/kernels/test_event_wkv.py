@@ -1,4 +1,5 @@
-"""The numba kernel of the event-driven WKV against the reference, and the reference against its parallel form and by hand."""
+"""The numba kernel of the event-driven WKV against the reference, and the reference against its parallel form and by
+hand."""
 
 import math
 
@@ -12,7 +13,17 @@ from spikegpt.kernels.event_wkv.door import event_wkv_backward_operator, event_w
 # largest difference allowed, as a fraction of the largest entry
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 SIZES = [(1, 1, 1), (3, 2, 5), (1, 63, 33), (3, 257, 130), (3, 1, 130), (1, 257, 5), (1, 63, 600)]  # odd on purpose
-NAMES = ("output", "numerator", "denominator", "d_time_decay", "d_time_first", "d_key", "d_value", "d_numerator", "d_denominator")
+NAMES = (
+    "output",
+    "numerator",
+    "denominator",
+    "d_time_decay",
+    "d_time_first",
+    "d_key",
+    "d_value",
+    "d_numerator",
+    "d_denominator",
+)
 D_KEY = NAMES.index("d_key")
 both = pytest.mark.parametrize("backend", ["numba", "reference"])
 
@@ -43,12 +54,16 @@ def everything(inputs, backend, carried=True):
     output, after = event_wkv(*inputs[:4], state, backend=backend)
     generator = torch.Generator().manual_seed(1)
     results = (output, *after)
-    grads = torch.autograd.grad(results, inputs, [torch.randn(r.shape, generator=generator).to(r.dtype) for r in results])
+    grads = torch.autograd.grad(
+        results, inputs, [torch.randn(r.shape, generator=generator).to(r.dtype) for r in results]
+    )
     return [*(tensor.detach() for tensor in results), *grads]
 
 
 def assert_matches_reference(inputs, carried=True, dtype=torch.float32):
-    for found, wanted in zip(everything(inputs, "numba", carried), everything(inputs, "reference", carried), strict=True):
+    for found, wanted in zip(
+        everything(inputs, "numba", carried), everything(inputs, "reference", carried), strict=True
+    ):
         assert_close(found, wanted, dtype)
 
 
@@ -82,7 +97,8 @@ def test_event_wkv_matches_reference_at_and_beyond_the_limits(size, place):
     inputs = make_inputs(2, 63, 33)
     inputs[place].data.copy_(size * inputs[place].detach().sign())
     found = everything(inputs, "numba")
-    # in float64: autograd's gradient of time_first is a small difference of large numbers here, in float32 nothing but noise
+    # in float64: autograd's gradient of time_first is a small difference of large numbers here, in float32 nothing but
+    # noise
     exact = everything([tensor.detach().double().requires_grad_() for tensor in inputs], "reference")
     for ours, wanted in zip(found, exact, strict=True):
         assert_close(ours, wanted.float())
@@ -93,7 +109,8 @@ def test_event_wkv_matches_reference_at_and_beyond_the_limits(size, place):
 @both
 @pytest.mark.parametrize("key", [-20.0, -21.0, -math.inf])
 def test_a_tiny_weight_is_not_lost_and_not_undercut(key, backend):
-    # one event of weight exp(-20) = 2e-9 in an empty memory: beside the 1 of a silent token, float32 could not tell it from 0
+    # one event of weight exp(-20) = 2e-9 in an empty memory: beside the 1 of a silent token, float32 could not tell it
+    # from 0
     value = torch.tensor([[[3.0]]])
     output, state = event_wkv(torch.zeros(1), torch.zeros(1), torch.full_like(value, key), value, backend=backend)
     assert output.item() == pytest.approx(3.0)
@@ -130,7 +147,9 @@ def test_a_silent_run_leaves_a_geometric_sum():
 @pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
 def test_recurrent_reference_is_the_parallel_one(rate):
     inputs = [tensor.detach().double() for tensor in make_inputs(2, 37, 5, rate=rate, spikes="integer")]
-    torch.testing.assert_close(reference.event_wkv(*inputs)[0], reference.event_wkv_parallel(*inputs), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        reference.event_wkv(*inputs)[0], reference.event_wkv_parallel(*inputs), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_gradient_of_the_reference_is_right():
@@ -143,7 +162,10 @@ def test_gradient_of_the_reference_is_right():
         spikes = torch.zeros_like(value).masked_scatter(events, heights)
         return reference.event_wkv(time_decay, time_first, key, spikes, numerator, denominator)
 
-    moved = [tensor.clone().requires_grad_() for tensor in (time_decay, time_first, key, value[events], numerator, denominator)]
+    moved = [
+        tensor.clone().requires_grad_()
+        for tensor in (time_decay, time_first, key, value[events], numerator, denominator)
+    ]
     assert events.any() and not events.all()
     assert torch.autograd.gradcheck(function, moved)
 
@@ -152,7 +174,9 @@ def test_a_silent_value_hears_what_a_spike_of_weight_1_would_have_done():
     # one silent token in an empty memory: output = first v / first, numerator = v: gradients 1 and 1
     value = torch.zeros(1, 1, 1, requires_grad=True)
     output, state = event_wkv(torch.zeros(1), torch.ones(1), torch.full((1, 1, 1), 5.0), value, backend="numba")
-    gradients = [torch.autograd.grad(result, value, retain_graph=True)[0].item() for result in (output, state.numerator)]
+    gradients = [
+        torch.autograd.grad(result, value, retain_graph=True)[0].item() for result in (output, state.numerator)
+    ]
     assert gradients == pytest.approx([1.0, 1.0])
 
 
@@ -164,7 +188,9 @@ def test_keys_of_silent_tokens_are_never_read(backend):
     for nonsense in (math.nan, math.inf, -1e30):
         inputs[2].data[silent] = nonsense
         found = everything(inputs, backend)
-        assert all(tensor.isfinite().all() and torch.equal(tensor, want) for tensor, want in zip(found, wanted, strict=True))
+        assert all(
+            tensor.isfinite().all() and torch.equal(tensor, want) for tensor, want in zip(found, wanted, strict=True)
+        )
     assert (found[D_KEY][silent] == 0).all()
 
 
@@ -272,7 +298,11 @@ def test_fakes_describe_the_real_results(dtype):
     backward = (inputs[2], inputs[4], inputs[5], *inputs)
     for operator, real in ((event_wkv_operator, inputs), (event_wkv_backward_operator, backward)):
         for described, computed in zip(operator(*(tensor.to("meta") for tensor in real)), operator(*real), strict=True):
-            assert (described.shape, described.dtype, described.stride()) == (computed.shape, computed.dtype, computed.stride())
+            assert (described.shape, described.dtype, described.stride()) == (
+                computed.shape,
+                computed.dtype,
+                computed.stride(),
+            )
 
 
 def test_event_wkv_keeps_its_inputs_and_nothing_else():

@@ -1,4 +1,5 @@
-"""LIF and WKV against vectors computed elsewhere: SpikingJelly 2.0, snnTorch 1.0, and a naive float64 WKV (tests/golden)."""
+"""LIF and WKV against vectors computed elsewhere: SpikingJelly 2.0, snnTorch 1.0, and a naive float64 WKV
+(tests/golden)."""
 
 import json
 from pathlib import Path
@@ -13,7 +14,12 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 LIF, WKV = np.load(GOLDEN / "lif_a.npz"), np.load(GOLDEN / "wkv_a.npz")
 LIF_CASES = json.loads((GOLDEN / "lif_a.json").read_text())
 WKV_CASES = json.loads((GOLDEN / "wkv_a.json").read_text())["cases"]
-SURROGATES = {"ATan2": ("atan", 2.0), "Sigmoid4": ("sigmoid", 4.0), "atan2": ("atan", 2.0), "fast25": ("fast_sigmoid", 25.0)}
+SURROGATES = {
+    "ATan2": ("atan", 2.0),
+    "Sigmoid4": ("sigmoid", 4.0),
+    "atan2": ("atan", 2.0),
+    "fast25": ("fast_sigmoid", 25.0),
+}
 PRECISION = {"reference": torch.float64, "numba": torch.float32}
 # channels 0 and 2 were built to meet the threshold exactly, where the last bit decides
 NO_TIE = torch.tensor([channel for channel in range(24) if channel not in (0, 2)])
@@ -52,22 +58,34 @@ def test_lif_is_spikingjellys(name, backend):
         slope=slope,
     )
     assert torch.equal(spikes[..., NO_TIE], lif_golden(f"{name}.s", spikes.dtype)[..., NO_TIE])
-    torch.testing.assert_close(final[:, NO_TIE], lif_golden(f"{name}.v", final.dtype)[:, -1, NO_TIE], atol=2e-6, rtol=1e-5)
-    torch.testing.assert_close(grad[..., NO_TIE], lif_golden(f"{name}.gx", grad.dtype)[..., NO_TIE], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        final[:, NO_TIE], lif_golden(f"{name}.v", final.dtype)[:, -1, NO_TIE], atol=2e-6, rtol=1e-5
+    )
+    torch.testing.assert_close(
+        grad[..., NO_TIE], lif_golden(f"{name}.gx", grad.dtype)[..., NO_TIE], atol=1e-5, rtol=1e-5
+    )
 
 
-# snnTorch's reset is detached when delayed by a step and not otherwise. Its subtract cases are other neurons: with a delay
-# the threshold is taken off after the leak (a soft reset of threshold / beta before it), without one every potential still
-# above the threshold after its reset is reset once more.
+# snnTorch's reset is detached when delayed by a step and not otherwise. Its subtract cases are other neurons: with a
+# delay the threshold is taken off after the leak (a soft reset of threshold / beta before it), without one every
+# potential still above the threshold after its reset is reset once more.
 @pytest.mark.parametrize("backend", PRECISION)
 @pytest.mark.parametrize("name", [name for name in LIF_CASES["snn"] if "_zero_" in name])
 def test_lif_is_snntorchs_with_reset_to_zero(name, backend):
     case = LIF_CASES["snn"][name]
     surrogate, slope = SURROGATES[case["sur"]]
-    options = {"membrane_decay": case["beta"], "threshold": case["threshold"], "decay_input": False, "surrogate": surrogate, "slope": slope}
+    options = {
+        "membrane_decay": case["beta"],
+        "threshold": case["threshold"],
+        "decay_input": False,
+        "surrogate": surrogate,
+        "slope": slope,
+    }
     spikes, grad, _ = run_lif("x_plain", backend, detach_reset=case["reset_delay"], **options)
     assert torch.equal(spikes[..., NO_TIE], lif_golden(f"{name}.s", spikes.dtype)[..., NO_TIE])
-    torch.testing.assert_close(grad[..., NO_TIE], lif_golden(f"{name}.gx", grad.dtype)[..., NO_TIE], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        grad[..., NO_TIE], lif_golden(f"{name}.gx", grad.dtype)[..., NO_TIE], atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize(("backend", "tolerance"), [("reference", 1e-9), ("numba", 1e-4)])
@@ -76,7 +94,9 @@ def test_wkv_is_the_naive_sum(case, backend, tolerance):
     names = ("w_raw", "u", "k", "v")
     inputs = [torch.from_numpy(WKV[f"{case}.{name}"]).to(PRECISION[backend]).requires_grad_() for name in names]
     output, _ = wkv(*inputs, backend=backend)
-    grads = torch.autograd.grad(output, inputs, torch.from_numpy(WKV[f"{case}.gy"]).to(output.dtype), materialize_grads=True)
+    grads = torch.autograd.grad(
+        output, inputs, torch.from_numpy(WKV[f"{case}.gy"]).to(output.dtype), materialize_grads=True
+    )
     for name, found in zip(("y", "gw", "gu", "gk", "gv"), (output.detach(), *grads), strict=True):
         wanted = torch.from_numpy(WKV[f"{case}.{name}"])
         # a token alone has gradients of exactly 0, which ours must reach up to rounding

@@ -27,12 +27,32 @@ def inputs_of(operation: str, B, T, C, dtype):
     if operation == "lif":
         return [(2 * normal(B, T, C)).to(dtype), normal(B, C), torch.rand(C, generator=generator)]
     if operation == "integer_lif":
-        return [(2 * normal(B, T, C)).to(dtype), normal(B, C), torch.rand(C, generator=generator), 0.5 + torch.rand(C, generator=generator)]
+        return [
+            (2 * normal(B, T, C)).to(dtype),
+            normal(B, C),
+            torch.rand(C, generator=generator),
+            0.5 + torch.rand(C, generator=generator),
+        ]
     value = normal(B, T, C)
     if operation == "event_wkv":
         value = (2 * value).round() * (value.abs() > 1)
-        return [normal(C), normal(C), normal(B, T, C).to(dtype), value.to(dtype), normal(B, C), normal(B, C).abs() + 0.5]
-    return [normal(C), normal(C), normal(B, T, C).to(dtype), value.to(dtype), normal(B, C), normal(B, C).abs() + 0.5, normal(B, C)]
+        return [
+            normal(C),
+            normal(C),
+            normal(B, T, C).to(dtype),
+            value.to(dtype),
+            normal(B, C),
+            normal(B, C).abs() + 0.5,
+        ]
+    return [
+        normal(C),
+        normal(C),
+        normal(B, T, C).to(dtype),
+        value.to(dtype),
+        normal(B, C),
+        normal(B, C).abs() + 0.5,
+        normal(B, C),
+    ]
 
 
 def run(operation: str, inputs, backend: str):
@@ -75,7 +95,9 @@ def test_a_tensor_that_is_not_contiguous_is_read_as_it_means(operation):
     inputs = [tensor.to(DEVICE) for tensor in inputs_of(operation, 2, 33, 40, torch.float32)]
     spread = [torch.stack([tensor, torch.zeros_like(tensor)], dim=-1)[..., 0] for tensor in inputs]
     assert not spread[0].is_contiguous()
-    for ours, wanted in zip(run(operation, leaves(spread, DEVICE), "auto"), run(operation, leaves(inputs, DEVICE), "auto"), strict=True):
+    for ours, wanted in zip(
+        run(operation, leaves(spread, DEVICE), "auto"), run(operation, leaves(inputs, DEVICE), "auto"), strict=True
+    ):
         assert torch.equal(ours, wanted)
 
 

@@ -36,7 +36,9 @@ def test_a_source_is_one_text_that_asks_for_no_other_file(source):
 
 def test_every_source_compiles_for_every_target_and_keeps_its_registers():
     pytest.importorskip("cuda.bindings.nvrtc", reason="pip install cuda-bindings nvidia-cuda-nvrtc")
-    done = subprocess.run([sys.executable, TREE / "benchmarks" / "cuda_compile.py", "--check"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, TREE / "benchmarks" / "cuda_compile.py", "--check"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == {"compiled": len(SOURCES) * 3 * 4, "failed": 0, "spilled": []}
 
@@ -48,7 +50,9 @@ class FakeCupy(types.ModuleType):
         super().__init__("cupy")
         self.launched, self.compiled = [], []
         context = type("Context", (), {"__enter__": lambda s: s, "__exit__": lambda s, *_: None})
-        stream = types.SimpleNamespace(from_external=lambda stream: self.launched.append(("stream", stream)) or context())
+        stream = types.SimpleNamespace(
+            from_external=lambda stream: self.launched.append(("stream", stream)) or context()
+        )
         self.cuda = types.SimpleNamespace(Device=lambda index: context(), Stream=stream)
 
     def RawModule(self, **options):
@@ -88,11 +92,15 @@ def test_a_source_is_compiled_once_per_element_type(fake_cupy):
 def test_cupy_for_another_cuda_is_named_with_the_remedy(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(cupy_cuda, "installed_cupy", lambda: {"cupy-cuda12x": "14.0.0"})
-    with pytest.raises(RuntimeError, match=r"CUDA 13.0, CuPy is cupy-cuda12x: pip uninstall cupy-cuda12x; pip install cupy-cuda13x"):
+    with pytest.raises(
+        RuntimeError, match=r"CUDA 13.0, CuPy is cupy-cuda12x: pip uninstall cupy-cuda12x; pip install cupy-cuda13x"
+    ):
         cupy_cuda.import_cupy.__wrapped__()
 
 
-@pytest.mark.parametrize("version, package", [("12.8", "cupy-cuda12x"), ("13.0", "cupy-cuda13x"), (None, "cupy-cuda13x")])
+@pytest.mark.parametrize(
+    "version, package", [("12.8", "cupy-cuda12x"), ("13.0", "cupy-cuda13x"), (None, "cupy-cuda13x")]
+)
 def test_the_package_to_install_follows_torchs_cuda(monkeypatch, version, package):
     monkeypatch.setattr(torch.version, "cuda", version)
     assert backends.what_to_install("cupy") == package

@@ -1,4 +1,5 @@
-"""The numba kernel of the integer LIF neuron against the reference: outputs, states, gradients, memory, declared cost."""
+"""The numba kernel of the integer LIF neuron against the reference: outputs, states, gradients, memory, declared
+cost."""
 
 import itertools
 import math
@@ -15,7 +16,9 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 SIZES = [(1, 1, 1), (3, 2, 5), (1, 63, 33), (3, 257, 130), (3, 1, 130), (1, 257, 5), (1, 63, 600)]  # odd on purpose
 OPTIONS = [
     {"levels": levels, "signed": signed, "reset": reset, "decay_input": decay_input}
-    for levels, signed, reset, decay_input in itertools.product((1, 2, 4, 8), (False, True), ("subtract", "zero"), (False, True))
+    for levels, signed, reset, decay_input in itertools.product(
+        (1, 2, 4, 8), (False, True), ("subtract", "zero"), (False, True)
+    )
 ]
 every_option = pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())))
 leaky_or_memoryless = pytest.mark.parametrize("memoryless", [False, True], ids=["leaky", "memoryless"])
@@ -53,7 +56,9 @@ def everything(inputs, backend, **options):
 def test_integer_lif_matches_reference_at_every_size(size):
     inputs = make_inputs(*size)
     options = {"levels": 4, "signed": True}
-    for found, wanted in zip(everything(inputs, "numba", **options), everything(inputs, "reference", **options), strict=True):
+    for found, wanted in zip(
+        everything(inputs, "numba", **options), everything(inputs, "reference", **options), strict=True
+    ):
         assert_close(found, wanted)
 
 
@@ -62,7 +67,9 @@ def test_integer_lif_matches_reference_at_every_size(size):
 def test_integer_lif_matches_reference_with_every_option(options, memoryless):
     # 150 steps: two full segments and a part of one in the backward pass
     inputs = make_inputs(2, 150, 70, memoryless=memoryless)
-    for found, wanted in zip(everything(inputs, "numba", **options), everything(inputs, "reference", **options), strict=True):
+    for found, wanted in zip(
+        everything(inputs, "numba", **options), everything(inputs, "reference", **options), strict=True
+    ):
         assert_close(found, wanted)
 
 
@@ -82,7 +89,9 @@ def test_integer_lif_is_bit_identical_to_the_reference(options, memoryless):
 def test_integer_lif_matches_reference_in_every_dtype(dtype, memoryless):
     inputs = make_inputs(2, 63, 33, dtype, memoryless)
     options = {"levels": 8, "signed": True}
-    for found, wanted in zip(everything(inputs, "numba", **options), everything(inputs, "reference", **options), strict=True):
+    for found, wanted in zip(
+        everything(inputs, "numba", **options), everything(inputs, "reference", **options), strict=True
+    ):
         assert_close(found, wanted, dtype)
 
 
@@ -101,14 +110,17 @@ def test_integer_lif_matches_reference_in_every_dtype(dtype, memoryless):
 )
 def test_a_potential_of_several_thresholds_fires_several_spikes(backend, options, wanted_spikes, wanted_final):
     current = torch.tensor([1.25, -1.125, 3.0, 0.0]).view(1, 4, 1)
-    spikes, final = integer_lif(current, membrane_decay=0.5, threshold=0.5, levels=4, decay_input=False, backend=backend, **options)
+    spikes, final = integer_lif(
+        current, membrane_decay=0.5, threshold=0.5, levels=4, decay_input=False, backend=backend, **options
+    )
     assert spikes.flatten().tolist() == wanted_spikes
     assert final.item() == wanted_final
 
 
 @pytest.mark.parametrize("backend", ["numba", "reference"])
 def test_gradients_of_one_step_are_the_hand_worked_ones(backend):
-    # decay 0.5, potential 1, current 2: charged 0.5 + 0.5 * 2 = 1.5, threshold 0.5: quanta 3. d spikes / d charged = 1 / 0.5 = 2
+    # decay 0.5, potential 1, current 2: charged 0.5 + 0.5 * 2 = 1.5, threshold 0.5: quanta 3. d spikes / d charged = 1
+    # / 0.5 = 2
     current, potential = torch.tensor([[[2.0]]], requires_grad=True), torch.tensor([[1.0]], requires_grad=True)
     decay, threshold = torch.tensor([0.5], requires_grad=True), torch.tensor([0.5], requires_grad=True)
     spikes, final = call((current, potential, decay, threshold), backend, levels=4)
@@ -136,7 +148,14 @@ def test_one_unsigned_level_is_the_lif_with_the_rectangular_surrogate(reset, dec
 @pytest.mark.parametrize("reset", ["subtract", "zero"])
 def test_integer_lif_split_in_two_is_the_whole(backend, reset):
     current, potential, decay, threshold = inputs = make_inputs(2, 90, 33)
-    options = {"membrane_decay": decay, "threshold": threshold, "levels": 4, "signed": True, "reset": reset, "backend": backend}
+    options = {
+        "membrane_decay": decay,
+        "threshold": threshold,
+        "levels": 4,
+        "signed": True,
+        "reset": reset,
+        "backend": backend,
+    }
     whole = integer_lif(current, potential, **options)
     first, middle = integer_lif(current[:, :41], potential, **options)
     second, final = integer_lif(current[:, 41:], middle, **options)
@@ -228,7 +247,11 @@ def test_the_fake_describes_the_real_results(dtype):
     real = *make_inputs(2, 5, 3, dtype), 4, True, "subtract", True
     fake = [value.detach().to("meta") if isinstance(value, torch.Tensor) else value for value in real]
     for described, computed in zip(integer_lif_operator(*fake), integer_lif_operator(*real), strict=True):
-        assert (described.shape, described.dtype, described.stride()) == (computed.shape, computed.dtype, computed.stride())
+        assert (described.shape, described.dtype, described.stride()) == (
+            computed.shape,
+            computed.dtype,
+            computed.stride(),
+        )
 
 
 def test_only_the_inputs_are_kept_for_the_backward_pass():
@@ -248,10 +271,30 @@ def test_only_the_inputs_are_kept_for_the_backward_pass():
 @pytest.mark.parametrize(
     ("decay", "reset", "decay_input", "wanted"),
     [
-        (0.5, "subtract", True, {"mul": 72, "add": 48, "select": 0, "state_elements": 4, "state_reads": 24, "state_writes": 24}),
-        (0.5, "zero", False, {"mul": 24, "add": 24, "select": 24, "state_elements": 4, "state_reads": 24, "state_writes": 24}),
-        (0.0, "subtract", True, {"mul": 0, "add": 0, "select": 0, "state_elements": 0, "state_reads": 0, "state_writes": 0}),
-        (0.0, "zero", True, {"mul": 0, "add": 0, "select": 0, "state_elements": 0, "state_reads": 0, "state_writes": 0}),
+        (
+            0.5,
+            "subtract",
+            True,
+            {"mul": 72, "add": 48, "select": 0, "state_elements": 4, "state_reads": 24, "state_writes": 24},
+        ),
+        (
+            0.5,
+            "zero",
+            False,
+            {"mul": 24, "add": 24, "select": 24, "state_elements": 4, "state_reads": 24, "state_writes": 24},
+        ),
+        (
+            0.0,
+            "subtract",
+            True,
+            {"mul": 0, "add": 0, "select": 0, "state_elements": 0, "state_reads": 0, "state_writes": 0},
+        ),
+        (
+            0.0,
+            "zero",
+            True,
+            {"mul": 0, "add": 0, "select": 0, "state_elements": 0, "state_reads": 0, "state_writes": 0},
+        ),
     ],
 )
 def test_declared_cost_is_the_hand_counted_one(decay, reset, decay_input, wanted):
@@ -259,7 +302,14 @@ def test_declared_cost_is_the_hand_counted_one(decay, reset, decay_input, wanted
     current[0, 0] = torch.tensor([4.0, 8.0, -4.0, 0.0])
     args = (current, torch.zeros(2, 4), torch.full((4,), decay), torch.ones(4), 8, True, reset, decay_input)
     declared = torch.ops.spikegpt.integer_lif.default.op_cost(args, {}, integer_lif_operator(*args))
-    always = {"kind": "neuron", "div": 24, "compare": 48, "activation_reads": 24, "activation_writes": 24, "neuron_updates": 24}
+    always = {
+        "kind": "neuron",
+        "div": 24,
+        "compare": 48,
+        "activation_reads": 24,
+        "activation_writes": 24,
+        "neuron_updates": 24,
+    }
     assert declared == {**wanted, **always, "events_out": 3}
     assert set(declared) - {"kind", "state_elements"} <= set(QUANTITIES) and declared["kind"] in KINDS
 

@@ -1,4 +1,5 @@
-"""The numba kernels against the reference, and the reference against finite differences: outputs, states, gradients, memory.
+"""The numba kernels against the reference, and the reference against finite differences: outputs, states, gradients,
+memory.
 
 `test_kernels_golden.py` holds the comparison with other libraries.
 """
@@ -61,7 +62,9 @@ def wkv_everything(inputs, max_exponent, backend):
     output, state = wkv(time_decay, time_first, key, value, WKVState(*sums, max_exponent), backend=backend)
     generator = torch.Generator().manual_seed(1)
     results = (output, state.numerator, state.denominator)
-    grads = torch.autograd.grad(results, inputs, [torch.randn(r.shape, generator=generator).to(r.dtype) for r in results])
+    grads = torch.autograd.grad(
+        results, inputs, [torch.randn(r.shape, generator=generator).to(r.dtype) for r in results]
+    )
     return [*(tensor.detach() for tensor in (output, *state)), *grads]
 
 
@@ -78,7 +81,9 @@ def test_lif_matches_reference_with_every_option(options, surrogate):
     # 150 steps: two full segments and a part of one in the backward pass
     inputs = lif_inputs(2, 150, 70)
     options = {**options, "surrogate": surrogate, "slope": 3.0, "threshold": 0.8}
-    for found, wanted in zip(lif_everything(inputs, "numba", **options), lif_everything(inputs, "reference", **options), strict=True):
+    for found, wanted in zip(
+        lif_everything(inputs, "numba", **options), lif_everything(inputs, "reference", **options), strict=True
+    ):
         assert_close(found, wanted)
 
 
@@ -109,14 +114,18 @@ def test_lif_leaks_and_fires_at_the_threshold():
 @pytest.mark.parametrize("size", SIZES)
 def test_wkv_matches_reference_at_every_size(size):
     inputs, max_exponent = wkv_inputs(*size)
-    for found, wanted in zip(wkv_everything(inputs, max_exponent, "numba"), wkv_everything(inputs, max_exponent, "reference"), strict=True):
+    for found, wanted in zip(
+        wkv_everything(inputs, max_exponent, "numba"), wkv_everything(inputs, max_exponent, "reference"), strict=True
+    ):
         assert_close(found, wanted)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_wkv_matches_reference_in_every_dtype(dtype):
     inputs, max_exponent = wkv_inputs(2, 63, 33, dtype)
-    for found, wanted in zip(wkv_everything(inputs, max_exponent, "numba"), wkv_everything(inputs, max_exponent, "reference"), strict=True):
+    for found, wanted in zip(
+        wkv_everything(inputs, max_exponent, "numba"), wkv_everything(inputs, max_exponent, "reference"), strict=True
+    ):
         assert_close(found, wanted, dtype)
 
 
@@ -133,12 +142,15 @@ def test_wkv_survives_keys_of_80_and_minus_80():
 def test_wkv_matches_reference_at_extreme_decays(time_decay):
     inputs, max_exponent = wkv_inputs(2, 63, 33)
     inputs[0].data.fill_(time_decay)
-    for found, wanted in zip(wkv_everything(inputs, max_exponent, "numba"), wkv_everything(inputs, max_exponent, "reference"), strict=True):
+    for found, wanted in zip(
+        wkv_everything(inputs, max_exponent, "numba"), wkv_everything(inputs, max_exponent, "reference"), strict=True
+    ):
         assert_close(found, wanted)
 
 
 def test_wkv_with_an_infinite_decay_has_no_memory_and_finite_gradients():
-    # exp(100) is infinite in float32: only the last token is left, with weight 1 beside exp(time_first + key - last key)
+    # exp(100) is infinite in float32: only the last token is left, with weight 1 beside exp(time_first + key - last
+    # key)
     time_decay = torch.tensor([100.0], requires_grad=True)
     key, value = torch.zeros(1, 4, 1), torch.tensor([[[1.0], [2.0], [3.0], [4.0]]])
     output, state = wkv(time_decay, torch.zeros(1), key, value, backend="numba")
@@ -224,7 +236,8 @@ def test_wkv_reads_non_contiguous_inputs_and_expanded_gradients():
     both = torch.randn(63, 2, 66).requires_grad_()
     key, value = both.transpose(0, 1).chunk(2, dim=-1)
     grads = [
-        torch.autograd.grad(wkv(torch.zeros(33), torch.ones(33), key, value, backend=backend)[0].sum(), both)[0] for backend in ("numba", "reference")
+        torch.autograd.grad(wkv(torch.zeros(33), torch.ones(33), key, value, backend=backend)[0].sum(), both)[0]
+        for backend in ("numba", "reference")
     ]
     assert_close(*grads)
 
@@ -284,7 +297,11 @@ def test_fakes_describe_the_real_results(dtype):
     for operator, real in arguments.items():
         fake = [value.detach().to("meta") if isinstance(value, torch.Tensor) else value for value in real]
         for described, computed in zip(operator(*fake), operator(*real), strict=True):
-            assert (described.shape, described.dtype, described.stride()) == (computed.shape, computed.dtype, computed.stride())
+            assert (described.shape, described.dtype, described.stride()) == (
+                computed.shape,
+                computed.dtype,
+                computed.stride(),
+            )
 
 
 def test_gradient_of_the_wkv_reference_is_right():

@@ -1,4 +1,5 @@
-"""Runs measured and set side by side: the same text, the right twin, honest claims, reports that are whole or not there."""
+"""Runs measured and set side by side: the same text, the right twin, honest claims, reports that are whole or not
+there."""
 
 import dataclasses
 import json
@@ -32,7 +33,10 @@ def test_a_measurement_agrees_with_the_evaluation(trained, cache):
     assert measured.bits_per_byte == evaluated["bits_per_byte"]
     assert measured.firing_rate == evaluated["firing_rate"]
     assert measured.tokens == measured.text_bytes == TOKENS - 1
-    assert measured.firing["layers"]["blocks.0.att.key_neuron"]["firing_rate"] == evaluated["firing_rates"]["blocks.0.att.key_neuron"]
+    assert (
+        measured.firing["layers"]["blocks.0.att.key_neuron"]["firing_rate"]
+        == evaluated["firing_rates"]["blocks.0.att.key_neuron"]
+    )
 
 
 def test_dense_operations_are_13_d_squared_per_layer_and_the_head(trained, cache):
@@ -47,7 +51,9 @@ def test_dense_operations_are_13_d_squared_per_layer_and_the_head(trained, cache
 def test_the_published_block_saves_nothing_as_built():
     model = SpikeGPT(PUBLISHED)
     torch.nn.init.normal_(model.blocks[0].att.output.weight, std=3)
-    measured = measure_model(model.eval(), ByteTokenizer(), ByteTokenizer().encode(b"some text, " * 20), name="m", source="here")
+    measured = measure_model(
+        model.eval(), ByteTokenizer(), ByteTokenizer().encode(b"some text, " * 20), name="m", source="here"
+    )
     assert measured.firing_rate > 0
     claims = claims_of(measured)
     assert claims.as_built_ratio == 1
@@ -81,7 +87,10 @@ def test_a_dense_model_makes_no_claim(make_run, cache):
 
 def test_the_raster_reads_the_prompt(trained, cache):
     (measured,) = measure(trained, cache=cache, prompt="ab\n")
-    assert [raster.layer for raster in measured.rasters][:2] == ["blocks.0.att.output_neuron", "blocks.0.ffn.value_neuron"]
+    assert [raster.layer for raster in measured.rasters][:2] == [
+        "blocks.0.att.output_neuron",
+        "blocks.0.ffn.value_neuron",
+    ]
     assert measured.rasters[0].prompt == ("a", "b", "\n")
     with pytest.raises(SpikegptError, match="prompt of the raster is empty"):
         measure(trained, cache=cache, prompt="")
@@ -119,7 +128,9 @@ def test_the_twin_of_a_converted_run_goes_on_from_the_same_dense_weights(make_ru
 
 def test_a_run_that_began_with_spiking_weights_has_no_twin(make_run, tmp_path, cache, trained):
     train(MODEL, TRAIN, tmp_path / "run", start=trained, cache=cache, quiet=True)
-    with pytest.raises(SpikegptError, match=r"began with the spiking weights of .*trained, which have no dense twin; name a run"):
+    with pytest.raises(
+        SpikegptError, match=r"began with the spiking weights of .*trained, which have no dense twin; name a run"
+    ):
         make_twin(tmp_path / "run", cache=cache)
 
 

@@ -18,7 +18,11 @@ CASES = {"spikegpt_train_a": "output", "rwkv4_a": "none"}
 
 def load(name: str, dtype: torch.dtype):
     arrays = np.load(GOLDEN / f"{name}.npz")
-    weights = {key.removeprefix("param."): torch.from_numpy(arrays[key]).to(dtype) for key in arrays.files if key.startswith("param.")}
+    weights = {
+        key.removeprefix("param."): torch.from_numpy(arrays[key]).to(dtype)
+        for key in arrays.files
+        if key.startswith("param.")
+    }
     vocab_size, n_embd = weights["emb.weight"].shape
     config = ModelConfig(n_layer=2, n_embd=n_embd, ctx_len=64, vocab_size=vocab_size, spiking=CASES[name], dropout=0.0)
     model = SpikeGPT(config, init=False).to(dtype)
@@ -84,7 +88,10 @@ def test_numba_gradients_follow_the_float64_model(name):
     for model, _, ids, targets in (exact, fast):
         F.cross_entropy(model(ids).logits.flatten(0, 1), targets.flatten()).backward()
     wanted = dict(exact[0].named_parameters())
-    assert max(relative_error(p.grad, wanted[key].grad.numpy()) for key, p in fast[0].named_parameters()) < GRADIENTS[torch.float32]
+    assert (
+        max(relative_error(p.grad, wanted[key].grad.numpy()) for key, p in fast[0].named_parameters())
+        < GRADIENTS[torch.float32]
+    )
 
 
 @pytest.mark.parametrize("key", ["head.weight", "emb.weight", "ln_out.weight"])
@@ -104,7 +111,9 @@ def test_float64_gradient_is_that_of_finite_differences(name):
     # the stored gradients end at float32; this reaches the 1e-8 that they cannot
     model, _, ids, targets = load(name, torch.float64)
     chosen = [parameter for key, parameter in model.named_parameters() if SMOOTH[name] is None or key in SMOOTH[name]]
-    directions = [torch.randn(p.shape, generator=torch.Generator().manual_seed(i), dtype=p.dtype) for i, p in enumerate(chosen)]
+    directions = [
+        torch.randn(p.shape, generator=torch.Generator().manual_seed(i), dtype=p.dtype) for i, p in enumerate(chosen)
+    ]
 
     def loss(distance: float = 0.0) -> torch.Tensor:
         with torch.no_grad():
@@ -112,7 +121,10 @@ def test_float64_gradient_is_that_of_finite_differences(name):
                 parameter += distance * direction
         return F.cross_entropy(model(ids).logits.flatten(0, 1), targets.flatten())
 
-    slope = sum((grad * direction).sum() for grad, direction in zip(torch.autograd.grad(loss(), chosen), directions, strict=True))
+    slope = sum(
+        (grad * direction).sum()
+        for grad, direction in zip(torch.autograd.grad(loss(), chosen), directions, strict=True)
+    )
     # relu squared has a kink in its slope, which only small steps pass unharmed
     step = 3e-7 if name == "rwkv4_a" else 1e-5
     with torch.no_grad():

@@ -20,7 +20,9 @@ def make(spiking: str = "output", **changes) -> SpikeGPT:
     The spike-driven one in float64: in float32 another order of adding may move a potential across its threshold.
     """
     torch.manual_seed(1)
-    model = SpikeGPT(ModelConfig(n_layer=2, n_embd=20, ctx_len=16, vocab_size=31, spiking=spiking, dropout=0.0, **changes))
+    model = SpikeGPT(
+        ModelConfig(n_layer=2, n_embd=20, ctx_len=16, vocab_size=31, spiking=spiking, dropout=0.0, **changes)
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 2:
@@ -63,7 +65,9 @@ def test_token_by_token_gives_what_the_whole_gives(spiking, ids):
 
 def test_the_neurons_of_these_tests_fire(ids):
     spikes = make()(ids).spikes
-    assert all(0.02 < spike.mean() < 0.9 for name, spike in spikes.items() if name != "emb"), {n: s.mean() for n, s in spikes.items()}
+    assert all(0.02 < spike.mean() < 0.9 for name, spike in spikes.items() if name != "emb"), {
+        n: s.mean() for n, s in spikes.items()
+    }
 
 
 def test_every_spike_of_the_published_block_is_zero_or_one(ids):
@@ -113,7 +117,10 @@ def test_synapses_are_the_weights_that_the_spikes_reach():
 def test_a_new_spike_driven_model_fires_on_real_text(preset, neuron):
     torch.manual_seed(0)
     model = SpikeGPT(model_preset(preset, neuron=neuron, hidden_levels=4)).eval()
-    text = (b"It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness. " * 3)[:256]
+    text = (
+        b"It was the best of times, it was the worst of times, "
+        b"it was the age of wisdom, it was the age of foolishness. " * 3
+    )[:256]
     with torch.no_grad():
         spikes = model(torch.tensor([list(text)])).spikes
     rates = {name: (spike != 0).float().mean().item() for name, spike in spikes.items()}
@@ -137,7 +144,10 @@ def test_calibration_sets_the_share_that_fires():
 def test_a_leaky_neuron_carries_its_potential_and_a_memoryless_one_nothing(ids):
     leaky = make("input", neuron=dataclasses.replace(INPUT_NEURON, membrane_decay=0.5, learnable_decay=True))
     state = leaky(ids).state[0]
-    assert state.time_mix_neuron["key_neuron"].shape == (3, 20) and state.channel_mix_neuron["value_neuron"].shape == (3, 80)
+    assert state.time_mix_neuron["key_neuron"].shape == (3, 20) and state.channel_mix_neuron["value_neuron"].shape == (
+        3,
+        80,
+    )
     assert set(make("input")(ids).state[0].time_mix_neuron.values()) == {None}
 
 
@@ -155,7 +165,11 @@ def test_other_neurons_of_the_spike_driven_block_carry_over_a_cut(neuron, cut, i
 def test_every_parameter_of_the_spike_driven_model_learns(ids):
     model = make("input", spiking_head=True)
     model(ids).logits.square().mean().backward()
-    silent = [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.abs().sum() > 0]
+    silent = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.grad is None or not parameter.grad.abs().sum() > 0
+    ]
     assert silent == []
 
 
@@ -174,9 +188,14 @@ def test_a_neuron_outside_its_alphabet_is_found_out(ids):
 
 
 def test_dense_twin_has_the_same_matrices_and_half_a_percent_fewer_parameters():
-    spiking, dense = SpikeGPT(model_preset("small"), init=False), SpikeGPT(model_preset("small", spiking="none"), init=False)
+    spiking, dense = (
+        SpikeGPT(model_preset("small"), init=False),
+        SpikeGPT(model_preset("small", spiking="none"), init=False),
+    )
     ours, theirs = spiking.state_dict(), dense.state_dict()
-    assert {name: value.shape for name, value in ours.items() if "neuron" not in name} == {name: value.shape for name, value in theirs.items()}
+    assert {name: value.shape for name, value in ours.items() if "neuron" not in name} == {
+        name: value.shape for name, value in theirs.items()
+    }
     assert 1 < spiking.count_parameters() / dense.count_parameters() < 1.005
 
 

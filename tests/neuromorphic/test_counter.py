@@ -75,7 +75,13 @@ def test_a_matrix_product_equals_a_count_of_single_products(alphabet, seed):
 def test_every_row_has_its_own_alphabet():
     x = torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 1.0], [2.0, 0.0], [0.5, 1.0]])
     counts = count(linear(torch.full((3, 2), 0.5)), x).total()
-    elements = (counts.zero_elements, counts.binary_elements, counts.ternary_elements, counts.integer_elements, counts.real_elements)
+    elements = (
+        counts.zero_elements,
+        counts.binary_elements,
+        counts.ternary_elements,
+        counts.integer_elements,
+        counts.real_elements,
+    )
     assert elements == (2, 2, 2, 2, 2)
     # 1 and 2 spikes by 3 weights; one integer and two reals by 3 weights; the integer is worth 2 unit spikes
     assert (counts.effective_acs, counts.effective_macs, counts.integer_macs, counts.unit_acs) == (9, 9, 3, 6)
@@ -105,7 +111,17 @@ def test_counts_beyond_the_largest_half_precision_number_stay_exact():
     assert count(layer, x).total().effective_acs == 64 * 768 * 3072
 
 
-FORMS = ["mm from the right", "mm from the left", "bmm with one weight", "bmm", "einsum", "mv", "dot", "addmm", "functional"]
+FORMS = [
+    "mm from the right",
+    "mm from the left",
+    "bmm with one weight",
+    "bmm",
+    "einsum",
+    "mv",
+    "dot",
+    "addmm",
+    "functional",
+]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -151,7 +167,9 @@ def test_a_product_of_two_activations_counts_pairs_of_nonzeros():
     assert count(Product(), a, b + 0.5).total().effective_macs == int((a != 0).sum()) * 4
 
 
-@pytest.mark.parametrize("options", [{}, {"stride": 2, "padding": 1}, {"dilation": 2, "padding": 2}, {"groups": 2, "padding": (1, 0)}])
+@pytest.mark.parametrize(
+    "options", [{}, {"stride": 2, "padding": 1}, {"dilation": 2, "padding": 2}, {"groups": 2, "padding": (1, 0)}]
+)
 def test_a_convolution_equals_a_count_of_single_products(options):
     torch.manual_seed(0)
     layer = nn.Conv2d(4, 6, 3, bias=False, **options)
@@ -183,7 +201,11 @@ def test_attention_counts_the_pairs_that_are_visible(is_causal):
     q, k, v = (torch.randn(1, 2, 5, 4) * (torch.rand(1, 2, 5, 4) < 0.7) for _ in range(3))
     counts = count(Attention(), q, k, v).total()
     visible = [(i, j) for i in range(5) for j in range(5) if j <= i or not is_causal]
-    brute = sum(int(((q[0, h, i] != 0) & (k[0, h, j] != 0)).sum() + (v[0, h, j] != 0).sum()) for h in range(2) for i, j in visible)
+    brute = sum(
+        int(((q[0, h, i] != 0) & (k[0, h, j] != 0)).sum() + (v[0, h, j] != 0).sum())
+        for h in range(2)
+        for i, j in visible
+    )
     assert counts.effective_macs == brute
     assert counts.dense_ops == 2 * len(visible) * 8
     assert counts.exp == counts.div == 2 * len(visible)
@@ -228,7 +250,9 @@ def test_sites_add_up_and_effective_never_exceeds_dense():
         assert counts.weights_once <= counts.weights_per_event <= counts.weights_dense
     assert tally.total().dense_ops == 14 * (4 * 64 + 88)
     assert sum(counts.dense_ops for counts in tally.by_kind().values()) == tally.total().dense_ops
-    by_module = {name: sum(counts.add for site, counts in tally.sites.items() if site.module == name) for name in tally.modules()}
+    by_module = {
+        name: sum(counts.add for site, counts in tally.sites.items() if site.module == name) for name in tally.modules()
+    }
     assert sum(by_module.values()) == tally.total(module="").add == tally.total().add
 
 
@@ -309,7 +333,10 @@ def test_a_padded_length_that_is_a_width_is_refused():
 
 
 def test_a_mask_of_another_shape_is_refused():
-    with pytest.raises(CountError, match=r"\(2, 6\).*\(2, 7\)"), OpCounter(Toy(), mask=torch.ones(2, 6, dtype=torch.bool)) as counter:
+    with (
+        pytest.raises(CountError, match=r"\(2, 6\).*\(2, 7\)"),
+        OpCounter(Toy(), mask=torch.ones(2, 6, dtype=torch.bool)) as counter,
+    ):
         counter.model(IDS)
 
 
@@ -439,7 +466,10 @@ def test_entering_twice_is_refused():
         counter.__enter__()
 
 
-@pytest.mark.parametrize(("factors", "adds", "muls"), [({}, 21, 0), ({"beta": 0}, 0, 0), ({"beta": 2}, 21, 21), ({"beta": 2, "alpha": 3}, 21, 42)])
+@pytest.mark.parametrize(
+    ("factors", "adds", "muls"),
+    [({}, 21, 0), ({"beta": 0}, 0, 0), ({"beta": 2}, 21, 21), ({"beta": 2, "alpha": 3}, 21, 42)],
+)
 def test_the_factors_of_a_product_with_a_bias_are_counted(factors, adds, muls):
     class Scaled(nn.Module):
         def forward(self, bias, x, w):

@@ -1,4 +1,5 @@
-"""What foreign torch models cost, by formulas worked out by hand: fused layers, every mode of torch, weights in disguise.
+"""What foreign torch models cost, by formulas worked out by hand: fused layers, every mode of torch, weights in
+disguise.
 
 No peer is asked here; see `test_counter_peers.py` for those.
 """
@@ -44,7 +45,9 @@ class CausalBlock(nn.Module):
         self.up, self.down = nn.Linear(C, hidden), nn.Linear(hidden, C)
 
     def forward(self, x):
-        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self.qkv(self.norms[0](x)).chunk(3, dim=2))
+        q, k, v = (
+            part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self.qkv(self.norms[0](x)).chunk(3, dim=2)
+        )
         x = x + self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
         return x + self.down(F.gelu(self.up(self.norms[1](x))))
 
@@ -65,7 +68,9 @@ def test_a_causal_transformer_costs_its_formula(mode):
     B, T, C, V = 2, 7, 8, 11
     tally = tally_in(mode, CausalTransformer(V, C), torch.arange(B * T).reshape(B, T) % V, strict=True)
     total = tally.total()
-    assert total.dense_ops == total.effective_macs == B * T * (2 * 12 * C * C + C * V) + 2 * B * 2 * C * T * (T + 1) // 2
+    assert (
+        total.dense_ops == total.effective_macs == B * T * (2 * 12 * C * C + C * V) + 2 * B * 2 * C * T * (T + 1) // 2
+    )
     # one exp for each head and visible pair
     assert total.exp == 2 * B * 2 * T * (T + 1) // 2
     assert total.effective_acs == 0 and tally.uncounted == ()
@@ -148,8 +153,16 @@ def test_lstm_cells_cost_their_formula(mode):
 UNCOUNTED = {
     "bilinear": (lambda: nn.Bilinear(8, 8, 3), (reals(2, 8), reals(2, 8)), "_trilinear.default"),
     "bags of embeddings": (lambda: nn.EmbeddingBag(7, 4), (torch.arange(6).reshape(2, 3),), "_embedding_bag.default"),
-    "embedding that shortens": (lambda: nn.Embedding(9, 4, max_norm=0.5), (torch.arange(6),), "embedding_renorm_.default"),
-    "sparse product": (lambda: Computes(lambda x, w: torch.sparse.mm(w.to_sparse(), x), reals(8, 8)), (reals(8, 3),), "_sparse_addmm.default"),
+    "embedding that shortens": (
+        lambda: nn.Embedding(9, 4, max_norm=0.5),
+        (torch.arange(6),),
+        "embedding_renorm_.default",
+    ),
+    "sparse product": (
+        lambda: Computes(lambda x, w: torch.sparse.mm(w.to_sparse(), x), reals(8, 8)),
+        (reals(8, 3),),
+        "_sparse_addmm.default",
+    ),
     "sparse factor": (lambda: Computes(lambda x, w: w.to_sparse() * x, reals(8, 8)), (reals(8, 8),), "mul.Tensor"),
 }
 
@@ -205,7 +218,11 @@ def test_a_batch_norm_is_one_factor_and_one_term():
 # of x (2, 3, 8), a vector (8,) and a matrix (8, 8)
 OPERATORS = {
     "linear by a vector": (lambda x, vector, matrix: F.linear(x, vector), "dense_ops", 48),
-    "linear over transposed tokens": (lambda x, vector, matrix: F.linear(x.transpose(0, 1), matrix, vector), "dense_ops", 48 * 8),
+    "linear over transposed tokens": (
+        lambda x, vector, matrix: F.linear(x.transpose(0, 1), matrix, vector),
+        "dense_ops",
+        48 * 8,
+    ),
     "product by a copied weight": (lambda x, vector, matrix: x @ matrix.t().contiguous(), "weights_once", 64),
     "larger of two": (lambda x, vector, matrix: torch.max(vector, x), "compare", 48),
     "choice": (lambda x, vector, matrix: torch.where(x > 0, x, 0.0), "select", 48),

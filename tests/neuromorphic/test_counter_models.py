@@ -63,7 +63,10 @@ def test_the_published_block_performs_no_accumulation():
     tally = count(make("output"))
     products = tally.select(kind="matmul")
     assert len(products) == 2 * 7 + 1
-    assert all(counts.effective_acs == 0 and counts.alphabet == "real" and not counts.is_spike_driven for counts in products.values())
+    assert all(
+        counts.effective_acs == 0 and counts.alphabet == "real" and not counts.is_spike_driven
+        for counts in products.values()
+    )
     assert tally.total().events_out > 0
 
 
@@ -188,7 +191,9 @@ def test_the_wkv_declares_what_a_loop_of_counting_numbers_does():
     scale = faded.maximum(k)
     past, present = (faded - scale).exp(), (k - scale).exp()
     past * a + present * v, past * b + present
-    assert {name: number for name, number in counts.elementwise.items() if number} == {name: number * B * T * C for name, number in done.items()}
+    assert {name: number for name, number in counts.elementwise.items() if number} == {
+        name: number * B * T * C for name, number in done.items()
+    }
     assert (counts.state_reads, counts.state_writes) == (3 * B * T * C, 3 * B * T * C)
 
 
@@ -202,7 +207,9 @@ def test_the_neuron_declares_what_a_loop_of_counting_numbers_does(reset, decay_i
     charged = decay * u + (gain * i if decay_input else i)
     spike = charged.at_least(threshold)
     spike.choose(zero, charged) if reset == "zero" else charged - threshold
-    assert {name: number for name, number in counts.elementwise.items() if number} == {name: number * 30 for name, number in done.items()}
+    assert {name: number for name, number in counts.elementwise.items() if number} == {
+        name: number * 30 for name, number in done.items()
+    }
     assert counts.events_out == int(lif(current, reset=reset, decay_input=decay_input)[0].sum())
 
 
@@ -234,7 +241,9 @@ def test_golden_counts_equal_an_independent_loop_over_stored_spikes_and_weights(
     with torch.no_grad(), OpCounter(model.eval(), strict=True) as counter:
         model(ids)
     tally = counter.tally()
-    weights = {key.removeprefix("param."): arrays[key].astype(np.float64) for key in arrays.files if key.startswith("param.")}
+    weights = {
+        key.removeprefix("param."): arrays[key].astype(np.float64) for key in arrays.files if key.startswith("param.")
+    }
     for module, x in inputs_of_products(weights, arrays, ids.numpy()).items():
         matrix = weights[f"{module}.weight"]
         pairs = sum(int(np.count_nonzero((row[None, :] != 0) & (matrix != 0))) for row in x.reshape(-1, x.shape[-1]))
@@ -244,7 +253,9 @@ def test_golden_counts_equal_an_independent_loop_over_stored_spikes_and_weights(
         assert counts.nonzeros == np.count_nonzero(x)
     for layer in (0, 1):
         for half, name in ((1, "time_mix_neuron"), (2, "channel_mix_neuron")):
-            assert tally.total(module=f"blocks.{layer}.{name}").events_out == int(arrays[f"spk.{layer}.lif{half}"].sum())
+            assert tally.total(module=f"blocks.{layer}.{name}").events_out == int(
+                arrays[f"spk.{layer}.lif{half}"].sum()
+            )
 
 
 def inputs_of_products(weights, arrays, ids):
@@ -269,8 +280,12 @@ def inputs_of_products(weights, arrays, ids):
         normed = norm(x, f"blocks.{layer}.ln1")
         for name in ("key", "value", "receptance"):
             inputs[f"{att}.{name}"] = mix(normed, f"{att}.time_mix_{name[0]}")
-        k, v, r = (inputs[f"{att}.{name}"] @ weights[f"{att}.{name}.weight"].T for name in ("key", "value", "receptance"))
-        inputs[f"{att}.output"] = sigmoid(r) * weighted_mean(weights[f"{att}.time_decay"], weights[f"{att}.time_first"], k, v)
+        k, v, r = (
+            inputs[f"{att}.{name}"] @ weights[f"{att}.{name}.weight"].T for name in ("key", "value", "receptance")
+        )
+        inputs[f"{att}.output"] = sigmoid(r) * weighted_mean(
+            weights[f"{att}.time_decay"], weights[f"{att}.time_first"], k, v
+        )
         x = x + arrays[f"spk.{layer}.lif1"]
         normed = norm(x, f"blocks.{layer}.ln2")
         for name in ("key", "receptance"):

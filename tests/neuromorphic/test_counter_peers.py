@@ -46,7 +46,9 @@ def neurobench_counts(model, x, mode=torch.no_grad):
 
 def spikingjelly_counts(model, x, mode=torch.no_grad):
     """Return (MACs, SynOps, ACs)."""
-    op_counter = pytest.importorskip("spikingjelly.activation_based.op_counter", reason="pip install --no-deps spikingjelly")
+    op_counter = pytest.importorskip(
+        "spikingjelly.activation_based.op_counter", reason="pip install --no-deps spikingjelly"
+    )
     counters = [op_counter.MACCounter(), op_counter.SynOpCounter(), op_counter.ACCounter()]
     with mode(), op_counter.DispatchCounterMode(counters):
         model(x)
@@ -54,7 +56,10 @@ def spikingjelly_counts(model, x, mode=torch.no_grad):
 
 
 def assert_still(peer, found, known):
-    assert found == known, f"{peer} now says {found}; when this was written it said {known}. If it is mended, move this case to the equal ones"
+    assert found == known, (
+        f"{peer} now says {found}; when this was written it said {known}. If it is mended, move this case to the "
+        f"equal ones"
+    )
 
 
 class SnnTorchStack(nn.Module):
@@ -81,10 +86,15 @@ class SpikingJellyStack(nn.Sequential):
     """The same of SpikingJelly in multi-step mode; its state is reset before each run."""
 
     def __init__(self, *layers):
-        parts = {part: pytest.importorskip(f"spikingjelly.activation_based.{part}") for part in ("neuron", "layer", "functional")}
+        parts = {
+            part: pytest.importorskip(f"spikingjelly.activation_based.{part}")
+            for part in ("neuron", "layer", "functional")
+        }
         self.start_anew = parts["functional"].reset_net
         neuron, each_step = parts["neuron"].LIFNode, parts["layer"].SeqToANNContainer
-        super().__init__(*(neuron(step_mode="m", v_threshold=0.2) if layer == "LIF" else each_step(layer) for layer in layers))
+        super().__init__(
+            *(neuron(step_mode="m", v_threshold=0.2) if layer == "LIF" else each_step(layer) for layer in layers)
+        )
 
     def forward(self, x):
         self.start_anew(self)
@@ -100,10 +110,22 @@ class SpikingJellyStack(nn.Sequential):
 # sizes of the batch are powers of two, so that a mean over samples is exact
 DENSE_NETS = {
     "linear": (lambda: nn.Sequential(nn.Linear(8, 10), nn.ReLU(), nn.Linear(10, 3)), (4, 8)),
-    "linear on sequences": (lambda: nn.Sequential(nn.Linear(8, 10, bias=False), nn.ReLU(), nn.Linear(10, 3)), (4, 6, 8)),
-    "conv1d": (lambda: nn.Sequential(nn.Conv1d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv1d(6, 4, 2, stride=2, bias=False)), (2, 3, 9)),
+    "linear on sequences": (
+        lambda: nn.Sequential(nn.Linear(8, 10, bias=False), nn.ReLU(), nn.Linear(10, 3)),
+        (4, 6, 8),
+    ),
+    "conv1d": (
+        lambda: nn.Sequential(nn.Conv1d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv1d(6, 4, 2, stride=2, bias=False)),
+        (2, 3, 9),
+    ),
     "conv2d": (
-        lambda: nn.Sequential(nn.Conv2d(2, 4, 3, padding=1, dilation=2), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=2), nn.Flatten(), nn.Linear(36, 5)),
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 4, 3, padding=1, dilation=2),
+            nn.ReLU(),
+            nn.Conv2d(4, 4, 3, groups=2),
+            nn.Flatten(),
+            nn.Linear(36, 5),
+        ),
         (2, 2, 7, 7),
     ),
 }
@@ -136,10 +158,18 @@ def test_neurobench_counts_the_same_in_snntorch(drive):
 
 
 SPIKING_NETS = {
-    "linear": (lambda: SpikingJellyStack(nn.Linear(8, 10), "LIF", nn.Linear(10, 4, bias=False), "LIF", nn.Linear(4, 6)), (8, 4, 8)),
-    "conv1d": (lambda: SpikingJellyStack(nn.Conv1d(3, 6, 3), "LIF", nn.Conv1d(6, 4, 2, padding=1, bias=False), "LIF"), (8, 2, 3, 9)),
+    "linear": (
+        lambda: SpikingJellyStack(nn.Linear(8, 10), "LIF", nn.Linear(10, 4, bias=False), "LIF", nn.Linear(4, 6)),
+        (8, 4, 8),
+    ),
+    "conv1d": (
+        lambda: SpikingJellyStack(nn.Conv1d(3, 6, 3), "LIF", nn.Conv1d(6, 4, 2, padding=1, bias=False), "LIF"),
+        (8, 2, 3, 9),
+    ),
     "conv2d": (
-        lambda: SpikingJellyStack(nn.Conv2d(2, 4, 3), "LIF", nn.Conv2d(4, 4, 3, padding=1, stride=2), "LIF", nn.Flatten(), nn.Linear(36, 5)),
+        lambda: SpikingJellyStack(
+            nn.Conv2d(2, 4, 3), "LIF", nn.Conv2d(4, 4, 3, padding=1, stride=2), "LIF", nn.Flatten(), nn.Linear(36, 5)
+        ),
         (8, 2, 2, 7, 7),
     ),
 }
@@ -231,7 +261,9 @@ def test_neurobench_sees_nothing_and_says_zero(form):
 
 
 def test_neurobench_reports_a_recurrent_layer_as_free():
-    manager = pytest.importorskip("neurobench.metrics.manager.workload_manager", reason="pip install --no-deps neurobench")
+    manager = pytest.importorskip(
+        "neurobench.metrics.manager.workload_manager", reason="pip install --no-deps neurobench"
+    )
     workload, models = pytest.importorskip("neurobench.metrics.workload"), pytest.importorskip("neurobench.models")
     wrapped, x = models.TorchModel(nn.Sequential(nn.GRU(5, 3, batch_first=True))), reals(2, 4, 5)
     runner = manager.WorkloadMetricManager([workload.SynapticOperations])
@@ -323,6 +355,8 @@ class WeightedMean(nn.Module):
 
 def test_spikingjelly_sees_of_a_recurrence_only_its_additions():
     T, C = 8, 5
-    found = {name: number for name, number in count(WeightedMean(), reals(T, 2, C)).total().elementwise.items() if number}
+    found = {
+        name: number for name, number in count(WeightedMean(), reals(T, 2, C)).total().elementwise.items() if number
+    }
     assert found == {"mul": 3 * T * C, "add": 2 * T * C, "exp": T * C, "div": T * C}
     assert_still("SpikingJelly", spikingjelly_counts(WeightedMean(), reals(T, 2, C)), (0, 0, 2 * T * C))

@@ -11,10 +11,23 @@ from neuromorphic.energy.prices import bundled_profiles, load_profile
 KINDS = {"mm": "matmul", "layer_norm": "norm", "mul": "elementwise", "lif": "neuron", "wkv": "scan"}
 
 WEIGHTS = {"weights_once": 4, "weights_per_event": 6, "weights_dense": 10}
-REAL = Counts(calls=1, dense_ops=10, effective_macs=6, real_elements=10, activation_reads=10, activation_writes=2, **WEIGHTS)
+REAL = Counts(
+    calls=1, dense_ops=10, effective_macs=6, real_elements=10, activation_reads=10, activation_writes=2, **WEIGHTS
+)
 BINARY = Counts(calls=1, dense_ops=10, effective_acs=6, binary_elements=10, activation_reads=10, **WEIGHTS)
-TERNARY_WEIGHTS = Counts(calls=1, dense_ops=10, effective_acs=6, weight_side_acs=6, real_elements=10, activation_reads=10)
-INTEGER = Counts(calls=1, dense_ops=10, effective_macs=6, integer_macs=6, unit_acs=18, integer_elements=10, largest_level=4, activation_reads=10)
+TERNARY_WEIGHTS = Counts(
+    calls=1, dense_ops=10, effective_acs=6, weight_side_acs=6, real_elements=10, activation_reads=10
+)
+INTEGER = Counts(
+    calls=1,
+    dense_ops=10,
+    effective_macs=6,
+    integer_macs=6,
+    unit_acs=18,
+    integer_elements=10,
+    largest_level=4,
+    activation_reads=10,
+)
 NEURON = Counts(calls=1, mul=8, compare=4, state_reads=4, state_writes=4, neuron_updates=4, events_out=3)
 
 
@@ -87,7 +100,9 @@ def test_integer_spikes_are_sent_as_units_where_that_is_cheaper():
 
 def test_integer_spikes_of_high_levels_stay_macs():
     # 60 accumulations at 0.9 = 54 pJ are more than 27.6 pJ
-    large = Counts(calls=1, dense_ops=10, effective_macs=6, integer_macs=6, unit_acs=60, integer_elements=10, activation_reads=10)
+    large = Counts(
+        calls=1, dense_ops=10, effective_macs=6, integer_macs=6, unit_acs=60, integer_elements=10, activation_reads=10
+    )
     _, terms = price(make_tally(mm=large, tokens=1))
     assert terms["mac"].central_pj == pytest.approx(27.6)
     assert "unit spikes at 0 of 1 sites" in terms["mac"].note
@@ -155,7 +170,10 @@ def test_above_the_largest_memory_of_the_table_nothing_is_priced():
     result, terms = price(make_tally(mm=REAL, parameters=262_145), "lemaire2022")
     assert result.memory_level is None
     assert result.unpriced == ("weights", "activations")
-    assert terms["weights"].note == "the model needs 1048580 bytes, the largest memory with a price is SRAM 1 MB (1048576 bytes)"
+    assert (
+        terms["weights"].note
+        == "the model needs 1048580 bytes, the largest memory with a price is SRAM 1 MB (1048576 bytes)"
+    )
 
 
 def test_an_operation_without_a_price_is_not_free():
@@ -224,7 +242,13 @@ def test_a_phase_without_tokens_is_refused():
 
 def test_phases_are_priced_apart():
     prefill, decode = make_tally(mm=REAL), make_tally(mm=BINARY, phase="decode")
-    both = Tally(sites=prefill.sites | decode.sites, kinds=KINDS, tokens=prefill.tokens | decode.tokens, uncounted=(), footprint=prefill.footprint)
+    both = Tally(
+        sites=prefill.sites | decode.sites,
+        kinds=KINDS,
+        tokens=prefill.tokens | decode.tokens,
+        uncounted=(),
+        footprint=prefill.footprint,
+    )
     assert price(both, phase="decode")[0].terms == price(decode)[0].terms
 
 

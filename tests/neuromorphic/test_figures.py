@@ -26,7 +26,14 @@ def test_a_figure_is_drawn_of_any_set_of_models(name, models):
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", OF_SEVERAL)
 def test_a_figure_is_drawn_of_a_model_that_does_nothing(name):
-    nothing = {"layers": (), "per_token": {}, "energy": {}, "state_elements": 0, "key_value_elements_per_token": 0, "firing": None}
+    nothing = {
+        "layers": (),
+        "per_token": {},
+        "energy": {},
+        "state_elements": 0,
+        "key_value_elements_per_token": 0,
+        "firing": None,
+    }
     assert to_png(getattr(figures, name)([model(**nothing)])).startswith(b"\x89PNG")
 
 
@@ -57,7 +64,10 @@ def test_no_character_of_a_prompt_or_name_is_taken_for_mathematics_or_warned_of(
     strange = dataclasses.replace(PAIR[0].rasters[0], prompt=tuple("$x_1$\\😀小\x00\udc80"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for figure in (figures.raster(model("$\\frac{$", rasters=(strange,))), figures.operations([model("$\\frac{$")])):
+        for figure in (
+            figures.raster(model("$\\frac{$", rasters=(strange,))),
+            figures.operations([model("$\\frac{$")]),
+        ):
             assert to_png(figure) and "$\\frac{$" in to_svg(figure)
 
 
@@ -72,7 +82,10 @@ def test_two_models_of_one_name_are_both_drawn():
 
 
 def test_an_estimate_without_all_prices_is_marked():
-    priced, partly = model("a", energy={"prefill": {"t": energy()}}), model("b", energy={"prefill": {"t": energy(unpriced=("exp",))}})
+    priced, partly = (
+        model("a", energy={"prefill": {"t": energy()}}),
+        model("b", energy={"prefill": {"t": energy(unpriced=("exp",))}}),
+    )
     drawn = to_svg(figures.energy([priced, partly]))
     assert ">2.00 µJ</text>" in drawn and ">&gt; 2.00 µJ</text>" in drawn
 
@@ -93,7 +106,9 @@ def test_the_same_figure_is_the_same_file():
 
 
 def test_inline_figures_do_not_share_ids():
-    first, second = (set(re.findall(r' id="([^"]+)"', inline_svg(figures.operations(PAIR), name))) for name in ("a", "b"))
+    first, second = (
+        set(re.findall(r' id="([^"]+)"', inline_svg(figures.operations(PAIR), name))) for name in ("a", "b")
+    )
     assert first and not first & second
 
 
@@ -115,10 +130,27 @@ def test_labels_are_moved_apart_in_order_around_their_middle():
 
 
 def test_numbers_have_three_digits_and_a_prefix():
-    assert [si(value) for value in (0, 12, 999.6, 5_308_416, 0.05, 21.96)] == ["0", "12", "1.00 k", "5.31 M", "50.0 m", "22.0"]
+    assert [si(value) for value in (0, 12, 999.6, 5_308_416, 0.05, 21.96)] == [
+        "0",
+        "12",
+        "1.00 k",
+        "5.31 M",
+        "50.0 m",
+        "22.0",
+    ]
     assert [short_si(value, "B") for value in (0, 10, 1000, 1500)] == ["0 B", "10 B", "1 kB", "1.5 kB"]
-    assert (joule(1.2e6), joule_range(1e6, 2e6), joule_range(1e3, 2e6)) == ("1.20 µJ", "1.00–2.00 µJ", "1.00 nJ–2.00 µJ")
-    assert (percent(0.199), percent(0.0), percent(None), times(33.33), times(math.inf)) == ("19.9 %", "0 %", "–", "33.3×", "–")
+    assert (joule(1.2e6), joule_range(1e6, 2e6), joule_range(1e3, 2e6)) == (
+        "1.20 µJ",
+        "1.00–2.00 µJ",
+        "1.00 nJ–2.00 µJ",
+    )
+    assert (percent(0.199), percent(0.0), percent(None), times(33.33), times(math.inf)) == (
+        "19.9 %",
+        "0 %",
+        "–",
+        "33.3×",
+        "–",
+    )
 
 
 def test_what_cannot_be_seen_is_made_visible():

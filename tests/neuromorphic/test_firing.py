@@ -45,14 +45,21 @@ def everything(layer):
 
 def state(layer):
     """All accumulators of a layer that outlive a sequence, by name."""
-    flat = {name: value for name, value in vars(layer).items() if not name.startswith("_") and not hasattr(value, "rates")}
+    flat = {
+        name: value for name, value in vars(layer).items() if not name.startswith("_") and not hasattr(value, "rates")
+    }
     for name in ("by_position", "by_id"):
-        flat |= {f"{name}.{part}": value for part, value in vars(getattr(layer, name)).items()} if getattr(layer, name) else {}
+        flat |= (
+            {f"{name}.{part}": value for part, value in vars(getattr(layer, name)).items()}
+            if getattr(layer, name)
+            else {}
+        )
     return flat
 
 
 class Loops:
-    """The definition: one value at a time, over (spikes (t, c), ids (t,), position of the first token) of each sequence."""
+    """The definition: one value at a time, over (spikes (t, c), ids (t,), position of the first token) of each
+    sequence."""
 
     def __init__(self, sequences, n_positions):
         self.tokens, self.counts, self.level_sum, self.intervals = 0, [0] * C, 0, []
@@ -77,8 +84,12 @@ class Loops:
     def assert_equal(self, layer):
         assert (layer.tokens, layer.spike_counts.tolist()) == (self.tokens, self.counts)
         assert layer.level_sum == self.level_sum
-        assert list(zip(layer.by_position.tokens.tolist(), layer.by_position.spikes.tolist(), strict=True)) == [*map(tuple, self.by_position)]
-        assert list(zip(layer.by_id.tokens.tolist(), layer.by_id.spikes.tolist(), strict=True)) == [*map(tuple, self.by_id)]
+        assert list(zip(layer.by_position.tokens.tolist(), layer.by_position.spikes.tolist(), strict=True)) == [
+            *map(tuple, self.by_position)
+        ]
+        assert list(zip(layer.by_id.tokens.tolist(), layer.by_id.spikes.tolist(), strict=True)) == [
+            *map(tuple, self.by_id)
+        ]
         expected = [self.intervals.count(n + 1) for n in range(LONGEST_INTERVAL)]
         assert layer.intervals.tolist() == [*expected, sum(n > LONGEST_INTERVAL for n in self.intervals)]
         assert layer.mean_interval == sum(self.intervals) / len(self.intervals)
@@ -260,7 +271,9 @@ def test_batch_splits_change_nothing():
     assert everything(measured(*batches, vocab_size=V, n_positions=20)) == everything(whole())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.bool, torch.uint8, torch.int64], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, torch.float16, torch.float64, torch.bool, torch.uint8, torch.int64], ids=str
+)
 def test_dtype_changes_nothing(dtype):
     layer = measured((random_spikes().to(dtype), {"ids": random_ids()}), vocab_size=V, n_positions=20)
     assert everything(layer) == everything(whole())
@@ -363,7 +376,11 @@ def test_raster_shows_every_spike_of_its_neurons():
 
 
 def test_sample_is_fixed_by_its_seed():
-    assert sample_neurons(100, 10, 0).tolist() == sample_neurons(100, 10, 0).tolist() != sample_neurons(100, 10, 1).tolist()
+    assert (
+        sample_neurons(100, 10, 0).tolist()
+        == sample_neurons(100, 10, 0).tolist()
+        != sample_neurons(100, 10, 1).tolist()
+    )
     assert sample_neurons(3, 10).tolist() == [0, 1, 2]
 
 
@@ -407,16 +424,28 @@ REFUSED = {
     "infinite": (GOOD | {"b": torch.full((2, 3, 5), float("inf"))}, {}, "b holds inf"),
     "fraction": (GOOD | {"b": torch.full((2, 3, 5), 0.25)}, {}, "b holds 0.25.*divide by the height"),
     "no ids": (GOOD, {"ids": None}, r"vocab_size=5\), but ids is None"),
-    "ids of other shape": (GOOD, {"ids": torch.zeros(2, 4, dtype=torch.int64)}, r"ids are torch.int64 \(2, 4\); want whole numbers \(2, 3\)"),
+    "ids of other shape": (
+        GOOD,
+        {"ids": torch.zeros(2, 4, dtype=torch.int64)},
+        r"ids are torch.int64 \(2, 4\); want whole numbers \(2, 3\)",
+    ),
     "ids of other dtype": (GOOD, {"ids": torch.zeros(2, 3)}, "ids are torch.float32"),
     "id too large": (GOOD, {"ids": torch.full((2, 3), 5)}, "id 5 lies outside the vocabulary of 5"),
     "id negative": (GOOD, {"ids": torch.full((2, 3), -1)}, "id -1 lies outside"),
-    "mask of other shape": (GOOD, {"mask": torch.ones(2, 4, dtype=torch.bool)}, r"mask is torch.bool \(2, 4\); want bool \(2, 3\)"),
+    "mask of other shape": (
+        GOOD,
+        {"mask": torch.ones(2, 4, dtype=torch.bool)},
+        r"mask is torch.bool \(2, 4\); want bool \(2, 3\)",
+    ),
     "mask of other dtype": (GOOD, {"mask": torch.ones(2, 3)}, "mask is torch.float32"),
     "mask with a hole": (GOOD, {"mask": tensor([[True] * 3, [True, False, True]])}, "between the tokens of row 1"),
     "negative start": (GOOD, {"start": -1}, "start is -1"),
     "start elsewhere": (GOOD, {"start": 4, "continued": True}, r"start is 4, but the rows go on at \[3\]"),
-    "other batch continued": ({name: x[:1] for name, x in GOOD.items()}, {"ids": torch.zeros(1, 3).long(), "continued": True}, "1 rows cannot"),
+    "other batch continued": (
+        {name: x[:1] for name, x in GOOD.items()},
+        {"ids": torch.zeros(1, 3).long(), "continued": True},
+        "1 rows cannot",
+    ),
 }
 
 
@@ -436,7 +465,9 @@ def test_start_may_repeat_what_is_known():
     assert layer.by_position.spikes[:4].tolist() == [1, 0, 0, 1]
 
 
-@pytest.mark.parametrize("ask", [lambda s: s.layers, lambda s: s.total(), lambda s: s.to_dict()], ids=["layers", "total", "to_dict"])
+@pytest.mark.parametrize(
+    "ask", [lambda s: s.layers, lambda s: s.total(), lambda s: s.to_dict()], ids=["layers", "total", "to_dict"]
+)
 @pytest.mark.parametrize("chunks", [[], [{"mask": torch.zeros(2, 3, dtype=torch.bool)}]], ids=["nothing", "padding"])
 def test_nothing_seen_has_no_rate(ask, chunks):
     statistics = FiringStatistics()

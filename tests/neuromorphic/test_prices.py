@@ -58,7 +58,12 @@ def test_every_bundled_table_says_where_it_is_from(name):
 
 def test_the_bundled_tables_are_these():
     expected = {"convention-4.6-0.9", "horowitz45-fp16", "horowitz45-fp32", "horowitz45-int8", "lemaire2022"}
-    assert set(bundled_profiles()) == expected | {"loihi1-presilicon", "seneca22", "spikegpt-4.5-0.9", "truenorth-all-in"}
+    assert set(bundled_profiles()) == expected | {
+        "loihi1-presilicon",
+        "seneca22",
+        "spikegpt-4.5-0.9",
+        "truenorth-all-in",
+    }
 
 
 @pytest.mark.parametrize(("name", "mac", "ac"), [("fp32", 4.6, 0.9), ("fp16", 1.5, 0.4), ("int8", 0.23, 0.03)])

@@ -25,7 +25,9 @@ def test_a_firing_rate_of_one_still_saves_the_ratio_of_the_prices():
     assert published_saving(firing_rate=1.0).projection_ratio == pytest.approx(5)
 
 
-@pytest.mark.parametrize(("argument", "value"), [("firing_rate", 0.0), ("firing_rate", 1.5), ("tokens", 0), ("ac_pj", -0.9)])
+@pytest.mark.parametrize(
+    ("argument", "value"), [("firing_rate", 0.0), ("firing_rate", 1.5), ("tokens", 0), ("ac_pj", -0.9)]
+)
 def test_impossible_arguments_are_refused(argument, value):
     with pytest.raises(ValueError, match=f"{argument} must .* got {value}"):
         published_saving(**{argument: value})

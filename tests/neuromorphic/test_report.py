@@ -24,7 +24,13 @@ LAYER = LayerOps(
     alphabet="real",
     fan_out=10,
 )
-CLAIMS = Claims(per_projection_ratio=33.33, total_ratio=32.15, idealised_ratio=25.0, as_built_ratio=1.0, sentence="No product <reads> a spike.")
+CLAIMS = Claims(
+    per_projection_ratio=33.33,
+    total_ratio=32.15,
+    idealised_ratio=25.0,
+    as_built_ratio=1.0,
+    sentence="No product <reads> a spike.",
+)
 
 
 def term(name, energy_pj):
@@ -63,7 +69,9 @@ def layer_firing(rate):
 
 def model(name="spiking", block="output", **changes):
     is_spiking = block != "none"
-    raster = Raster(layer="blocks.0.time_mix_neuron", prompt=tuple("a \t$<é"), tokens=(0, 2), neurons=(1, 0), n_neurons=4)
+    raster = Raster(
+        layer="blocks.0.time_mix_neuron", prompt=tuple("a \t$<é"), tokens=(0, 2), neurons=(1, 0), n_neurons=4
+    )
     values = {
         "name": name,
         "block": block,
@@ -77,9 +85,14 @@ def model(name="spiking", block="output", **changes):
         "layers": (LAYER if is_spiking else dataclasses.replace(LAYER, idealised_acs=None),),
         "per_token": {phase: {"dense_ops": 100.0, "add": 7.0, "exp": 2.0} for phase in ("prefill", "decode")},
         "by_kind": {"matmul": {"dense_ops": 100.0}},
-        "firing": {"layers": {f"blocks.0.{half}_mix_neuron": layer_firing(0.2) for half in ("time", "channel")}} if is_spiking else None,
+        "firing": {"layers": {f"blocks.0.{half}_mix_neuron": layer_firing(0.2) for half in ("time", "channel")}}
+        if is_spiking
+        else None,
         "rasters": (raster,) if is_spiking else (),
-        "energy": {phase: {"table": energy(unpriced=("exp",)), "priceless": energy(None, ("mac",))} for phase in ("prefill", "decode")},
+        "energy": {
+            phase: {"table": energy(unpriced=("exp",)), "priceless": energy(None, ("mac",))}
+            for phase in ("prefill", "decode")
+        },
         "state_elements": 50,
         "key_value_elements_per_token": 20,
         "parameter_bits": 32,
@@ -268,6 +281,8 @@ def test_the_table_marks_what_has_no_price():
 
 def test_the_table_fits_a_terminal_however_many_models_there_are():
     long = "a-name-that-is-much-too-long-for-a-column"
-    table = comparison_table([model(f"{long}-{index}", energy={"prefill": {"t": energy(9.99e8, ("exp",))}}) for index in range(4)])
+    table = comparison_table(
+        [model(f"{long}-{index}", energy={"prefill": {"t": energy(9.99e8, ("exp",))}}) for index in range(4)]
+    )
     assert max(map(len, table.splitlines())) <= 120
     assert table.count("bits per byte") == 2

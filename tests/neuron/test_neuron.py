@@ -52,7 +52,9 @@ def spikingjelly_neuron(kind: str):
 
 def snntorch_neuron(kind: str):
     snn = pytest.importorskip("snntorch", reason="snntorch is not installed")
-    return SnnTorchNeuron({"Leaky": lambda: snn.Leaky(beta=0.5), "Synaptic": lambda: snn.Synaptic(alpha=0.8, beta=0.5)}[kind]())
+    return SnnTorchNeuron(
+        {"Leaky": lambda: snn.Leaky(beta=0.5), "Synaptic": lambda: snn.Synaptic(alpha=0.8, beta=0.5)}[kind]()
+    )
 
 
 FOREIGN = [(spikingjelly_neuron, kind) for kind in ("LIF", "PLIF", "PSN", "MaskedPSN", "SlidingPSN")]
@@ -75,7 +77,9 @@ def test_foreign_neuron_is_causal_and_works_in_chunks(make, kind):
 @pytest.mark.parametrize(("make", "kind"), FOREIGN, ids=lambda value: value if isinstance(value, str) else "")
 def test_foreign_neuron_takes_the_place_of_ours_in_the_model(make, kind):
     torch.manual_seed(0)
-    model = SpikeGPT(ModelConfig(n_layer=2, n_embd=8, vocab_size=11, spiking="output"), neuron=lambda channels: make(kind))
+    model = SpikeGPT(
+        ModelConfig(n_layer=2, n_embd=8, vocab_size=11, spiking="output"), neuron=lambda channels: make(kind)
+    )
     ids = torch.randint(0, 11, (2, 9))
     model(ids).logits.square().mean().backward()
     assert model.blocks[0].att.output.weight.grad.abs().sum() > 0

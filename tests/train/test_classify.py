@@ -1,4 +1,5 @@
-"""Classification: what is read is checked line by line, padding changes nothing, test examples are read once, and it learns."""
+"""Classification: what is read is checked line by line, padding changes nothing, test examples are read once, and it
+learns."""
 
 import dataclasses
 import json
@@ -28,7 +29,10 @@ def write_examples(path, count, seed):
     rows = []
     for _ in range(count):
         is_good = draw.random() < 1 / 3
-        words = [*draw.sample(["a", "day", "the", "sea", "of", "stones"], draw.randint(1, 5)), draw.choice(GOOD if is_good else BAD)]
+        words = [
+            *draw.sample(["a", "day", "the", "sea", "of", "stones"], draw.randint(1, 5)),
+            draw.choice(GOOD if is_good else BAD),
+        ]
         rows.append((" ".join(words), "good" if is_good else "bad"))
     if path.suffix == ".tsv":
         path.write_text("text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in rows))
@@ -39,7 +43,10 @@ def write_examples(path, count, seed):
 
 @pytest.fixture
 def task(tmp_path):
-    files = [write_examples(tmp_path / name, count, seed) for seed, (name, count) in enumerate({"train.tsv": 1000, "test.jsonl": 200}.items())]
+    files = [
+        write_examples(tmp_path / name, count, seed)
+        for seed, (name, count) in enumerate({"train.tsv": 1000, "test.jsonl": 200}.items())
+    ]
     return load_file_task(files[0], None, files[1])
 
 
@@ -67,7 +74,9 @@ def test_the_majority_is_that_of_train_counted_on_test():
 
 def test_classes_that_are_numbers_stand_in_their_order(tmp_path):
     (tmp_path / "a.tsv").write_text("text\tlabel\n" + "".join(f"text {n}\t{n}\n" for n in range(12)))
-    assert load_file_task(tmp_path / "a.tsv", tmp_path / "a.tsv", tmp_path / "a.tsv").classes == tuple(map(str, range(12)))
+    assert load_file_task(tmp_path / "a.tsv", tmp_path / "a.tsv", tmp_path / "a.tsv").classes == tuple(
+        map(str, range(12))
+    )
 
 
 def test_a_text_is_classified_alone_as_in_a_padded_batch(trained):
@@ -82,7 +91,9 @@ def test_a_text_is_classified_alone_as_in_a_padded_batch(trained):
 def test_firing_rates_leave_padding_out(trained):
     model, tokenizer = load_model(trained)
     classifier = Classifier(model, 2)
-    encoded = [classification._encode([Example(text, 0)], tokenizer, 512) for text in ("ab", "a much longer text than that")]
+    encoded = [
+        classification._encode([Example(text, 0)], tokenizer, 512) for text in ("ab", "a much longer text than that")
+    ]
     alone = [classification._measure(classifier, part, 1)[1] for part in encoded]
     tokens = [len(part[0][0]) for part in encoded]
     together = classification._measure(classifier, encoded[0] + encoded[1], 2)[1]
@@ -99,7 +110,10 @@ def test_the_best_epoch_is_kept_and_test_is_read_once_per_seed(trained, task, tm
     monkeypatch.setattr(classification, "_measure", measure)
     result = finetune(trained, task, dataclasses.replace(QUICK, seeds=(0, 1)), tmp_path / "out")
     assert read == [100, 100, 100, 100, 200] * 2
-    assert [(seed["epoch"], seed["valid_accuracy"], seed["test_accuracy"]) for seed in result["seeds"]] == [(2, 0.9, 0.6), (1, 0.7, 0.2)]
+    assert [(seed["epoch"], seed["valid_accuracy"], seed["test_accuracy"]) for seed in result["seeds"]] == [
+        (2, 0.9, 0.6),
+        (1, 0.7, 0.2),
+    ]
 
 
 def test_a_seed_gives_the_same_classifier_again_and_it_can_be_loaded(trained, task, tmp_path):
@@ -142,7 +156,11 @@ def test_tasks_of_the_paper_are_read_as_they_lie_on_the_hub(name, monkeypatch):
         ("a.tsv", "text\tlabel\nfine\tgood\n\tbad\n", "a.tsv, line 3: the text is ''"),
         ("a.tsv", "text\tlabel\nfine\n", r"a.tsv, line 2: no column 'label'; there are text, label; name it with"),
         ("a.tsv", "sentence\tlabel\nfine\tgood\n", "a.tsv, line 2: no column 'text'; there are sentence, label"),
-        ("a.tsv", "text\tlabel\nfine\tgood\nwell\tgood\n", r"train has 2 examples of 1 class\(es\) \(good\); at least two"),
+        (
+            "a.tsv",
+            "text\tlabel\nfine\tgood\nwell\tgood\n",
+            r"train has 2 examples of 1 class\(es\) \(good\); at least two",
+        ),
         ("a.jsonl", '{"text": "a", "label": 0}\n{"text": \n', "a.jsonl, line 2, is not JSON"),
         ("a.jsonl", '{"text": "a", "label": 0}\n[1]\n', "a.jsonl, line 2, is not an object but a list"),
         ("a.jsonl", '{"text": 3, "label": 0}\n{"text": "b", "label": 1}\n', "a.jsonl, line 1: the text is 3"),
@@ -159,7 +177,9 @@ def test_faults_of_a_file_are_named_with_their_place(tmp_path, name, content, me
 def test_a_label_that_train_does_not_have_is_refused(tmp_path):
     write_examples(tmp_path / "train.tsv", 20, 0)
     (tmp_path / "test.tsv").write_text("text\tlabel\nso so\tneutral\n")
-    with pytest.raises(SpikegptError, match=r"test.tsv, line 2: label 'neutral' is not among those of train: bad, good"):
+    with pytest.raises(
+        SpikegptError, match=r"test.tsv, line 2: label 'neutral' is not among those of train: bad, good"
+    ):
         load_file_task(tmp_path / "train.tsv", None, tmp_path / "test.tsv")
 
 
@@ -168,7 +188,10 @@ def test_a_missing_file_is_named(tmp_path):
         load_file_task(tmp_path / "none.tsv", None, tmp_path / "none.tsv")
 
 
-@pytest.mark.parametrize("arguments", [["RUN"], ["RUN", "--task", "mr", "--train", "x.tsv", "--test", "x.tsv"], ["RUN", "--train", "x.tsv"], []])
+@pytest.mark.parametrize(
+    "arguments",
+    [["RUN"], ["RUN", "--task", "mr", "--train", "x.tsv", "--test", "x.tsv"], ["RUN", "--train", "x.tsv"], []],
+)
 def test_a_task_or_files_but_not_both(arguments):
     refused = spikegpt("finetune-classify", *arguments, check=False)
     assert refused.returncode == 1 and "either --task NAME or --train FILE and --test FILE" in refused.stderr

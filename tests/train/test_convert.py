@@ -1,4 +1,5 @@
-"""Training that begins with trained weights: dense ones become spiking without a change of a logit, then neurons are annealed in."""
+"""Training that begins with trained weights: dense ones become spiking without a change of a logit, then neurons are
+annealed in."""
 
 import dataclasses
 import json
@@ -82,10 +83,22 @@ def test_a_worth_of_one_and_one_level_th_thresholds_errs_least(monkeypatch):
     monkeypatch.setattr(convert, "FITTED_CURRENTS", 200_000)
     currents = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
     for levels, least in ((1, 0.19), (2, 0.10), (4, 0.044), (8, 0.017)):
-        neuron = LIF(1, NeuronConfig(levels=levels, signed=True, surrogate="rectangular", slope=1, detach_reset=True, learnable_threshold=True))
+        neuron = LIF(
+            1,
+            NeuronConfig(
+                levels=levels,
+                signed=True,
+                surrogate="rectangular",
+                slope=1,
+                detach_reset=True,
+                learnable_threshold=True,
+            ),
+        )
         threshold = best_thresholds(currents[:, None], neuron)
         spikes = currents.sign() * (currents.abs() / threshold).floor().clamp(max=levels)
-        errors = [(currents - worth * threshold * spikes).square().mean().item() for worth in torch.linspace(1, 2.5, 31)]
+        errors = [
+            (currents - worth * threshold * spikes).square().mean().item() for worth in torch.linspace(1, 2.5, 31)
+        ]
         at_our_worth = (currents - (1 + 1 / levels) * threshold * spikes).square().mean().item()
         assert at_our_worth < 1.02 * min(errors) and at_our_worth == pytest.approx(least, rel=0.05)
 
@@ -111,7 +124,14 @@ def test_annealing_ends_when_it_should():
 def test_training_begins_with_the_weights_of_the_same_kind(make_run, tmp_path, cache, spiking):
     config = dataclasses.replace(MODEL, spiking=spiking, neuron=None)
     first = make_run("first", config)
-    training.train(config, dataclasses.replace(TRAIN, steps=1, lr=0.0, lr_final=0.0), tmp_path / "second", start=first, cache=cache, quiet=True)
+    training.train(
+        config,
+        dataclasses.replace(TRAIN, steps=1, lr=0.0, lr_final=0.0),
+        tmp_path / "second",
+        start=first,
+        cache=cache,
+        quiet=True,
+    )
     assert weights_of(tmp_path / "second") == weights_of(first)
 
 
@@ -127,7 +147,9 @@ def test_the_run_remembers_where_it_started_and_evaluates_that(dense, tmp_path, 
 def test_broken_annealing_ends_with_the_weights_of_the_unbroken_one(dense, monkeypatch, tmp_path, cache, after):
     changes = {"model": spiking_config(), "start": dense, "anneal": 0.8}
     unbroken = tmp_path / "unbroken"
-    training.train(spiking_config(), dataclasses.replace(TRAIN, anneal=0.8), unbroken, start=dense, cache=cache, quiet=True)
+    training.train(
+        spiking_config(), dataclasses.replace(TRAIN, anneal=0.8), unbroken, start=dense, cache=cache, quiet=True
+    )
     break_off(monkeypatch, tmp_path / "broken", cache, after, **changes)
     torch.manual_seed(99)
     training.resume(tmp_path / "broken", cache=cache, quiet=True)
@@ -183,7 +205,13 @@ def test_weights_of_other_sizes_are_named(dense, tmp_path, cache, model, message
 
 def test_only_dense_weights_become_another_blocks(trained, tmp_path, cache):
     with pytest.raises(SpikegptError, match="has --spiking input, wanted is output; only dense weights"):
-        training.train(dataclasses.replace(MODEL, spiking="output", neuron=None), TRAIN, tmp_path / "run", start=trained, cache=cache)
+        training.train(
+            dataclasses.replace(MODEL, spiking="output", neuron=None),
+            TRAIN,
+            tmp_path / "run",
+            start=trained,
+            cache=cache,
+        )
 
 
 def test_a_larger_vocabulary_than_the_models_is_refused(dense, tmp_path, cache):

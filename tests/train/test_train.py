@@ -33,7 +33,9 @@ class _Killed(Exception):
     """Stands for SIGKILL: nothing of ours runs after it."""
 
 
-def break_off(monkeypatch, run: Path, cache: Path, after: int, model=MODEL, start: Path | None = None, **changes) -> None:
+def break_off(
+    monkeypatch, run: Path, cache: Path, after: int, model=MODEL, start: Path | None = None, **changes
+) -> None:
     step = training._Trainer._train_step
 
     def dying(self, signals):
@@ -48,7 +50,9 @@ def break_off(monkeypatch, run: Path, cache: Path, after: int, model=MODEL, star
 
 
 @pytest.mark.parametrize("after", [1, 4, 7, 11])
-@pytest.mark.parametrize("changes", [{}, {"carry_state": True}, {"grad_accumulation": 2}, {"firing_rate_target": 0.2}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"carry_state": True}, {"grad_accumulation": 2}, {"firing_rate_target": 0.2}], ids=str
+)
 def test_broken_run_ends_with_the_weights_of_the_unbroken_one(make_run, monkeypatch, tmp_path, cache, after, changes):
     unbroken = make_run(**changes)
     break_off(monkeypatch, tmp_path / "broken", cache, after, **changes)
@@ -61,7 +65,10 @@ def test_resumed_metrics_have_every_step_once(make_run, monkeypatch, tmp_path, c
     unbroken = make_run()
     break_off(monkeypatch, tmp_path / "broken", cache, 7)
     training.resume(tmp_path / "broken", cache=cache, quiet=True)
-    facts = [[(line["step"], line["kind"], line["bits_per_byte"]) for line in read_metrics(run)] for run in (unbroken, tmp_path / "broken")]
+    facts = [
+        [(line["step"], line["kind"], line["bits_per_byte"]) for line in read_metrics(run)]
+        for run in (unbroken, tmp_path / "broken")
+    ]
     assert facts[0] == facts[1]
 
 
@@ -75,7 +82,13 @@ def test_run_folder_holds_all_that_explains_it(trained):
     assert values["train"]["steps"] == 12
     assert values["model"]["vocab_size"] == 256
     assert "python" in json.dumps(values["corpus"]["metadata"]).lower()
-    assert {path.name for path in trained.iterdir()} == {"config.json", "tokenizer.json", "metrics.jsonl", "samples.txt", "checkpoints"}
+    assert {path.name for path in trained.iterdir()} == {
+        "config.json",
+        "tokenizer.json",
+        "metrics.jsonl",
+        "samples.txt",
+        "checkpoints",
+    }
 
 
 def test_existing_run_is_not_overwritten(trained, cache):
@@ -92,11 +105,18 @@ def test_ctx_len_longer_than_the_text_names_both(tmp_path, cache):
     text = tmp_path / "short.txt"
     text.write_text("to be or not to be " * 20)
     with pytest.raises(SpikegptError, match="512"):
-        training.train(dataclasses.replace(MODEL, ctx_len=512), dataclasses.replace(TRAIN, data=(str(text),)), tmp_path / "run", cache=cache)
+        training.train(
+            dataclasses.replace(MODEL, ctx_len=512),
+            dataclasses.replace(TRAIN, data=(str(text),)),
+            tmp_path / "run",
+            cache=cache,
+        )
 
 
 def test_infinite_loss_stops_with_step_rate_and_checkpoint(make_run, tmp_path):
-    with pytest.raises(SpikegptError, match=r"step \d+: loss is .*, learning rate [\d.]+e\+\d+; (last good checkpoint|no checkpoint)"):
+    with pytest.raises(
+        SpikegptError, match=r"step \d+: loss is .*, learning rate [\d.]+e\+\d+; (last good checkpoint|no checkpoint)"
+    ):
         make_run(lr=1e30, warmup_steps=0, grad_clip=0.0)
 
 
@@ -105,7 +125,10 @@ def test_a_full_gpu_is_said_to_be(make_run, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(training._Trainer, "_forward", full)
-    with pytest.raises(SpikegptError, match=r"step 1: the GPU's memory is full at batch_size 4 x ctx_len 16: lower --batch-size .* 2\.00 GiB"):
+    with pytest.raises(
+        SpikegptError,
+        match=r"step 1: the GPU's memory is full at batch_size 4 x ctx_len 16: lower --batch-size .* 2\.00 GiB",
+    ):
         make_run()
 
 
@@ -121,7 +144,12 @@ def test_dead_and_saturated_layers_are_named(make_run, capsys):
 
 
 def test_firing_rate_target_pulls_the_rate(make_run):
-    rates = [read_metrics(make_run(str(t), steps=80, lr=1e-2, firing_rate_target=t, firing_rate_weight=50))[-1]["firing_rate"] for t in (0.05, 0.5)]
+    rates = [
+        read_metrics(make_run(str(t), steps=80, lr=1e-2, firing_rate_target=t, firing_rate_weight=50))[-1][
+            "firing_rate"
+        ]
+        for t in (0.05, 0.5)
+    ]
     assert rates[0] < 0.2 < 0.35 < rates[1]
 
 
@@ -136,20 +164,43 @@ def test_learning_rate_warms_up_and_ends_at_lr_final():
 def test_time_parameters_learn_faster_and_only_matrices_decay():
     model = SpikeGPT(MODEL)
     optimizer = make_optimizer(model, dataclasses.replace(TRAIN, weight_decay=0.1))
-    found = {id(p): (group["lr_scale"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
+    found = {
+        id(p): (group["lr_scale"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]
+    }
     att = model.blocks[0].att
-    wanted = {att.time_decay: (2.0, 0.0), att.time_first: (3.0, 0.0), att.time_mix_k: (1.0, 0.0), att.key.weight: (1.0, 0.1)}
+    wanted = {
+        att.time_decay: (2.0, 0.0),
+        att.time_first: (3.0, 0.0),
+        att.time_mix_k: (1.0, 0.0),
+        att.key.weight: (1.0, 0.1),
+    }
     assert {p: found[id(p)] for p in wanted} == wanted
 
 
 def command(out: Path, cache: Path, *more: str) -> list[str]:
-    sizes = ["--n-layer", "1", "--n-embd", "16", "--ctx-len", "16", "--threads", "1", "--sample-every", "0", "--eval-tokens", "256"]
+    sizes = [
+        "--n-layer",
+        "1",
+        "--n-embd",
+        "16",
+        "--ctx-len",
+        "16",
+        "--threads",
+        "1",
+        "--sample-every",
+        "0",
+        "--eval-tokens",
+        "256",
+    ]
     return ["-m", "spikegpt", "train", "--out", str(out), "--cache", str(cache), *sizes, *more]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_saves_and_names_the_command_that_resumes(tmp_path, cache, number):
-    arguments = [sys.executable, *command(tmp_path / "run", cache, "--steps", "100000", "--log-every", "1", "--eval-every", "0")]
+    arguments = [
+        sys.executable,
+        *command(tmp_path / "run", cache, "--steps", "100000", "--log-every", "1", "--eval-every", "0"),
+    ]
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
     # the first progress line: the training has begun
     first = process.stdout.readline()
@@ -164,13 +215,33 @@ def test_two_processes_train_like_one_with_the_doubled_batch(tmp_path, cache):
     common = ["--steps", "6", "--dropout", "0", "--log-every", "1", "--warmup-steps", "0"]
     one = [sys.executable, *command(tmp_path / "one", cache, *common, "--batch-size", "8")]
     # accelerate's word for several processes of one machine; without a GPU they talk by gloo
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1", "--main_process_port", "0"]
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    launch += [
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--num_cpu_threads_per_process",
+        "1",
+        "--main_process_port",
+        "0",
+    ]
     two = [*launch, *command(tmp_path / "two", cache, *common, "--batch-size", "4")]
     for arguments in (one, two):
         done = subprocess.run(arguments, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr[-2000:]
-    losses = [[line["loss"] for line in read_metrics(tmp_path / name) if line["kind"] == "train"] for name in ("one", "two")]
+    losses = [
+        [line["loss"] for line in read_metrics(tmp_path / name) if line["kind"] == "train"] for name in ("one", "two")
+    ]
     # float32 sums in another order; a spike that flips by rounding moves a loss by far more than this
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     ours, theirs = (load_file(latest_checkpoint(tmp_path / name) / "model.safetensors") for name in ("one", "two"))
@@ -178,7 +249,11 @@ def test_two_processes_train_like_one_with_the_doubled_batch(tmp_path, cache):
 
 
 def test_the_share_of_synaptic_operations_is_worked_out_by_hand():
-    spikes = {"a": torch.tensor([[[0.0, 2.0, -1.0, 0.0]]]), "b": torch.tensor([[[1.0, 0.0, 0.0, 0.0]]]), "silent": torch.zeros(1, 1, 4)}
+    spikes = {
+        "a": torch.tensor([[[0.0, 2.0, -1.0, 0.0]]]),
+        "b": torch.tensor([[[1.0, 0.0, 0.0, 0.0]]]),
+        "silent": torch.zeros(1, 1, 4),
+    }
     # half of a's neurons fire into 300 weights, a quarter of b's into 100
     assert synop_share(spikes, {"a": 300, "b": 100}).item() == pytest.approx((0.5 * 300 + 0.25 * 100) / 400)
 
@@ -252,7 +327,10 @@ def test_learning_rate_scales_multiply_rwkvs_groups_and_the_last_that_fits_count
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"freeze": ("embedding.*",)}, r"--freeze: no parameter is named like 'embedding\.\*'; there are emb\.weight, "),
+        (
+            {"freeze": ("embedding.*",)},
+            r"--freeze: no parameter is named like 'embedding\.\*'; there are emb\.weight, ",
+        ),
         ({"freeze": ("*",)}, "leaves nothing to train"),
         ({"lr_scales": ("bocks.*=2",)}, r"--lr-scales: no parameter is named like 'bocks\.\*'"),
     ],

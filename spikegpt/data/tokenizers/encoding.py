@@ -1,7 +1,7 @@
 """Long texts to tokens in several processes: pieces cut where no token changes, in order, in constant memory.
 
-The workers are plain child processes that read pieces from a pipe. Those of the module multiprocessing would run the user's
-script once more, unless it is guarded against that, or inherit the threads and locks of torch.
+The workers are plain child processes that read pieces from a pipe. Those of the module multiprocessing would run the
+user's script once more, unless it is guarded against that, or inherit the threads and locks of torch.
 """
 
 import json
@@ -35,8 +35,11 @@ Batch = list[bytes]
 Begin = Callable[[Batch], Callable[[], list[np.ndarray]]]
 
 
-def encode_text(tokenizer: Tokenizer, text: Text, processes: int | None = None, title: str = "tokenising") -> Iterator[tuple[bytes, np.ndarray]]:
-    """Yield (piece, its ids (N,)) through the whole text; the pieces add up to the text, the ids to those of the text at once.
+def encode_text(
+    tokenizer: Tokenizer, text: Text, processes: int | None = None, title: str = "tokenising"
+) -> Iterator[tuple[bytes, np.ndarray]]:
+    """Yield (piece, its ids (N,)) through the whole text; the pieces add up to the text, the ids to those of the text
+    at once.
 
     A tokenizer of the library that is not byte-level can be cut nowhere: such a text is one piece.
 
@@ -138,7 +141,8 @@ def _in_workers(tokenizer: Tokenizer, processes: int, stack: ExitStack) -> Begin
 
 
 class _Worker:
-    """A child process that encodes one batch after the other. Messages: one byte (1 if it went well), eight bytes length, content."""
+    """A child process that encodes one batch after the other. Messages: one byte (1 if it went well), eight bytes
+    length, content."""
 
     def __init__(self, tokenizer: Tokenizer):
         code = f"import sys; sys.path[:] = {sys.path!r}; from spikegpt.data.tokenizers.encoding import serve; serve()"

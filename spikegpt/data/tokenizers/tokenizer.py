@@ -40,7 +40,8 @@ class Tokenizer(ABC):
     def next_cut(self, text: bytes, start: int) -> int | None:
         """Return the first place at or after `start` (at least 1) where `text` may be cut without changing its tokens.
 
-        `text` may be the beginning of a longer one: a place that this cannot decide is left out. None if there is no place.
+        `text` may be the beginning of a longer one: a place that this cannot decide is left out. None if there is no
+        place.
         """
 
     @abstractmethod
@@ -90,7 +91,8 @@ class Tokenizer(ABC):
 
 
 class TextStream:
-    """Text from ids, one at a time: whole characters only; U+FFFD stands for bytes that are no UTF-8, never for half a character."""
+    """Text from ids, one at a time: whole characters only; U+FFFD stands for bytes that are no UTF-8, never for half a
+    character."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
@@ -114,7 +116,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise SpikegptError(f"cannot read the tokenizer {path}: {error.strerror}; give byte, char, bpe or a tokenizer.json") from None
+        raise SpikegptError(
+            f"cannot read the tokenizer {path}: {error.strerror}; give byte, char, bpe or a tokenizer.json"
+        ) from None
     except ValueError as error:
         raise SpikegptError(f"{path} is not JSON ({error}); give a tokenizer.json") from None
     return tokenizer_of(values, str(path))
@@ -127,16 +131,23 @@ def tokenizer_of(values: Any, source: str) -> Tokenizer:
         SpikegptError: not a tokenizer.
     """
     if not isinstance(values, dict) or not values.keys() & {"model", "tokenizer"}:
-        raise SpikegptError(f"{source} is not a tokenizer: it has neither a 'model' (Hugging Face tokenizers) nor a 'tokenizer' (spikegpt)")
+        raise SpikegptError(
+            f"{source} is not a tokenizer: it has neither a 'model' (Hugging Face tokenizers) nor a 'tokenizer' "
+            f"(spikegpt)"
+        )
     if "model" in values:
         return BPETokenizer(values, source)
     if values.get("format") != FORMAT:
-        raise SpikegptError(f"{source} has format {values.get('format')}, this spikegpt reads {FORMAT}; install a newer spikegpt")
+        raise SpikegptError(
+            f"{source} has format {values.get('format')}, this spikegpt reads {FORMAT}; install a newer spikegpt"
+        )
     if values["tokenizer"] == "byte":
         return ByteTokenizer()
     if values["tokenizer"] == "char":
         return CharTokenizer(values.get("characters", ""))
-    raise SpikegptError(f"{source} holds a tokenizer {values['tokenizer']!r}, known are byte and char; install a newer spikegpt")
+    raise SpikegptError(
+        f"{source} holds a tokenizer {values['tokenizer']!r}, known are byte and char; install a newer spikegpt"
+    )
 
 
 class ByteTokenizer(Tokenizer):
@@ -172,9 +183,14 @@ class CharTokenizer(Tokenizer):
         try:
             self._codes = _code_points(characters)
         except UnicodeEncodeError as error:
-            raise SpikegptError(f"the alphabet holds U+{ord(characters[error.start]):04X}, half a character; remove it") from None
+            raise SpikegptError(
+                f"the alphabet holds U+{ord(characters[error.start]):04X}, half a character; remove it"
+            ) from None
         if not characters or len(set(characters)) < len(characters):
-            raise SpikegptError(f"the alphabet has {len(characters)} characters, {len(set(characters))} of them different; list each once")
+            raise SpikegptError(
+                f"the alphabet has {len(characters)} characters, {len(set(characters))} of them different; list each "
+                f"once"
+            )
         self.characters, self.vocab_size = characters, len(characters)
         # one row beyond the alphabet, for every character that lies above it
         self._ids = np.full(int(self._codes.max()) + 2, -1, np.int32)
@@ -182,7 +198,8 @@ class CharTokenizer(Tokenizer):
 
     @classmethod
     def from_text(cls, *texts: bytes | Iterable[bytes]) -> "CharTokenizer":
-        """Return the tokenizer whose alphabet is every character of `texts`, sorted; a text is bytes, or blocks of bytes in order.
+        """Return the tokenizer whose alphabet is every character of `texts`, sorted; a text is bytes, or blocks of
+        bytes in order.
 
         Raises:
             SpikegptError: a text is not UTF-8, or all are empty.
@@ -215,7 +232,8 @@ class CharTokenizer(Tokenizer):
     def _refuse(self, characters: str, index: int, position: int) -> None:
         found = characters[index]
         raise SpikegptError(
-            f"character {found!r} (U+{ord(found):04X}) at position {position + index} is not among the {self.vocab_size} of the alphabet; "
+            f"character {found!r} (U+{ord(found):04X}) at position {position + index} is not among the "
+            f"{self.vocab_size} of the alphabet; "
             "remove it, or train with the byte tokenizer, which takes any text"
         )
 
@@ -229,8 +247,8 @@ class CharTokenizer(Tokenizer):
 class BPETokenizer(Tokenizer):
     """Byte pairs, or whatever else a `tokenizers` JSON describes.
 
-    Byte-level files (GPT-2, GPT-NeoX 20B, ours) decode to exact bytes. Others are decoded by the library, which may not give
-    back the very text that went in.
+    Byte-level files (GPT-2, GPT-NeoX 20B, ours) decode to exact bytes. Others are decoded by the library, which may not
+    give back the very text that went in.
     """
 
     name = "bpe"
@@ -256,7 +274,8 @@ class BPETokenizer(Tokenizer):
 
     @classmethod
     def train(cls, text: bytes | Iterable[bytes], vocab_size: int) -> "BPETokenizer":
-        """Return a byte-level BPE of at most `vocab_size` tokens, fewer if the text has no more pairs; equal for equal text.
+        """Return a byte-level BPE of at most `vocab_size` tokens, fewer if the text has no more pairs; equal for equal
+        text.
 
         `text` is bytes, or blocks of bytes in order, wherever they are cut.
 
@@ -264,14 +283,18 @@ class BPETokenizer(Tokenizer):
             SpikegptError: vocab_size is below 256, or the text is not UTF-8.
         """
         if vocab_size < 256:
-            raise SpikegptError(f"a byte-level BPE needs a vocabulary of at least 256, got {vocab_size}; use the byte tokenizer instead")
+            raise SpikegptError(
+                f"a byte-level BPE needs a vocabulary of at least 256, got {vocab_size}; use the byte tokenizer instead"
+            )
         from tokenizers import Tokenizer as Library
         from tokenizers import decoders, models, pre_tokenizers, trainers
 
         library = Library(models.BPE())
         library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         library.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        )
         everywhere = pair_pattern(PAIR_CUTS)
         pieces = cut_pieces(_blocks(text), PAIR_PIECE_BYTES, lambda held, start: next_pair_cut(held, start, everywhere))
         library.train_from_iterator(strings(pieces), trainer)
@@ -286,7 +309,9 @@ class BPETokenizer(Tokenizer):
         """
         tokenizer = load_tokenizer(path)
         if not isinstance(tokenizer, cls):
-            raise SpikegptError(f"{path} is a {tokenizer.name} tokenizer, not of the tokenizers library; read it with load_tokenizer")
+            raise SpikegptError(
+                f"{path} is a {tokenizer.name} tokenizer, not of the tokenizers library; read it with load_tokenizer"
+            )
         return tokenizer
 
     def encode(self, text: bytes) -> np.ndarray:
@@ -337,7 +362,9 @@ class BPETokenizer(Tokenizer):
         # some normalizers put a space before every text, or take it away
         if normalizer is not None and any(normalizer.normalize_str(text) != text for text in (before, after)):
             return False
-        return [piece for piece, _ in split(before + after)] == [piece for text in (before, after) for piece, _ in split(text)]
+        return [piece for piece, _ in split(before + after)] == [
+            piece for text in (before, after) for piece, _ in split(text)
+        ]
 
     def _decode(self, ids: np.ndarray) -> bytes:
         if self._bytes is None:
@@ -348,7 +375,11 @@ class BPETokenizer(Tokenizer):
         """The bytes of each id; a hole has none."""
         byte_of, table = {letter: byte for byte, letter in enumerate(byte_letters())}, [b""] * self.vocab_size
         for token, id in self._library.get_vocab(with_added_tokens=False).items():
-            table[id] = bytes(byte_of[letter] for letter in token) if all(letter in byte_of for letter in token) else token.encode()
+            table[id] = (
+                bytes(byte_of[letter] for letter in token)
+                if all(letter in byte_of for letter in token)
+                else token.encode()
+            )
         # added tokens are spelled as they are, and go before those of the model
         for id, token in self._library.get_added_tokens_decoder().items():
             table[id] = token.content.encode()
@@ -362,7 +393,8 @@ class BPETokenizer(Tokenizer):
 
 
 class _LibraryStream:
-    """As TextStream, by the library's own DecodeStream: for tokens that depend on their neighbours and so have no bytes of their own."""
+    """As TextStream, by the library's own DecodeStream: for tokens that depend on their neighbours and so have no bytes
+    of their own."""
 
     def __init__(self, tokenizer: BPETokenizer, library: Any):
         from tokenizers.decoders import DecodeStream
@@ -395,7 +427,8 @@ def _code_points(characters: str) -> np.ndarray:
 def byte_letters() -> list[str]:
     """Return the letter that stands for each byte in a byte-level vocabulary, bytes 0 to 255.
 
-    Source: Radford et al. 2019, GPT-2, bytes_to_unicode: visible Latin-1 letters stand for themselves, the rest follow from U+0100.
+    Source: Radford et al. 2019, GPT-2, bytes_to_unicode: visible Latin-1 letters stand for themselves, the rest follow
+    from U+0100.
     """
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     hidden = iter(range(0x100, 0x200))

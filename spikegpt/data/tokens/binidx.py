@@ -1,8 +1,10 @@
-"""Token files of Megatron-LM and of RWKV-LM ("binidx"): PREFIX.bin holds the tokens, PREFIX.idx says where each document begins.
+"""Token files of Megatron-LM and of RWKV-LM ("binidx"): PREFIX.bin holds the tokens, PREFIX.idx says where each
+document begins.
 
-The index, all little-endian: 9 bytes magic, u64 version, u8 code of the token type, u64 number of sequences S, u64 number of
-document bounds D, then S x i32 lengths in tokens, S x i64 offsets in bytes, D x i64 bounds (numbers of sequences, from 0 to S).
-Source: megatron/core/datasets/indexed_dataset.py of NVIDIA/Megatron-LM; RWKV-LM reads the same.
+The index, all little-endian: 9 bytes magic, u64 version, u8 code of the token type, u64 number of sequences S, u64
+number of document bounds D, then S x i32 lengths in tokens, S x i64 offsets in bytes, D x i64 bounds (numbers of
+sequences, from 0 to S). Source: megatron/core/datasets/indexed_dataset.py of NVIDIA/Megatron-LM; RWKV-LM reads the
+same.
 """
 
 import struct
@@ -29,7 +31,8 @@ LONGEST_SEQUENCE = 2**31 - 1
 
 @dataclass(frozen=True)
 class Binidx:
-    """A pair of files, memory-mapped and checked: `tokens` (N,) read-only, and `starts` (S,) int64, the first token of each sequence."""
+    """A pair of files, memory-mapped and checked: `tokens` (N,) read-only, and `starts` (S,) int64, the first token of
+    each sequence."""
 
     path: Path
     tokens: np.ndarray
@@ -51,26 +54,37 @@ def read_binidx(path: Path) -> Binidx:
         # far smaller than the tokens, and read in whole to be checked anyway
         index, bin_bytes = np.fromfile(index_path, np.uint8), tokens_path.stat().st_size
     except OSError as error:
-        raise SpikegptError(f"cannot read {error.filename}: {error.strerror}; a PREFIX.bin needs its PREFIX.idx beside it") from None
+        raise SpikegptError(
+            f"cannot read {error.filename}: {error.strerror}; a PREFIX.bin needs its PREFIX.idx beside it"
+        ) from None
     try:
         dtype, sizes = _check_index(index.tobytes()[: _HEADER.size], index)
         dtype = np.dtype(dtype)
         ends = np.cumsum(sizes, dtype=np.int64)
         if ends[-1] * dtype.itemsize != bin_bytes:
-            raise SpikegptError(f"counts {ends[-1]:,} tokens of {dtype.itemsize} byte(s), but {tokens_path.name} has {bin_bytes:,} bytes")
+            raise SpikegptError(
+                f"counts {ends[-1]:,} tokens of {dtype.itemsize} byte(s), but {tokens_path.name} has {bin_bytes:,} "
+                f"bytes"
+            )
         starts = ends - sizes
         pointers = index[_HEADER.size + 4 * len(sizes) :][: 8 * len(sizes)].view("<i8")
         wrong = np.flatnonzero(pointers != starts * dtype.itemsize)
         if len(wrong):
             first = wrong[0]
-            raise SpikegptError(f"places sequence {first} at byte {pointers[first]}, but it begins at byte {starts[first] * dtype.itemsize}")
+            raise SpikegptError(
+                f"places sequence {first} at byte {pointers[first]}, but it begins at byte "
+                f"{starts[first] * dtype.itemsize}"
+            )
     except SpikegptError as error:
-        raise SpikegptError(f"{index_path} is corrupt or not of this {tokens_path.name}: it {error}; fetch or write both files anew") from None
+        raise SpikegptError(
+            f"{index_path} is corrupt or not of this {tokens_path.name}: it {error}; fetch or write both files anew"
+        ) from None
     return Binidx(tokens_path, np.memmap(tokens_path, dtype, mode="r"), starts)
 
 
 def _check_index(opening: bytes, index: np.ndarray) -> tuple[str, np.ndarray]:
-    """(token type, lengths of the sequences) of an index whose parts fit each other; the messages continue a sentence about the file."""
+    """(token type, lengths of the sequences) of an index whose parts fit each other; the messages continue a sentence
+    about the file."""
     if len(opening) < _HEADER.size:
         raise SpikegptError(f"has {len(opening)} bytes, an index has at least {_HEADER.size}")
     magic, version, code, sequences, bounds = _HEADER.unpack(opening)
@@ -82,7 +96,9 @@ def _check_index(opening: bytes, index: np.ndarray) -> tuple[str, np.ndarray]:
         raise SpikegptError(f"has the token type {code}, known are {', '.join(map(str, _DTYPES))}")
     expected = _HEADER.size + 12 * sequences + 8 * bounds
     if len(index) != expected:
-        raise SpikegptError(f"has {len(index):,} bytes, but {sequences:,} sequences and {bounds:,} document bounds take {expected:,}")
+        raise SpikegptError(
+            f"has {len(index):,} bytes, but {sequences:,} sequences and {bounds:,} document bounds take {expected:,}"
+        )
     if not sequences:
         raise SpikegptError("counts no sequences")
     sizes = index[_HEADER.size :][: 4 * sequences].view("<i4")
@@ -114,7 +130,8 @@ def write_binidx(prefix: Path, pieces: Iterable[tuple[np.ndarray, bool]], vocab_
     tokens_path, index_path = (prefix.with_name(prefix.name + suffix) for suffix in SUFFIXES)
     prefix.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        # entered first, so renamed last: an index never stands beside tokens that are not its own for longer than the two renames take
+        # entered first, so renamed last: an index never stands beside tokens that are not its own for longer than the
+        # two renames take
         index_temporary = stack.enter_context(atomic_path(index_path))
         tokens_temporary = stack.enter_context(atomic_path(tokens_path))
         with tokens_temporary.open("wb") as file:
@@ -123,7 +140,10 @@ def write_binidx(prefix: Path, pieces: Iterable[tuple[np.ndarray, bool]], vocab_
                 file.write(ids.astype(dtype, copy=False).tobytes())
                 size += len(ids)
                 if size > LONGEST_SEQUENCE:
-                    raise SpikegptError(f"document {len(sizes)} has more than the {LONGEST_SEQUENCE:,} tokens that the format holds; cut the text")
+                    raise SpikegptError(
+                        f"document {len(sizes)} has more than the {LONGEST_SEQUENCE:,} tokens that the format holds; "
+                        f"cut the text"
+                    )
                 if ends_document:
                     sizes.append(size)
                     size = 0

@@ -1,4 +1,5 @@
-"""Tokens in the files of Megatron-LM and RWKV-LM: train on those of others, and write ours for others. The format: binidx.py."""
+"""Tokens in the files of Megatron-LM and RWKV-LM: train on those of others, and write ours for others. The format:
+binidx.py."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -23,7 +24,8 @@ COUNTED_TOKENS = 1 << 22
 
 
 def prepare_binidx(paths: list[Path], which: str | Path | Tokenizer) -> TokenData:
-    """Return the tokens of PREFIX.bin where they are, split 90 / 5 / 5 between documents. They are all read once, to be counted.
+    """Return the tokens of PREFIX.bin where they are, split 90 / 5 / 5 between documents. They are all read once, to be
+    counted.
 
     Args:
         which: the tokenizer that made them: "byte", the path of a tokenizer JSON, or a tokenizer.
@@ -34,11 +36,15 @@ def prepare_binidx(paths: list[Path], which: str | Path | Tokenizer) -> TokenDat
     if len(paths) > 1:
         raise SpikegptError(f"{len(paths)} sources with tokens among them; give one PREFIX.bin alone, or texts")
     if which in ("char", "bpe"):
-        raise SpikegptError(f"{paths[0]} holds tokens already: give the file of the tokenizer that made them, --tokenizer FILE, not {which!r}")
+        raise SpikegptError(
+            f"{paths[0]} holds tokens already: give the file of the tokenizer that made them, --tokenizer FILE, not "
+            f"{which!r}"
+        )
     tokenizer = which if isinstance(which, Tokenizer) else ByteTokenizer() if which == "byte" else load_tokenizer(which)
     found = read_binidx(paths[0])
     splits = {
-        name: {"offset": first * found.tokens.itemsize, "tokens": last - first} | _measure(found, first, last, tokenizer)
+        name: {"offset": first * found.tokens.itemsize, "tokens": last - first}
+        | _measure(found, first, last, tokenizer)
         for name, (first, last) in _split_documents(found).items()
     }
     header: dict[str, Any] = {
@@ -53,10 +59,14 @@ def prepare_binidx(paths: list[Path], which: str | Path | Tokenizer) -> TokenDat
 
 
 def _split_documents(found: Binidx) -> dict[str, tuple[int, int]]:
-    """First token and end of each split: 90 / 5 / 5 percent, moved forward to the beginning of a document where enough is left then."""
+    """First token and end of each split: 90 / 5 / 5 percent, moved forward to the beginning of a document where enough
+    is left then."""
     total = len(found.tokens)
     bounds = [total * percent // 100 for percent in (90, 95)]
-    moved = [int(found.starts[place]) if (place := np.searchsorted(found.starts, bound)) < len(found.starts) else total for bound in bounds]
+    moved = [
+        int(found.starts[place]) if (place := np.searchsorted(found.starts, bound)) < len(found.starts) else total
+        for bound in bounds
+    ]
     for valid, test in (moved, bounds):
         if min(valid, test - valid, total - test) >= 2:
             return {"train": (0, valid), "valid": (valid, test), "test": (test, total)}
@@ -71,7 +81,8 @@ def _measure(found: Binidx, first: int, last: int, tokenizer: Tokenizer) -> dict
         for extreme in (int(chunk.min()), int(chunk.max())):
             if not 0 <= extreme < tokenizer.vocab_size:
                 raise SpikegptError(
-                    f"{found.path} holds the token {extreme}, the tokenizer {tokenizer.name} has a vocabulary of {tokenizer.vocab_size}; "
+                    f"{found.path} holds the token {extreme}, the tokenizer {tokenizer.name} has a vocabulary of "
+                    f"{tokenizer.vocab_size}; "
                     "give the tokenizer that made these tokens: --tokenizer FILE"
                 )
         counts += np.bincount(chunk, minlength=tokenizer.vocab_size)
@@ -92,7 +103,8 @@ def export_binidx(
     end_token: int | None = None,
     processes: int | None = None,
 ) -> Binidx:
-    """Write the tokens of `source` as PREFIX.bin and PREFIX.idx: a document for every file, and for every line of a JSONL file.
+    """Write the tokens of `source` as PREFIX.bin and PREFIX.idx: a document for every file, and for every line of a
+    JSONL file.
 
     Args:
         end_token: id put after each document; default none.
@@ -101,7 +113,10 @@ def export_binidx(
         SpikegptError: the source cannot be read, does not fit the tokenizer, or the files cannot be written.
     """
     if end_token is not None and not 0 <= end_token < tokenizer.vocab_size:
-        raise SpikegptError(f"end token {end_token} is outside the vocabulary of {tokenizer.vocab_size} (0 to {tokenizer.vocab_size - 1})")
+        raise SpikegptError(
+            f"end token {end_token} is outside the vocabulary of {tokenizer.vocab_size} (0 to "
+            f"{tokenizer.vocab_size - 1})"
+        )
     texts, size = _documents(source, text_column)
     ends: deque[bool] = deque()
 
@@ -120,7 +135,9 @@ def export_binidx(
     try:
         return write_binidx(prefix, tokens(), tokenizer.vocab_size)
     except OSError as error:
-        raise SpikegptError(f"cannot write {prefix}.bin and .idx: {error.strerror or error}; free space or choose another place") from error
+        raise SpikegptError(
+            f"cannot write {prefix}.bin and .idx: {error.strerror or error}; free space or choose another place"
+        ) from error
 
 
 def _documents(source: str | Path | Iterable[str | Path], text_column: str) -> tuple[Iterator[Iterable[bytes]], int]:

@@ -1,7 +1,8 @@
 """A tokenised corpus in one memory-mapped file.
 
-8 bytes MAGIC, 8 bytes length of the header (little-endian), the header (JSON, spaces at its end), zeros up to a multiple of
-ALIGNMENT, then the tokens of train, valid and test, one after the other; offsets in the header count from the first token.
+8 bytes MAGIC, 8 bytes length of the header (little-endian), the header (JSON, spaces at its end), zeros up to a
+multiple of ALIGNMENT, then the tokens of train, valid and test, one after the other; offsets in the header count from
+the first token.
 """
 
 import hashlib
@@ -25,7 +26,8 @@ _SIZES = ("offset", "tokens", "bytes", "characters")
 
 @dataclass(frozen=True, kw_only=True)
 class TokenData:
-    """A tokenised corpus: the tokenizer, the header of the token file, and its tokens, memory-mapped from byte `start` on."""
+    """A tokenised corpus: the tokenizer, the header of the token file, and its tokens, memory-mapped from byte `start`
+    on."""
 
     path: Path
     tokenizer: Tokenizer
@@ -35,7 +37,9 @@ class TokenData:
     def split(self, name: str) -> np.memmap:
         """Return the tokens (N,) of "train", "valid" or "test", read-only."""
         part = self.header["splits"][name]
-        return np.memmap(self.path, self.header["dtype"], mode="r", offset=self.start + part["offset"], shape=(part["tokens"],))
+        return np.memmap(
+            self.path, self.header["dtype"], mode="r", offset=self.start + part["offset"], shape=(part["tokens"],)
+        )
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], int]:
@@ -66,11 +70,14 @@ def _align(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def write_token_file(path: Path, corpus: Corpus, tokenizer: Tokenizer, warn: Warn, processes: int | None = None) -> None:
+def write_token_file(
+    path: Path, corpus: Corpus, tokenizer: Tokenizer, warn: Warn, processes: int | None = None
+) -> None:
     """Write the tokens of `corpus` as they come, in constant memory; `processes` as in `encoding.encode_text`.
 
     Raises:
-        SpikegptError: a text cannot be read, changed meanwhile, does not fit the tokenizer, or a split has fewer than 2 tokens.
+        SpikegptError: a text cannot be read, changed meanwhile, does not fit the tokenizer, or a split has fewer than 2
+            tokens.
         OSError: the file cannot be written.
     """
     dtype = tokenizer.dtype.newbyteorder("<")
@@ -93,7 +100,9 @@ def write_token_file(path: Path, corpus: Corpus, tokenizer: Tokenizer, warn: War
         file.seek(_align(len(MAGIC) + 8 + room))
         for name in SPLITS:
             splits[name] = dict.fromkeys(_SIZES, 0) | {"offset": written}
-            for piece, ids in encode_text(tokenizer, corpus.split(name), processes, f"tokenising {corpus.name}, {name}"):
+            for piece, ids in encode_text(
+                tokenizer, corpus.split(name), processes, f"tokenising {corpus.name}, {name}"
+            ):
                 payload = ids.astype(dtype, copy=False).tobytes()
                 file.write(payload)
                 text_digest.update(piece)
@@ -104,18 +113,28 @@ def write_token_file(path: Path, corpus: Corpus, tokenizer: Tokenizer, warn: War
                 # the train split is not read back, for it is long and like the others
                 is_exact &= name == "train" or tokenizer.decode(ids) == piece
             if splits[name]["tokens"] < 2:
-                raise SpikegptError(f"corpus {corpus.name}: split {name!r} has {splits[name]['tokens']} token(s), needed are 2; give more text")
+                raise SpikegptError(
+                    f"corpus {corpus.name}: split {name!r} has {splits[name]['tokens']} token(s), needed are 2; give "
+                    f"more text"
+                )
         if text_digest.hexdigest() != corpus.sha256:
             raise SpikegptError(f"corpus {corpus.name} changed while it was tokenised; run again once nobody writes it")
         header = _encode_header(facts, splits, written, token_digest.hexdigest(), is_exact)
         file.seek(0)
         file.write(MAGIC + room.to_bytes(8, "little") + header.ljust(room))
     if not is_exact:
-        warn(f"tokenizer {tokenizer.name} does not give the text of {corpus.name} back exactly; figures per byte are of the text it gives")
+        warn(
+            f"tokenizer {tokenizer.name} does not give the text of {corpus.name} back exactly; figures per byte are "
+            f"of the text it gives"
+        )
 
 
-def _encode_header(facts: dict[str, Any], splits: dict[str, Any], tokens_bytes: int, tokens_sha256: str, is_exact: bool) -> bytes:
-    return json.dumps({**facts, "tokens_sha256": tokens_sha256, "tokens_bytes": tokens_bytes, "is_exact": is_exact, "splits": splits}).encode()
+def _encode_header(
+    facts: dict[str, Any], splits: dict[str, Any], tokens_bytes: int, tokens_sha256: str, is_exact: bool
+) -> bytes:
+    return json.dumps(
+        {**facts, "tokens_sha256": tokens_sha256, "tokens_bytes": tokens_bytes, "is_exact": is_exact, "splits": splits}
+    ).encode()
 
 
 def count_characters(text: bytes) -> int:

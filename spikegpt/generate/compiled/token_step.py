@@ -1,8 +1,9 @@
 """One token of a whole network on the CPU, in numba: every layer, every matrix product by rows, no Python in between.
 
-A matrix product is a list of the inputs that are not zero and, for each, one contiguous row of the weights (stored input
-first) that is multiplied by it and added. With spikes the list is short, with real numbers it is long: the spike-driven
-block, the published one and the dense twin run through the same code, and a zero is skipped for all of them.
+A matrix product is a list of the inputs that are not zero and, for each, one contiguous row of the weights (stored
+input first) that is multiplied by it and added. With spikes the list is short, with real numbers it is long: the
+spike-driven block, the published one and the dense twin run through the same code, and a zero is skipped for all of
+them.
 
 The work of a token is shared among `parts` threads that call `decode` at once, each for its own columns; they meet at a
 gate. Every column is computed by one thread in one order, so results do not depend on the number of threads.
@@ -79,7 +80,8 @@ def _give_way(typing_context):
 
 @fused
 def _meet(gate, parts, meetings):
-    """Wait until all parts have come to their `meetings`-th meeting; gate[0] counts the arrivals since the token began."""
+    """Wait until all parts have come to their `meetings`-th meeting; gate[0] counts the arrivals since the token
+    began."""
     if parts == 1:
         return meetings
     _arrive(gate)
@@ -175,7 +177,8 @@ def _mix(previous, x, mix, out):
 
 @fused
 def _fire(current, neuron, potential, levels, signed, to_zero, rest, first, last):
-    """Replace current[first:last] by spikes, and step the potential there: `reference.integer_lif_step`, and with one level `lif_step`."""
+    """Replace current[first:last] by spikes, and step the potential there: `reference.integer_lif_step`, and with one
+    level `lif_step`."""
     zero = current.dtype.type(0)
     for c in range(first, last):
         charged = neuron[DECAY, c] * potential[c] + neuron[GAIN, c] * current[c] + neuron[PULL, c]
@@ -202,12 +205,17 @@ def _wkv(key, value, state, per_channel, first, last):
         decayed = p + per_channel[WKV_DECAY, c]
         scale = max(decayed, k)
         past, present = np.exp(decayed - scale), np.exp(k - scale)
-        state[NUMERATOR, c], state[DENOMINATOR, c], state[MAX_EXPONENT, c] = past * a + present * v, past * b + present, scale
+        state[NUMERATOR, c], state[DENOMINATOR, c], state[MAX_EXPONENT, c] = (
+            past * a + present * v,
+            past * b + present,
+            scale,
+        )
 
 
 @fused
 def _event_wkv(key, value, state, per_channel, first, last):
-    """`reference.event_wkv`, one token; the weighted mean takes the place of the value. Only events look at their key."""
+    """`reference.event_wkv`, one token; the weighted mean takes the place of the value. Only events look at their
+    key."""
     for c in range(first, last):
         v, a, b = value[c], state[NUMERATOR, c], state[DENOMINATOR, c]
         decay, boost = per_channel[WKV_DECAY, c], per_channel[WKV_FIRST, c]
@@ -237,14 +245,24 @@ def decode(
         part, parts, gate: which thread of how many; gate (1,) int64, 0 before the call, is where they meet.
         tokens: (texts,) int64.
         kind: NONE, OUTPUT or INPUT.
-        weights: key, value, receptance, output, the channel mix's key, receptance and value, each (layers, in, out), and the
-            head (in, out), in float32 or float64, or uint16 with the bits of bfloat16, or int8.
+        weights: key, value, receptance, output, the channel mix's key, receptance and value, each (layers, in, out),
+            and the head (in, out), in float32 or float64, or uint16 with the bits of bfloat16, or int8.
         scales: what int8 weights are multiplied by, (layers, out) and the head's (out,); empty for the other kinds.
-        options: levels, signed, reset to zero, levels of hidden neurons, spiking head, memoryless neurons. rest: resting potential.
+        options: levels, signed, reset to zero, levels of hidden neurons, spiking head, memoryless neurons. rest:
+            resting potential.
         shared: (6, max(C, F)), where the threads see each other's columns. events: (layers, 9) int64, added up.
     """
     key, value, receptance, output, ffn_key, ffn_receptance, ffn_value, head = weights
-    key_scale, value_scale, receptance_scale, output_scale, ffn_key_scale, ffn_receptance_scale, ffn_value_scale, head_scale = scales
+    (
+        key_scale,
+        value_scale,
+        receptance_scale,
+        output_scale,
+        ffn_key_scale,
+        ffn_receptance_scale,
+        ffn_value_scale,
+        head_scale,
+    ) = scales
     L, C, F, V = per_channel.shape[0], embedding.shape[1], ffn_key.shape[2], head.shape[1]
     levels, signed, to_zero, hidden_levels = options[0], options[1] != 0, options[2] != 0, options[3]
     spiking_head, memoryless = options[4] != 0, options[5] != 0
@@ -307,7 +325,9 @@ def decode(
             for site in range(2):
                 _mix(memory[CHANNEL_SHIFT], y, own[FFN_MIX_K + site], z)
                 if kind == INPUT:
-                    _fire_shared(z, neurons[layer, FFN_KEY + site], volts[FFN_KEY + site], levels, signed, to_zero, rest)
+                    _fire_shared(
+                        z, neurons[layer, FFN_KEY + site], volts[FFN_KEY + site], levels, signed, to_zero, rest
+                    )
                 n = _list_active(z, active, amount)
                 if part == 0:
                     events[layer, FFN_KEY + site] += n
@@ -319,13 +339,33 @@ def decode(
                 hidden[c] = max(hidden[c], shared.dtype.type(0)) ** 2
             if kind == INPUT:
                 own_hidden = hidden_potential[text, layer]
-                _fire(hidden, hidden_neurons[layer], own_hidden, hidden_levels, False, to_zero, rest, first_hidden, last_hidden)
+                _fire(
+                    hidden,
+                    hidden_neurons[layer],
+                    own_hidden,
+                    hidden_levels,
+                    False,
+                    to_zero,
+                    rest,
+                    first_hidden,
+                    last_hidden,
+                )
             meetings = _meet(gate, parts, meetings)
 
             if kind == INPUT and not memoryless:
                 for site in range(2):
                     _mix(memory[CHANNEL_SHIFT], y, own[FFN_MIX_K + site], z)
-                    _fire(z, neurons[layer, FFN_KEY + site], volts[FFN_KEY + site], levels, signed, to_zero, rest, first, last)
+                    _fire(
+                        z,
+                        neurons[layer, FFN_KEY + site],
+                        volts[FFN_KEY + site],
+                        levels,
+                        signed,
+                        to_zero,
+                        rest,
+                        first,
+                        last,
+                    )
             memory[CHANNEL_SHIFT, first:last] = y[first:last]
             n = _list_active(hidden[:F], active, amount)
             if part == 0:

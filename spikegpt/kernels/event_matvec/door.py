@@ -1,4 +1,5 @@
-"""The one door to the event-driven matrix-vector product: checks, choice of backend, and the torch custom operator `spikegpt::event_matvec`.
+"""The one door to the event-driven matrix-vector product: checks, choice of backend, and the torch custom operator
+`spikegpt::event_matvec`.
 
 The definition is `reference.event_matvec`. Nothing is computed here. For decoding: there is no gradient.
 """
@@ -16,20 +17,25 @@ LARGEST_LEVEL = 127
 
 
 def event_matvec(spikes: Tensor, weight: Tensor, scale: Tensor | None = None, backend: str = "auto") -> Tensor:
-    """Return spikes @ weight, times `scale`: on CUDA only the rows of inputs that fired are read, and sums are always made in one order.
+    """Return spikes @ weight, times `scale`: on CUDA only the rows of inputs that fired are read, and sums are always
+    made in one order.
 
-    On the CPU this is the reference: the fast CPU engine runs whole tokens (`generate/compiled`) and does not come here.
+    On the CPU this is the reference: the fast CPU engine runs whole tokens (`generate/compiled`) and does not come
+    here.
 
     Args:
-        spikes: (N, in), one row per text: whole numbers, mostly 0; float32, bfloat16, float16, or float64 (reference only).
-        weight: (in, out), contiguous, one row per input: float32, bfloat16 or int8. `linear.weight.t().contiguous()`, made once.
+        spikes: (N, in), one row per text: whole numbers, mostly 0; float32, bfloat16, float16, or float64 (reference
+            only).
+        weight: (in, out), contiguous, one row per input: float32, bfloat16 or int8. `linear.weight.t().contiguous()`,
+            made once.
         scale: (out,) float32, what each output of an int8 weight is multiplied by; None for the other dtypes.
 
     Returns:
         (N, out) in the dtype of `spikes`; float32 inside.
 
     Raises:
-        ValueError: a shape, dtype, device or backend does not fit, or a gradient is wanted; the message names what was found and wanted.
+        ValueError: a shape, dtype, device or backend does not fit, or a gradient is wanted; the message names what was
+            found and wanted.
     """
     _check_inputs(spikes, weight, scale)
     # no package is missing on the CPU, there is nothing to warn of
@@ -37,7 +43,10 @@ def event_matvec(spikes: Tensor, weight: Tensor, scale: Tensor | None = None, ba
         backend = "reference"
     chosen = choose_backend(backend, "event_matvec", spikes)
     if chosen == "numba":
-        raise ValueError("event_matvec: backend 'numba' has no kernel for this product alone; use backend='auto', or the engine for whole tokens")
+        raise ValueError(
+            "event_matvec: backend 'numba' has no kernel for this product alone; use backend='auto', or the engine "
+            "for whole tokens"
+        )
     return (reference.event_matvec if chosen == "reference" else event_matvec_operator)(spikes, weight, scale)
 
 
@@ -47,23 +56,40 @@ def _check_inputs(spikes: Tensor, weight: Tensor, scale: Tensor | None) -> None:
     if not spikes.dtype.is_floating_point:
         raise ValueError(f"event_matvec: spikes must be a floating-point tensor, got {spikes.dtype}")
     if weight.dim() != 2 or weight.shape[0] != spikes.shape[1] or 0 in weight.shape:
-        raise ValueError(f"event_matvec: weight is {tuple(weight.shape)}, spikes are {tuple(spikes.shape)}; want ({spikes.shape[1]}, out)")
+        raise ValueError(
+            f"event_matvec: weight is {tuple(weight.shape)}, spikes are {tuple(spikes.shape)}; want "
+            f"({spikes.shape[1]}, out)"
+        )
     if weight.dtype not in WEIGHT_DTYPES:
         raise ValueError(f"event_matvec: weight must be float32, bfloat16 or int8, got {weight.dtype}")
     if not weight.is_contiguous():
-        raise ValueError(f"event_matvec: weight has strides {weight.stride()}, want one contiguous row per input; call .contiguous() once before")
+        raise ValueError(
+            f"event_matvec: weight has strides {weight.stride()}, want one contiguous row per input; call "
+            f".contiguous() once before"
+        )
     if (scale is not None) != (weight.dtype == torch.int8):
         found = "none" if scale is None else "one"
-        raise ValueError(f"event_matvec: int8 weights need a scale and no others have one; weight is {weight.dtype}, got {found}")
+        raise ValueError(
+            f"event_matvec: int8 weights need a scale and no others have one; weight is {weight.dtype}, got {found}"
+        )
     if scale is not None and (scale.shape != weight.shape[1:] or scale.dtype != torch.float32):
-        raise ValueError(f"event_matvec: scale is {scale.dtype} {tuple(scale.shape)}, want torch.float32 {tuple(weight.shape[1:])}")
-    tensors = {name: tensor for name, tensor in (("spikes", spikes), ("weight", weight), ("scale", scale)) if tensor is not None}
+        raise ValueError(
+            f"event_matvec: scale is {scale.dtype} {tuple(scale.shape)}, want torch.float32 {tuple(weight.shape[1:])}"
+        )
+    tensors = {
+        name: tensor
+        for name, tensor in (("spikes", spikes), ("weight", weight), ("scale", scale))
+        if tensor is not None
+    }
     if len({tensor.device for tensor in tensors.values()}) > 1:
         found = ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items())
         raise ValueError(f"event_matvec: {found}; move them to one device")
     learning = [name for name, tensor in tensors.items() if tensor.requires_grad]
     if learning and torch.is_grad_enabled():
-        raise ValueError(f"event_matvec: {', '.join(learning)} would need a gradient and there is none; call it under torch.no_grad()")
+        raise ValueError(
+            f"event_matvec: {', '.join(learning)} would need a gradient and there is none; call it under "
+            f"torch.no_grad()"
+        )
 
 
 @torch.library.custom_op("spikegpt::event_matvec", mutates_args=())
@@ -80,8 +106,8 @@ def _(spikes, weight, scale):
 def _op_cost(args: tuple, kwargs: dict, output: Tensor) -> dict[str, int | str]:
     """What one call computes, for dispatch-mode counters: what they count of the same product by `torch.mm`.
 
-    A spike meets the nonzero weights of its row: ACs for a text of binary or ternary spikes, MACs for one of larger numbers. Over
-    many calls any weight may be needed, so `weights_once` is all of them.
+    A spike meets the nonzero weights of its row: ACs for a text of binary or ternary spikes, MACs for one of larger
+    numbers. Over many calls any weight may be needed, so `weights_once` is all of them.
     """
     spikes, weight, scale = args
     spikes = spikes.flatten(0, -2)

@@ -1,4 +1,5 @@
-"""The event-driven matrix-vector product on CUDA: allocates what cuda/event_matvec.cu writes and launches it; reached only through its door."""
+"""The event-driven matrix-vector product on CUDA: allocates what cuda/event_matvec.cu writes and launches it; reached
+only through its door."""
 
 import torch
 from torch import Tensor
@@ -13,7 +14,8 @@ KERNELS = {torch.float32: "gather_rows_float32", torch.bfloat16: "gather_rows_bf
 
 
 def event_matvec_forward(spikes: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
-    """Return spikes (N, in) @ weight (in, out), times `scale` (out,) if there is one, as (N, out) in the dtype of `spikes`."""
+    """Return spikes (N, in) @ weight (in, out), times `scale` (out,) if there is one, as (N, out) in the dtype of
+    `spikes`."""
     (N, inputs), outputs = spikes.shape, weight.shape[1]
     threads = -(-outputs // (LANES * COLUMNS)) * LANES
     slices, slice_inputs = cut_inputs(inputs, threads)
@@ -23,12 +25,15 @@ def event_matvec_forward(spikes: Tensor, weight: Tensor, scale: Tensor | None) -
     grid = (threads, slices, N)
     cupy_cuda.launch("event_matvec", KERNELS[weight.dtype], spikes.dtype, grid, *tensors, inputs, outputs, slice_inputs)
     scale = scale if scale is None else scale.contiguous()
-    cupy_cuda.launch("event_matvec", "sum_slices", spikes.dtype, N * outputs, partial, scale, y, N * outputs, outputs, slices)
+    cupy_cuda.launch(
+        "event_matvec", "sum_slices", spikes.dtype, N * outputs, partial, scale, y, N * outputs, outputs, slices
+    )
     return y
 
 
 def cut_inputs(inputs: int, threads: int) -> tuple[int, int]:
-    """Return (slices, inputs of a slice), such that `threads` for every slice are enough together; the size of the batch has no say."""
+    """Return (slices, inputs of a slice), such that `threads` for every slice are enough together; the size of the
+    batch has no say."""
     segments = -(-inputs // SEGMENT)
     wanted = min(max(ENOUGH_THREADS // threads, 1), segments)
     slice_segments = -(-segments // wanted)

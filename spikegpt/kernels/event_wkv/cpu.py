@@ -1,9 +1,10 @@
 """Fast CPU version of `event_wkv`, forward and backward, in numba; reached only through its door.
 
-The equations are in `reference.event_wkv`; how tasks, lanes and segments work is told in `kernels/cpu.py`. Every channel of a
-token is computed alike, and what a silent one must not have is left out by selection: eight or sixteen exponentials at once
-cost less than finding the few that are needed. Listing the events of each token, computing their weights in short arrays and
-stepping over the rest without an exponential was slower at every rate of events from 0.02 to 1.
+The equations are in `reference.event_wkv`; how tasks, lanes and segments work is told in `kernels/cpu.py`. Every
+channel of a token is computed alike, and what a silent one must not have is left out by selection: eight or sixteen
+exponentials at once cost less than finding the few that are needed. Listing the events of each token, computing their
+weights in short arrays and stepping over the rest without an exponential was slower at every rate of events from 0.02
+to 1.
 """
 
 import numpy as np
@@ -25,7 +26,8 @@ from ..cpu import (
 from ..reference import EVENT_KEY_LIMIT
 
 LIMIT = np.float32(EVENT_KEY_LIMIT)
-# what only decays ends among the subnormal numbers, where many processors are slow, some a hundred times; below this it is 0
+# what only decays ends among the subnormal numbers, where many processors are slow, some a hundred times; below this it
+# is 0
 SMALLEST = np.float32(1e-37)
 
 
@@ -36,13 +38,17 @@ def event_wkv_forward(
     keys = as_float32(key)
     decay, first = _exp(_log_decay(time_decay)), _first(time_first)
     output, *state = torch.empty_like(keys), torch.empty(numerator.shape), torch.empty(numerator.shape)
-    run_tasks(_forward_task, keys.shape, *as_arrays(decay, first, keys, as_float32(value), numerator, denominator, output, *state))
+    run_tasks(
+        _forward_task,
+        keys.shape,
+        *as_arrays(decay, first, keys, as_float32(value), numerator, denominator, output, *state),
+    )
     return output.to(key.dtype), *state
 
 
 def event_wkv_backward(
-    grad_output: Tensor, grad_numerator: Tensor, grad_denominator: Tensor, time_decay: Tensor, time_first: Tensor, key: Tensor,
-    value: Tensor, numerator: Tensor, denominator: Tensor,
+    grad_output: Tensor, grad_numerator: Tensor, grad_denominator: Tensor, time_decay: Tensor, time_first: Tensor,
+    key: Tensor, value: Tensor, numerator: Tensor, denominator: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of (time_decay, time_first, key, value, numerator, denominator)."""
     keys, log_decay = as_float32(key), _log_decay(time_decay)
@@ -67,13 +73,15 @@ def _first(time_first: Tensor) -> Tensor:
 
 
 def _exp(exponents: Tensor) -> Tensor:
-    # by numpy: torch hands even these few numbers to all its threads, and on a busy machine waits for them for milliseconds
+    # by numpy: torch hands even these few numbers to all its threads, and on a busy machine waits for them for
+    # milliseconds
     return torch.from_numpy(np.exp(exponents.numpy()))
 
 
 @fused
 def _weight(key, value):
-    """`reference.event_weight`: exp of the limited key at an event, NaN for NaN; 1 where silent, whatever the key is."""
+    """`reference.event_weight`: exp of the limited key at an event, NaN for NaN; 1 where silent, whatever the key
+    is."""
     key = LIMIT if key > LIMIT else key
     key = -LIMIT if key < -LIMIT else key
     # the series of exp_nonpositive holds on either side of 0, its power of two up to 2^127
@@ -95,11 +103,18 @@ NUMERATOR, DENOMINATOR, DECAY, FIRST = range(4)
 @fused
 def _fill_lanes(lanes, decay, first, numerator, denominator):
     n = decay.size
-    lanes[NUMERATOR, :n], lanes[DENOMINATOR, :n], lanes[DECAY, :n], lanes[FIRST, :n] = numerator, denominator, decay, first
+    lanes[NUMERATOR, :n], lanes[DENOMINATOR, :n], lanes[DECAY, :n], lanes[FIRST, :n] = (
+        numerator,
+        denominator,
+        decay,
+        first,
+    )
 
 
 @fused
-def _forward_task(row, start, width, decay, first, key, value, numerator, denominator, output, last_numerator, last_denominator):
+def _forward_task(
+    row, start, width, decay, first, key, value, numerator, denominator, output, last_numerator, last_denominator
+):
     T, C = key.shape[1:]
     end = min(start + width, C)
     n = end - start
@@ -125,8 +140,8 @@ G_NUMERATOR, G_DENOMINATOR, G_LOG_DECAY, G_TIME_FIRST = range(4)
 
 @fused
 def _backward_task(
-    row, start, width, grad_output, grad_numerator, grad_denominator, decay, first, key, value, numerator, denominator,
-    grad_key, grad_value, grad_decay, grad_first, grad_numerator_in, grad_denominator_in,
+    row, start, width, grad_output, grad_numerator, grad_denominator, decay, first, key, value, numerator,
+    denominator, grad_key, grad_value, grad_decay, grad_first, grad_numerator_in, grad_denominator_in,
 ):  # fmt: skip
     T, C = key.shape[1:]
     end = min(start + width, C)
@@ -169,7 +184,12 @@ def _backward_task(
             k, v, gy = key[row, t, start:end], value[row, t, start:end], grad_output[row, t, start:end]
             gk, gv = grad_key[row, t, start:end], grad_value[row, t, start:end]
             for c in range(n):
-                a, b, ga, gb = step[BEFORE_NUMERATOR, c], step[BEFORE_DENOMINATOR, c], grads[G_NUMERATOR, c], grads[G_DENOMINATOR, c]
+                a, b, ga, gb = (
+                    step[BEFORE_NUMERATOR, c],
+                    step[BEFORE_DENOMINATOR, c],
+                    grads[G_NUMERATOR, c],
+                    grads[G_DENOMINATOR, c],
+                )
                 present = lanes[FIRST, c] * step[WEIGHT, c]
                 y = (a + present * v[c]) * step[INVERSE, c]
                 g_past = gy[c] * step[INVERSE, c]

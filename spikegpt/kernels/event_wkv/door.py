@@ -1,4 +1,5 @@
-"""The one door to the WKV of value spikes: checks, choice of backend, and the torch custom operator `spikegpt::event_wkv`.
+"""The one door to the WKV of value spikes: checks, choice of backend, and the torch custom operator
+`spikegpt::event_wkv`.
 
 The equations are in `reference.event_wkv`. Nothing is computed here.
 """
@@ -54,8 +55,12 @@ def event_wkv(
     """
     if state is not None:
         state = EventWKVState(*state)
-    time_decay, time_first, state = check_wkv_inputs("event_wkv", EventWKVState.empty, time_decay, time_first, key, value, state)
-    implementation = reference.event_wkv if choose_backend(backend, "event_wkv", key) == "reference" else event_wkv_operator
+    time_decay, time_first, state = check_wkv_inputs(
+        "event_wkv", EventWKVState.empty, time_decay, time_first, key, value, state
+    )
+    implementation = (
+        reference.event_wkv if choose_backend(backend, "event_wkv", key) == "reference" else event_wkv_operator
+    )
     output, *state = implementation(time_decay, time_first, key, value, *state)
     return output, EventWKVState(*state)
 
@@ -71,7 +76,9 @@ def event_wkv_operator(
 @event_wkv_operator.register_fake
 def _(time_decay, time_first, key, value, numerator, denominator):
     # contiguous whatever the inputs are: the kernel fills new arrays
-    return tuple(torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (key, numerator, denominator))
+    return tuple(
+        torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (key, numerator, denominator)
+    )
 
 
 @torch.library.custom_op("spikegpt::event_wkv_backward", mutates_args=())
@@ -109,7 +116,8 @@ event_wkv_operator.register_autograd(_backward, setup_context=_save_for_backward
 
 
 def _op_cost(args: tuple, kwargs: dict, output: tuple[Tensor, ...]) -> dict[str, int | str]:
-    """What one call computes, for dispatch-mode counters: `reference.event_wkv` line by line, decay and first prepared once.
+    """What one call computes, for dispatch-mode counters: `reference.event_wkv` line by line, decay and first prepared
+    once.
 
                                                                               at an event          at a silent token
         is there an event: value != 0                                         1 compare            1 compare

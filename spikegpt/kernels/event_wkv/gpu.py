@@ -1,7 +1,9 @@
-"""The event-driven WKV on CUDA: allocates what cuda/event_wkv.cu writes and launches it; the door of `event_wkv` leads here.
+"""The event-driven WKV on CUDA: allocates what cuda/event_wkv.cu writes and launches it; the door of `event_wkv` leads
+here.
 
-The values are spikes as elements, or packed: planes (planes, B, ceil(T / 32), C) int32, bit i of word w being step 32 w + i and
-0 beyond T. Plane j is bit j of |value|, of at most 127; if `signed`, one last plane has 1 where the value is negative.
+The values are spikes as elements, or packed: planes (planes, B, ceil(T / 32), C) int32, bit i of word w being step 32 w
++ i and 0 beyond T. Plane j is bit j of |value|, of at most 127; if `signed`, one last plane has 1 where the value is
+negative.
 """
 
 import torch
@@ -22,15 +24,21 @@ def event_wkv_forward(
 
 
 def event_wkv_forward_packed(
-    time_decay: Tensor, time_first: Tensor, key: Tensor, planes: Tensor, signed: bool, numerator: Tensor, denominator: Tensor
+    time_decay: Tensor,
+    time_first: Tensor,
+    key: Tensor,
+    planes: Tensor,
+    signed: bool,
+    numerator: Tensor,
+    denominator: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what `event_wkv_forward` returns of the values that `planes` are."""
     return _forward(time_decay, time_first, key, None, planes.contiguous(), signed, numerator, denominator)
 
 
 def event_wkv_backward(
-    grad_output: Tensor, grad_numerator: Tensor, grad_denominator: Tensor, time_decay: Tensor, time_first: Tensor, key: Tensor,
-    value: Tensor, numerator: Tensor, denominator: Tensor,
+    grad_output: Tensor, grad_numerator: Tensor, grad_denominator: Tensor, time_decay: Tensor, time_first: Tensor,
+    key: Tensor, value: Tensor, numerator: Tensor, denominator: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of (time_decay, time_first, key, value, numerator, denominator)."""
     grads = grad_output, grad_numerator, grad_denominator
@@ -38,23 +46,43 @@ def event_wkv_backward(
 
 
 def event_wkv_backward_packed(
-    grad_output: Tensor, grad_numerator: Tensor, grad_denominator: Tensor, time_decay: Tensor, time_first: Tensor, key: Tensor,
-    planes: Tensor, signed: bool, numerator: Tensor, denominator: Tensor,
+    grad_output: Tensor, grad_numerator: Tensor, grad_denominator: Tensor, time_decay: Tensor, time_first: Tensor,
+    key: Tensor, planes: Tensor, signed: bool, numerator: Tensor, denominator: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return what `event_wkv_backward` returns of the values that `planes` are; their gradient is (B, T, C)."""
     grads = grad_output, grad_numerator, grad_denominator
     return _backward(*grads, time_decay, time_first, key, None, planes.contiguous(), signed, numerator, denominator)
 
 
-def _forward(time_decay, time_first, key, value, planes, signed, numerator, denominator) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(
+    time_decay, time_first, key, value, planes, signed, numerator, denominator
+) -> tuple[Tensor, Tensor, Tensor]:
     output, *state = _new(key), _new(numerator), _new(denominator)
-    inputs = value, planes, key.contiguous(), _log_decay(time_decay).exp(), _first(time_first), numerator.contiguous(), denominator.contiguous()
+    inputs = (
+        value,
+        planes,
+        key.contiguous(),
+        _log_decay(time_decay).exp(),
+        _first(time_first),
+        numerator.contiguous(),
+        denominator.contiguous(),
+    )
     _launch("event_wkv_forward", key, planes, signed, *inputs, output, *state)
     return output, *state
 
 
 def _backward(
-    grad_output, grad_numerator, grad_denominator, time_decay, time_first, key, value, planes, signed, numerator, denominator
+    grad_output,
+    grad_numerator,
+    grad_denominator,
+    time_decay,
+    time_first,
+    key,
+    value,
+    planes,
+    signed,
+    numerator,
+    denominator,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     B, T, C = key.shape
     log_decay = _log_decay(time_decay)

@@ -13,8 +13,8 @@ HALF = np.float32(0.5)
 
 
 def integer_lif_forward(
-    current: Tensor, potential: Tensor, membrane_decay: Tensor, threshold: Tensor, levels: int, signed: bool, reset: str,
-    decay_input: bool,
+    current: Tensor, potential: Tensor, membrane_decay: Tensor, threshold: Tensor, levels: int, signed: bool, reset:
+    str, decay_input: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return (spikes (B, T, C) in the dtype of `current`, final membrane potential (B, C) float32)."""
     drive = as_float32(current)
@@ -25,15 +25,17 @@ def integer_lif_forward(
 
 
 def integer_lif_backward(
-    grad_spikes: Tensor, grad_final: Tensor, current: Tensor, potential: Tensor, membrane_decay: Tensor, threshold: Tensor,
-    levels: int, signed: bool, reset: str, decay_input: bool,
+    grad_spikes: Tensor, grad_final: Tensor, current: Tensor, potential: Tensor, membrane_decay: Tensor, threshold:
+    Tensor, levels: int, signed: bool, reset: str, decay_input: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of (current (B, T, C), potential (B, C), membrane_decay (C,), threshold (C,))."""
     drive = as_float32(current)
     grad_current = torch.empty_like(drive)
     # of potential, membrane_decay and threshold: one row per batch row
     grads = [torch.empty(potential.shape) for _ in range(3)]
-    arrays = as_arrays(as_float32(grad_spikes), grad_final, drive, potential, membrane_decay, threshold, grad_current, *grads)
+    arrays = as_arrays(
+        as_float32(grad_spikes), grad_final, drive, potential, membrane_decay, threshold, grad_current, *grads
+    )
     run_tasks(_backward_task, drive.shape, *arrays, *_scalars(levels, signed), reset == "subtract", decay_input)
     return grad_current.to(current.dtype), grads[0], sum_over_batch(grads[1]), sum_over_batch(grads[2])
 
@@ -77,7 +79,9 @@ def _reset(charged, spikes, threshold, subtracts):
 
 
 @exact
-def _forward_task(row, start, width, current, potential, decay, threshold, spikes, final, levels, below, subtracts, decay_input):
+def _forward_task(
+    row, start, width, current, potential, decay, threshold, spikes, final, levels, below, subtracts, decay_input
+):
     T, C = current.shape[1:]
     end = min(start + width, C)
     n = end - start
@@ -105,8 +109,8 @@ def _recompute(x, before, lanes, levels, below, subtracts):
 
 @fused
 def _backward_task(
-    row, start, width, grad_spikes, grad_final, current, potential, decay, threshold,
-    grad_current, grad_potential, grad_decay, grad_threshold, levels, below, subtracts, decay_input,
+    row, start, width, grad_spikes, grad_final, current, potential, decay, threshold, grad_current, grad_potential,
+    grad_decay, grad_threshold, levels, below, subtracts, decay_input,
 ):  # fmt: skip
     T, C = current.shape[1:]
     end = min(start + width, C)

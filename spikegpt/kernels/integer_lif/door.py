@@ -1,4 +1,5 @@
-"""The one door to the integer LIF neuron: checks, choice of backend, and the torch custom operator `spikegpt::integer_lif`.
+"""The one door to the integer LIF neuron: checks, choice of backend, and the torch custom operator
+`spikegpt::integer_lif`.
 
 The equations are in `reference.integer_lif_step`. Nothing is computed here.
 """
@@ -26,18 +27,21 @@ def integer_lif(
     decay_input: bool = True,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Return (spikes, final membrane potential) of neurons that may fire several times within one token, over a sequence.
+    """Return (spikes, final membrane potential) of neurons that may fire several times within one token, over a
+    sequence.
 
     Args:
         current: (B, T, C) input current; float32, bfloat16, float16, or float64 (reference only).
-        potential: (B, C) membrane potential carried in; zeros (at rest) if None. float32, or float64 with a float64 current.
-        membrane_decay: fraction of the potential kept per step, 1 - 1/tau; a number in [0, 1] or a (C,) tensor, which may learn.
-            All zeros make the neuron memoryless.
-        threshold: potential that one spike stands for; a positive number or a (C,) tensor, which may learn. The values of a
-            tensor are not looked at: keep them positive.
+        potential: (B, C) membrane potential carried in; zeros (at rest) if None. float32, or float64 with a float64
+            current.
+        membrane_decay: fraction of the potential kept per step, 1 - 1/tau; a number in [0, 1] or a (C,) tensor, which
+            may learn. All zeros make the neuron memoryless.
+        threshold: potential that one spike stands for; a positive number or a (C,) tensor, which may learn. The values
+            of a tensor are not looked at: keep them positive.
         levels: most spikes per token, 1 to 127.
         signed: let a negative potential fire negative spikes (ON/OFF pairs).
-        reset: "subtract" takes `threshold` off the potential for each spike, "zero" puts it at 0. No gradient flows through it.
+        reset: "subtract" takes `threshold` off the potential for each spike, "zero" puts it at 0. No gradient flows
+            through it.
         decay_input: multiply the current by 1 - membrane_decay.
 
     Returns:
@@ -60,7 +64,8 @@ def integer_lif(
         potential = torch.zeros(B, C, dtype=state_dtype, device=current.device)
     if potential.shape != (B, C) or potential.dtype != state_dtype:
         raise ValueError(
-            f"integer_lif: potential is {potential.dtype} {tuple(potential.shape)}, want {state_dtype} {(B, C)} for a {current.dtype} current"
+            f"integer_lif: potential is {potential.dtype} {tuple(potential.shape)}, want {state_dtype} {(B, C)} for "
+            f"a {current.dtype} current"
         )
     if not current.device == potential.device == membrane_decay.device == threshold.device:
         raise ValueError(
@@ -69,12 +74,21 @@ def integer_lif(
         )
     if choose_backend(backend, "integer_lif", current) == "reference":
         return reference.integer_lif(
-            current, potential, membrane_decay, threshold, levels=levels, signed=signed, reset=reset, decay_input=decay_input
+            current,
+            potential,
+            membrane_decay,
+            threshold,
+            levels=levels,
+            signed=signed,
+            reset=reset,
+            decay_input=decay_input,
         )
     return integer_lif_operator(current, potential, membrane_decay, threshold, levels, signed, reset, decay_input)
 
 
-def _check_options(membrane_decay: float | Tensor, threshold: float | Tensor, levels: int, reset: str, decay_input: bool) -> None:
+def _check_options(
+    membrane_decay: float | Tensor, threshold: float | Tensor, levels: int, reset: str, decay_input: bool
+) -> None:
     if reset not in reference.RESETS:
         raise ValueError(f"integer_lif: reset is {reset!r}; known: {', '.join(reference.RESETS)}")
     if not isinstance(levels, int) or not 1 <= levels <= MOST_LEVELS:
@@ -84,7 +98,10 @@ def _check_options(membrane_decay: float | Tensor, threshold: float | Tensor, le
     if not isinstance(membrane_decay, Tensor):
         highest = "below 1 (with decay_input a decay of 1 takes in nothing)" if decay_input else "at most 1"
         if not 0.0 <= membrane_decay <= 1.0 or (decay_input and membrane_decay == 1.0):
-            raise ValueError(f"integer_lif: membrane_decay must be at least 0 and {highest}, got {membrane_decay}; tau = 2 is decay = 0.5")
+            raise ValueError(
+                f"integer_lif: membrane_decay must be at least 0 and {highest}, got {membrane_decay}; tau = 2 is "
+                f"decay = 0.5"
+            )
 
 
 def _per_channel(name: str, value: float | Tensor, current: Tensor, state_dtype: torch.dtype) -> Tensor:
@@ -109,12 +126,16 @@ def integer_lif_operator(
     decay_input: bool,
 ) -> tuple[Tensor, Tensor]:
     """(spikes, final potential). Keeps only its inputs for the backward pass, which recomputes the potential."""
-    return fast_kernels("integer_lif", current).integer_lif_forward(current, potential, membrane_decay, threshold, levels, signed, reset, decay_input)
+    return fast_kernels("integer_lif", current).integer_lif_forward(
+        current, potential, membrane_decay, threshold, levels, signed, reset, decay_input
+    )
 
 
 @integer_lif_operator.register_fake
 def _(current, potential, membrane_decay, threshold, *options):
-    return torch.empty_like(current, memory_format=torch.contiguous_format), torch.empty_like(potential, memory_format=torch.contiguous_format)
+    return torch.empty_like(current, memory_format=torch.contiguous_format), torch.empty_like(
+        potential, memory_format=torch.contiguous_format
+    )
 
 
 @torch.library.custom_op("spikegpt::integer_lif_backward", mutates_args=())
@@ -139,7 +160,10 @@ def integer_lif_backward_operator(
 @integer_lif_backward_operator.register_fake
 def _(grad_spikes, grad_final, current, potential, membrane_decay, threshold, *options):
     # contiguous whatever the inputs are: the kernel fills new arrays
-    return tuple(torch.empty_like(value, memory_format=torch.contiguous_format) for value in (current, potential, membrane_decay, threshold))
+    return tuple(
+        torch.empty_like(value, memory_format=torch.contiguous_format)
+        for value in (current, potential, membrane_decay, threshold)
+    )
 
 
 def _save_for_backward(ctx, inputs, output):
@@ -159,7 +183,8 @@ integer_lif_operator.register_autograd(_backward, setup_context=_save_for_backwa
 def _op_cost(args: tuple, kwargs: dict, output: tuple[Tensor, Tensor]) -> dict[str, int | str]:
     """What one call computes, for dispatch-mode counters; the gain is a prepared constant.
 
-    Without memory (a decay of 0 in every channel) nothing is charged up and nothing is reset: a quotient becomes a count.
+    Without memory (a decay of 0 in every channel) nothing is charged up and nothing is reset: a quotient becomes a
+    count.
     """
     current, _, membrane_decay, _, _, _, reset, decay_input = args
     steps = current.numel()

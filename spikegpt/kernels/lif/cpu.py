@@ -24,7 +24,9 @@ from ..cpu import (
 )
 from ..reference import SURROGATES
 
-ATAN, SIGMOID, FAST_SIGMOID, RECTANGULAR = (SURROGATES.index(name) for name in ("atan", "sigmoid", "fast_sigmoid", "rectangular"))
+ATAN, SIGMOID, FAST_SIGMOID, RECTANGULAR = (
+    SURROGATES.index(name) for name in ("atan", "sigmoid", "fast_sigmoid", "rectangular")
+)
 HALF_PI = np.float32(math.pi / 2)
 
 
@@ -42,20 +44,35 @@ def lif_forward(
 
 
 def lif_backward(
-    grad_spikes: Tensor, grad_final: Tensor, current: Tensor, potential: Tensor, membrane_decay: Tensor, threshold: float,
-    reset: str, reset_potential: float, decay_input: bool, detach_reset: bool, surrogate: str, slope: float,
+    grad_spikes: Tensor, grad_final: Tensor, current: Tensor, potential: Tensor, membrane_decay: Tensor, threshold:
+    float, reset: str, reset_potential: float, decay_input: bool, detach_reset: bool, surrogate: str, slope: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of (current (B, T, C), potential (B, C), membrane_decay (C,))."""
     drive = as_float32(current)
-    grad_current, grad_potential, grad_decay = torch.empty_like(drive), torch.empty(potential.shape), torch.empty(potential.shape)
-    arrays = as_arrays(as_float32(grad_spikes), grad_final, drive, potential, membrane_decay, grad_current, grad_potential, grad_decay)
+    grad_current, grad_potential, grad_decay = (
+        torch.empty_like(drive),
+        torch.empty(potential.shape),
+        torch.empty(potential.shape),
+    )
+    arrays = as_arrays(
+        as_float32(grad_spikes), grad_final, drive, potential, membrane_decay, grad_current, grad_potential, grad_decay
+    )
     constants = _lif_scalars(threshold, reset, reset_potential, decay_input)
-    run_tasks(_lif_backward_task, drive.shape, *arrays, *constants, detach_reset, SURROGATES.index(surrogate), np.float32(slope))
+    run_tasks(
+        _lif_backward_task,
+        drive.shape,
+        *arrays,
+        *constants,
+        detach_reset,
+        SURROGATES.index(surrogate),
+        np.float32(slope),
+    )
     return grad_current.to(current.dtype), grad_potential, sum_over_batch(grad_decay)
 
 
 def _lif_scalars(threshold: float, reset: str, reset_potential: float, decay_input: bool):
-    """Return (threshold, keep, offset, rest, decay_input): a spike turns the potential into keep * potential + offset."""
+    """Return (threshold, keep, offset, rest, decay_input): a spike turns the potential into keep * potential +
+    offset."""
     keep, offset = (1.0, -threshold) if reset == "subtract" else (0.0, reset_potential)
     return *map(np.float32, (threshold, keep, offset, reset_potential)), decay_input
 
@@ -80,7 +97,9 @@ def _fill_lif_lanes(lanes, decay, potential, rest, decay_input):
 
 
 @exact
-def _lif_forward_task(row, start, width, current, potential, decay, spikes, final, threshold, keep, offset, rest, decay_input):
+def _lif_forward_task(
+    row, start, width, current, potential, decay, spikes, final, threshold, keep, offset, rest, decay_input
+):
     T, C = current.shape[1:]
     end = min(start + width, C)
     n = end - start

@@ -28,8 +28,10 @@ def lif(
 
     Args:
         current: (B, T, C) input current; float32, bfloat16, float16, or float64 (reference only).
-        potential: (B, C) membrane potential carried in; zeros (at rest) if None. float32, or float64 with a float64 current.
-        membrane_decay: fraction of the potential kept per step, 1 - 1/tau; a number in [0, 1] or a (C,) tensor, which may learn.
+        potential: (B, C) membrane potential carried in; zeros (at rest) if None. float32, or float64 with a float64
+            current.
+        membrane_decay: fraction of the potential kept per step, 1 - 1/tau; a number in [0, 1] or a (C,) tensor, which
+            may learn.
         threshold: a neuron fires when its potential is >= this.
         reset: "zero" puts the potential at `reset_potential` after a spike, "subtract" takes `threshold` off it.
         reset_potential: where "zero" resets to, and what the potential leaks towards.
@@ -53,14 +55,21 @@ def lif(
     if not isinstance(membrane_decay, Tensor):
         highest = "below 1 (with decay_input a decay of 1 takes in nothing)" if decay_input else "at most 1"
         if not 0.0 <= membrane_decay <= 1.0 or (decay_input and membrane_decay == 1.0):
-            raise ValueError(f"lif: membrane_decay must be at least 0 and {highest}, got {membrane_decay}; tau = 2 is decay = 0.5")
+            raise ValueError(
+                f"lif: membrane_decay must be at least 0 and {highest}, got {membrane_decay}; tau = 2 is decay = 0.5"
+            )
         membrane_decay = torch.full((C,), membrane_decay, dtype=state_dtype, device=current.device)
     if membrane_decay.shape != (C,):
-        raise ValueError(f"lif: membrane_decay has shape {tuple(membrane_decay.shape)}, current has {C} channels; want ({C},)")
+        raise ValueError(
+            f"lif: membrane_decay has shape {tuple(membrane_decay.shape)}, current has {C} channels; want ({C},)"
+        )
     if potential is None:
         potential = torch.zeros(B, C, dtype=state_dtype, device=current.device)
     if potential.shape != (B, C) or potential.dtype != state_dtype:
-        raise ValueError(f"lif: potential is {potential.dtype} {tuple(potential.shape)}, want {state_dtype} {(B, C)} for a {current.dtype} current")
+        raise ValueError(
+            f"lif: potential is {potential.dtype} {tuple(potential.shape)}, want {state_dtype} {(B, C)} for a "
+            f"{current.dtype} current"
+        )
     membrane_decay = membrane_decay.to(state_dtype)
     if not current.device == potential.device == membrane_decay.device:
         raise ValueError(
@@ -80,7 +89,18 @@ def lif(
             surrogate=surrogate,
             slope=slope,
         )
-    return lif_operator(current, potential, membrane_decay, threshold, reset, reset_potential, decay_input, detach_reset, surrogate, slope)
+    return lif_operator(
+        current,
+        potential,
+        membrane_decay,
+        threshold,
+        reset,
+        reset_potential,
+        decay_input,
+        detach_reset,
+        surrogate,
+        slope,
+    )
 
 
 def _check_options(threshold: float, reset: str, reset_potential: float, surrogate: str, slope: float) -> None:
@@ -91,7 +111,10 @@ def _check_options(threshold: float, reset: str, reset_potential: float, surroga
     if not slope > 0:
         raise ValueError(f"lif: slope must be positive, got {slope}")
     if not threshold > reset_potential:
-        raise ValueError(f"lif: threshold ({threshold}) must lie above reset_potential ({reset_potential}), or every neuron fires at rest")
+        raise ValueError(
+            f"lif: threshold ({threshold}) must lie above reset_potential ({reset_potential}), or every neuron fires "
+            f"at rest"
+        )
     if reset == "subtract" and reset_potential != 0.0:
         raise ValueError(f"lif: reset_potential {reset_potential} needs reset='zero'; 'subtract' rests at 0")
 
@@ -110,12 +133,16 @@ def lif_operator(
     slope: float,
 ) -> tuple[Tensor, Tensor]:
     """(spikes, final potential). Keeps only `current` for the backward pass, which recomputes the potential."""
-    return fast_kernels("lif", current).lif_forward(current, potential, membrane_decay, threshold, reset, reset_potential, decay_input)
+    return fast_kernels("lif", current).lif_forward(
+        current, potential, membrane_decay, threshold, reset, reset_potential, decay_input
+    )
 
 
 @lif_operator.register_fake
 def _(current, potential, membrane_decay, *options):
-    return torch.empty_like(current, memory_format=torch.contiguous_format), torch.empty_like(potential, memory_format=torch.contiguous_format)
+    return torch.empty_like(current, memory_format=torch.contiguous_format), torch.empty_like(
+        potential, memory_format=torch.contiguous_format
+    )
 
 
 @torch.library.custom_op("spikegpt::lif_backward", mutates_args=())

@@ -17,21 +17,25 @@ def wkv_forward(
     """Return (output (B, T, C) in the dtype of `key`, numerator, denominator, max_exponent), the state in float32."""
     keys = as_float32(key)
     output, *state = torch.empty_like(keys), *(torch.empty(numerator.shape) for _ in range(3))
-    arrays = as_arrays(log_decay(time_decay), time_first, keys, as_float32(value), numerator, denominator, max_exponent, output, *state)
+    arrays = as_arrays(
+        log_decay(time_decay), time_first, keys, as_float32(value), numerator, denominator, max_exponent, output, *state
+    )
     run_tasks(_wkv_forward_task, keys.shape, *arrays)
     return output.to(key.dtype), *state
 
 
 def wkv_backward(
-    grad_output: Tensor, grad_numerator: Tensor, grad_denominator: Tensor, time_decay: Tensor, time_first: Tensor, key: Tensor,
-    value: Tensor, numerator: Tensor, denominator: Tensor, max_exponent: Tensor,
+    grad_output: Tensor, grad_numerator: Tensor, grad_denominator: Tensor, time_decay: Tensor, time_first: Tensor,
+    key: Tensor, value: Tensor, numerator: Tensor, denominator: Tensor, max_exponent: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of (time_decay, time_first, key, value, numerator, denominator)."""
     keys, decay = as_float32(key), log_decay(time_decay)
     grad_key, grad_value = torch.empty_like(keys), torch.empty_like(keys)
     # of the log decay, of time_first, of the incoming numerator and denominator: one row per batch row
     grads = [torch.empty(numerator.shape) for _ in range(4)]
-    arrays = as_arrays(as_float32(grad_output), grad_numerator, grad_denominator, decay, time_first, keys, as_float32(value))
+    arrays = as_arrays(
+        as_float32(grad_output), grad_numerator, grad_denominator, decay, time_first, keys, as_float32(value)
+    )
     arrays += as_arrays(numerator, denominator, max_exponent, grad_key, grad_value, *grads)
     run_tasks(_wkv_backward_task, keys.shape, *arrays)
     grad_decay, grad_first = sum_over_batch(grads[0]) * decay, sum_over_batch(grads[1])
@@ -66,8 +70,8 @@ def _fill_wkv_lanes(lanes, log_decay, time_first, numerator, denominator, max_ex
 
 @fused
 def _wkv_forward_task(
-    row, start, width, log_decay, time_first, key, value, numerator, denominator, max_exponent,
-    output, last_numerator, last_denominator, last_exponent,
+    row, start, width, log_decay, time_first, key, value, numerator, denominator, max_exponent, output,
+    last_numerator, last_denominator, last_exponent,
 ):  # fmt: skip
     T, C = key.shape[1:]
     end = min(start + width, C)
@@ -91,8 +95,8 @@ def _wkv_forward_task(
     last_exponent[row, start:end] = lanes[MAX_EXPONENT, :n]
 
 
-# what the way forward keeps of each step for the way back: the state before it, its share and the present token's in the
-# output (weight / sum of weights), and their weights in the next state
+# what the way forward keeps of each step for the way back: the state before it, its share and the present token's in
+# the output (weight / sum of weights), and their weights in the next state
 BEFORE_NUMERATOR, BEFORE_DENOMINATOR, PAST_SHARE, PRESENT_SHARE, PAST, PRESENT = range(6)
 # rows of the gradients carried back
 G_NUMERATOR, G_DENOMINATOR, G_LOG_DECAY, G_TIME_FIRST = range(4)
@@ -100,8 +104,8 @@ G_NUMERATOR, G_DENOMINATOR, G_LOG_DECAY, G_TIME_FIRST = range(4)
 
 @fused
 def _wkv_backward_task(
-    row, start, width, grad_output, grad_numerator, grad_denominator, log_decay, time_first, key, value,
-    numerator, denominator, max_exponent, grad_key, grad_value, grad_decay, grad_first, grad_numerator_in, grad_denominator_in,
+    row, start, width, grad_output, grad_numerator, grad_denominator, log_decay, time_first, key, value, numerator,
+    denominator, max_exponent, grad_key, grad_value, grad_decay, grad_first, grad_numerator_in, grad_denominator_in,
 ):  # fmt: skip
     T, C = key.shape[1:]
     end = min(start + width, C)
@@ -153,7 +157,12 @@ def _wkv_backward_task(
             v, gy, step = value[row, first + i, start:end], grad_output[row, first + i, start:end], kept[i]
             gk, gv = grad_key[row, first + i, start:end], grad_value[row, first + i, start:end]
             for c in range(n):
-                a, b, ga, gb = step[BEFORE_NUMERATOR, c], step[BEFORE_DENOMINATOR, c], grads[G_NUMERATOR, c], grads[G_DENOMINATOR, c]
+                a, b, ga, gb = (
+                    step[BEFORE_NUMERATOR, c],
+                    step[BEFORE_DENOMINATOR, c],
+                    grads[G_NUMERATOR, c],
+                    grads[G_DENOMINATOR, c],
+                )
                 y = step[PAST_SHARE, c] * a + step[PRESENT_SHARE, c] * v[c]
                 g_past, g_present = gy[c] * step[PAST_SHARE, c], gy[c] * step[PRESENT_SHARE, c]
                 g_boosted_key = g_present * (v[c] - y)

@@ -56,7 +56,11 @@ def wkv(
     if state is not None:
         state = WKVState(*state)
     time_decay, time_first, state = check_wkv_inputs("wkv", WKVState.empty, time_decay, time_first, key, value, state)
-    if receptance is not None and (receptance.shape, receptance.dtype, receptance.device) != (key.shape, key.dtype, key.device):
+    if receptance is not None and (receptance.shape, receptance.dtype, receptance.device) != (
+        key.shape,
+        key.dtype,
+        key.device,
+    ):
         found = f"wkv: receptance is {receptance.dtype} {tuple(receptance.shape)} on {receptance.device}"
         raise ValueError(f"{found}, key is {key.dtype} {tuple(key.shape)} on {key.device}; they must agree")
     chosen = choose_backend(backend, "wkv", key)
@@ -116,7 +120,19 @@ def wkv_backward_operator(
 
 
 @wkv_backward_operator.register_fake
-def _(grad_output, grad_numerator, grad_denominator, time_decay, time_first, key, value, numerator, denominator, max_exponent, receptance=None):
+def _(
+    grad_output,
+    grad_numerator,
+    grad_denominator,
+    time_decay,
+    time_first,
+    key,
+    value,
+    numerator,
+    denominator,
+    max_exponent,
+    receptance=None,
+):
     inputs = time_decay, time_first, key, value, numerator, denominator, *_gate(receptance).values()
     return [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in inputs]
 
@@ -138,7 +154,8 @@ wkv_operator.register_autograd(_backward, setup_context=_save_for_backward)
 def _op_cost(args: tuple, kwargs: dict, output: tuple[Tensor, ...]) -> dict[str, int | str]:
     """What one call computes, for dispatch-mode counters: `reference.wkv` line by line, exp(time_decay) prepared once.
 
-    A gate in the kernel counts what a sigmoid and a product count outside: both read their inputs and write their result.
+    A gate in the kernel counts what a sigmoid and a product count outside: both read their inputs and write their
+    result.
     """
     time_decay, _, key = args[:3]
     steps = key.numel()

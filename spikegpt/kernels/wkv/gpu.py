@@ -19,7 +19,8 @@ def wkv_forward(
     time_decay: Tensor, time_first: Tensor, key: Tensor, value: Tensor, numerator: Tensor, denominator: Tensor,
     max_exponent: Tensor, *, receptance: Tensor | None = None, splits: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return (output (B, T, C) in the dtype of `key`, numerator, denominator, max_exponent), the state (B, C) in float32.
+    """Return (output (B, T, C) in the dtype of `key`, numerator, denominator, max_exponent), the state (B, C) in
+    float32.
 
     With `receptance` the output is multiplied by its sigmoid. `splits` cuts the time; None chooses.
     """
@@ -35,11 +36,12 @@ def wkv_forward(
 
 
 def wkv_backward(
-    grad_output: Tensor, grad_numerator: Tensor, grad_denominator: Tensor, time_decay: Tensor, time_first: Tensor, key: Tensor,
-    value: Tensor, numerator: Tensor, denominator: Tensor, max_exponent: Tensor, *, receptance: Tensor | None = None,
-    splits: int | None = None,
+    grad_output: Tensor, grad_numerator: Tensor, grad_denominator: Tensor, time_decay: Tensor, time_first: Tensor,
+    key: Tensor, value: Tensor, numerator: Tensor, denominator: Tensor, max_exponent: Tensor, *, receptance: Tensor |
+    None = None, splits: int | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Return the gradients of (time_decay, time_first, key, value, numerator, denominator) and, if it is given, of receptance."""
+    """Return the gradients of (time_decay, time_first, key, value, numerator, denominator) and, if it is given, of
+    receptance."""
     B, T, C = key.shape
     splits, split_steps = cut_time(B * C, T, splits)
     sizes, grid = (B, T, C, splits, split_steps), (B * C, splits)
@@ -51,7 +53,9 @@ def wkv_backward(
         return torch.empty(*shape, B, C, device=key.device)
 
     checkpoints, leaving = empty(3, -(-T // BACK_STEPS)), empty(splits)
-    cupy_cuda.launch("wkv", "wkv_checkpoints", key.dtype, grid, key, value, decay, *state, states, checkpoints, leaving, *sizes)
+    cupy_cuda.launch(
+        "wkv", "wkv_checkpoints", key.dtype, grid, key, value, decay, *state, states, checkpoints, leaving, *sizes
+    )
     gradients = None
     if splits > 1:
         gradients = empty(2, splits)
@@ -60,7 +64,18 @@ def wkv_backward(
     grad_key, grad_value = torch.empty_like(key), torch.empty_like(value)
     grad_receptance = None if receptance is None else torch.empty_like(receptance)
     grad_decay, grad_first, *grad_state = empty(splits), empty(splits), empty(), empty()
-    inputs = key, value, receptance, grad_output, *_contiguous(grad_numerator, grad_denominator), decay, first, checkpoints, leaving, gradients
+    inputs = (
+        key,
+        value,
+        receptance,
+        grad_output,
+        *_contiguous(grad_numerator, grad_denominator),
+        decay,
+        first,
+        checkpoints,
+        leaving,
+        gradients,
+    )
     outputs = grad_key, grad_value, grad_receptance, grad_decay, grad_first, *grad_state
     cupy_cuda.launch("wkv", "wkv_backward", key.dtype, grid, *inputs, *outputs, *sizes)
     grads = grad_decay.sum((0, 1)) * decay, grad_first.sum((0, 1)), grad_key, grad_value, *grad_state
@@ -68,9 +83,12 @@ def wkv_backward(
 
 
 def cut_time(neurons: int, T: int, splits: int | None = None) -> tuple[int, int]:
-    """Return (splits, steps of a split): as many as make WANTED_THREADS where there are few channels, or about as many as asked for."""
+    """Return (splits, steps of a split): as many as make WANTED_THREADS where there are few channels, or about as many
+    as asked for."""
     if splits is None:
-        splits = 1 if neurons >= ENOUGH_NEURONS else min(math.ceil(WANTED_THREADS / neurons), max(T // SHORTEST_SPLIT, 1))
+        splits = (
+            1 if neurons >= ENOUGH_NEURONS else min(math.ceil(WANTED_THREADS / neurons), max(T // SHORTEST_SPLIT, 1))
+        )
     steps = SPLIT_MULTIPLE * math.ceil(T / (splits * SPLIT_MULTIPLE))
     return math.ceil(T / steps), steps
 
