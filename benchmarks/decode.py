@@ -24,7 +24,8 @@ from measure import alternate, ratio, write_result
 from spikegpt.checkpoint.run import load_model
 from spikegpt.config import model_preset
 from spikegpt.generate.engine import GATHERED_TEXTS, Engine
-from spikegpt.model.network import SpikeGPT, calibrate_thresholds
+from spikegpt.model.initial import calibrate_thresholds
+from spikegpt.model.network import SpikeGPT
 
 RATES = (0.05, 0.10, 0.15, 0.25)
 TOKENS = 24

@@ -28,7 +28,8 @@ from torch.nn import functional as F
 
 from spikegpt.config import model_preset
 from spikegpt.kernels import WKVState, event_wkv, integer_lif, lif, wkv
-from spikegpt.model.network import SpikeGPT, calibrate_thresholds
+from spikegpt.model.initial import calibrate_thresholds
+from spikegpt.model.network import SpikeGPT
 
 TREE = Path(__file__).parent.parent
 SHAPE = (16, 1024, 768)

@@ -50,11 +50,19 @@ def modules_of(package: str) -> dict[str, Path]:
 SPIKEGPT, NEUROMORPHIC = modules_of("spikegpt"), modules_of("neuromorphic")
 
 
+def walk(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every node but those that only type checkers see."""
+    for node in ast.iter_child_nodes(tree):
+        if not (isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"):
+            yield node
+            yield from walk(node)
+
+
 def imports_of(package: str, own: str, path: Path) -> Iterator[str]:
     """Modules of the same package that `path` imports, anywhere in it, and not for type checkers only."""
     modules = SPIKEGPT if package == "spikegpt" else NEUROMORPHIC
     parts = own.split(".") if path.name == "__init__.py" else own.split(".")[:-1]
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             if node.level:
                 assert node.level <= len(parts) + 1, f"{own} reaches out of its package"

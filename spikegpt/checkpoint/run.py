@@ -26,7 +26,8 @@ from ..common.errors import SpikegptError, Warn, warn_on_stderr
 from ..common.files import sha256_of, sync_folder, write_atomically
 from ..config import ModelConfig, TrainConfig
 from ..data.tokenizers.tokenizer import Tokenizer, load_tokenizer
-from ..model.network import NeuronFactory, SpikeGPT
+from ..model.mixers import NeuronFactory
+from ..model.network import SpikeGPT
 
 FORMAT = 1
 MANIFEST = "manifest.json"

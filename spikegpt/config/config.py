@@ -175,6 +175,8 @@ class ModelConfig(_Config):
     """tokens per training window; the model itself has no longest text"""
     vocab_size: int = 256
     """training replaces it by the tokenizer's"""
+    mixer: str = "rwkv4"
+    """generation of both halves of a block"""
     spiking: Literal["none", "output", "input"] = "input"
     """none: dense RWKV-4; output: published SpikeGPT, neurons on the output of each half block; input: spike-driven,
     neurons before every matrix product of a block"""

@@ -32,7 +32,8 @@ from ..data.text import Text
 from ..data.tokenizers.encoding import encode_first
 from ..data.tokenizers.tokenizer import Tokenizer
 from ..data.tokens.token_file import count_characters
-from ..model.network import LayerState, ModelOutput, SpikeGPT, State, evaluating
+from ..model.network import ModelOutput, SpikeGPT, evaluating
+from ..model.state import membranes_of
 
 # windows read at once: so many, or fewer where their logits would be more than this
 BATCH, LOGITS = 8, 1 << 26
@@ -237,11 +238,6 @@ def evaluate_windows(
             sums.add(logits[is_new], windows[:, 1:][is_new], spikes, windows[:, 1:].numel())
     beginning = "state empty but for the membranes of the window before" if keep_membrane else "empty state"
     return sums.result(f"windows of {ctx_len}, stride {stride}, {beginning}", tokens, tokenizer)
-
-
-def membranes_of(state: State) -> State:
-    """Return the state of a text's beginning, but with the neurons of `state`."""
-    return tuple(LayerState(None, None, layer.time_mix_neuron, None, layer.channel_mix_neuron) for layer in state)
 
 
 def _check(tokens: np.ndarray, source: str = "the text") -> None:

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..common.errors import SpikegptError
-from ..model.network import SpikeGPT, State, evaluating, join_states, select_texts
+from ..model.network import SpikeGPT, evaluating
+from ..model.state import State, join_states, select_texts
 
 BATCH = 16
 # read at once at most: so many tokens of a text, and continuations with so many logits in all

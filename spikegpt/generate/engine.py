@@ -18,7 +18,9 @@ from ..config import ModelConfig, NeuronConfig
 from ..kernels import EventWKVState, WKVState
 from ..kernels.backends import is_installed
 from ..kernels.reference import EVENT_KEY_LIMIT
-from ..model.network import LayerState, SpikeGPT, State
+from ..model.mixers.rwkv4 import ChannelMixState, TimeMixState
+from ..model.network import SpikeGPT
+from ..model.state import BlockState, State
 from ..neuron.lif import LIF
 
 WEIGHTS = ("float32", "bfloat16", "int8")
@@ -154,8 +156,7 @@ def why_not_by_rows(model: SpikeGPT) -> str:
         return "it is rescaled as in published inference"
     if not is_installed("numba"):
         return "numba is not installed"
-    neurons = [module for name, module in model.named_modules() if name.endswith("_neuron")]
-    for neuron in neurons:
+    for neuron in (placed.neuron for placed in model.sites().values()):
         if not isinstance(neuron, LIF):
             return f"its neurons are {type(neuron).__name__}, not our LIF"
         if neuron.config not in _known_neurons(model.config):
@@ -228,7 +229,7 @@ class _Packed:
     def take(self, state: State) -> None:
         from .compiled import token_step as nd
 
-        B, L, C = state[0].time_mix_shift.shape[0], len(state), self.config.n_embd
+        B, L, C = state[0].time_mix.shift.shape[0], len(state), self.config.n_embd
         real = self.shared.dtype
         self.state = np.zeros((B, L, nd.STATE_ROWS, C), real)
         self.potential = np.zeros((B, L, max(len(self.sites), 1), C), real)
@@ -237,16 +238,16 @@ class _Packed:
         for layer, part in enumerate(state):
             rows = self.state[:, layer]
             rows[:, nd.TIME_SHIFT], rows[:, nd.CHANNEL_SHIFT] = (
-                part.time_mix_shift.detach().numpy(),
-                part.channel_mix_shift.detach().numpy(),
+                part.time_mix.shift.detach().numpy(),
+                part.channel_mix.shift.detach().numpy(),
             )
-            for row, sums in enumerate(part.wkv):
+            for row, sums in enumerate(part.time_mix.wkv):
                 rows[:, nd.NUMERATOR + row] = sums.detach().numpy()
             for site, potential in enumerate(_potentials(part, self.sites)):
                 if potential is not None:
                     self.potential[:, layer, site] = potential.detach().numpy()
-            if is_input and part.channel_mix_neuron["value_neuron"] is not None:
-                self.hidden_potential[:, layer] = part.channel_mix_neuron["value_neuron"].detach().numpy()
+            if is_input and part.channel_mix.neurons["value_neuron"] is not None:
+                self.hidden_potential[:, layer] = part.channel_mix.neurons["value_neuron"].detach().numpy()
         self.logits = np.empty((B, self.config.vocab_size), real)
 
     def give(self) -> State:
@@ -267,21 +268,14 @@ class _Packed:
                     half, name = name.split(".")
                     halves[half][name] = copy(volts[:, site]) if kept else None
                 halves["ffn"]["value_neuron"] = copy(self.hidden_potential[:, layer]) if kept else None
-                time_mix_neuron, channel_mix_neuron = halves["att"], halves["ffn"]
+                inner, behind = (halves["att"], halves["ffn"]), (None, None)
             else:
                 wkv = WKVState(*(copy(rows[:, nd.NUMERATOR + row]) for row in range(3)))
-                time_mix_neuron, channel_mix_neuron = (
-                    (copy(volts[:, site]) for site in (0, 1)) if self.sites and kept else (None, None)
-                )
-            state.append(
-                LayerState(
-                    copy(rows[:, nd.TIME_SHIFT]),
-                    wkv,
-                    time_mix_neuron,
-                    copy(rows[:, nd.CHANNEL_SHIFT]),
-                    channel_mix_neuron,
-                )
-            )
+                inner = None, None
+                behind = (copy(volts[:, 0]), copy(volts[:, 1])) if self.sites and kept else (None, None)
+            time_mix = TimeMixState(copy(rows[:, nd.TIME_SHIFT]), wkv, inner[0])
+            channel_mix = ChannelMixState(copy(rows[:, nd.CHANNEL_SHIFT]), inner[1])
+            state.append(BlockState(time_mix, behind[0], channel_mix, behind[1]))
         return tuple(state)
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -400,10 +394,10 @@ def _neuron_rows(neuron: LIF, channels: int, real: torch.dtype) -> Tensor:
     return torch.stack([decay, gain, (1 - decay) * config.reset_potential, threshold])
 
 
-def _potentials(part: LayerState, sites: list[str]) -> list[Tensor | None]:
+def _potentials(part: BlockState, sites: list[str]) -> list[Tensor | None]:
     if not sites:
         return []
     if "." not in sites[0]:
         return [part.time_mix_neuron, part.channel_mix_neuron]
-    halves = {"att": part.time_mix_neuron, "ffn": part.channel_mix_neuron}
+    halves = {"att": part.time_mix.neurons, "ffn": part.channel_mix.neurons}
     return [halves[half][name] for half, name in (site.split(".") for site in sites)]

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..common.errors import SpikegptError
 from ..data.tokenizers.tokenizer import Tokenizer
-from ..model.network import SpikeGPT, State, join_states
+from ..model.network import SpikeGPT
+from ..model.state import State, join_states
 from .engine import Engine
 
 PREFILL_CHUNK = 1024

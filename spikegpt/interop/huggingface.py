@@ -24,7 +24,8 @@ from ..checkpoint.run import load_model
 from ..common.errors import SpikegptError
 from ..config import ModelConfig
 from ..data.tokenizers.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, byte_letters
-from ..model.network import SpikeGPT, State, join_states
+from ..model.network import SpikeGPT
+from ..model.state import State, join_states
 
 try:
     from transformers import (
@@ -179,10 +180,7 @@ class SpikeGPTForCausalLM(_SpikeGPTPreTrained, GenerationMixin):
         keeps_state = not self.training if use_cache is None else use_cache
         x, new_state, spikes, _ = self._read(input_ids, attention_mask, state, keeps_state)
         x = x[:, -logits_to_keep:] if logits_to_keep else x
-        if "head_neuron" in self.spikegpt._modules:
-            x, _ = self.spikegpt.head_neuron(x)
-            spikes["head_neuron"] = x
-        logits = self.spikegpt.head(x)
+        logits = self.spikegpt.read_out(x, spikes)
         loss = None
         if labels is not None:
             loss = F.cross_entropy(

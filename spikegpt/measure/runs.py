@@ -251,12 +251,8 @@ def _rasters(model: SpikeGPT, tokenizer: Tokenizer, tokens: np.ndarray, prompt: 
         raise SpikegptError("the prompt of the raster is empty; give some text, or leave it out")
     spikes = model(torch.from_numpy(read.astype(np.int64))[None]).spikes
     labels = tuple(tokenizer.decode([token]).decode("utf-8", "replace") for token in read)
-    blocks = sorted({0, model.config.n_layer // 2, model.config.n_layer - 1})
-    halves = {"input": ("att.output_neuron", "ffn.value_neuron")}.get(
-        model.config.spiking, ("time_mix_neuron", "channel_mix_neuron")
-    )
     rasters = []
-    for layer in (f"blocks.{block}.{half}" for block in blocks for half in halves):
+    for layer in _shown_layers(model):
         n_neurons = min(RASTER_NEURONS, spikes[layer].shape[-1])
         at, neurons = raster(spikes[layer][0], n_neurons)
         rasters.append(
@@ -269,6 +265,16 @@ def _rasters(model: SpikeGPT, tokenizer: Tokenizer, tokens: np.ndarray, prompt: 
             )
         )
     return tuple(rasters)
+
+
+def _shown_layers(model: SpikeGPT) -> list[str]:
+    """Names of the last layer of neurons in both halves of the first, the middle and the last block."""
+    names = []
+    for layer in sorted({0, model.config.n_layer // 2, model.config.n_layer - 1}):
+        block = model.blocks[layer]
+        halves = ("att.", block.att.sites[-1:]), ("ffn.", block.ffn.sites[-1:]), ("", block.sites)
+        names += [f"blocks.{layer}.{half}{site.name}" for half, sites in halves for site in sites]
+    return names
 
 
 def report_folder(run: Path) -> Path:

@@ -1,50 +1,24 @@
-"""The whole network: TimeMix, ChannelMix, Block, SpikeGPT. One class: spike-driven, as published, and dense RWKV-4.
+"""The whole network: Block and SpikeGPT. One class: spike-driven, as published, and dense; what a half of a block is,
+mixers/ say.
 
 Parameter names and shapes are those of the official checkpoints. One neuron step is one token.
 Sources: github.com/BlinkDL/RWKV-LM, RWKV-v4neo/src/model.py; github.com/ridgerchu/SpikeGPT, src/model.py.
 """
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._pytree import tree_map
 
 from ..config import ModelConfig
-from ..kernels import WKVState, event_wkv, wkv
 from ..neuron.lif import LIF, heaviside
-
-# makes the neurons of one layer from n_embd; returns a module like `neuron.LIF`
-NeuronFactory = Callable[[int], nn.Module]
-
-# share of the neurons that fires before the first step in the layers of the input block, where thresholds may learn.
-# What the blocks add to the residual stream starts almost silent: spikes of untrained neurons there are noise that
-# training has to undo, by making all neurons fire less. Measured: inputs at 0.3 or all layers at 0.25 end 0.03 to 0.1
-# bits worse after 600 steps
-INITIAL_FIRING_RATES = {"output_neuron": 0.05, "ffn.value_neuron": 0.10}
-OTHER_INITIAL_FIRING_RATE = 0.45
-
-
-class LayerState(NamedTuple):
-    """What one block carries from token to token; each tensor (B, C).
-
-    A neuron state is what the block's neurons carry: None in the dense twin, the potential in the published block, and
-    in the spike-driven block site -> potential, or None where the neuron is memoryless.
-    """
-
-    time_mix_shift: Tensor
-    wkv: WKVState
-    time_mix_neuron: Any
-    channel_mix_shift: Tensor
-    channel_mix_neuron: Any
-
-
-State = tuple[LayerState, ...]
+from .initial import initialise
+from .mixers import MIXERS, Mixer, NeuronFactory, Site
+from .published import rescale_stream
+from .state import BlockState, State
 
 
 class ModelOutput(NamedTuple):
@@ -53,116 +27,14 @@ class ModelOutput(NamedTuple):
     spikes: dict[str, Tensor]
 
 
-def detach_state(state: State) -> State:
-    """Return the state without its history of gradients, for truncated backpropagation."""
-    return tree_map(lambda part: part.detach() if isinstance(part, Tensor) else part, state)
+class PlacedSite(NamedTuple):
+    """A site of a model: whose it is, its neurons, and the matrix product that reads their spikes, None where there is
+    none."""
 
-
-def join_states(states: Sequence[State]) -> State:
-    """Return the states of several texts as the state of one batch."""
-    return tree_map(lambda first, *rest: torch.cat([first, *rest]) if isinstance(first, Tensor) else first, *states)
-
-
-def select_texts(state: State, texts: Sequence[int]) -> State:
-    """Return the state of the batch that consists of these texts (places in the batch of `state`), in this order."""
-    return tree_map(lambda part: part[list(texts)] if isinstance(part, Tensor) else part, state)
-
-
-def shift_tokens(x: Tensor, previous: Tensor | None) -> Tensor:
-    """Return x (B, T, C) moved one token later; the first token sees `previous` (B, C), or zeros."""
-    first = x.new_zeros(x.shape[0], 1, x.shape[2]) if previous is None else previous.to(x.dtype).unsqueeze(1)
-    return torch.cat([first, x[:, :-1]], dim=1)
-
-
-def token_shift_cost(args: tuple, kwargs: dict, output: Any) -> dict[str, int]:
-    """What a token shift of x = args[0] (B, T, C) carries: for every token the one before is read, and itself is
-    kept."""
-    elements = args[0].numel()
-    return {"state_elements": args[0].shape[-1], "state_reads": elements, "state_writes": elements}
-
-
-class _Mix(nn.Module):
-    """What both halves of a block share: neurons before their matrix products, which only the spike-driven block
-    has."""
-
-    op_cost = staticmethod(token_shift_cost)
-
-    def _fire(
-        self,
-        site: str,
-        current: Tensor,
-        before: dict[str, Any] | None,
-        after: dict[str, Any],
-        spikes: dict[str, Tensor],
-    ) -> Tensor:
-        """Return the spikes of the neurons at `site`, and note them and their state; without neurons, the current
-        itself."""
-        neuron = getattr(self, site, None)
-        if neuron is None:
-            return current
-        spikes[site], after[site] = neuron(current, before[site] if before else None)
-        return spikes[site]
-
-
-class TimeMix(_Mix):
-    """RWKV-4 time mixing: output(sigmoid(receptance) * wkv(key, value)), each projection of a token-shift mix."""
-
-    def __init__(self, config: ModelConfig, neuron: NeuronFactory):
-        super().__init__()
-        C = config.n_embd
-        self.time_decay = nn.Parameter(torch.empty(C))
-        self.time_first = nn.Parameter(torch.empty(C))
-        for name in ("time_mix_k", "time_mix_v", "time_mix_r"):
-            setattr(self, name, nn.Parameter(torch.empty(1, 1, C)))
-        for name in ("key", "value", "receptance", "output"):
-            setattr(self, name, nn.Linear(C, C, bias=False))
-        self.has_events = config.spiking == "input"
-        if self.has_events:
-            for site in ("key_neuron", "value_neuron", "receptance_neuron", "wkv_neuron", "output_neuron"):
-                setattr(self, site, neuron(C))
-
-    def forward(self, x: Tensor, shift: Tensor | None, state: WKVState | None, before: dict[str, Any] | None) -> tuple:
-        """Return (y, shift, wkv state, site -> neuron state, site -> spikes)."""
-        shifted, after, spikes = shift_tokens(x, shift), {}, {}
-        key = self.key(self._fire("key_neuron", torch.lerp(shifted, x, self.time_mix_k), before, after, spikes))
-        value = self.value(self._fire("value_neuron", torch.lerp(shifted, x, self.time_mix_v), before, after, spikes))
-        receptance = self.receptance(
-            self._fire("receptance_neuron", torch.lerp(shifted, x, self.time_mix_r), before, after, spikes)
-        )
-        if self.has_events:
-            value = self._fire("wkv_neuron", value, before, after, spikes)
-            mean, state = event_wkv(self.time_decay, self.time_first, key, value, state)
-            gated = torch.sigmoid(receptance) * mean
-        else:
-            gated, state = wkv(self.time_decay, self.time_first, key, value, state, receptance=receptance)
-        gated = self._fire("output_neuron", gated, before, after, spikes)
-        return self.output(gated), x[:, -1], state, after or None, spikes
-
-
-class ChannelMix(_Mix):
-    """RWKV-4 channel mixing: sigmoid(receptance) * value(relu(key)^2), each projection of a token-shift mix."""
-
-    def __init__(self, config: ModelConfig, neuron: NeuronFactory):
-        super().__init__()
-        C = config.n_embd
-        self.time_mix_k = nn.Parameter(torch.empty(1, 1, C))
-        self.time_mix_r = nn.Parameter(torch.empty(1, 1, C))
-        self.key = nn.Linear(C, config.n_ffn, bias=False)
-        self.value = nn.Linear(config.n_ffn, C, bias=False)
-        self.receptance = nn.Linear(C, C, bias=False)
-        if config.spiking == "input":
-            self.key_neuron, self.receptance_neuron = neuron(C), neuron(C)
-            self.value_neuron = LIF(config.n_ffn, config.hidden_neuron)
-
-    def forward(self, x: Tensor, shift: Tensor | None, before: dict[str, Any] | None) -> tuple:
-        """Return (y, shift, site -> neuron state, site -> spikes)."""
-        shifted, after, spikes = shift_tokens(x, shift), {}, {}
-        key = self.key(self._fire("key_neuron", torch.lerp(shifted, x, self.time_mix_k), before, after, spikes))
-        receptance = self.receptance(
-            self._fire("receptance_neuron", torch.lerp(shifted, x, self.time_mix_r), before, after, spikes)
-        )
-        hidden = self._fire("value_neuron", torch.relu(key).square(), before, after, spikes)
-        return torch.sigmoid(receptance) * self.value(hidden), x[:, -1], after or None, spikes
+    site: Site
+    owner: nn.Module
+    neuron: nn.Module
+    product: nn.Linear | None
 
 
 class Block(nn.Module):
@@ -172,66 +44,79 @@ class Block(nn.Module):
     (`output`) has one layer of them after each half; the dense twin (`none`) has none.
     """
 
-    def __init__(self, config: ModelConfig, layer: int, neuron: NeuronFactory):
+    att: Mixer
+    ffn: Mixer
+
+    def __init__(self, config: ModelConfig, layer: int, make_neuron: NeuronFactory):
         super().__init__()
-        self.emits_spikes = config.spiking == "output"
-        # of published inference, see ModelConfig.rescale_every
-        self.drive = 2.0 ** -(layer // config.rescale_every) if config.rescale_every else 1.0
-        self.halves_stream = config.rescale_every > 0 and (layer + 1) % config.rescale_every == 0
+        time_mix, channel_mix = MIXERS[config.mixer]
         if layer == 0:
             self.ln0 = nn.LayerNorm(config.n_embd)
         self.ln1 = nn.LayerNorm(config.n_embd)
-        self.att = TimeMix(config, neuron)
+        self.att = time_mix(config, make_neuron)
         self.ln2 = nn.LayerNorm(config.n_embd)
-        self.ffn = ChannelMix(config, neuron)
-        if self.emits_spikes:
-            self.time_mix_neuron = neuron(config.n_embd)
-            self.channel_mix_neuron = neuron(config.n_embd)
+        self.ffn = channel_mix(config, make_neuron)
+        self.sites: tuple[Site, ...] = ()
+        if config.spiking == "output":
+            names = "time_mix_neuron", "channel_mix_neuron"
+            self.sites = tuple(Site(name, None, config.n_embd, config.neuron) for name in names)
+            for site in self.sites:
+                self.add_module(site.name, make_neuron(site))
 
-    def forward(self, x: Tensor, state: LayerState | None) -> tuple[Tensor, LayerState, dict[str, Tensor]]:
+    def forward(self, x: Tensor, state: BlockState | None) -> tuple[Tensor, BlockState, dict[str, Tensor]]:
         """Return (x, state, name -> spikes)."""
-        before = state or LayerState(None, None, None, None, None)
-        mixed, time_mix_shift, wkv_state, time_mix_neuron, inner = self.att(
-            self.ln1(x), before.time_mix_shift, before.wkv, before.time_mix_neuron
-        )
+        before = state or BlockState(None, None, None, None)
+        mixed, time_mix, inner = self.att(self.ln1(x), before.time_mix)
         spikes = {f"att.{site}": spike for site, spike in inner.items()}
-        mixed = mixed if self.drive == 1.0 else self.drive * mixed
-        if self.emits_spikes:
-            mixed, time_mix_neuron = self.time_mix_neuron(mixed, before.time_mix_neuron)
-            spikes["time_mix_neuron"] = mixed
+        mixed, time_mix_neuron = self._fire("time_mix_neuron", mixed, before.time_mix_neuron, spikes)
         x = x + mixed
-        mixed, channel_mix_shift, channel_mix_neuron, inner = self.ffn(
-            self.ln2(x), before.channel_mix_shift, before.channel_mix_neuron
-        )
+        mixed, channel_mix, inner = self.ffn(self.ln2(x), before.channel_mix)
         spikes |= {f"ffn.{site}": spike for site, spike in inner.items()}
-        mixed = mixed if self.drive == 1.0 else self.drive * mixed
-        if self.emits_spikes:
-            mixed, channel_mix_neuron = self.channel_mix_neuron(mixed, before.channel_mix_neuron)
-            spikes["channel_mix_neuron"] = mixed
-        x = (x + mixed) / 2 if self.halves_stream else x + mixed
-        return x, LayerState(time_mix_shift, wkv_state, time_mix_neuron, channel_mix_shift, channel_mix_neuron), spikes
+        mixed, channel_mix_neuron = self._fire("channel_mix_neuron", mixed, before.channel_mix_neuron, spikes)
+        return x + mixed, BlockState(time_mix, time_mix_neuron, channel_mix, channel_mix_neuron), spikes
+
+    def _fire(self, site: str, current: Tensor, before: Any, spikes: dict[str, Tensor]) -> tuple[Tensor, Any]:
+        """(what is added to the stream, neuron state): spikes of the neurons behind a half, noted, or the current
+        itself."""
+        neuron = self._modules.get(site)
+        if neuron is None:
+            return current, None
+        spikes[site], after = neuron(current, before)
+        return spikes[site], after
+
+
+def our_neuron(site: Site) -> LIF:
+    """Return our LIF with the neuron that is meant at `site`."""
+    return LIF(site.channels, site.neuron)
 
 
 class SpikeGPT(nn.Module):
-    """A language model of RWKV-4 blocks whose matrix products read spikes, or whose outputs are spikes, or its dense
+    """A language model of RWKV blocks whose matrix products read spikes, or whose outputs are spikes, or its dense
     twin.
 
     Args:
         config: sizes and `spiking`; the configuration of our own neurons.
-        neuron: makes other neurons than our LIF, e.g. `lambda channels: SpikingJellyNeuron(...)`.
+        neuron: makes the neurons of every `Site` (its channels, the neuron meant there) in the place of our LIF, e.g.
+            `lambda site: SpikingJellyNeuron(...)`.
         init: fill every parameter with RWKV's initialisation; False leaves them for a checkpoint to fill.
     """
 
     def __init__(self, config: ModelConfig, neuron: NeuronFactory | None = None, init: bool = True):
         super().__init__()
+        if config.mixer not in MIXERS:
+            raise ValueError(f"mixer is {config.mixer!r}; known: {', '.join(MIXERS)}")
         self.config = config
+        make_neuron = neuron or our_neuron
         self.emb = nn.Embedding(config.vocab_size, config.n_embd)
-        make_neuron = neuron or (lambda channels: LIF(channels, config.neuron))
         self.blocks = nn.ModuleList(Block(config, layer, make_neuron) for layer in range(config.n_layer))
         self.ln_out = nn.LayerNorm(config.n_embd)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.head_site: Site | None = None
         if config.spiking == "input" and config.spiking_head:
-            self.head_neuron = LIF(config.n_embd, config.head_neuron)
+            self.head_site = Site("head_neuron", "head", config.n_embd, config.head_neuron)
+            self.head_neuron = make_neuron(self.head_site)
+        if config.rescale_every:
+            rescale_stream(self.blocks, config.rescale_every)
         if init:
             initialise(self)
 
@@ -251,12 +136,16 @@ class SpikeGPT(nn.Module):
             ValueError: ids are not (B, T) whole numbers or lie outside the vocabulary; the state is another model's.
         """
         x, new_state, spikes = self.hidden(ids, state)
-        if last_only:
-            x = x[:, -1:]
-        if "head_neuron" in self._modules:
+        return ModelOutput(self.read_out(x[:, -1:] if last_only else x, spikes), new_state, spikes)
+
+    def read_out(self, x: Tensor, spikes: dict[str, Tensor]) -> Tensor:
+        """Return the logits (B, T, vocab_size) of x (B, T, n_embd) from `hidden`; spikes of the head's neurons are put
+        into `spikes`."""
+        if self.head_site is not None:
+            # memoryless: the state belongs to the blocks
             x, _ = self.head_neuron(x)
-            spikes["head_neuron"] = x
-        return ModelOutput(self.head(x), new_state, spikes)
+            spikes[self.head_site.name] = x
+        return self.head(x)
 
     def hidden(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State, dict[str, Tensor]]:
         """Return (what the head reads, before its neurons, if it has any: (B, T, n_embd); state; spikes), as `forward`
@@ -293,16 +182,42 @@ class SpikeGPT(nn.Module):
                 f"tokenizer?"
             )
 
+    @property
+    def device(self) -> torch.device:
+        return self.emb.weight.device
+
+    def sites(self) -> dict[str, PlacedSite]:
+        """Return every layer of neurons by the name of its module, in the order in which they fire."""
+        owners: list[tuple[str, nn.Module, tuple[Site, ...]]] = []
+        for layer, block in enumerate(self.blocks):
+            halves = (("att.", block.att), ("ffn.", block.ffn), ("", block))
+            owners += [(f"blocks.{layer}.{half}", owner, owner.sites) for half, owner in halves]
+        owners.append(("", self, (self.head_site,) if self.head_site is not None else ()))
+        found = {}
+        for path, owner, sites in owners:
+            for site in sites:
+                product = getattr(owner, site.product) if site.product is not None else None
+                reader = product if isinstance(product, nn.Linear) else None
+                found[path + site.name] = PlacedSite(site, owner, getattr(owner, site.name), reader)
+        return found
+
     def synapses(self) -> dict[str, int]:
         """Return name of each layer of neurons whose spikes a matrix product reads -> number of its weights; empty
         unless `input`.
 
-        The neurons `X_neuron` stand before the product `X` of the same module. A spike costs as many synaptic
-        operations as it has synapses, so these are the weights of a mean firing rate.
+        A spike costs as many synaptic operations as it has synapses, so these are the weights of a mean firing rate.
         """
-        modules = dict(self.named_modules())
-        read = {name: modules.get(name.removesuffix("_neuron")) for name in modules if name.endswith("_neuron")}
-        return {name: product.weight.numel() for name, product in read.items() if product is not None}
+        return {
+            name: placed.product.weight.numel() for name, placed in self.sites().items() if placed.product is not None
+        }
+
+    def rate_scales(self) -> dict[str, float]:
+        """Return parameter -> factor of the learning rate, of those parameters whose mixer names one."""
+        found = {}
+        for path, mixer in self.named_modules():
+            if isinstance(mixer, Mixer):
+                found |= {f"{path}.{name}": factor for name, factor in mixer.rate_scales.items()}
+        return found
 
     def count_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
@@ -322,83 +237,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def l2wrap(logits: Tensor, strength: float) -> Tensor:
     """Return RWKV's L2Wrap as a loss term, strength/2 * mean(max logit squared): its gradient is the published one."""
     return strength / 2 * logits.float().amax(dim=-1).square().mean()
-
-
-@torch.no_grad()
-def initialise(model: SpikeGPT) -> None:
-    """Fill every parameter of `model` with RWKV's initialisation, drawn from torch's default generator.
-
-    Source: RWKV-v4neo `__init__` and `generate_init_weight`: orthogonal or zero matrices, zigzag time_first, power-law
-    time_decay. The published SpikeGPT script skips it by accident and trains from torch's defaults.
-    """
-    config = model.config
-    C, L = config.n_embd, config.n_layer
-    channel = torch.arange(C, dtype=torch.float64)
-    for norm in (module for module in model.modules() if isinstance(module, nn.LayerNorm)):
-        nn.init.ones_(norm.weight)
-        nn.init.zeros_(norm.bias)
-    nn.init.uniform_(model.emb.weight, -1e-4, 1e-4)
-    nn.init.orthogonal_(model.head.weight, gain=0.5 * math.sqrt(max(config.vocab_size / C, 1)))
-    for layer, block in enumerate(model.blocks):
-        depth = layer / max(L - 1, 1)
-        ramp = (channel / C) ** (1 - layer / L)
-        att, ffn = block.att, block.ffn
-        att.time_decay.copy_(-5 + 8 * (channel / max(C - 1, 1)) ** (0.7 + 1.3 * depth))
-        att.time_first.copy_(math.log(0.3) + 0.5 * ((channel + 1) % 3 - 1))
-        att.time_mix_k.copy_(ramp.view(1, 1, C))
-        att.time_mix_v.copy_((ramp + 0.3 * depth).view(1, 1, C))
-        att.time_mix_r.copy_(ramp.sqrt().view(1, 1, C))
-        ffn.time_mix_k.copy_(ramp.view(1, 1, C))
-        ffn.time_mix_r.copy_(ramp.view(1, 1, C))
-        if config.spiking == "input":
-            # zero matrices would leave the neurons behind them silent, and orthogonal ones learned no better
-            for matrix in (att.key, att.value, att.receptance, att.output, ffn.key, ffn.value, ffn.receptance):
-                nn.init.normal_(
-                    matrix.weight,
-                    std=(0.5 if matrix in (att.output, ffn.value) else 1.0) / math.sqrt(matrix.in_features),
-                )
-            continue
-        for matrix in (att.key, att.receptance, att.output, ffn.value, ffn.receptance):
-            nn.init.zeros_(matrix.weight)
-        nn.init.orthogonal_(att.value.weight, gain=1.0)
-        nn.init.orthogonal_(ffn.key.weight, gain=2.0)
-    if config.spiking == "input":
-        nn.init.normal_(model.head.weight, std=1 / math.sqrt(C))
-        for neuron in (
-            module for module in model.modules() if isinstance(module, LIF) and module.config.learnable_decay
-        ):
-            neuron.decay_logit.fill_(math.log(neuron.config.membrane_decay / (1 - neuron.config.membrane_decay)))
-        calibrate_thresholds(model)
-
-
-@torch.no_grad()
-def calibrate_thresholds(model: SpikeGPT, rate: float | None = None, tokens: int = 64) -> None:
-    """Set the learnable thresholds of every layer, one number per layer, so that `rate` of its neurons fire on random
-    text.
-
-    None takes INITIAL_FIRING_RATES. Layer after layer in one pass over 4 x `tokens` random ids, drawn from torch's
-    default generator.
-    """
-
-    def calibrate(neuron: LIF, inputs: tuple[Tensor, ...], share: float) -> None:
-        current = inputs[0].float()
-        driven = (current.abs() if neuron.config.signed else current).flatten()
-        threshold = driven.kthvalue(max(round((1 - share) * driven.numel()), 1)).values
-        # a layer that nothing reaches keeps its threshold
-        if threshold > 0:
-            neuron.log_threshold.fill_(torch.log(threshold))
-
-    hooks = []
-    for name, neuron in model.named_modules():
-        if isinstance(neuron, LIF) and neuron.config.learnable_threshold:
-            neuron.log_threshold.fill_(math.log(neuron.config.threshold))
-            share = next(
-                (rate for site, rate in INITIAL_FIRING_RATES.items() if name.endswith(site)), OTHER_INITIAL_FIRING_RATE
-            )
-            hooks.append(neuron.register_forward_pre_hook(partial(calibrate, share=rate or share)))
-    was_training = model.training
-    model.eval()
-    model(torch.randint(model.config.vocab_size, (4, tokens), device=model.head.weight.device))
-    model.train(was_training)
-    for hook in hooks:
-        hook.remove()

@@ -1,5 +1,20 @@
-"""Neurons as modules: our LIF, and adapters for other libraries' neurons."""
+"""Neurons as modules: our LIF, and adapters for SpikingJelly's and snnTorch's.
 
-from .lif import LIF, SnnTorchNeuron, SpikingJellyNeuron, check_alphabet, heaviside, verified_spikes
+Every neuron here maps a current (B, T, C) and a state to spikes (B, T, C) and the state after the last token, so that
+a text may be read at once, in chunks, or token by token.
+"""
 
-__all__ = ["LIF", "SnnTorchNeuron", "SpikingJellyNeuron", "check_alphabet", "heaviside", "verified_spikes"]
+from .adapters import SnnTorchNeuron, SpikingJellyNeuron
+from .lif import LIF, check_alphabet, heaviside, verified_spikes
+from .thresholds import best_thresholds, threshold_of_rate
+
+__all__ = [
+    "LIF",
+    "SnnTorchNeuron",
+    "SpikingJellyNeuron",
+    "best_thresholds",
+    "check_alphabet",
+    "heaviside",
+    "threshold_of_rate",
+    "verified_spikes",
+]

@@ -1,4 +1,4 @@
-"""Neurons as modules: our LIF, and adapters for SpikingJelly's and snnTorch's.
+"""Our LIF as a module, and the proof that it emits its declared alphabet.
 
 Every neuron here maps a current (B, T, C) and a state to spikes (B, T, C) and the state after the last token, so that
 a text may be read at once, in chunks, or token by token. The equations are in `kernels/reference.py`.
@@ -7,11 +7,9 @@ a text may be read at once, in chunks, or token by token. The equations are in `
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from ..config import NeuronConfig
 from ..kernels import integer_lif, lif
@@ -19,8 +17,6 @@ from ..kernels.reference import count_spikes, heaviside, integer_lif_step, lif_s
 
 __all__ = [
     "LIF",
-    "SnnTorchNeuron",
-    "SpikingJellyNeuron",
     "check_alphabet",
     "count_spikes",
     "heaviside",
@@ -67,15 +63,28 @@ class LIF(nn.Module):
     """
 
     def __init__(self, channels: int, config: NeuronConfig | None = None, backend: str = "auto"):
+        if not isinstance(channels, int):
+            found = f"LIF: channels must be a whole number, got a {type(channels).__name__}"
+            raise ValueError(f"{found}; a neuron factory is given a site: LIF(site.channels, site.neuron)")
         super().__init__()
         self.config, self.backend = config or NeuronConfig(), backend
         # see `anneal`; anything else than 1 acts in training only
         self.spike_share = 1.0
         if self.config.learnable_decay:
-            decay = self.config.membrane_decay
-            self.decay_logit = nn.Parameter(torch.full((channels,), math.log(decay / (1 - decay))))
+            self.decay_logit = nn.Parameter(torch.empty(channels))
         if self.config.learnable_threshold:
-            self.log_threshold = nn.Parameter(torch.full((channels,), math.log(self.config.threshold)))
+            self.log_threshold = nn.Parameter(torch.empty(channels))
+
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Let what is learned begin at the configuration's decay and threshold."""
+        if self.config.learnable_decay:
+            decay = self.config.membrane_decay
+            self.decay_logit.fill_(math.log(decay / (1 - decay)))
+        if self.config.learnable_threshold:
+            self.log_threshold.fill_(math.log(self.config.threshold))
 
     @property
     def alphabet(self) -> tuple[int, int]:
@@ -156,129 +165,3 @@ class LIF(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in self.config.to_dict().items())
-
-
-class _ForeignNeuron(nn.Module):
-    """What both adapters share: the module inside, and the proof that it does not look ahead."""
-
-    def __init__(self, neuron: nn.Module):
-        super().__init__()
-        self.neuron = neuron
-
-    @staticmethod
-    def op_cost(args: tuple, kwargs: dict, output: tuple[Tensor, Any]) -> dict[str, int | str]:
-        """What it carries from token to token, for dispatch-mode counters; what it computes they see for themselves."""
-        spikes, state = output
-        memories = [part for part in tree_leaves(state) if isinstance(part, Tensor) and part.dim() == 2]
-        touched = len(memories) * spikes.numel()
-        return {
-            "kind": "neuron",
-            "state_elements": len(memories) * spikes.shape[-1],
-            "state_reads": touched,
-            "state_writes": touched,
-        }
-
-    def check_causal(self, channels: int, tokens: int = 4) -> None:
-        """Raise ValueError if a neuron's spike depends on a later token: a language model would read its own answer."""
-        generator = torch.Generator().manual_seed(0)
-        example = next(self.parameters(), torch.zeros(()))
-        current = 2 * torch.randn(1, tokens, channels, generator=generator).to(example)
-        changed = current.clone()
-        changed[:, -1] += 10
-        with torch.no_grad():
-            before, after = self(current)[0], self(changed)[0]
-        if not torch.equal(before[:, :-1], after[:, :-1]):
-            raise ValueError(
-                f"{type(self.neuron).__name__} lets a token see later tokens, which a language model must not; use a "
-                f"causal one"
-            )
-
-
-class SpikingJellyNeuron(_ForeignNeuron):
-    """Any SpikingJelly multi-step neuron in the place of our LIF:
-    `SpikingJellyNeuron(ParametricLIFNode(step_mode="m"))`.
-
-    The state is the neuron's own memories (membrane potential and the like), or, for the parallel spiking neurons
-    (PSN and its kin), which have no recurrent form, the currents so far. A PSN mixes exactly T time steps, later ones
-    too: its weight is masked to the past, and texts longer than its T are refused.
-
-    Raises:
-        ValueError: the neuron is not in multi-step mode.
-    """
-
-    def __init__(self, neuron: nn.Module):
-        super().__init__(neuron)
-        if getattr(neuron, "step_mode", "m") != "m":
-            raise ValueError(
-                f"{type(neuron).__name__} has step_mode={neuron.step_mode!r}; a sequence needs step_mode='m'"
-            )
-        self.is_parallel = not hasattr(neuron, "v")
-        weight = getattr(neuron, "weight", None)
-        if self.is_parallel and weight is not None and weight.dim() == 2 and not hasattr(neuron, "lambda_"):
-            nn.utils.parametrize.register_parametrization(neuron, "weight", _LowerTriangular())
-
-    def forward(self, current: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """Return (spikes (B, T, C), state)."""
-        return self._parallel(current, state) if self.is_parallel else self._recurrent(current, state)
-
-    def _recurrent(self, current: Tensor, state: dict[str, Any] | None) -> tuple[Tensor, dict[str, Any]]:
-        self.neuron.reset()
-        for name, memory in (state or {}).items():
-            setattr(self.neuron, name, memory)
-        spikes = self.neuron(current.transpose(0, 1)).transpose(0, 1)
-        # v_seq and the like are records of the past, of length T; the memories are what the next step needs
-        state = {
-            name: value
-            for name, value in self.neuron.named_memories()
-            if isinstance(value, Tensor) and not name.endswith("_seq")
-        }
-        self.neuron.reset()
-        return spikes, state
-
-    def _parallel(self, current: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
-        T = current.shape[1]
-        whole = current if past is None else torch.cat([past, current], dim=1)
-        longest = getattr(self.neuron, "T", None)
-        if longest is not None and whole.shape[1] > longest:
-            raise ValueError(
-                f"{type(self.neuron).__name__} was made for T={longest} tokens, the text has {whole.shape[1]}; make "
-                f"it with a larger T"
-            )
-        padding = 0 if longest is None else longest - whole.shape[1]
-        drive = nn.functional.pad(whole, (0, 0, 0, padding)).transpose(0, 1).contiguous()
-        spikes = self.neuron(drive).transpose(0, 1)[:, : whole.shape[1]]
-        return spikes[:, -T:], whole
-
-
-class _LowerTriangular(nn.Module):
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight.tril()
-
-
-class SnnTorchNeuron(_ForeignNeuron):
-    """An snnTorch neuron in the place of our LIF: `SnnTorchNeuron(snn.Leaky(beta=0.5))`. Fires at >, not at >=.
-
-    The state is the tuple that the neuron returns after its spikes (membrane, or synapse and membrane, ...).
-
-    Raises:
-        ValueError: the neuron keeps its own hidden state (`init_hidden=True`), which could not be carried.
-    """
-
-    def __init__(self, neuron: nn.Module):
-        super().__init__(neuron)
-        if getattr(neuron, "init_hidden", False):
-            raise ValueError(
-                f"{type(neuron).__name__} was made with init_hidden=True; make it with init_hidden=False, the model "
-                f"carries the state"
-            )
-
-    def forward(self, current: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return (spikes (B, T, C), state)."""
-        if state is None:
-            first = self.neuron.reset_mem()
-            state = first if isinstance(first, tuple) else (first,)
-        spikes = []
-        for drive in current.unbind(dim=1):
-            spike, *state = self.neuron(drive, *state)
-            spikes.append(spike)
-        return torch.stack(spikes, dim=1), tuple(state)

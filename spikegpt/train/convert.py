@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from ..checkpoint.run import TensorFile, find_model, load_weights, read_json
 from ..common.errors import SpikegptError
 from ..config import ModelConfig, TrainConfig
-from ..model.network import SpikeGPT
+from ..model.mixers import Mixer
+from ..model.network import PlacedSite, SpikeGPT
 from ..neuron.lif import LIF
+from ..neuron.thresholds import FITTED_CURRENTS, best_thresholds
 
-FITTED_CURRENTS, FITTED_WINDOWS = 2048, 8
-# in units of a channel's root mean square current
-TRIED_THRESHOLDS = torch.logspace(-1.3, 0.6, 24)
+FITTED_WINDOWS = 8
 
 
 def read_model_config(start: Path) -> ModelConfig:
@@ -99,62 +99,37 @@ def fit_neurons(model: SpikeGPT, ids: Tensor) -> None:
     Afterwards a neuron that passes on current / spike_worth in the place of spikes leaves every logit as it was. Leaky
     neurons are fitted as if they were memoryless.
     """
-    neurons = {name: module for name, module in model.named_modules() if isinstance(module, LIF)}
-    # what the values of a layer are divided by, all its output spikes are, too
-    worth_of_values: dict[str, Tensor] = {}
-
-    def fit(neuron: LIF, inputs: tuple[Tensor, ...], name: str) -> None:
-        if neuron.config.learnable_threshold:
-            neuron.log_threshold.copy_(torch.log(best_thresholds(inputs[0].flatten(0, -2).float(), neuron)))
-        worth = neuron.spike_worth * torch.ones_like(inputs[0][0, 0])
-        block, _, site = name.rpartition(".")
-        if site == "wkv_neuron":
-            worth_of_values[block] = worth
-            return
-        if site == "output_neuron":
-            worth = worth * worth_of_values[block]
-        model.get_submodule(name.removesuffix("_neuron")).weight.mul_(worth)
-
     if model.config.spiking == "output":
         # a published neuron stands behind its product, which has to drive it as much as its spikes are worth
         for block in model.blocks:
-            block.att.output.weight.mul_(block.time_mix_neuron.spike_worth)
-            block.ffn.value.weight.mul_(block.channel_mix_neuron.spike_worth)
+            for half, neuron in ((block.att, block.time_mix_neuron), (block.ffn, block.channel_mix_neuron)):
+                half.get_submodule(half.last_product).weight.mul_(neuron.spike_worth)
         return
-    hooks = [neuron.register_forward_pre_hook(partial(fit, name=name)) for name, neuron in neurons.items()]
+    sites = {name: placed for name, placed in model.sites().items() if isinstance(placed.neuron, LIF)}
+    worths: dict[nn.Module, dict[str, Tensor]] = {placed.owner: {} for placed in sites.values()}
+
+    def fit(neuron: LIF, inputs: tuple[Tensor, ...], placed: PlacedSite) -> None:
+        if neuron.config.learnable_threshold:
+            neuron.log_threshold.copy_(torch.log(best_thresholds(inputs[0].flatten(0, -2).float(), neuron)))
+        owner, site = placed.owner, placed.site.name
+        worths[owner][site] = neuron.spike_worth * torch.ones_like(inputs[0][0, 0])
+        if isinstance(owner, Mixer):
+            owner.absorb(site, worths[owner])
+        elif placed.product is not None:
+            placed.product.weight.mul_(worths[owner][site])
+
+    hooks = [placed.neuron.register_forward_pre_hook(partial(fit, placed=placed)) for placed in sites.values()]
     was_training = model.training
     # without dropout, and without spikes: every layer is fitted to the currents that the dense model gives it
     model.eval()
     anneal(model, 0.0)
-    for neuron in neurons.values():
-        neuron.train()
-    hidden, _, _ = model.hidden(ids)
-    if "head_neuron" in neurons:
-        neurons["head_neuron"](hidden)
+    for placed in sites.values():
+        placed.neuron.train()
+    model(ids)
     anneal(model, 1.0)
     model.train(was_training)
     for hook in hooks:
         hook.remove()
-
-
-def best_thresholds(currents: Tensor, neuron: LIF) -> Tensor:
-    """Return the thresholds (C,) with which the spikes of `currents` (N, C), at their worth, err least; 1 where none
-    arrives."""
-    currents = currents[:: -(-len(currents) // FITTED_CURRENTS)]
-    size = currents.square().mean(0).sqrt()
-    best, least = torch.ones_like(size), torch.full_like(size, torch.inf)
-    levels, signed = neuron.config.levels, neuron.config.signed
-    for factor in TRIED_THRESHOLDS:
-        threshold = factor * size
-        spikes = (
-            torch.where(currents < 0, float(signed), 1.0)
-            * currents.sign()
-            * torch.floor(currents.abs() / threshold).clamp(max=levels)
-        )
-        error = (currents - (1 + 1 / levels) * threshold * spikes).square().mean(0)
-        # where nothing arrives, the error is not a number and never smaller
-        best, least = torch.where(error < least, threshold, best), torch.where(error < least, error, least)
-    return best
 
 
 def anneal(model: nn.Module, share: float) -> None:

@@ -23,7 +23,9 @@ from ..data.prepare import TokenData, prepare
 from ..data.tokenizers.tokenizer import load_tokenizer
 from ..evaluate.perplexity import Evaluation, evaluate_stream, mean_firing_rate
 from ..generate.stream import SamplingConfig, generate
-from ..model.network import NeuronFactory, SpikeGPT, State, detach_state
+from ..model.mixers import NeuronFactory
+from ..model.network import SpikeGPT
+from ..model.state import State, detach_state
 from ..neuron.lif import verified_spikes
 from .convert import anneal, read_model_config, spread_windows, start_from
 from .losses import firing_rate, spike_share, synop_budget, training_loss

@@ -12,7 +12,9 @@ from spikegpt.common.errors import SpikegptError
 from spikegpt.config import ModelConfig
 from spikegpt.data.tokenizers.tokenizer import ByteTokenizer
 from spikegpt.evaluate.perplexity import evaluate_run, evaluate_stream, evaluate_windows, mean_firing_rate, table
-from spikegpt.model.network import LayerState, SpikeGPT
+from spikegpt.model.mixers.rwkv4 import ChannelMixState, TimeMixState
+from spikegpt.model.network import SpikeGPT
+from spikegpt.model.state import BlockState
 
 TEXT = "Der Zug fährt über die Brücke. " * 9
 
@@ -182,7 +184,15 @@ def test_kept_membranes_start_each_window_and_nothing_else_does(published, token
         with torch.no_grad():
             logits, after, _ = published(ids[:, :-1], state)
         wanted += F.cross_entropy(logits[0], ids[0, 1:], reduction="sum").item()
-        state = tuple(LayerState(None, None, layer.time_mix_neuron, None, layer.channel_mix_neuron) for layer in after)
+        state = tuple(
+            BlockState(
+                TimeMixState(None, None, block.time_mix.neurons),
+                block.time_mix_neuron,
+                ChannelMixState(None, block.channel_mix.neurons),
+                block.channel_mix_neuron,
+            )
+            for block in after
+        )
     found = evaluate_windows(published, tokens[:25], ByteTokenizer(), 8, 8, keep_membrane=True)
     assert found.nats == pytest.approx(wanted, rel=1e-6)
     assert "membranes of the window before" in found.protocol

@@ -108,8 +108,8 @@ def test_states_after_contexts_of_different_lengths_hold_no_padding(model):
             alone = model(torch.tensor([context]))
         torch.testing.assert_close(logits[row], alone.logits[0, -1], atol=1e-5, rtol=1e-5)
         for mine, theirs in zip(state, alone.state, strict=True):
-            torch.testing.assert_close(mine.wkv[0][row], theirs.wkv[0][0], atol=1e-5, rtol=1e-5)
-            torch.testing.assert_close(mine.channel_mix_shift[row], theirs.channel_mix_shift[0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(mine.time_mix.wkv[0][row], theirs.time_mix.wkv[0][0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(mine.channel_mix.shift[row], theirs.channel_mix.shift[0], atol=1e-5, rtol=1e-5)
 
 
 def test_nothing_to_say_is_certain(model):

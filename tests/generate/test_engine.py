@@ -9,8 +9,9 @@ from torch.utils._pytree import tree_leaves
 
 from spikegpt.config import INPUT_NEURON, ModelConfig, NeuronConfig
 from spikegpt.generate.engine import Engine
-from spikegpt.model.network import SpikeGPT, calibrate_thresholds
-from spikegpt.neuron.lif import LIF, SnnTorchNeuron
+from spikegpt.model.initial import calibrate_thresholds
+from spikegpt.model.network import SpikeGPT
+from spikegpt.neuron import LIF, SnnTorchNeuron
 
 V, T, START = 61, 26, 9
 BLOCKS = {
@@ -175,7 +176,7 @@ def test_many_texts_go_on_through_the_model_after_the_first_token(block, texts, 
 def test_other_neurons_go_through_the_model(ids):
     snntorch = pytest.importorskip("snntorch")
     config = ModelConfig(n_layer=1, n_embd=8, vocab_size=V, spiking="output")
-    model = SpikeGPT(config, lambda channels: SnnTorchNeuron(snntorch.Leaky(beta=0.5))).eval()
+    model = SpikeGPT(config, lambda site: SnnTorchNeuron(snntorch.Leaky(beta=0.5))).eval()
     engine = Engine(model)
     logits = decode(model, ids[:1], engine, by_rows=None)
     assert not engine.by_rows
@@ -217,7 +218,7 @@ def test_a_step_without_a_text_is_refused():
 
 def test_our_neurons_with_another_configuration_go_through_the_model(ids):
     config = ModelConfig(n_layer=1, n_embd=8, vocab_size=V, spiking="output")
-    engine = Engine(SpikeGPT(config, lambda channels: LIF(channels, NeuronConfig(threshold=0.5))))
+    engine = Engine(SpikeGPT(config, lambda site: LIF(site.channels, NeuronConfig(threshold=0.5))))
     assert "differs from the model's configuration" in engine.reason
 
 

@@ -90,8 +90,8 @@ def test_padding_on_either_side_changes_neither_logits_nor_state(run, side):
     for row, prompt in enumerate(PROMPTS):
         alone = model(torch.tensor([list(prompt.encode())]))
         torch.testing.assert_close(found.logits[row, batch.attention_mask[row].bool()], alone.logits[0])
-        torch.testing.assert_close(found.state[1].wkv[0][row], alone.state[1].wkv[0][0])
-        torch.testing.assert_close(found.state[0].time_mix_shift[row], alone.state[0].time_mix_shift[0])
+        torch.testing.assert_close(found.state[1].time_mix.wkv[0][row], alone.state[1].time_mix.wkv[0][0])
+        torch.testing.assert_close(found.state[0].time_mix.shift[row], alone.state[0].time_mix.shift[0])
 
 
 @pytest.mark.parametrize("mask", [[[1, 0, 1]], [[0, 0, 0]]], ids=["hole", "nothing"])

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from spikegpt.config import INPUT_NEURON, SPIKING, ModelConfig, NeuronConfig, model_preset
-from spikegpt.model.network import SpikeGPT, calibrate_thresholds, detach_state, initialise
+from spikegpt.model.initial import calibrate_thresholds, initialise
+from spikegpt.model.network import SpikeGPT
+from spikegpt.model.state import detach_state
 from spikegpt.neuron.lif import LIF, check_alphabet, verified_spikes
 
 T = 13
@@ -144,11 +146,13 @@ def test_calibration_sets_the_share_that_fires():
 def test_a_leaky_neuron_carries_its_potential_and_a_memoryless_one_nothing(ids):
     leaky = make("input", neuron=dataclasses.replace(INPUT_NEURON, membrane_decay=0.5, learnable_decay=True))
     state = leaky(ids).state[0]
-    assert state.time_mix_neuron["key_neuron"].shape == (3, 20) and state.channel_mix_neuron["value_neuron"].shape == (
+    assert state.time_mix.neurons["key_neuron"].shape == (3, 20) and state.channel_mix.neurons[
+        "value_neuron"
+    ].shape == (
         3,
         80,
     )
-    assert set(make("input")(ids).state[0].time_mix_neuron.values()) == {None}
+    assert set(make("input")(ids).state[0].time_mix.neurons.values()) == {None}
 
 
 @pytest.mark.parametrize("neuron", ["leaky", "binary"])
@@ -181,7 +185,7 @@ def test_a_neuron_outside_its_alphabet_is_found_out(ids):
 
     config = ModelConfig(n_layer=1, n_embd=20, vocab_size=31, spiking="input")
     with verified_spikes(False):
-        model = SpikeGPT(config, neuron=lambda channels: Leaking(channels, config.neuron))
+        model = SpikeGPT(config, neuron=lambda site: Leaking(site.channels, site.neuron))
         model(ids)
     with verified_spikes(), pytest.raises(ValueError, match="not whole numbers from -4 to 4"):
         model(ids)
@@ -258,7 +262,7 @@ def test_learnable_decay_gets_a_gradient(ids):
 def test_detached_state_carries_no_history(ids):
     model = make()
     state = detach_state(model(ids).state)
-    assert not state[0].wkv.numerator.requires_grad
+    assert not state[0].time_mix.wkv.numerator.requires_grad
     same(state[1].time_mix_neuron, model(ids).state[1].time_mix_neuron.detach())
 
 

@@ -8,7 +8,7 @@ from test_golden_models import load
 from neuromorphic import OpCounter
 from spikegpt import LIF, ModelConfig, NeuronConfig, SnnTorchNeuron, SpikeGPT, SpikingJellyNeuron
 from spikegpt.kernels import lif, wkv
-from spikegpt.model.network import calibrate_thresholds
+from spikegpt.model.initial import calibrate_thresholds
 from spikegpt.neuron import verified_spikes
 
 SIZES = {"n_layer": 2, "n_embd": 12, "ctx_len": 64, "vocab_size": 31}
@@ -215,7 +215,7 @@ def test_the_neuron_declares_what_a_loop_of_counting_numbers_does(reset, decay_i
 
 @pytest.mark.parametrize("backend", ["numba", "reference"])
 def test_the_plain_loop_and_the_kernel_emit_the_same_events(backend):
-    model = make(neuron=lambda channels: LIF(channels, NeuronConfig(), backend=backend))
+    model = make(neuron=lambda site: LIF(channels, NeuronConfig(), backend=backend))
     neuron = count(model).total(module="blocks")
     assert neuron.events_out == sum(int(spikes.sum()) for name, spikes in model(IDS).spikes.items() if name != "emb")
 
@@ -224,8 +224,8 @@ def test_foreign_neurons_declare_their_state_and_their_spikes_are_seen():
     snntorch = pytest.importorskip("snntorch")
     neuron_module = pytest.importorskip("spikingjelly.activation_based.neuron")
     factories = (
-        lambda channels: SnnTorchNeuron(snntorch.Leaky(beta=0.5)),
-        lambda channels: SpikingJellyNeuron(neuron_module.LIFNode(step_mode="m")),
+        lambda site: SnnTorchNeuron(snntorch.Leaky(beta=0.5)),
+        lambda site: SpikingJellyNeuron(neuron_module.LIFNode(step_mode="m")),
     )
     for factory in factories:
         model = make(neuron=factory)

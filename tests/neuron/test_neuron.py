@@ -5,7 +5,7 @@ import torch
 
 from spikegpt.config import ModelConfig, NeuronConfig
 from spikegpt.model.network import SpikeGPT
-from spikegpt.neuron.lif import LIF, SnnTorchNeuron, SpikingJellyNeuron
+from spikegpt.neuron import LIF, SnnTorchNeuron, SpikingJellyNeuron
 
 
 def test_potential_charges_fires_and_resets_by_hand():
@@ -77,9 +77,7 @@ def test_foreign_neuron_is_causal_and_works_in_chunks(make, kind):
 @pytest.mark.parametrize(("make", "kind"), FOREIGN, ids=lambda value: value if isinstance(value, str) else "")
 def test_foreign_neuron_takes_the_place_of_ours_in_the_model(make, kind):
     torch.manual_seed(0)
-    model = SpikeGPT(
-        ModelConfig(n_layer=2, n_embd=8, vocab_size=11, spiking="output"), neuron=lambda channels: make(kind)
-    )
+    model = SpikeGPT(ModelConfig(n_layer=2, n_embd=8, vocab_size=11, spiking="output"), neuron=lambda site: make(kind))
     ids = torch.randint(0, 11, (2, 9))
     model(ids).logits.square().mean().backward()
     assert model.blocks[0].att.output.weight.grad.abs().sum() > 0
@@ -88,7 +86,7 @@ def test_foreign_neuron_takes_the_place_of_ours_in_the_model(make, kind):
 
 def test_foreign_neuron_in_the_spike_driven_block_leaves_the_hidden_layer_to_our_own():
     config = ModelConfig(n_layer=2, n_embd=8, vocab_size=11, spiking="input")
-    model = SpikeGPT(config, neuron=lambda channels: spikingjelly_neuron("LIF"))
+    model = SpikeGPT(config, neuron=lambda site: spikingjelly_neuron("LIF"))
     spikes = model(torch.randint(0, 11, (2, 9))).spikes
     assert [spike.shape for spike in spikes.values()] == [*[(2, 9, 8)] * 7, (2, 9, 32)] * 2
 

@@ -1,0 +1,118 @@
+"""What a mixer is: one half of a block, of one generation of RWKV. How to add one: docs/extending.md.
+
+A generation is a file here with its two halves, their own initialisation and their own names. Whoever needs to know the
+neurons of a model (synapses, conversion, rasters, engine, reports) asks for `sites`; nobody takes a name apart.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ...config import NeuronConfig
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a module has a layer of neurons: attribute `name` of its owner, in front of what reads their spikes."""
+
+    name: str
+    product: str | None
+    """attribute of the same owner whose matrix product reads the spikes; None where something else does"""
+    channels: int
+    neuron: NeuronConfig
+    """the neuron that is meant here; another one may be put in its place"""
+    initial_firing_rate: float = 0.45
+    """share of the neurons that fires before the first step, where thresholds may learn"""
+
+
+# makes the neurons of a site; returns a module like `neuron.LIF`: (current (B, T, C), state) -> (spikes (B, T, C),
+# state)
+NeuronFactory = Callable[[Site], nn.Module]
+
+
+class Mixed(NamedTuple):
+    """What a mixer gives back: y (B, T, C), its state after the last token, site -> spikes (B, T, channels)."""
+
+    y: Tensor
+    state: Any
+    spikes: dict[str, Tensor]
+
+
+class Firing:
+    """The neurons of one call of their owner: what they carried in, what they carry out, what they emitted."""
+
+    def __init__(self, owner: nn.Module, before: dict[str, Any] | None):
+        self._owner, self._before = owner, before
+        self._after: dict[str, Any] = {}
+        self.spikes: dict[str, Tensor] = {}
+
+    def __call__(self, site: str, current: Tensor) -> Tensor:
+        """Return the spikes of the neurons at `site`; where there are none, the current itself."""
+        neuron = self._owner._modules.get(site)
+        if neuron is None:
+            return current
+        self.spikes[site], self._after[site] = neuron(current, self._before[site] if self._before else None)
+        return self.spikes[site]
+
+    @property
+    def after(self) -> dict[str, Any] | None:
+        """Site -> what its neurons carry, None where they are memoryless; None if there are no neurons."""
+        return self._after or None
+
+
+class Mixer(nn.Module):
+    """One half of a block: what stands in it is the generation's own affair.
+
+    A state is a NamedTuple, opaque outside of its mixer (and of the token step that is compiled for it). Each field is
+    a tree of tensors with the texts first, and one, `neurons`, is `Firing.after`. None in the place of a state, or of a
+    field, is the beginning of a text.
+    """
+
+    sites: tuple[Site, ...] = ()
+    """layers of neurons in the order in which they fire; the last one's spikes drive what this half adds to the
+    stream"""
+    last_product: ClassVar[str]
+    """attribute of the matrix whose outcome, gated or not, this half adds to the stream"""
+    rate_scales: ClassVar[dict[str, float]] = {}
+    """own parameter -> factor of the learning rate"""
+
+    def forward(self, x: Tensor, state: Any) -> Mixed:
+        """Return what this half adds to the residual stream, from its normalised input x (B, T, C)."""
+        raise NotImplementedError
+
+    def initialise(self, layer: int, n_layer: int) -> None:
+        """Fill every own parameter but those of neurons, as the generation does in layer `layer` of `n_layer`."""
+        raise NotImplementedError
+
+    def absorb(self, site: str, worths: dict[str, Tensor]) -> None:
+        """Multiply into own weights what a unit spike at `site` stands for, so that spikes may take the place of real
+        numbers.
+
+        Args:
+            worths: (channels,) by site, of `site` and of those that fire before it.
+        """
+        product = next(placed.product for placed in self.sites if placed.name == site)
+        if product is not None:
+            self.get_submodule(product).weight.mul_(worths[site])
+
+    def place_neurons(self, sites: tuple[Site, ...], make_neuron: NeuronFactory) -> None:
+        """Put the neurons of `sites` into this mixer."""
+        self.sites = sites
+        for site in sites:
+            self.add_module(site.name, make_neuron(site))
+
+
+def shift_tokens(x: Tensor, previous: Tensor | None) -> Tensor:
+    """Return x (B, T, C) moved one token later; the first token sees `previous` (B, C), or zeros."""
+    first = x.new_zeros(x.shape[0], 1, x.shape[2]) if previous is None else previous.to(x.dtype).unsqueeze(1)
+    return torch.cat([first, x[:, :-1]], dim=1)
+
+
+def token_shift_cost(args: tuple, kwargs: dict, output: Any) -> dict[str, int]:
+    """What a token shift of x = args[0] (B, T, C) carries: for every token the one before is read, and itself is
+    kept."""
+    elements = args[0].numel()
+    return {"state_elements": args[0].shape[-1], "state_reads": elements, "state_writes": elements}

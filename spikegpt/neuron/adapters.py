@@ -1,0 +1,133 @@
+"""Neurons of other libraries in the place of our LIF, with the state carried from call to call."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+
+class _ForeignNeuron(nn.Module):
+    """What both adapters share: the module inside, and the proof that it does not look ahead."""
+
+    def __init__(self, neuron: nn.Module):
+        super().__init__()
+        self.neuron = neuron
+
+    @staticmethod
+    def op_cost(args: tuple, kwargs: dict, output: tuple[Tensor, Any]) -> dict[str, int | str]:
+        """What it carries from token to token, for dispatch-mode counters; what it computes they see for themselves."""
+        spikes, state = output
+        memories = [part for part in tree_leaves(state) if isinstance(part, Tensor) and part.dim() == 2]
+        touched = len(memories) * spikes.numel()
+        return {
+            "kind": "neuron",
+            "state_elements": len(memories) * spikes.shape[-1],
+            "state_reads": touched,
+            "state_writes": touched,
+        }
+
+    def check_causal(self, channels: int, tokens: int = 4) -> None:
+        """Raise ValueError if a neuron's spike depends on a later token: a language model would read its own answer."""
+        generator = torch.Generator().manual_seed(0)
+        example = next(self.parameters(), torch.zeros(()))
+        current = 2 * torch.randn(1, tokens, channels, generator=generator).to(example)
+        changed = current.clone()
+        changed[:, -1] += 10
+        with torch.no_grad():
+            before, after = self(current)[0], self(changed)[0]
+        if not torch.equal(before[:, :-1], after[:, :-1]):
+            raise ValueError(
+                f"{type(self.neuron).__name__} lets a token see later tokens, which a language model must not; use a "
+                f"causal one"
+            )
+
+
+class SpikingJellyNeuron(_ForeignNeuron):
+    """Any SpikingJelly multi-step neuron in the place of our LIF:
+    `SpikingJellyNeuron(ParametricLIFNode(step_mode="m"))`.
+
+    The state is the neuron's own memories (membrane potential and the like), or, for the parallel spiking neurons
+    (PSN and its kin), which have no recurrent form, the currents so far. A PSN mixes exactly T time steps, later ones
+    too: its weight is masked to the past, and texts longer than its T are refused.
+
+    Raises:
+        ValueError: the neuron is not in multi-step mode.
+    """
+
+    def __init__(self, neuron: nn.Module):
+        super().__init__(neuron)
+        if getattr(neuron, "step_mode", "m") != "m":
+            raise ValueError(
+                f"{type(neuron).__name__} has step_mode={neuron.step_mode!r}; a sequence needs step_mode='m'"
+            )
+        self.is_parallel = not hasattr(neuron, "v")
+        weight = getattr(neuron, "weight", None)
+        if self.is_parallel and weight is not None and weight.dim() == 2 and not hasattr(neuron, "lambda_"):
+            nn.utils.parametrize.register_parametrization(neuron, "weight", _LowerTriangular())
+
+    def forward(self, current: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """Return (spikes (B, T, C), state)."""
+        return self._parallel(current, state) if self.is_parallel else self._recurrent(current, state)
+
+    def _recurrent(self, current: Tensor, state: dict[str, Any] | None) -> tuple[Tensor, dict[str, Any]]:
+        self.neuron.reset()
+        for name, memory in (state or {}).items():
+            setattr(self.neuron, name, memory)
+        spikes = self.neuron(current.transpose(0, 1)).transpose(0, 1)
+        # v_seq and the like are records of the past, of length T; the memories are what the next step needs
+        state = {
+            name: value
+            for name, value in self.neuron.named_memories()
+            if isinstance(value, Tensor) and not name.endswith("_seq")
+        }
+        self.neuron.reset()
+        return spikes, state
+
+    def _parallel(self, current: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
+        T = current.shape[1]
+        whole = current if past is None else torch.cat([past, current], dim=1)
+        longest = getattr(self.neuron, "T", None)
+        if longest is not None and whole.shape[1] > longest:
+            raise ValueError(
+                f"{type(self.neuron).__name__} was made for T={longest} tokens, the text has {whole.shape[1]}; make "
+                f"it with a larger T"
+            )
+        padding = 0 if longest is None else longest - whole.shape[1]
+        drive = nn.functional.pad(whole, (0, 0, 0, padding)).transpose(0, 1).contiguous()
+        spikes = self.neuron(drive).transpose(0, 1)[:, : whole.shape[1]]
+        return spikes[:, -T:], whole
+
+
+class _LowerTriangular(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight.tril()
+
+
+class SnnTorchNeuron(_ForeignNeuron):
+    """An snnTorch neuron in the place of our LIF: `SnnTorchNeuron(snn.Leaky(beta=0.5))`. Fires at >, not at >=.
+
+    The state is the tuple that the neuron returns after its spikes (membrane, or synapse and membrane, ...).
+
+    Raises:
+        ValueError: the neuron keeps its own hidden state (`init_hidden=True`), which could not be carried.
+    """
+
+    def __init__(self, neuron: nn.Module):
+        super().__init__(neuron)
+        if getattr(neuron, "init_hidden", False):
+            raise ValueError(
+                f"{type(neuron).__name__} was made with init_hidden=True; make it with init_hidden=False, the model "
+                f"carries the state"
+            )
+
+    def forward(self, current: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return (spikes (B, T, C), state)."""
+        if state is None:
+            first = self.neuron.reset_mem()
+            state = first if isinstance(first, tuple) else (first,)
+        spikes = []
+        for drive in current.unbind(dim=1):
+            spike, *state = self.neuron(drive, *state)
+            spikes.append(spike)
+        return torch.stack(spikes, dim=1), tuple(state)
