@@ -1,6 +1,5 @@
-"""RWKV's parameter groups and learning-rate schedule, and the optimizer's state as plain tensors."""
+"""RWKV's parameter groups, and the optimizer's state as plain tensors."""
 
-import math
 from fnmatch import fnmatchcase
 
 import torch
@@ -51,14 +50,6 @@ def _matching(pattern: str, names: list[str], flag: str) -> list[str]:
             f"{flag}: no parameter is named like {pattern!r}; there are {', '.join(names[:3])}, ... {names[-1]}"
         )
     return found
-
-
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """Return the rate of optimizer step `step` (from 0): linear warm-up, then half a cosine down to lr_final."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
-    return config.lr_final + (config.lr - config.lr_final) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

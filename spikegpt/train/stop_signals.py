@@ -1,10 +1,14 @@
 """Asked to stop: Ctrl-C or a scheduler's SIGTERM lets the step in hand end and a checkpoint be written."""
 
 import signal
+import threading
 
 
 class StopSignals:
-    """Within this block the first SIGINT or SIGTERM only sets `asked`; a second one ends the program at once."""
+    """Within this block the first SIGINT or SIGTERM only sets `asked`; a second one ends the program at once.
+
+    Signals arrive in the main thread; in another one this block does nothing.
+    """
 
     def __init__(self):
         self.asked = False
@@ -15,7 +19,9 @@ class StopSignals:
         self.asked = True
 
     def __enter__(self):
-        self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        is_main = threading.current_thread() is threading.main_thread()
+        numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
+        self.before = {number: signal.signal(number, self._ask) for number in numbers}
 
     def __exit__(self, *_):
         for number, handler in self.before.items():
