@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from typing import Self
 
 
 class StopSignals:
@@ -18,10 +19,11 @@ class StopSignals:
             raise KeyboardInterrupt
         self.asked = True
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         is_main = threading.current_thread() is threading.main_thread()
         numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
         self.before = {number: signal.signal(number, self._ask) for number in numbers}
+        return self
 
     def __exit__(self, *_):
         for number, handler in self.before.items():
