@@ -131,16 +131,16 @@ class Loop:
         rate = learning_rate(self.step, self.config)
         set_learning_rate(self.optimizer, rate)
         self.model.train()
-        sums = torch.zeros(())
+        means = torch.zeros(())
         for _ in range(self.config.grad_accumulation):
             with self.accelerator.accumulate(self.model):
                 found = self.objective.forward(self.step)
                 self.accelerator.backward(add_up(found.terms))
                 values = torch.stack([found.cross_entropy, *found.terms.values()]).detach()
-                sums = sums.to(values.device) + values / self.config.grad_accumulation
+                means = means.to(values.device) + values / self.config.grad_accumulation
                 norm = self._clip()
                 # every process must come to the same decision, so the facts are added up before anyone acts on them
-                facts = torch.cat([sums, sums.new_tensor([float(self.signals.asked)])])
+                facts = torch.cat([means, means.new_tensor([float(self.signals.asked)])])
                 if self.accelerator.sync_gradients:
                     cross_entropy, *losses, stopping = self.accelerator.reduce(facts, "mean").tolist()
                     self._check_finite(cross_entropy, norm, rate)

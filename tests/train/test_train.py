@@ -177,9 +177,9 @@ def test_two_processes_train_like_one_with_the_doubled_batch(tmp_path, cache):
     for arguments in (one, two):
         done = subprocess.run(arguments, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr[-2000:]
-    losses = [
-        [line["loss"] for line in read_metrics(tmp_path / name) if line["kind"] == "train"] for name in ("one", "two")
-    ]
+    lines = [[line for line in read_metrics(tmp_path / name) if line["kind"] == "train"] for name in ("one", "two")]
+    losses = [[loss for line in run for loss in (line["loss"], *line["losses"].values())] for run in lines]
+    assert len(losses[0]) == 6 * 3
     # float32 sums in another order; a spike that flips by rounding moves a loss by far more than this
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     ours, theirs = (load_file(latest_checkpoint(tmp_path / name) / "model.safetensors") for name in ("one", "two"))
