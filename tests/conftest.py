@@ -8,25 +8,12 @@ import pytest
 import torch
 from cuda_on_host import HostLauncher
 from hub_server import Hub
+from runs import MODEL, TRAIN
 
-from spikegpt.config import ModelConfig, TrainConfig
+from spikegpt.config import ModelConfig
 from spikegpt.kernels import gpu as cupy_cuda
 from spikegpt.neuron import verified_spikes
 from spikegpt.train.trainer import train
-
-MODEL = ModelConfig(n_layer=2, n_embd=16, ctx_len=16)
-TRAIN = TrainConfig(
-    steps=12,
-    batch_size=4,
-    warmup_steps=2,
-    save_every=4,
-    eval_every=6,
-    eval_tokens=256,
-    sample_every=6,
-    log_every=3,
-    threads=1,
-    keep=2,
-)
 
 
 @pytest.fixture(autouse=True)

@@ -16,8 +16,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from classification import write_examples
 from http_server import Reply, serving
-from test_classify import write_examples
 from test_corpora import zipped
 from test_harness import QUESTIONS, TASK
 

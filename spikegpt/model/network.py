@@ -211,14 +211,6 @@ class SpikeGPT(nn.Module):
             name: placed.product.weight.numel() for name, placed in self.sites().items() if placed.product is not None
         }
 
-    def rate_scales(self) -> dict[str, float]:
-        """Return parameter -> factor of the learning rate, of those parameters whose mixer names one."""
-        found = {}
-        for path, mixer in self.named_modules():
-            if isinstance(mixer, Mixer):
-                found |= {f"{path}.{name}": factor for name, factor in mixer.rate_scales.items()}
-        return found
-
     def count_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
 

@@ -23,7 +23,8 @@ from ..data.labelled import Example, Task
 from ..data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from ..evaluate.perplexity import mean_firing_rate
 from ..model.network import SpikeGPT
-from .optimizer import learning_rate, make_optimizer, set_learning_rate
+from .loop import Advice, Forward, Loop
+from .optimizer import make_optimizer
 
 
 class Classifier(nn.Module):
@@ -32,7 +33,7 @@ class Classifier(nn.Module):
     def __init__(self, network: SpikeGPT, n_classes: int):
         super().__init__()
         self.network = network
-        network.head = nn.Identity()
+        network.add_module("head", nn.Identity())
         self.score = nn.Linear(network.config.n_embd, n_classes)
         nn.init.normal_(self.score.weight, std=0.02)
         nn.init.zeros_(self.score.bias)
@@ -42,6 +43,10 @@ class Classifier(nn.Module):
         real."""
         x, _, spikes = self.network.hidden(ids)
         return self.score(x[torch.arange(len(ids), device=ids.device), lengths - 1]), spikes
+
+
+# token ids (T,) and the number of the class
+_Encoded = tuple[Tensor, int]
 
 
 class _Batch(NamedTuple):
@@ -57,7 +62,7 @@ def finetune(run: Path, task: Task, config: ClassifyConfig, out: Path) -> dict[s
     Raises:
         SpikegptError: no whole model is there, a text cannot be encoded, or `out` cannot be written.
     """
-    seeds = []
+    seeds: list[dict[str, Any]] = []
     for seed in config.seeds:
         torch.manual_seed(seed)
         model, tokenizer = load_model(run)
@@ -124,7 +129,7 @@ def classify(classifier: Classifier, tokenizer: Tokenizer, texts: list[str], max
     return torch.softmax(classifier(batch.ids, batch.lengths)[0].float(), dim=-1)
 
 
-def _encode(examples: list[Example], tokenizer: Tokenizer, max_tokens: int) -> list[tuple[Tensor, int]]:
+def _encode(examples: list[Example], tokenizer: Tokenizer, max_tokens: int) -> list[_Encoded]:
     encoded = []
     for text, label in examples:
         ids = tokenizer.encode(text.encode())[-max_tokens:]
@@ -134,45 +139,89 @@ def _encode(examples: list[Example], tokenizer: Tokenizer, max_tokens: int) -> l
     return encoded
 
 
-def _pad(encoded: list[tuple[Tensor, int]]) -> _Batch:
+def _pad(encoded: list[_Encoded]) -> _Batch:
     ids = nn.utils.rnn.pad_sequence([ids for ids, _ in encoded], batch_first=True)
     return _Batch(ids, torch.tensor([len(ids) for ids, _ in encoded]), torch.tensor([label for _, label in encoded]))
 
 
-def _batches(encoded: list[tuple[Tensor, int]], size: int) -> Iterator[_Batch]:
+def _batches(encoded: list[_Encoded], size: int) -> Iterator[_Batch]:
     return (_pad(encoded[start : start + size]) for start in range(0, len(encoded), size))
 
 
-def _train(classifier: Classifier, train: list, valid: list, config: ClassifyConfig) -> tuple[float, int]:
-    """Leave the classifier with the weights of its best epoch; return (its accuracy on valid, the epoch)."""
-    steps = config.epochs * -(-len(train) // config.batch_size)
-    schedule = TrainConfig(steps=steps, lr=config.lr, lr_final=0.1 * config.lr, warmup_steps=min(steps // 10, 50))
-    optimizer = make_optimizer(classifier, schedule)
-    best, chosen, weights, step = -1.0, 0, {}, 0
-    for epoch in range(1, config.epochs + 1):
-        classifier.train()
-        order = torch.randperm(len(train)).tolist()
-        for batch in _batches([train[index] for index in order], config.batch_size):
-            set_learning_rate(optimizer, learning_rate(step, schedule))
-            loss = F.cross_entropy(classifier(batch.ids, batch.lengths)[0].float(), batch.labels)
-            loss.backward()
-            nn.utils.clip_grad_norm_(classifier.parameters(), schedule.grad_clip)
-            optimizer.step()
-            optimizer.zero_grad()
-            step += 1
-        accuracy, _ = _measure(classifier, valid, config.batch_size)
-        if accuracy > best:
-            best, chosen = accuracy, epoch
-            weights = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
-    classifier.load_state_dict(weights)
-    return best, chosen
+class _Classification:
+    """The classes of texts as what a loop trains for: in each epoch every example once, in a new order; an epoch ends
+    with an evaluation, and the weights of the best are remembered."""
+
+    def __init__(self, classifier: Classifier, train: list[_Encoded], valid: list[_Encoded], config: ClassifyConfig):
+        self.classifier, self.train, self.valid, self.config = classifier, train, valid, config
+        self.batches: Iterator[_Batch] = iter(())
+        self.best, self.epoch, self.weights = -1.0, 0, dict[str, Tensor]()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.train) // self.config.batch_size)
+
+    @property
+    def advice(self) -> Advice:
+        return Advice(
+            batch=f"batch_size {self.config.batch_size} x max_tokens {self.config.max_tokens}",
+            too_large="lower --batch-size or --max-tokens",
+            diverged="Lower --lr",
+        )
+
+    def forward(self, step: int) -> Forward:
+        if step % self.steps_per_epoch == 0:
+            order = torch.randperm(len(self.train)).tolist()
+            self.batches = _batches([self.train[index] for index in order], self.config.batch_size)
+        batch = next(self.batches)
+        logits, spikes = self.classifier(batch.ids, batch.lengths)
+        cross_entropy = F.cross_entropy(logits.float(), batch.labels)
+        return Forward(cross_entropy, {"cross_entropy": cross_entropy}, spikes)
+
+    def evaluate(self, step: int) -> float:
+        """Return the accuracy on valid; remember the weights if it was never better."""
+        accuracy, _ = _measure(self.classifier, self.valid, self.config.batch_size)
+        if accuracy > self.best:
+            self.best, self.epoch = accuracy, step // self.steps_per_epoch
+            self.weights = {name: tensor.clone() for name, tensor in self.classifier.state_dict().items()}
+        return accuracy
+
+
+def _train(
+    classifier: Classifier, train: list[_Encoded], valid: list[_Encoded], config: ClassifyConfig
+) -> tuple[float, int]:
+    """Leave the classifier with the weights of its best epoch; return (its accuracy on valid, the epoch).
+
+    It stays where it was loaded, on the CPU, whatever accelerators there are.
+    """
+    from accelerate import Accelerator
+
+    objective = _Classification(classifier, train, valid, config)
+    steps = config.epochs * objective.steps_per_epoch
+    schedule = TrainConfig(
+        steps=steps,
+        lr=config.lr,
+        lr_final=0.1 * config.lr,
+        warmup_steps=min(steps // 10, 50),
+        eval_every=objective.steps_per_epoch,
+    )
+    accelerator = Accelerator()
+    optimizer = accelerator.prepare_optimizer(make_optimizer(classifier, schedule), device_placement=False)
+    loop = Loop(objective, classifier, optimizer, schedule, accelerator)
+    with loop.guarded():
+        loop.train_steps()
+    if loop.step < steps:
+        # half an epoch is worth nothing, and there is no checkpoint to go on from
+        raise KeyboardInterrupt
+    classifier.load_state_dict(objective.weights)
+    return objective.best, objective.epoch
 
 
 @torch.inference_mode()
-def _measure(classifier: Classifier, encoded: list[tuple[Tensor, int]], batch_size: int) -> tuple[float, float | None]:
+def _measure(classifier: Classifier, encoded: list[_Encoded], batch_size: int) -> tuple[float, float | None]:
     """(accuracy, firing rate over real tokens; None for a dense model)."""
     classifier.eval()
-    right, tokens, fired = 0, 0, {}
+    right, tokens, fired = 0, 0, dict[str, float]()
     for batch in _batches(encoded, batch_size):
         logits, spikes = classifier(batch.ids, batch.lengths)
         right += int((logits.argmax(dim=-1) == batch.labels).sum())

@@ -1,5 +1,11 @@
-"""What a training step minimises: cross-entropy, and what a configuration adds to it; and the schedules of budget and
-annealing."""
+"""What a training step minimises: a list of terms, each with a name and a weight, built from the configuration once.
+
+A new term is a class here and a line in `make_terms`. The order of the list is the order of the sum, and part of what
+makes a resumed run end as the unbroken one.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -7,41 +13,125 @@ from torch.nn import functional as F
 
 from ..config import TrainConfig
 from ..model.network import l2wrap
+from .schedules import synop_budget
 
 # share of the dense products below which a budget is small: its excess weighs more
 SMALL_BUDGET = 0.2
 
 
-def training_loss(
-    cross_entropy: Tensor,
-    logits: Tensor,
-    spikes: dict[str, Tensor],
-    *,
-    taught: Tensor | None,
-    synapses: dict[str, int],
-    step: int,
-    config: TrainConfig,
-) -> Tensor:
-    """Return the loss of one batch (scalar), in nats per token and what `config` adds.
+class Reading(NamedTuple):
+    """What the model, and its teacher, made of one batch."""
+
+    step: int
+    """optimizer steps done before this one"""
+    cross_entropy: Tensor
+    """scalar, nats per token"""
+    logits: Tensor
+    """(B, T, vocab_size)"""
+    spikes: dict[str, Tensor]
+    """emitting module -> (B, T, C)"""
+    taught: Tensor | None
+    """the teacher's logits (B, T, vocab_size), None without one"""
+
+
+class Term(Protocol):
+    """One summand of the loss, logged by its name."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(self, reading: Reading) -> Tensor:
+        """Return what this term adds to the loss (scalar), its weight included."""
+        ...
+
+
+def make_terms(config: TrainConfig, synapses: dict[str, int], *, emits_spikes: bool) -> list[Term]:
+    """Return the terms that `config` asks for, in the order in which they are added up.
 
     Args:
-        logits: (B, T, vocab_size).
-        spikes: emitting module -> (B, T, C).
-        taught: the teacher's logits (B, T, vocab_size), None without one.
-        synapses: emitting module -> weights of the product that reads its spikes.
+        synapses: emitting module -> weights of the product that reads its spikes; empty where none does.
+        emits_spikes: False for the dense twin, which has no rates to pull.
     """
-    loss = cross_entropy
-    if taught is not None:
-        loss = (1 - config.teacher_weight) * cross_entropy + config.teacher_weight * distillation(logits, taught)
+    is_taught, rate = config.teacher is not None, config.firing_rate_target
+    terms: list[Term] = [CrossEntropy(1 - config.teacher_weight if is_taught else 1.0)]
+    if is_taught:
+        terms.append(Distillation(config.teacher_weight))
     if config.l2wrap:
-        loss = loss + l2wrap(logits, config.l2wrap)
-    if config.firing_rate_target is not None and len(spikes) > 1:
-        rates = torch.stack([firing_rate(spike) for name, spike in spikes.items() if name != "emb"])
-        loss = loss + config.firing_rate_weight * (rates - config.firing_rate_target).square().mean()
+        terms.append(L2Wrap(config.l2wrap))
+    if rate is not None and emits_spikes:
+        terms.append(FiringRate(config.firing_rate_weight, rate))
     if synapses and config.synop_budget:
-        excess = synop_share(spikes, synapses) - synop_budget(step, config)
-        loss = loss + synop_weight(config) * excess.clamp(min=0)
-    return loss
+        terms.append(SynopBudget(config, synapses))
+    return terms
+
+
+def add_up(terms: dict[str, Tensor]) -> Tensor:
+    """Return the sum of the terms (scalar), the first plus the second, plus the third and so on."""
+    first, *rest = terms.values()
+    total = first
+    for term in rest:
+        total = total + term
+    return total
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """weight * cross-entropy of the text."""
+
+    name: ClassVar[str] = "cross_entropy"
+    weight: float
+
+    def __call__(self, reading: Reading) -> Tensor:
+        return self.weight * reading.cross_entropy
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """weight * KL(teacher || model)."""
+
+    name: ClassVar[str] = "distillation"
+    weight: float
+
+    def __call__(self, reading: Reading) -> Tensor:
+        assert reading.taught is not None, "a distillation without a teacher"
+        return self.weight * distillation(reading.logits, reading.taught)
+
+
+@dataclass(frozen=True)
+class L2Wrap:
+    """RWKV's pull of the largest logit towards 0."""
+
+    name: ClassVar[str] = "l2wrap"
+    strength: float
+
+    def __call__(self, reading: Reading) -> Tensor:
+        return l2wrap(reading.logits, self.strength)
+
+
+@dataclass(frozen=True)
+class FiringRate:
+    """weight * mean over the layers of neurons of (rate - target)^2. The binary embedding is not a layer of neurons."""
+
+    name: ClassVar[str] = "firing_rate"
+    weight: float
+    target: float
+
+    def __call__(self, reading: Reading) -> Tensor:
+        rates = torch.stack([firing_rate(spike) for name, spike in reading.spikes.items() if name != "emb"])
+        return self.weight * (rates - self.target).square().mean()
+
+
+@dataclass(frozen=True)
+class SynopBudget:
+    """weight * what the spikes cost above the budget of the step, as a share of the dense products."""
+
+    name: ClassVar[str] = "synop_budget"
+    config: TrainConfig
+    synapses: dict[str, int]
+
+    def __call__(self, reading: Reading) -> Tensor:
+        excess = synop_share(reading.spikes, self.synapses) - synop_budget(reading.step, self.config)
+        return synop_weight(self.config) * excess.clamp(min=0)
 
 
 def firing_rate(spikes: Tensor) -> Tensor:
@@ -55,18 +145,6 @@ def synop_share(spikes: dict[str, Tensor], synapses: dict[str, int]) -> Tensor:
     (scalar)."""
     total = sum(synapses.values())
     return torch.stack([firing_rate(spikes[name]) * (count / total) for name, count in synapses.items()]).sum()
-
-
-def synop_budget(step: int, config: TrainConfig) -> float:
-    """Return the budget of a step: it shrinks from 1 to synop_budget, for a sudden one drives the firing far below
-    itself."""
-    left = 1 - min(step / (config.synop_warmup * config.steps), 1.0) if config.synop_warmup else 0.0
-    return config.synop_budget + (1 - config.synop_budget) * left
-
-
-def spike_share(step: int, config: TrainConfig) -> float:
-    """Return the probability with which a neuron spikes at a step: it grows from 0 to 1 over `anneal` of the steps."""
-    return min(step / (config.anneal * config.steps), 1.0) if config.anneal else 1.0
 
 
 def synop_weight(config: TrainConfig) -> float:

@@ -1,6 +1,5 @@
-"""RWKV's parameter groups and learning-rate schedule, and the optimizer's state as plain tensors."""
+"""RWKV's parameter groups, and the optimizer's state as plain tensors."""
 
-import math
 from fnmatch import fnmatchcase
 
 import torch
@@ -8,13 +7,11 @@ from torch import Tensor, nn
 
 from ..common.errors import SpikegptError
 from ..config import TrainConfig
-
-# RWKV-v4neo, configure_optimizers: these learn faster than the rest
-LEARNING_RATE_SCALE = {"time_decay": 2.0, "time_first": 3.0}
+from ..model.mixers import rate_scales
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Return Adam with RWKV's groups: time_decay at 2x, time_first at 3x; weight decay on matrices only.
+    """Return Adam with RWKV's groups: what a mixer's `rate_scales` name learns faster; weight decay on matrices only.
 
     What `config.freeze` names asks for no gradient from now on; `config.lr_scales` multiplies the rates of what it
     names.
@@ -29,12 +26,13 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     factors: dict[str, float] = {}
     for pattern, _, factor in (entry.rpartition("=") for entry in config.lr_scales):
         factors |= dict.fromkeys(_matching(pattern, names, "--lr-scales"), float(factor))
+    scales = rate_scales(model)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if name in frozen:
             parameter.requires_grad_(False)
             continue
-        scale = LEARNING_RATE_SCALE.get(name.rsplit(".", 1)[-1], 1.0) * factors.get(name, 1.0)
+        scale = scales.get(name, 1.0) * factors.get(name, 1.0)
         decay = config.weight_decay if parameter.squeeze().dim() >= 2 else 0.0
         groups.setdefault((scale, decay), []).append(parameter)
     options = [
@@ -51,14 +49,6 @@ def _matching(pattern: str, names: list[str], flag: str) -> list[str]:
             f"{flag}: no parameter is named like {pattern!r}; there are {', '.join(names[:3])}, ... {names[-1]}"
         )
     return found
-
-
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """Return the rate of optimizer step `step` (from 0): linear warm-up, then half a cosine down to lr_final."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
-    return config.lr_final + (config.lr - config.lr_final) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

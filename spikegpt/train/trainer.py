@@ -1,4 +1,5 @@
-"""Training: one program for one process, several processes, several GPUs and several nodes (`accelerate launch`).
+"""Training into a run folder: one program for one process, several processes, several GPUs and several nodes
+(`accelerate launch`).
 
 A run that is killed at any moment and resumed ends with the weights of the unbroken run, byte for byte, on the same
 machine with the same number of threads and processes: weights, optimizer, random generators, sampler position and
@@ -7,32 +8,32 @@ carried state are all in the checkpoint, and nothing else decides what a step do
 
 import dataclasses
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..checkpoint import run as ckpt
 from ..common.errors import SpikegptError
 from ..config import ModelConfig, TrainConfig
 from ..data.prepare import TokenData, prepare
 from ..data.tokenizers.tokenizer import load_tokenizer
-from ..evaluate.perplexity import Evaluation, evaluate_stream, mean_firing_rate
+from ..evaluate.perplexity import Evaluation, mean_firing_rate
 from ..generate.stream import SamplingConfig, generate
 from ..model.mixers import NeuronFactory
 from ..model.network import SpikeGPT
-from ..model.state import State, detach_state
 from ..neuron.lif import verified_spikes
-from .convert import anneal, read_model_config, spread_windows, start_from
-from .losses import firing_rate, spike_share, synop_budget, training_loss
-from .optimizer import learning_rate, load_optimizer_tensors, make_optimizer, optimizer_tensors, set_learning_rate
+from .convert import read_model_config, spread_windows, start_from
+from .language_modelling import LanguageModelling
+from .loop import Loop, StepDone
+from .losses import firing_rate
+from .optimizer import make_optimizer
+from .resuming import load_training, save_training
 from .runlog import RunLog
-from .sampler import StreamSampler, WindowSampler
-from .stop_signals import StopSignals
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)
@@ -94,225 +95,109 @@ def resume(
     return _Trainer(model_config, train_config, run, start, neuron, cache, quiet, is_new=False).train()
 
 
-class _Trainer:
-    """Everything one run needs, and the loop."""
+class _Trainer(Loop):
+    """The loop of language modelling with a run folder: it logs, evaluates, samples, and keeps checkpoints."""
 
-    def __init__(self, model_config, config: TrainConfig, run: Path, start, neuron, cache, quiet: bool, is_new: bool):
-        self.config, self.run, self.step, self.best = config, run, 0, {}
+    objective: LanguageModelling
+
+    def __init__(
+        self,
+        model_config: ModelConfig,
+        config: TrainConfig,
+        run: Path,
+        start: Path | None,
+        neuron: NeuronFactory | None,
+        cache: Path | None,
+        quiet: bool,
+        is_new: bool,
+    ):
         if config.threads:
             torch.set_num_threads(config.threads)
-        self.accelerator = _make_accelerator(config)
+        accelerator = _make_accelerator(config)
         # one process prepares the token file, the others find it done
-        with self.accelerator.main_process_first():
-            self.data = self._prepare_data(is_new, cache)
-        torch.manual_seed(config.seed)
-        self.model_config = dataclasses.replace(model_config, vocab_size=self._vocab_size(start))
+        with accelerator.main_process_first():
+            data = _prepare_data(config, run, is_new, cache)
         newest = ckpt.latest_checkpoint(run)
-        self.begins_trained = start is not None and newest is None
-        model = SpikeGPT(self.model_config, neuron, init=not self.begins_trained)
-        if self.begins_trained:
-            start_from(model, start, spread_windows(self.data.split("train"), self.model_config.ctx_len))
-        self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, config))
-        self.bare_model: SpikeGPT = self.accelerator.unwrap_model(self.model)
-        self.sampler = self._make_sampler()
-        self.synapses = self.bare_model.synapses()
-        self.teacher = self._load_teacher()
-        self.state: State | None = None
+        self.run, self.begins_trained = run, start is not None and newest is None
+        made = _make_model(model_config, config, data, start, neuron, self.begins_trained)
+        model, optimizer = accelerator.prepare(made, make_optimizer(made, config))
+        objective = LanguageModelling(model, accelerator.unwrap_model(model), data, config, accelerator)
+        super().__init__(objective, model, optimizer, config, accelerator)
         # dropout must differ between processes, and be the same when the run is repeated
-        torch.manual_seed(config.seed + 1 + self.accelerator.process_index)
+        torch.manual_seed(config.seed + 1 + accelerator.process_index)
+        self.valid: Evaluation | None = None
+        self._open_run(newest, start, is_new, quiet)
+
+    def _open_run(self, newest: Path | None, start: Path | None, is_new: bool, quiet: bool) -> None:
+        """Create the run folder, or go on from its newest checkpoint."""
+        data = self.objective.data
         if is_new and self.is_main:
-            corpus = {key: self.data.header[key] for key in ("corpus", "metadata", "text_sha256", "splits")}
-            ckpt.create_run(
-                run,
-                self.model_config,
-                config,
-                self.data.tokenizer,
-                {"corpus": corpus, "started_from": start and str(start)},
-            )
+            corpus = {key: data.header[key] for key in ("corpus", "metadata", "text_sha256", "splits")}
+            facts = {"corpus": corpus, "started_from": start and str(start)}
+            ckpt.create_run(self.run, self.objective.bare_model.config, self.config, data.tokenizer, facts)
         self.accelerator.wait_for_everyone()
         if newest is not None:
-            self._load(newest)
+            self.step = load_training(newest, self.objective, self.optimizer, self.accelerator)
         elif not is_new and self.is_main and not quiet:
-            print(f"{run} has no checkpoint yet: starting from step 0")
+            print(f"{self.run} has no checkpoint yet: starting from step 0")
         if self.is_main:
-            self.log = RunLog(run, self.step, config.steps, config.tensorboard, quiet)
-            ckpt.prune_checkpoints(run, config.keep, self.best.get("step"))
+            self.log = RunLog(self.run, self.step, self.config.steps, self.config.tensorboard, quiet)
+            ckpt.prune_checkpoints(self.run, self.config.keep, self.objective.best.get("step"))
 
     @property
     def is_main(self) -> bool:
         return self.accelerator.is_main_process
 
-    def _prepare_data(self, is_new: bool, cache: Path | None) -> TokenData:
-        stored = self.run / "tokenizer.json"
-        # a run owns its tokenizer: a resumed one never builds it anew
-        tokenizer = self.config.tokenizer if is_new or not stored.exists() else load_tokenizer(stored)
-        return prepare(
-            list(self.config.data), tokenizer, cache, self.config.bpe_vocab_size, text_column=self.config.text_column
-        )
-
-    def _vocab_size(self, start: Path | None) -> int:
-        tokens = self.data.tokenizer.vocab_size
-        if start is None:
-            return tokens
-        # released models have a few rows more than tokens
-        rows = read_model_config(start).vocab_size
-        if tokens > rows:
-            raise SpikegptError(
-                f"the tokenizer has {tokens} tokens, the model in {start} {rows}; use its own: leave out --tokenizer"
-            )
-        return rows
-
-    def _make_sampler(self) -> WindowSampler | StreamSampler:
-        kind = StreamSampler if self.config.carry_state else WindowSampler
-        return kind(
-            self.data.split("train"),
-            self.model_config.ctx_len,
-            self.config.batch_size,
-            seed=self.config.seed,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-        )
-
     def train(self) -> TrainResult:
-        signals = StopSignals()
-        valid, is_evaluated = None, False
         try:
-            with signals, verified_spikes(self.config.verify_spikes):
-                if self.begins_trained:
+            with self.guarded(), verified_spikes(self.config.verify_spikes):
+                if self.step == self.config.steps:
+                    # a run that was complete already is only evaluated
+                    self.valid = self._evaluate()
+                elif self.begins_trained:
                     self._evaluate()
-                while self.step < self.config.steps:
-                    stopping = self._train_step(signals)
-                    is_last = self.step == self.config.steps
-                    every = self.config.eval_every
-                    if is_last or (every and self.step % every == 0 and not stopping):
-                        valid, is_evaluated = self._evaluate(), is_last
-                    elif stopping or self.step % self.config.save_every == 0:
-                        self._save()
-                    if self.config.sample_every and self.step % self.config.sample_every == 0 and not stopping:
-                        self._sample()
-                    if stopping:
-                        break
-                # a run that was complete already is only evaluated
-                if self.step == self.config.steps and not is_evaluated:
-                    valid = self._evaluate()
-        except torch.OutOfMemoryError as error:
-            size = f"batch_size {self.config.batch_size} x ctx_len {self.model_config.ctx_len}"
-            advice = "lower --batch-size and raise --grad-accumulation as much, or lower --ctx-len"
-            raise SpikegptError(
-                f"step {self.step + 1}: the GPU's memory is full at {size}: {advice}. torch says: {error}"
-            ) from error
+                self.train_steps()
         finally:
             if self.is_main:
                 self.log.close()
             self.accelerator.end_training()
-        return TrainResult(self.run, self.step, valid, self.step < self.config.steps, self.is_main)
+        return TrainResult(self.run, self.step, self.valid, self.step < self.config.steps, self.is_main)
 
-    def _train_step(self, signals: StopSignals) -> bool:
-        """Do one optimizer step; return whether some process was asked to stop."""
-        started = time.perf_counter()
-        rate = learning_rate(self.step, self.config)
-        set_learning_rate(self.optimizer, rate)
-        self.model.train()
-        anneal(self.bare_model, spike_share(self.step, self.config))
-        total = torch.zeros((), device=self.accelerator.device)
-        for _ in range(self.config.grad_accumulation):
-            with self.accelerator.accumulate(self.model):
-                loss, cross_entropy, spikes = self._forward()
-                self.accelerator.backward(loss)
-                total += cross_entropy.detach() / self.config.grad_accumulation
-                norm = self._clip()
-                # every process must come to the same decision, so the facts are added up before anyone acts on them
-                facts = torch.stack([total, total.new_tensor(float(signals.asked))])
-                if self.accelerator.sync_gradients:
-                    mean_loss, stopping = self.accelerator.reduce(facts, "mean").tolist()
-                    self._check_finite(mean_loss, norm, rate)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-        self.step += 1
+    def after_step(self, done: StepDone) -> None:
         if self.is_main and (self.step % self.config.log_every == 0 or self.step in (1, self.config.steps)):
-            self._log(mean_loss, norm, rate, spikes, time.perf_counter() - started)
-        return stopping > 0
+            self._log(done)
+        if self.evaluation_is_due(done):
+            self.valid = self._evaluate()
+        elif done.stopping or self.step % self.config.save_every == 0:
+            self._save()
+        if self.config.sample_every and self.step % self.config.sample_every == 0 and not done.stopping:
+            self._sample()
 
-    def _forward(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """(loss to minimise, its cross-entropy part, spikes) of the sampler's next batch."""
-        ids, targets, *starts = self.sampler.next()
-        if starts and bool(starts[0].any()):
-            # every lane ends at the same step, so all of them start anew together
-            self.state = None
-        device = self.accelerator.device
-        with self.accelerator.autocast():
-            logits, state, spikes = self.model(ids.to(device), self.state)
-            cross_entropy = F.cross_entropy(logits.float().flatten(0, 1), targets.to(device).flatten())
-        self.state = detach_state(state) if self.config.carry_state else None
-        taught = None if self.teacher is None else self._predictions(ids.to(device))
-        loss = training_loss(
-            cross_entropy, logits, spikes, taught=taught, synapses=self.synapses, step=self.step, config=self.config
-        )
-        return loss, cross_entropy, spikes
-
-    def _load_teacher(self) -> SpikeGPT | None:
-        if self.config.teacher is None:
-            return None
-        model, tokenizer = ckpt.load_model(self.config.teacher)
-        if tokenizer.fingerprint != self.data.tokenizer.fingerprint:
-            raise SpikegptError(
-                f"the teacher {self.config.teacher} has another tokenizer; its tokens are not this run's"
-            )
-        return model.to(self.accelerator.device).eval()
-
-    @torch.no_grad()
-    def _predictions(self, ids: Tensor) -> Tensor:
-        with self.accelerator.autocast():
-            return self.teacher(ids).logits
-
-    def _clip(self) -> float:
-        if not self.accelerator.sync_gradients:
-            return 0.0
-        # an endless limit measures the norm and changes nothing
-        return float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf))
-
-    def _check_finite(self, loss: float, norm: float, rate: float) -> None:
-        scaler = self.accelerator.scaler
-        # with a loss scaler an infinite gradient is ordinary: the scaler skips the step and lowers the scale
-        if math.isfinite(loss) and (math.isfinite(norm) or scaler is not None):
-            return
-        newest = ckpt.latest_checkpoint(self.run)
-        rest = f"last good checkpoint: {newest}" if newest else "no checkpoint was written yet"
-        raise SpikegptError(
-            f"step {self.step + 1}: loss is {loss}, gradient norm {norm}, learning rate {rate:.3g}; {rest}. Lower "
-            f"--lr or raise --warmup-steps"
-        )
-
-    def _log(self, loss: float, norm: float, rate: float, spikes: dict[str, Tensor], seconds: float) -> None:
-        rates = {name: firing_rate(spike.detach()).item() for name, spike in spikes.items()}
-        firing = mean_firing_rate(rates, self.synapses)
-        tokens = self.sampler.global_batch * self.model_config.ctx_len * self.config.grad_accumulation
-        bits = loss / math.log(2) * self._tokens_per_byte("train")
-        self.log.progress(self.step, loss, bits, tokens / seconds, firing)
+    def _log(self, done: StepDone) -> None:
+        rates = {name: firing_rate(spike.detach()).item() for name, spike in done.spikes.items()}
+        firing = mean_firing_rate(rates, self.objective.synapses)
+        tokens = self.objective.tokens_per_step
+        bits = done.cross_entropy / math.log(2) * self.objective.tokens_per_byte("train")
+        self.log.progress(self.step, done.cross_entropy, bits, tokens / done.seconds, firing)
         self.log.record(
             self.step,
             kind="train",
-            loss=loss,
+            loss=done.cross_entropy,
+            losses=done.losses,
             bits_per_byte=bits,
-            learning_rate=rate,
-            gradient_norm=norm,
-            tokens_per_s=round(tokens / seconds),
+            learning_rate=done.learning_rate,
+            gradient_norm=done.gradient_norm,
+            tokens_per_s=round(tokens / done.seconds),
             tokens=self.step * tokens,
             firing_rate=firing,
             firing_rates=rates,
         )
 
-    def _tokens_per_byte(self, split: str) -> float:
-        facts = self.data.header["splits"][split]
-        return facts["tokens"] / facts["bytes"]
-
     def _evaluate(self) -> Evaluation | None:
-        """Evaluate on the valid split, remember the best, save a checkpoint."""
+        """Evaluate on the valid split, which only the main process does, and save a checkpoint."""
         valid = None
         if self.is_main:
-            valid = evaluate_stream(
-                self.bare_model, self.data.split("valid")[: self.config.eval_tokens], self.data.tokenizer
-            )
+            valid = self.objective.evaluate(self.step)
             self.log.record(
                 self.step,
                 kind="valid",
@@ -324,97 +209,30 @@ class _Trainer:
             firing = "" if valid.firing_rate is None else f", firing {valid.firing_rate:.2%}"
             self.log.say(f"valid at step {self.step}: {valid.bits_per_byte:.4f} bits/byte{firing}")
             self.log.watch_firing(self.step, valid.firing_rates)
-            if self._is_settled and (not self.best or valid.bits_per_byte < self.best["bits_per_byte"]):
-                self.best = {"step": self.step, "bits_per_byte": valid.bits_per_byte}
         self._save()
         return valid
 
-    @property
-    def _is_settled(self) -> bool:
-        """Whether all neurons spike and the whole budget is in force: a model from before is not what the run is
-        for."""
-        has_budget = self.synapses and self.config.synop_budget
-        return spike_share(self.step, self.config) == 1 and (
-            not has_budget or synop_budget(self.step, self.config) == self.config.synop_budget
-        )
+    def _save(self) -> None:
+        save_training(self.run, self.step, self.objective, self.optimizer, self.accelerator)
+        if self.is_main:
+            ckpt.prune_checkpoints(self.run, self.config.keep, self.objective.best.get("step"))
+        self.accelerator.wait_for_everyone()
 
     def _sample(self) -> None:
         if self.is_main:
+            model, data = self.objective.bare_model, self.objective.data
             # the first line of the valid split: a prompt of the same kind as the text, not seen in training
-            valid = self.data.tokenizer.decode(self.data.split("valid")[:64]).decode("utf-8", "ignore")
+            valid = data.tokenizer.decode(data.split("valid")[:64]).decode("utf-8", "ignore")
             prompt = next((line for line in valid.splitlines() if line.strip()), "\n")[:40]
-            text = generate(
-                self.bare_model, self.data.tokenizer, [prompt], SamplingConfig(max_tokens=120, seed=self.config.seed)
-            )[0]
-            self.log.sample(self.step, prompt + text)
+            options = SamplingConfig(max_tokens=120, seed=self.config.seed)
+            self.log.sample(self.step, prompt + generate(model, data.tokenizer, [prompt], options)[0])
 
-    # --- checkpoints ---
-
-    def _save(self) -> None:
-        tensors = {"rng.cpu": self._of_all_processes(torch.get_rng_state())}
-        if torch.cuda.is_available():
-            tensors["rng.cuda"] = self._of_all_processes(torch.cuda.get_rng_state())
-        leaves, _ = tree_flatten(self.state)
-        carried = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        tensors |= {f"state.{index}": self._of_all_processes(leaf) for index, leaf in enumerate(carried)}
-        if self.is_main:
-            tensors |= optimizer_tensors(self.optimizer)
-            scaler = self.accelerator.scaler
-            state = {
-                "sampler_position": self.sampler.position,
-                "processes": self.accelerator.num_processes,
-                "threads": torch.get_num_threads(),
-                "best": self.best,
-                "scaler": scaler.state_dict() if scaler is not None else None,
-            }
-            ckpt.save_checkpoint(self.run, self.step, self.bare_model, self.data.tokenizer, tensors, state)
-            ckpt.prune_checkpoints(self.run, self.config.keep, self.best.get("step"))
-        self.accelerator.wait_for_everyone()
-
-    def _of_all_processes(self, tensor: Tensor) -> Tensor:
-        """(processes, ...) with one row from each."""
-        return self.accelerator.gather(tensor.to(self.accelerator.device).unsqueeze(0)).cpu()
-
-    def _load(self, checkpoint: Path) -> None:
-        tensors, state = ckpt.load_training(checkpoint)
-        ckpt.load_weights(self.bare_model, ckpt.TensorFile(checkpoint / "model.safetensors"), checkpoint)
-        load_optimizer_tensors(self.optimizer, tensors)
-        self.step, self.best = state["step"], state["best"]
-        self.sampler.position = state["sampler_position"]
-        if state["scaler"] is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        same = state["processes"] == self.accelerator.num_processes
-        if self.is_main and not (same and state["threads"] == torch.get_num_threads()):
-            print(
-                f"note: the run had {state['processes']} process(es) with {state['threads']} thread(s), now "
-                f"{self.accelerator.num_processes} "
-                f"with {torch.get_num_threads()}: it goes on, but not bit for bit as it would have"
-            )
-        if not same:
-            return
-        rank = self.accelerator.process_index
-        if "state.0" in tensors:
-            self.state = self._carried_state(
-                [tensors[f"state.{i}"][rank] for i in range(sum(key.startswith("state.") for key in tensors))]
-            )
-        # last, for reading a token above may have drawn a dropout
-        # cloned: torch 2.13 reads a generator's state from the front of the storage, which for a row is another
-        # process's
-        torch.set_rng_state(tensors["rng.cpu"][rank].clone())
-        if "rng.cuda" in tensors and torch.cuda.is_available():
-            torch.cuda.set_rng_state(tensors["rng.cuda"][rank].clone())
-
-    def _carried_state(self, carried: list[Tensor]) -> State:
-        """The state that `_save` took apart; its shape comes from reading one token."""
-        device = self.accelerator.device
-        with torch.no_grad():
-            example = self.bare_model(torch.zeros(1, 1, dtype=torch.long, device=device)).state
-        leaves, shape = tree_flatten(example)
-        parts = iter(carried)
-        return tree_unflatten([next(parts).to(device) if isinstance(leaf, Tensor) else leaf for leaf in leaves], shape)
+    def what_is_left(self) -> str:
+        newest = ckpt.latest_checkpoint(self.run)
+        return f"last good checkpoint: {newest}" if newest else "no checkpoint was written yet"
 
 
-def _make_accelerator(config: TrainConfig):
+def _make_accelerator(config: TrainConfig) -> "Accelerator":
     from accelerate import Accelerator
 
     if config.precision == "fp16" and not torch.cuda.is_available():
@@ -422,3 +240,40 @@ def _make_accelerator(config: TrainConfig):
     # without this word accelerate runs several processes on a machine without a GPU as strangers to each other
     cpu = not torch.accelerator.is_available()
     return Accelerator(cpu=cpu, mixed_precision=config.precision, gradient_accumulation_steps=config.grad_accumulation)
+
+
+def _prepare_data(config: TrainConfig, run: Path, is_new: bool, cache: Path | None) -> TokenData:
+    stored = run / "tokenizer.json"
+    # a run owns its tokenizer: a resumed one never builds it anew
+    tokenizer = config.tokenizer if is_new or not stored.exists() else load_tokenizer(stored)
+    return prepare(list(config.data), tokenizer, cache, config.bpe_vocab_size, text_column=config.text_column)
+
+
+def _make_model(
+    model_config: ModelConfig,
+    config: TrainConfig,
+    data: TokenData,
+    start: Path | None,
+    neuron: NeuronFactory | None,
+    begins_trained: bool,
+) -> SpikeGPT:
+    """A new model of the tokenizer's vocabulary, with the weights in `start` where training begins with them."""
+    torch.manual_seed(config.seed)
+    model_config = dataclasses.replace(model_config, vocab_size=_vocab_size(data, start))
+    model = SpikeGPT(model_config, neuron, init=not begins_trained)
+    if begins_trained and start is not None:
+        start_from(model, start, spread_windows(data.split("train"), model_config.ctx_len))
+    return model
+
+
+def _vocab_size(data: TokenData, start: Path | None) -> int:
+    tokens = data.tokenizer.vocab_size
+    if start is None:
+        return tokens
+    # released models have a few rows more than tokens
+    rows = read_model_config(start).vocab_size
+    if tokens > rows:
+        raise SpikegptError(
+            f"the tokenizer has {tokens} tokens, the model in {start} {rows}; use its own: leave out --tokenizer"
+        )
+    return rows

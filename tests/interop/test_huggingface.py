@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 import transformers
-from conftest import MODEL, TRAIN
+from runs import MODEL, TRAIN
 from safetensors.torch import load_file, save_file
 
 from spikegpt.checkpoint.run import load_model

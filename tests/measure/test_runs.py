@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from conftest import MODEL, TRAIN
+from runs import MODEL, TRAIN
 
 from neuromorphic import load_profile
 from spikegpt.common.errors import SpikegptError

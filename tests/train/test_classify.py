@@ -3,42 +3,26 @@ learns."""
 
 import dataclasses
 import json
-import random
+import os
+import signal
 
 import pytest
 import torch
-from conftest import MODEL, TRAIN
-from test_command_line import spikegpt
+from classification import write_examples
+from runs import MODEL, TRAIN
 
 from spikegpt.checkpoint.run import load_model
+from spikegpt.cli import verbs as command_line
 from spikegpt.common.errors import SpikegptError
 from spikegpt.config import SPIKING, ClassifyConfig
 from spikegpt.data import labelled
 from spikegpt.data.labelled import TASKS, Example, Task, load_file_task, load_hub_task
 from spikegpt.train import classify as classification
 from spikegpt.train.classify import Classifier, classify, finetune, load_classifier
+from spikegpt.train.loop import Loop
 from spikegpt.train.trainer import train as pretrain
 
 QUICK = ClassifyConfig(epochs=4, lr=1e-2, batch_size=16, seeds=(0,))
-GOOD, BAD = ("fine", "lovely", "bright"), ("dull", "grim", "sour")
-
-
-def write_examples(path, count, seed):
-    """Sentences whose class is that of one word in them; a third is "good"."""
-    draw = random.Random(seed)
-    rows = []
-    for _ in range(count):
-        is_good = draw.random() < 1 / 3
-        words = [
-            *draw.sample(["a", "day", "the", "sea", "of", "stones"], draw.randint(1, 5)),
-            draw.choice(GOOD if is_good else BAD),
-        ]
-        rows.append((" ".join(words), "good" if is_good else "bad"))
-    if path.suffix == ".tsv":
-        path.write_text("text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in rows))
-    else:
-        path.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows))
-    return path
 
 
 @pytest.fixture
@@ -125,15 +109,54 @@ def test_a_seed_gives_the_same_classifier_again_and_it_can_be_loaded(trained, ta
     assert torch.equal(classify(*first[:2], ["the sea"]), classify(*second[:2], ["the sea"]))
 
 
-def test_the_command_sets_runs_beside_each_other(trained, tmp_path):
+def command(monkeypatch, *arguments) -> int:
+    monkeypatch.setattr("sys.argv", ["spikegpt", "finetune-classify", *map(str, arguments)])
+    return command_line.main()
+
+
+def test_the_command_sets_runs_beside_each_other(trained, tmp_path, monkeypatch, capsys):
     for name, count in (("train.jsonl", 40), ("valid.jsonl", 20), ("test.jsonl", 20)):
         write_examples(tmp_path / name, count, count)
     files = [word for name in ("train", "valid", "test") for word in (f"--{name}", tmp_path / f"{name}.jsonl")]
     options = [*files, "--epochs", "1", "--seeds", "3", "4", "--out", tmp_path / "out", "--threads", "1"]
-    shown = spikegpt("finetune-classify", trained, trained, *options).stdout
+    assert command(monkeypatch, trained, trained, *options) == 0
+    shown = capsys.readouterr().out
     assert "majority class" in shown and shown.count("of 2 seed(s)") == 2 and "published" not in shown
     values = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [seed["seed"] for seed in values["results"][0]["seeds"]] == [3, 4] and values["config"]["epochs"] == 1
+
+
+def test_a_signal_ends_the_step_and_then_the_fine_tuning(trained, task, tmp_path, monkeypatch):
+    steps, whole_step = [], Loop.train_step
+
+    def step(self):
+        steps.append(self.step)
+        if self.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return whole_step(self)
+
+    monkeypatch.setattr(Loop, "train_step", step)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(trained, task, QUICK, tmp_path / "out")
+    assert steps == [0, 1, 2, 3] and not (tmp_path / "out").exists()
+
+
+def test_a_diverging_classifier_is_said_to_diverge(make_run, task, tmp_path):
+    config = dataclasses.replace(QUICK, lr=1e30)
+    dense = make_run("dense", MODEL.twin(), steps=1)
+    with pytest.raises(SpikegptError, match=r"step \d+: loss is .*; nothing of this training was kept. Lower --lr$"):
+        finetune(dense, task, config, tmp_path / "out")
+
+
+def test_a_full_gpu_names_what_makes_a_batch_of_texts_smaller(trained, task, tmp_path, monkeypatch):
+    def full(self, ids, lengths):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(Classifier, "forward", full)
+    with pytest.raises(
+        SpikegptError, match="step 1: the GPU's memory is full at batch_size 16 x max_tokens 512: lower --batch-size or"
+    ):
+        finetune(trained, task, QUICK, tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -192,9 +215,9 @@ def test_a_missing_file_is_named(tmp_path):
     "arguments",
     [["RUN"], ["RUN", "--task", "mr", "--train", "x.tsv", "--test", "x.tsv"], ["RUN", "--train", "x.tsv"], []],
 )
-def test_a_task_or_files_but_not_both(arguments):
-    refused = spikegpt("finetune-classify", *arguments, check=False)
-    assert refused.returncode == 1 and "either --task NAME or --train FILE and --test FILE" in refused.stderr
+def test_a_task_or_files_but_not_both(arguments, monkeypatch, capsys):
+    assert command(monkeypatch, *arguments) == 1
+    assert "either --task NAME or --train FILE and --test FILE" in capsys.readouterr().err
 
 
 def test_held_out_examples_are_not_those_of_one_class_first():

@@ -6,8 +6,7 @@ import json
 
 import pytest
 import torch
-from conftest import MODEL, TRAIN
-from test_train import break_off, weights_of
+from runs import MODEL, TRAIN, break_off, weights_of
 
 from spikegpt.checkpoint.run import load_model
 from spikegpt.common.errors import SpikegptError
@@ -17,7 +16,6 @@ from spikegpt.neuron.lif import LIF
 from spikegpt.train import convert
 from spikegpt.train import trainer as training
 from spikegpt.train.convert import anneal, best_thresholds, defaults_from, fit_neurons, start_from
-from spikegpt.train.losses import spike_share
 
 DENSE = dataclasses.replace(MODEL, spiking="none", neuron=None, dropout=0.0)
 IDS = torch.randint(256, (3, 33), generator=torch.Generator().manual_seed(0))
@@ -112,12 +110,6 @@ def test_in_training_a_share_of_the_neurons_spikes_and_in_evaluation_all():
     assert 0.73 < real.float().mean() < 0.77
     assert torch.equal(spikes[~real], (current >= 0.3).float()[~real])
     assert set(neuron.eval()(current)[0].unique().tolist()) == {0.0, 1.0}
-
-
-def test_annealing_ends_when_it_should():
-    config = dataclasses.replace(TRAIN, steps=100, anneal=0.5)
-    assert [spike_share(step, config) for step in (0, 10, 50, 99)] == [0.0, 0.2, 1.0, 1.0]
-    assert spike_share(0, TRAIN) == 1.0
 
 
 @pytest.mark.parametrize("spiking", SPIKING)

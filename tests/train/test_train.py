@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import os
 import signal
 import subprocess
@@ -11,42 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import MODEL, TRAIN
+from runs import MODEL, TRAIN, break_off, weights_of
 from safetensors.torch import load_file
 
-from spikegpt.checkpoint.run import latest_checkpoint, load_model
+from spikegpt.checkpoint.run import latest_checkpoint
 from spikegpt.common.errors import SpikegptError
-from spikegpt.common.files import sha256_of
-from spikegpt.config import NeuronConfig, TrainConfig
-from spikegpt.model.network import SpikeGPT
+from spikegpt.config import NeuronConfig
 from spikegpt.train import trainer as training
-from spikegpt.train.losses import distillation, synop_budget, synop_share, synop_weight
-from spikegpt.train.optimizer import learning_rate, make_optimizer
+from spikegpt.train.language_modelling import LanguageModelling
 from spikegpt.train.runlog import read_metrics
-
-
-def weights_of(run: Path) -> str:
-    return sha256_of(latest_checkpoint(run) / "model.safetensors")
-
-
-class _Killed(Exception):
-    """Stands for SIGKILL: nothing of ours runs after it."""
-
-
-def break_off(
-    monkeypatch, run: Path, cache: Path, after: int, model=MODEL, start: Path | None = None, **changes
-) -> None:
-    step = training._Trainer._train_step
-
-    def dying(self, signals):
-        if self.step == after:
-            raise _Killed
-        return step(self, signals)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training._Trainer, "_train_step", dying)
-        with pytest.raises(_Killed):
-            training.train(model, dataclasses.replace(TRAIN, **changes), run, start=start, cache=cache, quiet=True)
 
 
 @pytest.mark.parametrize("after", [1, 4, 7, 11])
@@ -121,10 +93,10 @@ def test_infinite_loss_stops_with_step_rate_and_checkpoint(make_run, tmp_path):
 
 
 def test_a_full_gpu_is_said_to_be(make_run, monkeypatch):
-    def full(self):
+    def full(self, step):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(training._Trainer, "_forward", full)
+    monkeypatch.setattr(LanguageModelling, "forward", full)
     with pytest.raises(
         SpikegptError,
         match=r"step 1: the GPU's memory is full at batch_size 4 x ctx_len 16: lower --batch-size .* 2\.00 GiB",
@@ -141,40 +113,6 @@ def test_unwritable_run_folder_is_an_error(cache, tmp_path):
 def test_dead_and_saturated_layers_are_named(make_run, capsys):
     make_run(model=dataclasses.replace(MODEL, neuron=NeuronConfig(threshold=1e6)))
     assert "blocks.1.ffn.value_neuron is dead (mean firing 0.00%)" in capsys.readouterr().err
-
-
-def test_firing_rate_target_pulls_the_rate(make_run):
-    rates = [
-        read_metrics(make_run(str(t), steps=80, lr=1e-2, firing_rate_target=t, firing_rate_weight=50))[-1][
-            "firing_rate"
-        ]
-        for t in (0.05, 0.5)
-    ]
-    assert rates[0] < 0.2 < 0.35 < rates[1]
-
-
-def test_learning_rate_warms_up_and_ends_at_lr_final():
-    config = dataclasses.replace(TRAIN, steps=10, warmup_steps=4, lr=1.0, lr_final=0.1)
-    assert [learning_rate(step, config) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
-    # by hand: half way down the cosine
-    assert learning_rate(7, config) == pytest.approx(0.55)
-    assert learning_rate(10, config) == pytest.approx(0.1)
-
-
-def test_time_parameters_learn_faster_and_only_matrices_decay():
-    model = SpikeGPT(MODEL)
-    optimizer = make_optimizer(model, dataclasses.replace(TRAIN, weight_decay=0.1))
-    found = {
-        id(p): (group["lr_scale"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]
-    }
-    att = model.blocks[0].att
-    wanted = {
-        att.time_decay: (2.0, 0.0),
-        att.time_first: (3.0, 0.0),
-        att.time_mix_k: (1.0, 0.0),
-        att.key.weight: (1.0, 0.1),
-    }
-    assert {p: found[id(p)] for p in wanted} == wanted
 
 
 def command(out: Path, cache: Path, *more: str) -> list[str]:
@@ -239,108 +177,10 @@ def test_two_processes_train_like_one_with_the_doubled_batch(tmp_path, cache):
     for arguments in (one, two):
         done = subprocess.run(arguments, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr[-2000:]
-    losses = [
-        [line["loss"] for line in read_metrics(tmp_path / name) if line["kind"] == "train"] for name in ("one", "two")
-    ]
+    lines = [[line for line in read_metrics(tmp_path / name) if line["kind"] == "train"] for name in ("one", "two")]
+    losses = [[loss for line in run for loss in (line["loss"], *line["losses"].values())] for run in lines]
+    assert len(losses[0]) == 6 * 3
     # float32 sums in another order; a spike that flips by rounding moves a loss by far more than this
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     ours, theirs = (load_file(latest_checkpoint(tmp_path / name) / "model.safetensors") for name in ("one", "two"))
     assert max((ours[key] - theirs[key]).abs().max() for key in ours) < 1e-3
-
-
-def test_the_share_of_synaptic_operations_is_worked_out_by_hand():
-    spikes = {
-        "a": torch.tensor([[[0.0, 2.0, -1.0, 0.0]]]),
-        "b": torch.tensor([[[1.0, 0.0, 0.0, 0.0]]]),
-        "silent": torch.zeros(1, 1, 4),
-    }
-    # half of a's neurons fire into 300 weights, a quarter of b's into 100
-    assert synop_share(spikes, {"a": 300, "b": 100}).item() == pytest.approx((0.5 * 300 + 0.25 * 100) / 400)
-
-
-def test_the_budget_silences_neurons(make_run):
-    rates = {}
-    for budget in (0.0, 0.02):
-        run = make_run(f"budget{budget}", steps=40, synop_budget=budget, synop_weight=10.0, synop_warmup=0.1, lr=1e-2)
-        rates[budget] = [line["firing_rate"] for line in read_metrics(run) if line["kind"] == "valid"][-1]
-    assert rates[0.02] < 0.7 * rates[0.0]
-
-
-@pytest.mark.parametrize("budget, weight", [(0.05, 20.0), (0.1, 10.0), (0.2, 5.0), (0.4, 5.0)])
-def test_an_excess_over_a_small_budget_counts_in_proportion(budget, weight):
-    assert synop_weight(TrainConfig(synop_budget=budget)) == pytest.approx(weight)
-
-
-def test_the_budget_shrinks_to_its_end_over_the_warmup(make_run):
-    budget = TrainConfig(steps=100, synop_budget=0.2, synop_warmup=0.5)
-    assert [synop_budget(step, budget) for step in (0, 25, 50, 99)] == pytest.approx([1.0, 0.6, 0.2, 0.2])
-    assert synop_budget(0, TrainConfig(synop_warmup=0.0, synop_budget=0.2)) == 0.2
-
-
-def test_distillation_is_the_divergence_worked_out_by_hand():
-    ours, theirs = torch.tensor([[[0.0, 0.0]]]), torch.log(torch.tensor([[[0.25, 0.75]]]))
-    wanted = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
-    assert distillation(ours, theirs).item() == pytest.approx(wanted, rel=1e-6)
-    assert distillation(theirs, theirs).item() == pytest.approx(0.0, abs=1e-7)
-
-
-def test_a_pupil_learns_what_its_teacher_predicts(make_run):
-    teacher = make_run("teacher", model=MODEL.twin(), steps=120, lr=1e-2)
-    alone = make_run("alone", steps=40, lr=1e-2)
-    pupil = make_run("pupil", steps=40, lr=1e-2, teacher=str(teacher), teacher_weight=1.0)
-    ids = torch.randint(97, 122, (4, 16), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        taught, *others = (load_model(run)[0](ids).logits for run in (teacher, alone, pupil))
-    assert distillation(others[1], taught) < distillation(others[0], taught)
-
-
-def test_a_resumed_pupil_ends_as_an_unbroken_one(make_run, cache):
-    teacher = str(make_run("teacher", model=MODEL.twin()))
-    whole = make_run("whole", teacher=teacher)
-    broken = make_run("broken", teacher=teacher)
-    for file in (broken / "checkpoints" / "step-00000012").iterdir():
-        file.unlink()
-    training.resume(broken, cache=cache, quiet=True)
-    assert weights_of(broken) == weights_of(whole)
-
-
-def test_a_teacher_with_another_tokenizer_is_refused(make_run):
-    teacher = make_run("teacher", model=MODEL.twin(), tokenizer="char")
-    with pytest.raises(SpikegptError, match="has another tokenizer"):
-        make_run("pupil", teacher=str(teacher))
-    with pytest.raises(SpikegptError, match="nowhere is not the folder of a run"):
-        make_run("orphan", teacher="nowhere")
-
-
-def test_learning_rate_scales_multiply_rwkvs_groups_and_the_last_that_fits_counts():
-    config = dataclasses.replace(TRAIN, lr_scales=("*.att.*=0.5", "*.time_decay=0.1", "head.*=0"))
-    model = SpikeGPT(MODEL)
-    optimizer = make_optimizer(model, config)
-    scale_of = {id(member): group["lr_scale"] for group in optimizer.param_groups for member in group["params"]}
-    named = dict(model.named_parameters())
-    assert scale_of[id(named["blocks.0.att.key.weight"])] == 0.5
-    assert scale_of[id(named["blocks.1.att.time_decay"])] == pytest.approx(0.2)
-    assert scale_of[id(named["blocks.1.att.time_first"])] == 1.5
-    assert (scale_of[id(named["head.weight"])], scale_of[id(named["emb.weight"])]) == (0.0, 1.0)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"freeze": ("embedding.*",)},
-            r"--freeze: no parameter is named like 'embedding\.\*'; there are emb\.weight, ",
-        ),
-        ({"freeze": ("*",)}, "leaves nothing to train"),
-        ({"lr_scales": ("bocks.*=2",)}, r"--lr-scales: no parameter is named like 'bocks\.\*'"),
-    ],
-)
-def test_patterns_that_name_nothing_or_all_are_refused(changes, message):
-    with pytest.raises(SpikegptError, match=message):
-        make_optimizer(SpikeGPT(MODEL), dataclasses.replace(TRAIN, **changes))
-
-
-@pytest.mark.parametrize("entry", ["head.*", "head.*=fast", "=2", "head.*=-1", "head.*=inf"])
-def test_a_learning_rate_scale_is_a_pattern_and_a_factor(entry):
-    with pytest.raises(ValueError, match="PATTERN=FACTOR"):
-        TrainConfig(lr_scales=(entry,))

@@ -1,10 +1,10 @@
 """The generations of RWKV by name: `ModelConfig.mixer` chooses one. One more is one line here and one file beside this
 one."""
 
-from .contract import Mixed, Mixer, NeuronFactory, Site
+from .contract import Mixed, Mixer, NeuronFactory, Site, rate_scales
 from .rwkv4 import ChannelMix, TimeMix
 
 # name -> (first half of a block, second half); each is made from (ModelConfig, NeuronFactory)
 MIXERS: dict[str, tuple[type[Mixer], type[Mixer]]] = {"rwkv4": (TimeMix, ChannelMix)}
 
-__all__ = ["MIXERS", "Mixed", "Mixer", "NeuronFactory", "Site"]
+__all__ = ["MIXERS", "Mixed", "Mixer", "NeuronFactory", "Site", "rate_scales"]

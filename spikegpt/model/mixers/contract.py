@@ -105,6 +105,15 @@ class Mixer(nn.Module):
             self.add_module(site.name, make_neuron(site))
 
 
+def rate_scales(model: nn.Module) -> dict[str, float]:
+    """Return parameter of `model` -> factor of the learning rate, for those that a mixer in it names."""
+    found: dict[str, float] = {}
+    for path, mixer in model.named_modules():
+        if isinstance(mixer, Mixer):
+            found |= {f"{path}.{name}": factor for name, factor in mixer.rate_scales.items()}
+    return found
+
+
 def shift_tokens(x: Tensor, previous: Tensor | None) -> Tensor:
     """Return x (B, T, C) moved one token later; the first token sees `previous` (B, C), or zeros."""
     first = x.new_zeros(x.shape[0], 1, x.shape[2]) if previous is None else previous.to(x.dtype).unsqueeze(1)

@@ -41,6 +41,7 @@ class TimeMix(Mixer):
     """output(sigmoid(receptance) * wkv(key, value)), each projection of a token-shift mix."""
 
     last_product = "output"
+    # source: RWKV-v4neo, configure_optimizers
     rate_scales = {"time_decay": 2.0, "time_first": 3.0}  # noqa: RUF012 (the base class declares it)
     op_cost = staticmethod(token_shift_cost)
 

@@ -1,0 +1,122 @@
+"""Language modelling as what a loop trains for: windows or streams of a text, the next token of each, and what the
+configuration adds to the loss; judged by bits per byte on the valid split."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..checkpoint.run import load_model
+from ..common.errors import SpikegptError
+from ..config import TrainConfig
+from ..data.prepare import TokenData
+from ..evaluate.perplexity import Evaluation, evaluate_stream
+from ..model.network import SpikeGPT
+from ..model.state import State, detach_state
+from .convert import anneal
+from .loop import Advice, Forward
+from .losses import Reading, make_terms
+from .sampler import StreamSampler, WindowSampler
+from .schedules import spike_share, synop_budget
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class LanguageModelling:
+    """The next token of the text `data`.
+
+    `state` is carried from step to step if the configuration asks for it, else None. `best` is the step and the bits
+    per byte of the best evaluation so far, empty before the first that counts.
+    """
+
+    def __init__(
+        self, model: nn.Module, bare_model: SpikeGPT, data: TokenData, config: TrainConfig, accelerator: "Accelerator"
+    ):
+        """
+        Args:
+            model: what training calls: `bare_model`, or what accelerate wrapped around it.
+
+        Raises:
+            SpikegptError: the text is too short, or the teacher is missing or has another tokenizer.
+        """
+        self.model, self.bare_model, self.data, self.config = model, bare_model, data, config
+        self.accelerator, self.synapses = accelerator, bare_model.synapses()
+        self.sampler = self._make_sampler()
+        self.teacher = None if config.teacher is None else self._load_teacher(config.teacher)
+        self.terms = make_terms(config, self.synapses, emits_spikes=bare_model.config.spiking != "none")
+        self.state: State | None = None
+        self.best: dict[str, Any] = {}
+
+    def _make_sampler(self) -> WindowSampler | StreamSampler:
+        kind = StreamSampler if self.config.carry_state else WindowSampler
+        return kind(
+            self.data.split("train"),
+            self.bare_model.config.ctx_len,
+            self.config.batch_size,
+            seed=self.config.seed,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+        )
+
+    def _load_teacher(self, folder: str) -> SpikeGPT:
+        model, tokenizer = load_model(folder)
+        if tokenizer.fingerprint != self.data.tokenizer.fingerprint:
+            raise SpikegptError(f"the teacher {folder} has another tokenizer; its tokens are not this run's")
+        return model.to(self.accelerator.device).eval()
+
+    @property
+    def advice(self) -> Advice:
+        return Advice(
+            batch=f"batch_size {self.config.batch_size} x ctx_len {self.bare_model.config.ctx_len}",
+            too_large="lower --batch-size and raise --grad-accumulation as much, or lower --ctx-len",
+            diverged="Lower --lr or raise --warmup-steps",
+        )
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that one optimizer step reads, in all processes together."""
+        return self.sampler.global_batch * self.bare_model.config.ctx_len * self.config.grad_accumulation
+
+    def tokens_per_byte(self, split: str) -> float:
+        facts = self.data.header["splits"][split]
+        return facts["tokens"] / facts["bytes"]
+
+    def forward(self, step: int) -> Forward:
+        """Return what the model makes of the sampler's next batch; its neurons spike as often as they do by `step`."""
+        anneal(self.bare_model, spike_share(step, self.config))
+        ids, targets, *starts = self.sampler.next()
+        if starts and bool(starts[0].any()):
+            # every lane ends at the same step, so all of them start anew together
+            self.state = None
+        ids, targets = ids.to(self.accelerator.device), targets.to(self.accelerator.device)
+        with self.accelerator.autocast():
+            logits, state, spikes = self.model(ids, self.state)
+            cross_entropy = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+        self.state = detach_state(state) if self.config.carry_state else None
+        reading = Reading(step, cross_entropy, logits, spikes, self._predictions(ids))
+        return Forward(cross_entropy, {term.name: term(reading) for term in self.terms}, spikes)
+
+    @torch.no_grad()
+    def _predictions(self, ids: Tensor) -> Tensor | None:
+        if self.teacher is None:
+            return None
+        with self.accelerator.autocast():
+            return self.teacher(ids).logits
+
+    def evaluate(self, step: int) -> Evaluation:
+        """Return how well the model predicts the valid split; remember `step` if it was never better."""
+        tokens = self.data.split("valid")[: self.config.eval_tokens]
+        valid = evaluate_stream(self.bare_model, tokens, self.data.tokenizer)
+        if self._is_settled(step) and (not self.best or valid.bits_per_byte < self.best["bits_per_byte"]):
+            self.best = {"step": step, "bits_per_byte": valid.bits_per_byte}
+        return valid
+
+    def _is_settled(self, step: int) -> bool:
+        """Whether all neurons spike and the whole budget is in force: a model from before is not what the run is
+        for."""
+        has_budget = self.synapses and self.config.synop_budget
+        return spike_share(step, self.config) == 1 and (
+            not has_budget or synop_budget(step, self.config) == self.config.synop_budget
+        )

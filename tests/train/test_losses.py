@@ -1,0 +1,167 @@
+"""The terms of the loss: each worked out by hand, each logged by its name, and what each does to a training."""
+
+import math
+
+import pytest
+import torch
+from runs import MODEL, TRAIN, weights_of
+from torch import Tensor
+
+from spikegpt.checkpoint.run import load_model
+from spikegpt.common.errors import SpikegptError
+from spikegpt.config import TrainConfig
+from spikegpt.train import language_modelling, loop
+from spikegpt.train import trainer as training
+from spikegpt.train.losses import Reading, add_up, distillation, make_terms, synop_share, synop_weight
+from spikegpt.train.runlog import read_metrics
+
+READING = Reading(
+    step=50,
+    cross_entropy=torch.tensor(2.0),
+    logits=torch.tensor([[[0.0, 3.0]]]),
+    spikes={"emb": torch.ones(1, 1, 4), "a": torch.tensor([[[0.0, 2.0, -1.0, 0.0]]])},
+    taught=torch.tensor([[[0.0, 3.0]]]),
+)
+ALL = {"l2wrap": 0.5, "firing_rate_target": 0.3, "firing_rate_weight": 2.0, "synop_budget": 0.2, "synop_warmup": 0.1}
+
+
+def test_each_configured_term_is_worked_out_by_hand():
+    config = TrainConfig(steps=100, teacher="a run", teacher_weight=0.25, **ALL)
+    values = {term.name: term(READING).item() for term in make_terms(config, {"a": 10}, emits_spikes=True)}
+    assert values == pytest.approx(
+        {
+            "cross_entropy": 0.75 * 2,
+            # the teacher says the same
+            "distillation": 0.0,
+            "l2wrap": 0.5 / 2 * 3**2,
+            # half of a's neurons fire; the binary embedding does not count
+            "firing_rate": 2 * (0.5 - 0.3) ** 2,
+            "synop_budget": 5 * (0.5 - 0.2),
+        },
+        abs=1e-6,
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"synop_budget": 0.0}, ["cross_entropy"]),
+        ({}, ["cross_entropy", "synop_budget"]),
+        ({"l2wrap": 1e-4, "teacher": "a run"}, ["cross_entropy", "distillation", "l2wrap", "synop_budget"]),
+        ({"firing_rate_target": 0.1}, ["cross_entropy", "firing_rate", "synop_budget"]),
+    ],
+)
+def test_a_configuration_makes_the_terms_that_it_names(changes, names):
+    assert [term.name for term in make_terms(TrainConfig(**changes), {"a": 10}, emits_spikes=True)] == names
+
+
+def test_the_dense_twin_has_no_rates_and_no_budget():
+    config = TrainConfig(firing_rate_target=0.1)
+    assert [term.name for term in make_terms(config, {}, emits_spikes=False)] == ["cross_entropy"]
+
+
+@pytest.mark.parametrize("grad_accumulation", [1, 2])
+def test_every_term_is_logged_and_their_sum_is_what_was_differentiated(make_run, monkeypatch, grad_accumulation):
+    differentiated = []
+
+    def watched(terms: dict[str, Tensor]) -> Tensor:
+        differentiated.append(add_up(terms))
+        return differentiated[-1]
+
+    monkeypatch.setattr(loop, "add_up", watched)
+    teacher = make_run("teacher", model=MODEL.twin(), steps=1)
+    differentiated.clear()
+    changes = {**ALL, "teacher": str(teacher), "grad_accumulation": grad_accumulation, "log_every": 1}
+    lines = [line for line in read_metrics(make_run("pupil", **changes)) if line["kind"] == "train"]
+    assert {tuple(line["losses"]) for line in lines} == {
+        ("cross_entropy", "distillation", "l2wrap", "firing_rate", "synop_budget")
+    }
+    wanted = torch.stack(differentiated).reshape(TRAIN.steps, grad_accumulation).mean(dim=1)
+    assert [sum(line["losses"].values()) for line in lines] == pytest.approx(wanted.tolist(), rel=1e-6)
+
+
+def test_the_cross_entropy_of_the_text_is_logged_whole_where_a_teacher_takes_half_of_the_loss(make_run):
+    teacher = make_run("teacher", model=MODEL.twin(), steps=1)
+    line = read_metrics(make_run("pupil", teacher=str(teacher), teacher_weight=0.5))[0]
+    assert line["losses"]["cross_entropy"] == pytest.approx(line["loss"] / 2, rel=1e-6)
+
+
+class Toy:
+    name = "toy"
+
+    def __call__(self, reading: Reading) -> Tensor:
+        return 0.25 * reading.logits.square().mean()
+
+
+def test_another_term_is_one_class_and_one_line(make_run, monkeypatch):
+    monkeypatch.setattr(language_modelling, "make_terms", lambda *a, **options: [*make_terms(*a, **options), Toy()])
+    line = read_metrics(make_run())[0]
+    assert list(line["losses"]) == ["cross_entropy", "synop_budget", "toy"] and line["losses"]["toy"] > 0
+
+
+def test_firing_rate_target_pulls_the_rate(make_run):
+    rates = [
+        read_metrics(make_run(str(t), steps=80, lr=1e-2, firing_rate_target=t, firing_rate_weight=50))[-1][
+            "firing_rate"
+        ]
+        for t in (0.05, 0.5)
+    ]
+    assert rates[0] < 0.2 < 0.35 < rates[1]
+
+
+def test_the_share_of_synaptic_operations_is_worked_out_by_hand():
+    spikes = {
+        "a": torch.tensor([[[0.0, 2.0, -1.0, 0.0]]]),
+        "b": torch.tensor([[[1.0, 0.0, 0.0, 0.0]]]),
+        "silent": torch.zeros(1, 1, 4),
+    }
+    # half of a's neurons fire into 300 weights, a quarter of b's into 100
+    assert synop_share(spikes, {"a": 300, "b": 100}).item() == pytest.approx((0.5 * 300 + 0.25 * 100) / 400)
+
+
+def test_the_budget_silences_neurons(make_run):
+    rates = {}
+    for budget in (0.0, 0.02):
+        run = make_run(f"budget{budget}", steps=40, synop_budget=budget, synop_weight=10.0, synop_warmup=0.1, lr=1e-2)
+        rates[budget] = [line["firing_rate"] for line in read_metrics(run) if line["kind"] == "valid"][-1]
+    assert rates[0.02] < 0.7 * rates[0.0]
+
+
+@pytest.mark.parametrize("budget, weight", [(0.05, 20.0), (0.1, 10.0), (0.2, 5.0), (0.4, 5.0)])
+def test_an_excess_over_a_small_budget_counts_in_proportion(budget, weight):
+    assert synop_weight(TrainConfig(synop_budget=budget)) == pytest.approx(weight)
+
+
+def test_distillation_is_the_divergence_worked_out_by_hand():
+    ours, theirs = torch.tensor([[[0.0, 0.0]]]), torch.log(torch.tensor([[[0.25, 0.75]]]))
+    wanted = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
+    assert distillation(ours, theirs).item() == pytest.approx(wanted, rel=1e-6)
+    assert distillation(theirs, theirs).item() == pytest.approx(0.0, abs=1e-7)
+
+
+def test_a_pupil_learns_what_its_teacher_predicts(make_run):
+    teacher = make_run("teacher", model=MODEL.twin(), steps=120, lr=1e-2)
+    alone = make_run("alone", steps=40, lr=1e-2)
+    pupil = make_run("pupil", steps=40, lr=1e-2, teacher=str(teacher), teacher_weight=1.0)
+    ids = torch.randint(97, 122, (4, 16), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        taught, *others = (load_model(run)[0](ids).logits for run in (teacher, alone, pupil))
+    assert distillation(others[1], taught) < distillation(others[0], taught)
+
+
+def test_a_resumed_pupil_ends_as_an_unbroken_one(make_run, cache):
+    teacher = str(make_run("teacher", model=MODEL.twin()))
+    whole = make_run("whole", teacher=teacher)
+    broken = make_run("broken", teacher=teacher)
+    for file in (broken / "checkpoints" / "step-00000012").iterdir():
+        file.unlink()
+    training.resume(broken, cache=cache, quiet=True)
+    assert weights_of(broken) == weights_of(whole)
+
+
+def test_a_teacher_with_another_tokenizer_is_refused(make_run):
+    teacher = make_run("teacher", model=MODEL.twin(), tokenizer="char")
+    with pytest.raises(SpikegptError, match="has another tokenizer"):
+        make_run("pupil", teacher=str(teacher))
+    with pytest.raises(SpikegptError, match="nowhere is not the folder of a run"):
+        make_run("orphan", teacher="nowhere")
