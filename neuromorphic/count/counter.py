@@ -4,9 +4,13 @@ Torch's dispatch mode shows the operators and the tensors they consume, hooks sa
 parameters alone (a transposed weight, exp(-exp(time_decay))) is prepared once in a deployment and is not counted.
 
 An operator that is not torch's own declares its cost itself: its overload carries a function
-`op_cost(args, kwargs, output) -> {quantity of Counts: number, ..., "kind": one of KINDS, "state_elements": carried per
-text}`. A module may have an `op_cost` of the same form, for what cannot be seen in operators, such as the state it
-carries.
+`op_cost(args, kwargs, output) -> mapping` of
+    quantities of Counts to numbers, all optional;
+    "kind" to one of KINDS;
+    "product" to (x, w), if the operator multiplies x (..., K) by the weight w (K, M): it is then counted from their
+        values like torch.mm, and the quantities are what comes on top;
+    "state_elements" to the state that is carried per text.
+A module may have an `op_cost` of the same form, for what cannot be seen in operators, such as the state it carries.
 """
 
 import functools

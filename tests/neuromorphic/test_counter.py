@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from neuromorphic import CountError, OpCounter, UncountedOperator, declare_cost
+from neuromorphic import CountError, Counts, OpCounter, UncountedOperator, declare_cost
 
 HALVES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -393,6 +393,53 @@ def test_a_custom_operator_declares_its_cost():
     declare_cost(torch.ops.tests.double.default, lambda args, kwargs, output: {"muls": 1})
     with pytest.raises(CountError, match="muls"):
         count(Custom(), torch.ones(2, 3))
+
+
+@torch.library.custom_op("tests::scaled_product", mutates_args=())
+def scaled_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return 2 * (x @ weight)
+
+
+declare_cost(
+    torch.ops.tests.scaled_product.default,
+    lambda args, kwargs, output: {"kind": "matmul", "product": args, "mul": output.numel()},
+)
+
+
+class Multiplies(nn.Module):
+    """One product by a weight, which is a parameter or was made before anything was counted."""
+
+    def __init__(self, multiply, weight, is_parameter=True):
+        super().__init__()
+        self.multiply, self.weight = multiply, nn.Parameter(weight) if is_parameter else (weight,)
+
+    def forward(self, x):
+        return self.multiply(x, self.weight if isinstance(self.weight, nn.Parameter) else self.weight[0])
+
+
+@pytest.mark.parametrize("is_parameter", [True, False])
+@pytest.mark.parametrize("alphabet", LEVELS)
+def test_an_operator_that_declares_a_product_is_counted_like_one(alphabet, is_parameter):
+    x, weight = random_case(0, LEVELS[alphabet])
+    plain = count(Multiplies(torch.mm, weight.t().contiguous()), x).total()
+    declared = count(Multiplies(scaled_product, weight.t().contiguous(), is_parameter), x, strict=True).total()
+    assert declared == plain + Counts(mul=7 * 3)
+
+
+def test_a_declared_product_leaves_padding_out():
+    x, weight = random_case(0, LEVELS["integer"])
+    padded, mask = F.pad(x, (0, 0, 2, 4)).unsqueeze(0), F.pad(torch.ones(1, 7, dtype=torch.bool), (2, 4))
+    model = Multiplies(scaled_product, weight.t().contiguous())
+    with torch.no_grad(), OpCounter(model, mask=mask) as counter:
+        model(padded)
+    assert counter.tally().total() == count(model, x).total()
+    assert counter.padding_included == {}
+
+
+def test_a_declared_product_of_operands_that_do_not_fit_is_refused():
+    declare_cost(torch.ops.tests.double.default, lambda args, kwargs, output: {"product": (args[0], args[0])})
+    with pytest.raises(CountError, match=r"\(2, 3\) and \(2, 3\)"):
+        count(Multiplies(lambda x, _: double(x), torch.ones(1)), torch.ones(2, 3))
 
 
 def test_a_failing_forward_leaves_the_counter_usable():
