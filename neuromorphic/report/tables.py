@@ -19,7 +19,6 @@ from .derived import (
 from .formats import joule, joule_range, percent, shorten, si
 from .measurement import Measurement
 
-BLOCKS = {"none": "dense", "output": "spikes added to the residual", "input": "spikes into every product"}
 # what a terminal shows: the field's convention, arithmetic with memory, and a neuromorphic instruction set
 TERMINAL_PROFILES = ("convention-4.6-0.9", "horowitz45-fp32", "seneca22")
 
@@ -31,7 +30,7 @@ def comparison_rows(measurements: Sequence[Measurement], profiles: Sequence[str]
         for name in _profiles(measurements, profiles)
     }
     rows: dict[str, Callable[[Measurement], str]] = {
-        "block": lambda m: BLOCKS.get(m.block, m.block),
+        "block": block_cell,
         "parameters": lambda m: f"{m.parameters:,}",
         "bits per byte": lambda m: f"{m.bits_per_byte:.4f}",
         "firing rate": lambda m: percent(m.firing_rate),
@@ -65,6 +64,10 @@ def energy_cell(estimate: Estimate | None) -> str:
     if estimate.low_pj == estimate.high_pj:
         return f"{mark}{joule(estimate.central_pj)}"
     return f"{mark}{joule(estimate.central_pj)} [{joule_range(estimate.low_pj, estimate.high_pj)}]"
+
+
+def block_cell(measurement: Measurement) -> str:
+    return measurement.wording.block or measurement.block
 
 
 def speed_cell(measurement: Measurement, phase: str) -> str:

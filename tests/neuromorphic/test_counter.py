@@ -5,26 +5,13 @@ import itertools
 
 import pytest
 import torch
+from counting import amounts, brute_force, count, linear
 from torch import nn
 from torch.nn import functional as F
 
 from neuromorphic import CountError, Counts, OpCounter, UncountedOperator, declare_cost
 
 HALVES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-def count(model, *inputs, **options):
-    with torch.no_grad(), OpCounter(model, **options) as counter:
-        model(*inputs)
-    return counter.tally()
-
-
-def linear(weight, bias=None):
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    layer.weight.data.copy_(weight)
-    if bias is not None:
-        layer.bias.data.copy_(bias)
-    return layer
 
 
 def random_case(seed, levels, n=7, k=5, m=3, dtype=torch.float32):
@@ -41,20 +28,6 @@ def random_case(seed, levels, n=7, k=5, m=3, dtype=torch.float32):
         x = torch.tensor(levels)[torch.randint(len(levels), (n, k), generator=generator)]
         x[0, :2] = torch.tensor([min(levels), max(levels)])
     return x.to(dtype), weight.to(dtype)
-
-
-def brute_force(x, weight):
-    """Count products one by one; a row decides whether they are MACs or ACs."""
-    macs = acs = units = 0
-    for row in x.double().tolist():
-        whole = all(value == int(value) for value in row)
-        spiking = whole and max(map(abs, row)) <= 1
-        for value, out in itertools.product(enumerate(row), weight.double().tolist()):
-            k, number = value
-            if number != 0 and out[k] != 0:
-                macs, acs = macs + (not spiking), acs + spiking
-                units += int(abs(number)) if whole and not spiking else 0
-    return macs, acs, units
 
 
 LEVELS = {"real": None, "binary": [0.0, 1.0], "ternary": [-1.0, 0.0, 1.0], "integer": [-3.0, 0.0, 1.0, 4.0]}
@@ -234,13 +207,6 @@ class Toy(nn.Module):
 
 
 IDS = torch.tensor([[1, 4, 2, 9, 0, 3, 7], [5, 5, 10, 1, 2, 8, 6]])
-
-
-def amounts(tally):
-    """Everything that must not depend on how the work was cut into calls."""
-    counts = tally.total().to_dict()
-    del counts["calls"]
-    return counts
 
 
 def test_sites_add_up_and_effective_never_exceeds_dense():
