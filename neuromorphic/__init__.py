@@ -10,7 +10,8 @@ from .count.recorder import CountError
 from .energy.estimate import BreakEven, EnergyEstimate, Term, break_even_density, estimate
 from .energy.prices import PriceError, Profile, bundled_profiles, load_profile
 from .energy.published import PublishedSaving, published_saving
-from .firing.statistics import FiringStatistics, raster
+from .firing.raster import raster
+from .firing.statistics import FiringStatistics
 from .report.measurement import Claims, LayerOps, Measurement, NeuronPlace, Raster, Wording, layer_ops, per_token
 
 __all__ = [

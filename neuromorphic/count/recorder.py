@@ -354,7 +354,9 @@ def _embedding(recorder: Recorder, site: Site, args: tuple, kwargs: dict, result
 
 
 def _attention(recorder: Recorder, site: Site, args: tuple, kwargs: dict, results: list[Tensor]) -> None:
-    recorder.attention(site, *args[:3], is_causal=kwargs.get("is_causal", args[4] if len(args) > 4 else False))
+    query, key, value = args[:3]
+    is_causal = kwargs.get("is_causal", args[4] if len(args) > 4 else False)
+    recorder.attention(site, query, key, value, is_causal)
 
 
 PRODUCTS: dict[str, tuple[str, Callable]] = {

@@ -27,7 +27,7 @@ INK, MUTED, GRID, BAND = "#1b1f24", "#5c6570", "#dfe3e8", "#f3f5f7"
 DENSE, SPIKE, PALE = "#4d5561", "#0072b2", "#b9c1ca"
 SPIKING_COLOURS = (SPIKE, "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.monospace": ["DejaVu Sans Mono"],
@@ -84,7 +84,11 @@ def inline_svg(figure: Figure, name: str) -> str:
     """Return the figure as SVG to stand inside HTML, described by its title; `name` keeps its ids apart from other
     figures'."""
     svg = ET.fromstring(to_svg(figure))
-    svg.attrib = {"role": "img", "aria-label": " ".join(figure.get_suptitle().split()), "viewBox": svg.get("viewBox")}
+    svg.attrib = {
+        "role": "img",
+        "aria-label": " ".join(figure.get_suptitle().split()),
+        "viewBox": svg.attrib["viewBox"],
+    }
     for parent in list(svg.iter()):
         for child in [child for child in parent if child.tag.endswith(("metadata", "style"))]:
             parent.remove(child)
@@ -180,7 +184,7 @@ def bare(axes: Axes, *sides: str) -> None:
     """Take away spines and tick marks; all of them unless sides are named."""
     for side in sides or ("left", "bottom"):
         axes.spines[side].set_visible(False)
-    axes.tick_params(axis={("left",): "y", ("bottom",): "x"}.get(sides, "both"), length=0)
+    axes.tick_params(axis="y" if sides == ("left",) else "x" if sides == ("bottom",) else "both", length=0)
 
 
 def spread(positions: Sequence[float], gap: float) -> list[float]:

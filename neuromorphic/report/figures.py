@@ -6,6 +6,7 @@ in `firing_figures.py`.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -82,6 +83,7 @@ def _bar(axes: Axes, position: float, work: Work, longest: float, is_hypothetica
     left = 0.0
     parts = [(amount, colour) for amount, colour in zip(work, (DENSE, SPIKE, PALE), strict=True) if amount]
     for amount, colour in parts:
+        fill: dict[str, Any]
         fill = {"facecolor": "white", "edgecolor": colour, "hatch": "////"} if is_hypothetical else {"color": colour}
         axes.barh(position, amount, left=left, height=0.72, linewidth=0.8, **fill)
         if amount > 0.14 * longest:
@@ -221,13 +223,13 @@ def _quality_point(axes: Axes, model: Measurement, colour: str, height: float, f
         axes.plot(hypothetical, model.bits_per_byte, "o", color=colour, markerfacecolor="white", markersize=5.5)
     axes.plot(performed, model.bits_per_byte, "o", color=colour, markersize=7)
     is_right = performed > 0.5 * farthest
-    place = {
+    place: dict[str, Any] = {
         "xytext": (-9 if is_right else 9, 3),
         "textcoords": "offset points",
         "ha": "right" if is_right else "left",
         "va": "bottom",
+        "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.5},
     }
-    place["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
     axes.annotate(f"{shorten(model.name, 28)}  {model.bits_per_byte:.3f}", (performed, height), color=colour, **place)
 
 
