@@ -10,8 +10,9 @@ from .count.recorder import CountError
 from .energy.estimate import BreakEven, EnergyEstimate, Term, break_even_density, estimate
 from .energy.prices import PriceError, Profile, bundled_profiles, load_profile
 from .energy.published import PublishedSaving, published_saving
-from .firing.statistics import FiringStatistics, raster
-from .report.measurement import Claims, LayerOps, Measurement, Raster, layer_ops, per_token
+from .firing.raster import raster
+from .firing.statistics import FiringStatistics
+from .report.measurement import Claims, LayerOps, Measurement, NeuronPlace, Raster, Wording, layer_ops, per_token
 
 __all__ = [
     "BreakEven",
@@ -23,6 +24,7 @@ __all__ = [
     "Footprint",
     "LayerOps",
     "Measurement",
+    "NeuronPlace",
     "OpCounter",
     "PriceError",
     "Profile",
@@ -33,6 +35,7 @@ __all__ = [
     "Term",
     "Uncounted",
     "UncountedOperator",
+    "Wording",
     "break_even_density",
     "bundled_profiles",
     "declare_cost",

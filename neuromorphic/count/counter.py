@@ -4,23 +4,27 @@ Torch's dispatch mode shows the operators and the tensors they consume, hooks sa
 parameters alone (a transposed weight, exp(-exp(time_decay))) is prepared once in a deployment and is not counted.
 
 An operator that is not torch's own declares its cost itself: its overload carries a function
-`op_cost(args, kwargs, output) -> {quantity of Counts: number, ..., "kind": one of KINDS, "state_elements": carried per
-text}`. A module may have an `op_cost` of the same form, for what cannot be seen in operators, such as the state it
-carries.
+`op_cost(args, kwargs, output) -> mapping` of
+    quantities of Counts to numbers, all optional;
+    "kind" to one of KINDS;
+    "product" to (x, w), if the operator multiplies x (..., K) by the weight w (K, M): it is then counted from their
+        values like torch.mm, and the quantities are what comes on top;
+    "state_elements" to the state that is carried per text.
+A module may have an `op_cost` of the same form, for what cannot be seen in operators, such as the state it carries.
 """
 
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch._ops import OpOverload
+from torch.utils._pytree import tree_leaves
 
 from . import rules
 from .counts import Counts, Footprint, Tally, Uncounted
+from .dispatch import OperatorMode, is_backward, mutated, operator_name, tensors_in, without_tensors
 from .recorder import CountError, Recorder
 from .storages import has_storage, storage_key
 
@@ -33,11 +37,13 @@ class UncountedOperator(CountError):
     """In strict mode: an operator ran that has no rule."""
 
 
-def declare_cost(operator: torch._ops.OpOverload, cost: CostFunction) -> None:
+def declare_cost(operator: OpOverload, cost: CostFunction) -> None:
     """Give `operator` (e.g. torch.ops.mine.scan.default) its cost function, as described at the top of this file."""
-    if not isinstance(operator, torch._ops.OpOverload):
+    if not isinstance(operator, OpOverload):
         raise CountError(f"want an overload such as torch.ops.mine.scan.default, got {type(operator).__name__}")
-    operator.op_cost = cost
+    # an overload takes any attribute, and its stubs know none
+    overload: Any = operator
+    overload.op_cost = cost
 
 
 class OpCounter:
@@ -68,11 +74,12 @@ class OpCounter:
         self._tokens: dict[str, int] = {}
         self._uncounted: dict[str, Uncounted] = {}
         self._stack: list[str] = []
-        self._phase, self._chosen_phase = PREFILL, None
+        self._phase = PREFILL
+        self._chosen_phase: str | None = None
         self._hooks: list[Any] = []
         self._fused_attention = True
         self._unfused = ExitStack()
-        self._mode: _Mode | None = None
+        self._mode, self._is_counting = OperatorMode(self._observe), False
         self.mask = mask
 
     @property
@@ -96,7 +103,7 @@ class OpCounter:
         return self._recorder.padding_included
 
     def __enter__(self) -> "OpCounter":
-        if self._mode is not None:
+        if self._is_counting:
             raise CountError("this OpCounter is already counting; make another one for a count within a count")
         if any(isinstance(module, torch.jit.ScriptModule) for module in self.model.modules()):
             raise CountError(
@@ -118,13 +125,13 @@ class OpCounter:
         self._fused_attention = torch.backends.mha.get_fastpath_enabled()
         # torch's fused encoder layer shows nothing of what it does
         torch.backends.mha.set_fastpath_enabled(False)
-        self._mode = _Mode(self)
+        self._is_counting = True
         self._mode.__enter__()
         return self
 
     def __exit__(self, *error) -> None:
-        mode, self._mode = self._mode, None
-        mode.__exit__(*error)
+        self._is_counting = False
+        self._mode.__exit__(*error)
         torch.backends.mha.set_fastpath_enabled(self._fused_attention)
         self._unfused.close()
         for hook in self._hooks:
@@ -176,8 +183,8 @@ class OpCounter:
             # oneDNN's fused layers show nothing of what they do
             self._unfused.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())
             torch._C._set_mkldnn_enabled(False)
-        if is_outermost and not _is_backward():
-            tensors = _tensors(*tree_leaves((args, kwargs)))
+        if is_outermost and not is_backward():
+            tensors = tensors_in(*tree_leaves((args, kwargs)))
             for tensor in tensors:
                 # the caller may have made it of constants; to the model it is data
                 if not isinstance(tensor, nn.Parameter):
@@ -194,26 +201,27 @@ class OpCounter:
             return
         with self._mode.looking_away():
             if self._recorder.has_spikes:
-                for tensor in _tensors(*tree_leaves(output)):
+                for tensor in tensors_in(*tree_leaves(output)):
                     self._recorder.emit(tensor, where, phase)
             if hasattr(type(module), "op_cost"):
-                self._recorder.record_declared(
-                    type(module).__name__, where, phase, "state", module.op_cost, args, kwargs, output
-                )
+                cost: Any = module.op_cost
+                self._recorder.record_declared(type(module).__name__, where, phase, "state", cost, args, kwargs, output)
 
     def _start_call(self, first: Tensor | None) -> None:
         """Number the tokens of one call of the model: (B, T) ids, (B, T, C) vectors, or one per sample."""
-        is_ids = first is not None and first.dim() == 2 and not first.is_floating_point()
-        is_sequence = is_ids or (first is not None and first.dim() == 3)
-        tokens = first.shape[:2].numel() if is_sequence else first.shape[0] if first is not None and first.dim() else 1
+        sequences, tokens = None, 1
+        if first is not None and first.dim():
+            is_ids = first.dim() == 2 and not first.is_floating_point()
+            sequences = first.shape[:2] if is_ids or first.dim() == 3 else None
+            tokens = first.shape[0] if sequences is None else sequences.numel()
         if self.mask is not None:
-            if not is_sequence or first.shape[:2] != self.mask.shape:
+            if sequences != self.mask.shape:
                 found = None if first is None else tuple(first.shape)
                 raise CountError(
                     f"the mask is {tuple(self.mask.shape)}, the model's input {found}; they must agree in (B, T)"
                 )
             tokens = int(self.mask.sum())
-        self._phase = DECODE if is_sequence and first.shape[1] == 1 else PREFILL
+        self._phase = DECODE if sequences is not None and sequences[1] == 1 else PREFILL
         self._recorder.start_call(tokens)
         self._tokens[self._current_phase()] = self._tokens.get(self._current_phase(), 0) + tokens
 
@@ -222,15 +230,15 @@ class OpCounter:
 
     def _observe(self, func, args: tuple, kwargs: dict, output: Any) -> None:
         """Take note of one operator that has just run."""
-        if _is_backward():
+        if is_backward():
             self.backward_operators += 1
             return
-        recorder, name = self._recorder, _name(func)
-        inputs, results = _tensors(args, kwargs), _tensors(output)
+        recorder, name = self._recorder, operator_name(func)
+        inputs, results = tensors_in(args, kwargs), tensors_in(output)
         if self._is_preparation(func, name, inputs):
             self._remember(func, name, args, kwargs, inputs, results)
             return
-        for tensor in _mutated(func, args, kwargs):
+        for tensor in mutated(func, args, kwargs):
             recorder.weights.discard(tensor)
         if not self._stack:
             self.outside_operators += 1
@@ -249,7 +257,7 @@ class OpCounter:
     ) -> None:
         """The results are weights, with a name that tells how they were made."""
         made_of = [self._recorder.weights.member(tensor) for tensor in inputs]
-        name_of_result = hash((str(func), *(member.name for member in made_of), repr(_without_tensors(args, kwargs))))
+        name_of_result = hash((str(func), *(member.name for member in made_of), repr(without_tensors(args, kwargs))))
         for result in results:
             if result in self._recorder.weights:
                 continue
@@ -272,88 +280,3 @@ class OpCounter:
         before = self._uncounted.get(str(func), Uncounted(str(func), 0, 0))
         elements = sum(result.numel() for result in results)
         self._uncounted[str(func)] = Uncounted(str(func), before.calls + 1, before.elements + elements)
-
-
-class _Mode(TorchDispatchMode):
-    """Shows every operator to the counter."""
-
-    def __init__(self, counter: OpCounter):
-        super().__init__()
-        self.counter = counter
-        self._looks_away = False
-
-    @contextmanager
-    def looking_away(self) -> Iterator[None]:
-        """Within this block operators are the counter's own: hooks run inside the model."""
-        self._looks_away = True
-        try:
-            yield
-        finally:
-            self._looks_away = False
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if self._looks_away:
-            return func(*args, **kwargs)
-        if _is_composite(func) and not hasattr(func, "op_cost"):
-            # inference_mode shows operators that are made of others; everywhere else torch shows the parts, which have
-            # the rules
-            with self:
-                return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
-        output = func(*args, **kwargs)
-        # a view has the memory, and so the provenance, of what it shows
-        if not func.is_view:
-            self.counter._observe(func, args, kwargs, output)
-        return output
-
-
-def _tensors(*trees: Any) -> list[Tensor]:
-    """The tensors in arguments and results, which are flat but for tuples and lists."""
-    found = []
-    for tree in trees:
-        if isinstance(tree, Tensor):
-            found.append(tree)
-        elif isinstance(tree, tuple | list):
-            found += _tensors(*tree)
-        elif isinstance(tree, dict):
-            found += _tensors(*tree.values())
-    return found
-
-
-def _without_tensors(args: tuple, kwargs: dict) -> Any:
-    return tree_map(lambda leaf: None if isinstance(leaf, Tensor) else leaf, (args, kwargs))
-
-
-def _is_backward() -> bool:
-    """True while autograd runs a backward pass."""
-    return torch._C._current_graph_task_id() != -1
-
-
-@functools.cache
-def _is_composite(func) -> bool:
-    """True if the operator is made of others and has no kernel of its own."""
-    keys = torch._C.DispatchKey
-    return func.has_kernel_for_dispatch_key(keys.CompositeImplicitAutograd) and not any(
-        map(func.has_kernel_for_dispatch_key, (keys.CPU, keys.CUDA))
-    )
-
-
-def _mutated(func, args: tuple, kwargs: dict) -> list[Tensor]:
-    """The tensors that the operator writes to."""
-    if not func._schema.is_mutable:
-        return []
-    by_name = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
-    return _tensors(
-        *(
-            by_name.get(argument.name)
-            for argument in func._schema.arguments
-            if argument.alias_info and argument.alias_info.is_write
-        )
-    )
-
-
-@functools.cache
-def _name(func) -> str:
-    """The operator without namespace, overload and the _ of its in-place form."""
-    name = func._schema.name.split("::")[1]
-    return name[:-1] if name.endswith("_") and not name.endswith("__") else name

@@ -1,8 +1,8 @@
 """Exact counts of matrix products, convolutions and attention, from the values of both operands.
 
 The number of products x[n, k] * w[k, m] with both sides nonzero is, summed over n and m, the inner product over k of
-(nonzeros in column k of x) and (nonzeros in row k of w): no product is formed twice. `tests/test_counter.py` checks
-every function against loops over single products.
+(nonzeros in column k of x) and (nonzeros in row k of w): no product is formed twice.
+`tests/neuromorphic/test_counter.py` checks every function against loops over single products.
 """
 
 from typing import NamedTuple

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 from . import products, rules
 from .counts import KINDS, QUANTITIES, Counts, Site
 from .storages import StorageSet, storage_key
+from .weights import WeightUse
 
 
 class CountError(ValueError):
@@ -37,8 +38,7 @@ class Recorder:
         self.call_tokens = 1
         self.peak_activations = 0
         self._module, self._phase, self._padding_noted = "", "", False
-        self._once: dict[Site, dict[Hashable, dict[Hashable, Tensor | int]]] = {}
-        self._sizes: dict[Hashable, int] = {}
+        self._use = WeightUse()
         self._comparisons, self._spikes = StorageSet(), StorageSet()
         self._described: dict[Hashable, tuple[StorageWeakRef, Any]] = {}
 
@@ -54,12 +54,8 @@ class Recorder:
         self._described = {key: entry for key, entry in self._described.items() if not entry[0].expired()}
 
     def weights_once(self, site: Site) -> int:
-        """Return how many distinct weights were needed at `site`: of each weight no more than it has."""
-        needed = 0
-        for name, views in self._once.get(site, {}).items():
-            touched = sum(int(part.sum()) if isinstance(part, Tensor) else part for part in views.values())
-            needed += min(touched, self._sizes[name])
-        return needed
+        """Return how many distinct weights were needed at `site`."""
+        return self._use.needed(site)
 
     def record(
         self, name: str, module: str, phase: str, args: tuple, kwargs: dict, inputs: list[Tensor], results: list[Tensor]
@@ -88,12 +84,12 @@ class Recorder:
         self, name: str, module: str, phase: str, kind: str, cost: Callable, args: tuple, kwargs: Mapping, output: Any
     ) -> None:
         """Add what an operator or a module declares of itself."""
-        self._module, self._phase = module, phase
-        if self.mask is not None:
-            args, kwargs, output = tree_map(self._only_live, (args, dict(kwargs), output))
-        declared = dict(cost(args, kwargs, output))
+        self._module, self._phase, self._padding_noted = module, phase, False
+        live = (args, kwargs, output) if self.mask is None else tree_map(self._only_live, (args, dict(kwargs), output))
+        declared = dict(cost(*live))
         kind = declared.pop("kind", kind)
         state = declared.pop("state_elements", 0)
+        product = declared.pop("product", None)
         unknown = sorted(set(declared) - set(QUANTITIES))
         if unknown or kind not in KINDS:
             raise CountError(
@@ -103,10 +99,24 @@ class Recorder:
         site = self._site(name, kind)
         self.state_elements[module, name] = max(state, self.state_elements.get((module, name), 0))
         if "weights_once" in declared:
-            size = declared.pop("weights_once")
-            self._once.setdefault(site, {})["declared", name] = {None: size}
-            self._sizes["declared", name] = size
-        self._add(site, Counts(**{"calls": 1} | declared))
+            self._use.declare(site, declared.pop("weights_once"))
+        # a product counts the call itself
+        self._add(site, Counts(**{"calls": int(product is None)} | declared))
+        if product is not None:
+            # `product` leaves padding out itself, so it is given the operands with their padding
+            self._declared_product(site, *(product if self.mask is None else cost(args, kwargs, output)["product"]))
+
+    def _declared_product(self, site: Site, x: Tensor, w: Tensor) -> None:
+        """Count x (..., K) times the weight w (K, M) as torch's own products are counted."""
+        if x.dim() == 0 or w.dim() != 2 or x.shape[-1] != w.shape[0]:
+            raise CountError(
+                f"op_cost of {site.operator} declares a product of {tuple(x.shape)} and {tuple(w.shape)}; want "
+                f"(..., K) and (K, M)"
+            )
+        # it may have been prepared before anything was counted
+        if not self._is_weight(w):
+            self.weights.add(w, storage_key(w), w.numel())
+        self.product(site, x.reshape(1, -1, x.shape[-1]), w.unsqueeze(0))
 
     def _site(self, operator: str, kind: str) -> Site:
         self.kinds.setdefault(operator, kind)
@@ -120,16 +130,8 @@ class Recorder:
     def _touch(self, site: Site, weight: Tensor, touched: Tensor | int) -> None:
         """Remember which weights were needed: how many, or how many for each input element."""
         storages = self.weights if weight in self.weights else self.buffers
-        if weight not in storages:
-            return
-        _, name, size = storages.member(weight)
-        self._sizes[name] = size
-        views = self._once.setdefault(site, {}).setdefault(name, {})
-        key = (weight.storage_offset(), tuple(weight.shape), weight.stride())
-        seen = views.get(key)
-        views[key] = (
-            torch.maximum(seen, touched) if isinstance(seen, Tensor) and seen.shape == touched.shape else touched
-        )
+        if weight in storages:
+            self._use.add(site, weight, storages.member(weight), torch.as_tensor(touched))
 
     # elementwise --------------------------------------------------------------------------------------------------
 
@@ -352,7 +354,9 @@ def _embedding(recorder: Recorder, site: Site, args: tuple, kwargs: dict, result
 
 
 def _attention(recorder: Recorder, site: Site, args: tuple, kwargs: dict, results: list[Tensor]) -> None:
-    recorder.attention(site, *args[:3], is_causal=kwargs.get("is_causal", args[4] if len(args) > 4 else False))
+    query, key, value = args[:3]
+    is_causal = kwargs.get("is_causal", args[4] if len(args) > 4 else False)
+    recorder.attention(site, query, key, value, is_causal)
 
 
 PRODUCTS: dict[str, tuple[str, Callable]] = {

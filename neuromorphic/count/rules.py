@@ -6,8 +6,6 @@ flip counts as an addition, an absolute value as a comparison. Matrix products a
 
 from collections.abc import Mapping
 
-from torch import Tensor
-
 # operator (without its overload and the _ of the in-place form) -> operations per output element
 PER_OUTPUT: dict[str, dict[str, int]] = {
     **{name: {"add": 1} for name in ("add", "sub", "rsub", "neg", "cumsum")},
@@ -256,9 +254,9 @@ def elementwise(name: str, args: tuple, kwargs: Mapping, inputs: int, outputs: i
 
 def _power(args: tuple) -> dict[str, int]:
     exponent = args[1] if len(args) > 1 else None
-    if isinstance(exponent, Tensor) or isinstance(args[0], int | float):
+    if not isinstance(exponent, int | float) or isinstance(args[0], int | float):
         return {"log": 1, "mul": 1, "exp": 1}
-    known = {
+    known: dict[float, dict[str, int]] = {
         2: {"mul": 1},
         3: {"mul": 2},
         4: {"mul": 2},

@@ -132,7 +132,8 @@ class _Amount(NamedTuple):
     high: int
 
 
-class _Charge(NamedTuple):
+@dataclass(frozen=True)
+class _Charge:
     """What a term is made of: amounts, each with its price."""
 
     name: str
@@ -145,11 +146,12 @@ class _Charge(NamedTuple):
         return any(amount.high for amount, _ in self.parts)
 
     def term(self, tokens: int) -> Term:
-        if any(price is None for _, price in self.parts):
+        priced = [(amount, price) for amount, price in self.parts if price is not None]
+        if len(priced) < len(self.parts):
             return _unpriced(self.name, self.count, self.note)
-        low = sum(amount.low * price.low_pj for amount, price in self.parts) / tokens
-        central = sum(amount.central * price.central_pj for amount, price in self.parts) / tokens
-        high = sum(amount.high * price.high_pj for amount, price in self.parts) / tokens
+        low = sum(amount.low * price.low_pj for amount, price in priced) / tokens
+        central = sum(amount.central * price.central_pj for amount, price in priced) / tokens
+        high = sum(amount.high * price.high_pj for amount, price in priced) / tokens
         return Term(
             name=self.name, count=self.count, low_pj=low, central_pj=central, high_pj=high, priced=True, note=self.note
         )
@@ -206,7 +208,7 @@ def _arithmetic(sites: Mapping[Site, Counts], profile: Profile) -> list[_Charge]
     )
     return [
         _Charge("mac", macs, ((_Amount(macs, macs, dense_macs), mac),), zeros + units),
-        _Charge("ac", acs, ((_Amount(acs, acs, dense_acs), ac),), _join(ac and ac.note, zeros + units)),
+        _Charge("ac", acs, ((_Amount(acs, acs, dense_acs), ac),), _join(ac.note if ac else None, zeros + units)),
     ]
 
 

@@ -1,32 +1,34 @@
 """How figures look and how they are saved: one style, one palette, the parts that several figures share.
 
-No pyplot and no state outlives a call. What is drawn stands in `figures.py`.
+No pyplot and no state outlives a call. What is drawn stands in `figures.py` and
+`firing_figures.py`.
 """
 
 import functools
 import io
+import itertools
 import re
 import textwrap
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
-from .formats import short_si
-from .measurement import Measurement
+from .formats import short_si, shorten
+from .measurement import Measurement, NeuronPlace
 
 INK, MUTED, GRID, BAND = "#1b1f24", "#5c6570", "#dfe3e8", "#f3f5f7"
 # Source: Okabe and Ito, colours that stay apart for colour-blind readers; grey is what has no spikes
 DENSE, SPIKE, PALE = "#4d5561", "#0072b2", "#b9c1ca"
-BLOCK_COLOURS = {"none": DENSE, "output": "#d55e00", "input": SPIKE}
-MORE_COLOURS = ("#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+SPIKING_COLOURS = (SPIKE, "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.monospace": ["DejaVu Sans Mono"],
@@ -54,6 +56,8 @@ STYLE = {
 }
 WIDTH = 4.8
 """inches; at 9 points this is read on a phone without zooming"""
+BESIDE: dict[str, Any] = {"textcoords": "offset points", "va": "center", "size": 8.5, "annotation_clip": False}
+"""a label beside the end of a curve"""
 
 
 def styled(draw: Callable[..., Any]) -> Callable[..., Any]:
@@ -81,7 +85,11 @@ def inline_svg(figure: Figure, name: str) -> str:
     """Return the figure as SVG to stand inside HTML, described by its title; `name` keeps its ids apart from other
     figures'."""
     svg = ET.fromstring(to_svg(figure))
-    svg.attrib = {"role": "img", "aria-label": " ".join(figure.get_suptitle().split()), "viewBox": svg.get("viewBox")}
+    svg.attrib = {
+        "role": "img",
+        "aria-label": " ".join(figure.get_suptitle().split()),
+        "viewBox": svg.attrib["viewBox"],
+    }
     for parent in list(svg.iter()):
         for child in [child for child in parent if child.tag.endswith(("metadata", "style"))]:
             parent.remove(child)
@@ -122,12 +130,25 @@ def to_png(figure: Figure) -> bytes:
 
 
 def colours(measurements: Sequence[Measurement]) -> list[str]:
-    """Return one colour per model: that of its block, another where two models have the same block."""
+    """Return one colour per model: grey for the first without spikes, the palette in order for all others."""
     taken: list[str] = []
     for measurement in measurements:
-        wanted = (BLOCK_COLOURS.get(measurement.block), *MORE_COLOURS, *BLOCK_COLOURS.values())
-        taken.append(next((colour for colour in wanted if colour and colour not in taken), DENSE))
+        wanted = SPIKING_COLOURS if measurement.firing_rate is not None else (DENSE, *SPIKING_COLOURS)
+        taken.append(next((colour for colour in wanted if colour not in taken), DENSE))
     return taken
+
+
+def group_colours(places: Iterable[NeuronPlace]) -> dict[str, str]:
+    """Return one colour per group of layers: groups of the blocks first, so that figures without the others agree."""
+    groups = dict.fromkeys(place.group for place in sorted(places, key=lambda place: place.block is None))
+    return dict(zip(groups, itertools.cycle(SPIKING_COLOURS), strict=False))
+
+
+def group_legend(figure: Figure, shades: Mapping[str, str]) -> None:
+    """Say below `figure` which colour is which group; one group alone needs no legend."""
+    keys = [Line2D([], [], color=colour, linewidth=2.6, label=shorten(group, 28)) for group, colour in shades.items()]
+    if len(keys) > 1:
+        figure.legend(handles=keys, loc="outside lower left", ncols=4, handlelength=1.2, columnspacing=1.2)
 
 
 def canvas(title: str, height: float, *, width: float = WIDTH, rows: int = 1) -> tuple[Figure, list[Axes]]:
@@ -164,7 +185,7 @@ def bare(axes: Axes, *sides: str) -> None:
     """Take away spines and tick marks; all of them unless sides are named."""
     for side in sides or ("left", "bottom"):
         axes.spines[side].set_visible(False)
-    axes.tick_params(axis={("left",): "y", ("bottom",): "x"}.get(sides, "both"), length=0)
+    axes.tick_params(axis="y" if sides == ("left",) else "x" if sides == ("bottom",) else "both", length=0)
 
 
 def spread(positions: Sequence[float], gap: float) -> list[float]:

@@ -1,12 +1,11 @@
 """Numbers that figures and tables both show, computed from a Measurement; no drawing and no formatting here."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..count.counts import ELEMENTWISE
-from .measurement import Measurement
+from .measurement import Measurement, NeuronPlace
 
 PREFILL = "prefill"
 STATE_BITS = 32
@@ -106,29 +105,22 @@ class LayerFiring(NamedTuple):
     """How the neurons of one layer fired."""
 
     layer: str
+    place: NeuronPlace
     firing_rate: float
     neurons: int
     dead: int
     saturated: int
-
-    @property
-    def block(self) -> int | None:
-        """The number of the block that the layer stands in; None outside the blocks."""
-        found = re.search(r"(?:^|\.)(\d+)\.", self.layer)
-        return int(found[1]) if found else None
-
-    @property
-    def part(self) -> str:
-        """Where in a block the neurons stand, e.g. "time mix" or "att key"; their name where there is no block."""
-        inside = re.split(r"(?:^|\.)\d+\.", self.layer)[-1] if self.block is not None else self.layer.rsplit(".", 1)[-1]
-        return inside.removesuffix("_neuron").replace("_", " ").replace(".", " ")
 
 
 def firing_layers(measurement: Measurement) -> list[LayerFiring]:
     """Return the firing of each layer in order; empty without spikes."""
     layers = (measurement.firing or {}).get("layers", {})
     return [
-        LayerFiring(name, *(layer[key] for key in ("firing_rate", "neurons", "dead", "saturated")))
+        LayerFiring(
+            name,
+            measurement.wording.place(name),
+            *(layer[key] for key in ("firing_rate", "neurons", "dead", "saturated")),
+        )
         for name, layer in layers.items()
     ]
 
@@ -140,7 +132,7 @@ def phases(measurements: Sequence[Measurement]) -> list[str]:
 
 def twin_of(measurements: Sequence[Measurement]) -> Measurement | None:
     """Return the first model without spikes."""
-    return next((measurement for measurement in measurements if measurement.block == "none"), None)
+    return next((measurement for measurement in measurements if measurement.firing_rate is None), None)
 
 
 def spiking(measurements: Sequence[Measurement]) -> list[Measurement]:

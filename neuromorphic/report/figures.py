@@ -1,28 +1,26 @@
-"""The figures of a report: each function takes measurements and returns a matplotlib Figure.
+"""The figures of work, energy, quality and memory: each function takes measurements and returns a matplotlib Figure.
 
-Titles say what is seen and are computed; names and prompts are drawn as they are. The look stands in `canvas.py`.
+Titles say what is seen and are computed; names are drawn as they are. The look stands in `canvas.py`, what shows spikes
+in `firing_figures.py`.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, PathPatch
-from matplotlib.path import Path as Outline
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.patches import Patch
 
 from .canvas import (
-    BAND,
+    BESIDE,
     DENSE,
-    GRID,
     INK,
     MUTED,
     PALE,
     SPIKE,
-    WIDTH,
     bare,
     canvas,
     colours,
@@ -36,151 +34,19 @@ from .derived import (
     PREFILL,
     STATE_BITS,
     Estimate,
-    LayerFiring,
     Work,
     built_work,
     cache_bytes_per_token,
     effective_ops,
     estimates,
-    firing_layers,
     idealised_work,
     spiking,
     state_bytes,
     twin_of,
     work_by_kind,
 )
-from .formats import joule, percent, shorten, si, times, visible
-from .measurement import Measurement, Raster
-
-MOST_TOKENS = 160
-"""tokens of a prompt that a raster shows"""
-
-
-@styled
-def raster(measurement: Measurement) -> Figure:
-    """Return the spikes of a prompt: its tokens along x, one band per layer, one row per neuron."""
-    bands = measurement.rasters
-    if not bands:
-        return statement(f"{measurement.name} has no spikes to show.")
-    prompt = [visible(label) for label in bands[0].prompt[:MOST_TOKENS]]
-    is_text = all(len(label) == 1 for label in prompt)
-    height = 0.75 + len(bands) * min(max(0.3, 3.6 / len(bands)), 0.7)
-    figure, [axes] = canvas(
-        _raster_title(measurement), height, width=max(WIDTH, 1.2 + (0.095 if is_text else 0.17) * len(prompt))
-    )
-    for top, band in enumerate(bands):
-        axes.axhspan(top, top + 0.86, color=BAND, linewidth=0)
-        axes.add_patch(_spikes(band, top, 0.86 / max(band.n_neurons, 1), len(prompt)))
-    for position, label in enumerate(bands[0].prompt[: len(prompt)]):
-        if label.isspace():
-            axes.axvline(position, color=GRID, linewidth=0.6, zorder=0.9)
-    axes.set(xlim=(-0.8, len(prompt) - 0.2), ylim=(len(bands) - 0.14, -0.1), xlabel=_reading(bands[0]))
-    axes.set_yticks([top + 0.43 for top in range(len(bands))], [_layer_label(band.layer) for band in bands])
-    axes.set_xticks(range(len(prompt)), prompt, family="monospace", color=INK, rotation=0 if is_text else 90)
-    bare(axes)
-    return figure
-
-
-def _spikes(band: Raster, top: float, pitch: float, n_tokens: int) -> PathPatch:
-    """Return one path for all spikes of a band: a stroke per spike, as tall as its neuron's row."""
-    shown = [(token, neuron) for token, neuron in zip(band.tokens, band.neurons, strict=True) if token < n_tokens]
-    corners = [(token, top + (neuron + edge) * pitch) for token, neuron in shown for edge in (0.05, 0.95)]
-    outline = Outline(
-        np.array(corners, dtype=float).reshape(-1, 2), [Outline.MOVETO, Outline.LINETO] * len(shown) or None
-    )
-    return PathPatch(
-        outline, fill=False, edgecolor=INK if "channel" in band.layer else SPIKE, linewidth=2.6, capstyle="butt"
-    )
-
-
-def _raster_title(measurement: Measurement) -> str:
-    cells = sum(band.n_neurons * len(band.prompt) for band in measurement.rasters)
-    share = sum(len(band.tokens) for band in measurement.rasters) / cells if cells else 0.0
-    return f"{shorten(measurement.name, 40)}: {percent(share)} of the neurons shown fire at a token"
-
-
-def _reading(band: Raster) -> str:
-    cut = f", the first {MOST_TOKENS} of {len(band.prompt)}" if len(band.prompt) > MOST_TOKENS else ""
-    return f"prompt, one token per step{cut}; {band.n_neurons} neurons per band"
-
-
-def _layer_label(layer: str) -> str:
-    """blocks.3.time_mix_neuron -> "3 time mix"."""
-    return shorten(layer.removeprefix("blocks.").removesuffix("_neuron").replace(".", " ").replace("_", " "), 18)
-
-
-@styled
-def firing_rates(measurements: Sequence[Measurement]) -> Figure:
-    """Return the firing rate by layer: one panel per spiking model, the halves of a block apart."""
-    shown = [
-        (model, colour)
-        for model, colour in zip(measurements, colours(measurements), strict=True)
-        if firing_layers(model)
-    ]
-    if not shown:
-        return statement("No model here has spikes.")
-    # every curve is named at its end
-    height = max(1.7, 0.3 * max(len({layer.part for layer in firing_layers(model)}) for model, _ in shown))
-    figure, panels = canvas(_firing_title([model for model, _ in shown]), 0.5 + height * len(shown), rows=len(shown))
-    highest = max(layer.firing_rate for model, _ in shown for layer in firing_layers(model))
-    for axes, (model, colour) in zip(panels, shown, strict=True):
-        _rate_curves(axes, firing_layers(model), colour, label_gap=0.2 * (highest or 1.0) / height)
-        axes.set_title(_silence(model), color=colour, size=8.5)
-        axes.set(ylim=(0, 1.15 * highest or 1.0), ylabel="firing rate")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
-        axes.yaxis.set_major_locator(MaxNLocator(4))
-        axes.grid(axis="y")
-        bare(axes, "left")
-    panels[-1].set_xlabel("block; open circles: layers with dead or saturated neurons")
-    return figure
-
-
-def _rate_curves(axes: Axes, layers: list[LayerFiring], colour: str, label_gap: float) -> None:
-    outside = [layer for layer in layers if layer.block is None]
-    places = {
-        layer: layer.block if layer.block is not None else outside.index(layer) - len(outside) for layer in layers
-    }
-    parts = dict.fromkeys(layer.part for layer in layers)
-    ends = []
-    for part, line in zip(parts, ("-", ":", "--", "-.") * len(parts), strict=False):
-        of_part = [layer for layer in layers if layer.part == part]
-        axes.plot(
-            [places[layer] for layer in of_part],
-            [layer.firing_rate for layer in of_part],
-            line,
-            color=colour,
-            linewidth=1.4,
-        )
-        ends.append(of_part[-1])
-    for layer, place in places.items():
-        is_healthy = not layer.dead and not layer.saturated
-        axes.plot(
-            place,
-            layer.firing_rate,
-            "o",
-            color=colour,
-            markerfacecolor=colour if is_healthy else "white",
-            markersize=4.5,
-        )
-    for end, height in zip(ends, spread([end.firing_rate for end in ends], label_gap), strict=True):
-        axes.annotate(shorten(end.part, 18), (places[end], height), (7, 0), **_BESIDE, color=colour)
-    ticks = sorted(set(places.values()))
-    names = {place: shorten(layer.part, 8) if layer.block is None else str(place) for layer, place in places.items()}
-    axes.set_xticks(ticks, [names[tick] for tick in ticks])
-
-
-def _silence(model: Measurement) -> str:
-    layers = firing_layers(model)
-    neurons, dead, saturated = (
-        sum(getattr(layer, name) for layer in layers) for name in ("neurons", "dead", "saturated")
-    )
-    return f"{shorten(model.name, 18)}: {dead:,} dead, {saturated:,} saturated of {neurons:,} neurons"
-
-
-def _firing_title(models: Sequence[Measurement]) -> str:
-    layers = [layer for model in models for layer in firing_layers(model)]
-    lowest, highest = min(layer.firing_rate for layer in layers), max(layer.firing_rate for layer in layers)
-    return f"Layers fire between {percent(lowest)} and {percent(highest)} of the time"
+from .formats import joule, percent, shorten, si, times
+from .measurement import Measurement
 
 
 @styled
@@ -217,6 +83,7 @@ def _bar(axes: Axes, position: float, work: Work, longest: float, is_hypothetica
     left = 0.0
     parts = [(amount, colour) for amount, colour in zip(work, (DENSE, SPIKE, PALE), strict=True) if amount]
     for amount, colour in parts:
+        fill: dict[str, Any]
         fill = {"facecolor": "white", "edgecolor": colour, "hatch": "////"} if is_hypothetical else {"color": colour}
         axes.barh(position, amount, left=left, height=0.72, linewidth=0.8, **fill)
         if amount > 0.14 * longest:
@@ -356,13 +223,13 @@ def _quality_point(axes: Axes, model: Measurement, colour: str, height: float, f
         axes.plot(hypothetical, model.bits_per_byte, "o", color=colour, markerfacecolor="white", markersize=5.5)
     axes.plot(performed, model.bits_per_byte, "o", color=colour, markersize=7)
     is_right = performed > 0.5 * farthest
-    place = {
+    place: dict[str, Any] = {
         "xytext": (-9 if is_right else 9, 3),
         "textcoords": "offset points",
         "ha": "right" if is_right else "left",
         "va": "bottom",
+        "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.5},
     }
-    place["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
     axes.annotate(f"{shorten(model.name, 28)}  {model.bits_per_byte:.3f}", (performed, height), color=colour, **place)
 
 
@@ -392,7 +259,7 @@ def state_memory(measurements: Sequence[Measurement]) -> Figure:
     ):
         axes.plot(lengths, lengths * elements * STATE_BITS / 8, "--", color=INK, linewidth=1.2)
         axes.annotate(
-            "key-value cache", (lengths[1], lengths[1] * elements * STATE_BITS / 8), (5, 0), **_BESIDE, color=INK
+            "key-value cache", (lengths[1], lengths[1] * elements * STATE_BITS / 8), (5, 0), **BESIDE, color=INK
         )
     log_scale(axes, "x")
     log_scale(axes, "y", "B")
@@ -404,15 +271,12 @@ def state_memory(measurements: Sequence[Measurement]) -> Figure:
             f"{shorten(model.name, 16)} {si(state_bytes(model), 'B')}",
             (lengths[1], height),
             (5, 0),
-            **_BESIDE,
+            **BESIDE,
             color=colour,
         )
     axes.set(xlim=(1, lengths[1]), xlabel="context length in tokens", ylabel=f"bytes per text, {STATE_BITS} bit")
     axes.grid()
     return figure
-
-
-_BESIDE = {"textcoords": "offset points", "va": "center", "size": 8.5, "annotation_clip": False}
 
 
 def _state_title(measurements: Sequence[Measurement]) -> str:

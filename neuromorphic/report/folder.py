@@ -18,7 +18,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from . import figures
+from . import figures, firing_figures
 from .canvas import to_png
 from .derived import spiking
 from .html import page
@@ -124,9 +124,9 @@ def _figures(measurements: Sequence[Measurement]) -> dict[str, Figure]:
         "state_memory": figures.state_memory(measurements),
     }
     if spiking(measurements):
-        drawn["firing_rates"] = figures.firing_rates(measurements)
+        drawn["firing_rates"] = firing_figures.firing_rates(measurements)
     for index, measurement in enumerate(spiking(measurements)):
-        drawn["raster" if index == 0 else f"raster_{index + 1}"] = figures.raster(measurement)
+        drawn["raster" if index == 0 else f"raster_{index + 1}"] = firing_figures.raster(measurement)
     return drawn
 
 

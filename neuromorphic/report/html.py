@@ -10,9 +10,9 @@ from .derived import built_work, dense_work, effective_ops, phases, spiking, twi
 from .formats import percent, shorten, si, times
 from .measurement import Claims, Measurement
 from .tables import (
-    BLOCKS,
     FIRING_HEADER,
     LAYER_HEADER,
+    block_cell,
     comparison_rows,
     firing_rows,
     layer_rows,
@@ -323,7 +323,7 @@ def _firing(measurements: Sequence[Measurement], rates: str, rasters: str) -> st
 
 
 def _method(measurements: Sequence[Measurement]) -> list[str]:
-    blocks = "; ".join(f"{model.name}: {BLOCKS.get(model.block, model.block)}" for model in measurements)
+    blocks = "; ".join(f"{model.name}: {block_cell(model)}" for model in measurements)
     return [
         f"Blocks: {blocks}.",
         "Counts are exact integers, taken from the tensors that the operators consumed. A product is an accumulation "

@@ -1,7 +1,8 @@
 """Everything that was measured of one model on one text, as plain values: what figures and reports are made from."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..count.counts import MAXIMA, SPIKES, Counts, Tally
 from ..energy.published import idealised_ops
@@ -17,8 +18,7 @@ class LayerOps:
     effective_acs: float
     unit_acs: float
     idealised_acs: float | None
-    """dense_ops times the model's firing rate; None where the published arithmetic does not look (the head), or without
-    spikes"""
+    """dense_ops times the model's firing rate; None where the published arithmetic does not look, or without spikes"""
     density: float
     alphabet: str
     fan_out: int
@@ -51,11 +51,35 @@ class Raster:
     n_neurons: int
 
 
+class NeuronPlace(NamedTuple):
+    """Where a layer of neurons stands, in the words of whoever built the model."""
+
+    group: str
+    """layers of one group share a colour: a half of a block, for instance"""
+    part: str
+    """layers of one part share a curve: one layer of each block, for instance"""
+    block: int | None = None
+    """how deep in the model; None outside its blocks"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wording:
+    """How the model and its layers of neurons are to be called where they are shown; nothing here was measured."""
+
+    block: str = ""
+    """how spikes enter, e.g. "dense" """
+    places: Mapping[str, NeuronPlace] = field(default_factory=dict)
+    """layer of neurons -> where it stands; a layer that is missing goes by its own name"""
+
+    def place(self, layer: str) -> NeuronPlace:
+        return self.places.get(layer, NeuronPlace("", layer))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
     name: str
     block: str
-    """how spikes enter: "none" is the dense twin, "output" the published block, "input" the spike-driven one"""
+    """how spikes enter, as the model's configuration says it"""
     text: str
     protocol: str
     tokens: int
@@ -84,9 +108,13 @@ class Measurement:
     host: str
     uncounted: tuple[dict[str, Any], ...] = ()
     notes: tuple[str, ...] = field(default=())
+    wording: Wording = field(default=Wording())
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Return plain values, for JSON: all that was measured."""
+        values = asdict(self)
+        del values["wording"]
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)

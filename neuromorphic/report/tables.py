@@ -2,6 +2,7 @@
 model."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from .derived import (
@@ -19,7 +20,6 @@ from .derived import (
 from .formats import joule, joule_range, percent, shorten, si
 from .measurement import Measurement
 
-BLOCKS = {"none": "dense", "output": "spikes added to the residual", "input": "spikes into every product"}
 # what a terminal shows: the field's convention, arithmetic with memory, and a neuromorphic instruction set
 TERMINAL_PROFILES = ("convention-4.6-0.9", "horowitz45-fp32", "seneca22")
 
@@ -27,16 +27,15 @@ TERMINAL_PROFILES = ("convention-4.6-0.9", "horowitz45-fp32", "seneca22")
 def comparison_rows(measurements: Sequence[Measurement], profiles: Sequence[str] | None = None) -> list[list[str]]:
     """Return the side-by-side table, without its header; `profiles` picks price tables, all of them by default."""
     energies: dict[str, Callable[[Measurement], str]] = {
-        f"  {shorten(name, 28)}": lambda m, name=name: energy_cell(estimates(m).get(name))
-        for name in _profiles(measurements, profiles)
+        f"  {shorten(name, 28)}": partial(_energy_of, name) for name in _profiles(measurements, profiles)
     }
     rows: dict[str, Callable[[Measurement], str]] = {
-        "block": lambda m: BLOCKS.get(m.block, m.block),
+        "block": block_cell,
         "parameters": lambda m: f"{m.parameters:,}",
         "bits per byte": lambda m: f"{m.bits_per_byte:.4f}",
         "firing rate": lambda m: percent(m.firing_rate),
         "matrix products, per token": lambda m: "",
-        "  idealised ACs (hypothetical)": lambda m: "–" if idealised_work(m) is None else si(idealised_work(m).acs),
+        "  idealised ACs (hypothetical)": idealised_cell,
         "  as built: MACs": lambda m: si(built_work(m).macs),
         "  as built: ACs": lambda m: si(built_work(m).acs),
         "  dense: MACs": lambda m: si(dense_work(m).macs),
@@ -49,6 +48,15 @@ def comparison_rows(measurements: Sequence[Measurement], profiles: Sequence[str]
         "tokens/s one by one, this host": lambda m: speed_cell(m, "decode"),
     }
     return [[title, *map(show, measurements)] for title, show in rows.items()]
+
+
+def idealised_cell(measurement: Measurement) -> str:
+    work = idealised_work(measurement)
+    return "–" if work is None else si(work.acs)
+
+
+def _energy_of(profile: str, measurement: Measurement) -> str:
+    return energy_cell(estimates(measurement).get(profile))
 
 
 def _profiles(measurements: Sequence[Measurement], wanted: Sequence[str] | None) -> list[str]:
@@ -65,6 +73,10 @@ def energy_cell(estimate: Estimate | None) -> str:
     if estimate.low_pj == estimate.high_pj:
         return f"{mark}{joule(estimate.central_pj)}"
     return f"{mark}{joule(estimate.central_pj)} [{joule_range(estimate.low_pj, estimate.high_pj)}]"
+
+
+def block_cell(measurement: Measurement) -> str:
+    return measurement.wording.block or measurement.block
 
 
 def speed_cell(measurement: Measurement, phase: str) -> str:

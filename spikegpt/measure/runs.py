@@ -5,6 +5,7 @@ The only module that knows both packages: `neuromorphic` counts any torch model,
 
 import dataclasses
 import platform
+import re
 import statistics
 import sys
 import time
@@ -21,9 +22,11 @@ from neuromorphic import (
     Claims,
     FiringStatistics,
     Measurement,
+    NeuronPlace,
     OpCounter,
     Profile,
     Raster,
+    Wording,
     estimate,
     layer_ops,
     per_token,
@@ -44,6 +47,8 @@ from ..train.trainer import resume, train
 
 # the published arithmetic has no row for the head
 LEFT_OUT = ("head",)
+BLOCKS = {"none": "dense", "output": "spikes added to the residual", "input": "spikes into every product"}
+HALVES = {"att": "time mix", "time_mix": "time mix", "ffn": "channel mix", "channel_mix": "channel mix"}
 DECODED = 64
 RASTER_TOKENS, RASTER_NEURONS = 96, 48
 SPEED_ROUNDS = 5
@@ -184,7 +189,20 @@ def measure_model(
         tokens_per_s=tokens_per_s or {},
         host=f"{_processor()}, {torch.get_num_threads()} threads",
         uncounted=tuple(item._asdict() for item in tally.uncounted),
+        wording=Wording(
+            block=BLOCKS[config.spiking], places={layer: neuron_place(layer) for layer in evaluation.firing_rates}
+        ),
     )
+
+
+def neuron_place(layer: str) -> NeuronPlace:
+    """Return where a layer of neurons stands in our blocks: blocks.3.att.key_neuron is "att key" of block 3, in the
+    time mix."""
+    inside = re.fullmatch(r"blocks\.(\d+)\.((att|ffn|time_mix|channel_mix).*)", layer)
+    part = (inside[2] if inside else layer).removesuffix("_neuron").replace("_", " ").replace(".", " ")
+    if inside is None:
+        return NeuronPlace("outside the blocks", part)
+    return NeuronPlace(HALVES[inside[3]], part, int(inside[1]))
 
 
 def _read(model: SpikeGPT, ids: Tensor) -> None:

@@ -193,8 +193,6 @@ def test_declared_cost_is_what_the_counter_finds_in_the_plain_product(host, text
             model(spikes)
         totals.append(counter.tally().total().to_dict())
     plain, declared = totals
-    # a call does not know of the others, so it declares that all weights are needed
-    assert plain.pop("weights_once") <= declared.pop("weights_once") == 12
     assert declared == plain
 
 
@@ -202,7 +200,7 @@ def test_declared_cost_has_known_quantities_and_counts_the_scale():
     args = (TEXTS, torch.ones(4, 3, dtype=torch.int8), torch.ones(3))
     declared = torch.ops.spikegpt.event_matvec.default.op_cost(args, {}, TEXTS)
     assert declared["mul"] == 21 and declared["kind"] in KINDS
-    assert set(declared) - {"kind"} <= set(QUANTITIES)
+    assert set(declared) - {"kind", "product"} <= set(QUANTITIES)
 
 
 X, W, W8, SCALE = torch.zeros(2, 3), torch.zeros(3, 4), torch.zeros(3, 4, dtype=torch.int8), torch.ones(4)

@@ -13,7 +13,15 @@ from spikegpt.common.errors import SpikegptError
 from spikegpt.config import ModelConfig
 from spikegpt.data.tokenizers.tokenizer import ByteTokenizer
 from spikegpt.evaluate.perplexity import evaluate_run
-from spikegpt.measure.runs import claims_of, find_twin, make_twin, measure_model, measure_runs, report_folder
+from spikegpt.measure.runs import (
+    claims_of,
+    find_twin,
+    make_twin,
+    measure_model,
+    measure_runs,
+    neuron_place,
+    report_folder,
+)
 from spikegpt.model.network import SpikeGPT
 from spikegpt.train.trainer import train
 
@@ -37,6 +45,29 @@ def test_a_measurement_agrees_with_the_evaluation(trained, cache):
         measured.firing["layers"]["blocks.0.att.key_neuron"]["firing_rate"]
         == evaluated["firing_rates"]["blocks.0.att.key_neuron"]
     )
+
+
+PLACES = {
+    "blocks.0.att.key_neuron": ("time mix", "att key", 0),
+    "blocks.11.ffn.value_neuron": ("channel mix", "ffn value", 11),
+    "blocks.3.time_mix_neuron": ("time mix", "time mix", 3),
+    "blocks.3.channel_mix_neuron": ("channel mix", "channel mix", 3),
+    "emb": ("outside the blocks", "emb", None),
+    "head_neuron": ("outside the blocks", "head", None),
+}
+
+
+@pytest.mark.parametrize("layer", PLACES)
+def test_a_report_is_told_in_which_half_of_which_block_a_layer_stands(layer):
+    assert neuron_place(layer) == PLACES[layer]
+
+
+def test_a_report_is_told_of_every_layer_and_how_spikes_enter(trained, cache):
+    (measured,) = measure(trained, cache=cache)
+    assert list(measured.wording.places) == list(measured.firing["layers"])
+    assert {place.group for place in measured.wording.places.values()} == {"time mix", "channel mix"}
+    assert measured.wording.block == "spikes into every product"
+    assert "wording" not in measured.to_dict()
 
 
 def test_dense_operations_are_13_d_squared_per_layer_and_the_head(trained, cache):

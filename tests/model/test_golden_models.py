@@ -1,33 +1,15 @@
 """Ours against the authors' code: logits, spikes, loss and gradients on stored random weights (tests/golden)."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from golden import CASES, load
 from torch.nn import functional as F
 
-from spikegpt.config import ModelConfig
-from spikegpt.model.network import SpikeGPT, l2wrap
+from spikegpt.model.network import l2wrap
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 LOGITS = {torch.float32: 1e-4, torch.float64: 1e-9}
 GRADIENTS = {torch.float32: 1e-4, torch.float64: 1e-8}
-CASES = {"spikegpt_train_a": "output", "rwkv4_a": "none"}
-
-
-def load(name: str, dtype: torch.dtype):
-    arrays = np.load(GOLDEN / f"{name}.npz")
-    weights = {
-        key.removeprefix("param."): torch.from_numpy(arrays[key]).to(dtype)
-        for key in arrays.files
-        if key.startswith("param.")
-    }
-    vocab_size, n_embd = weights["emb.weight"].shape
-    config = ModelConfig(n_layer=2, n_embd=n_embd, ctx_len=64, vocab_size=vocab_size, spiking=CASES[name], dropout=0.0)
-    model = SpikeGPT(config, init=False).to(dtype)
-    model.load_state_dict(weights)
-    return model, arrays, torch.from_numpy(arrays["idx"]).long(), torch.from_numpy(arrays["targets"]).long()
 
 
 def relative_error(ours: torch.Tensor, theirs: np.ndarray) -> float:

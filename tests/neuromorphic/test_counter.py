@@ -5,26 +5,13 @@ import itertools
 
 import pytest
 import torch
+from counting import amounts, brute_force, count, linear
 from torch import nn
 from torch.nn import functional as F
 
-from neuromorphic import CountError, OpCounter, UncountedOperator, declare_cost
+from neuromorphic import CountError, Counts, OpCounter, UncountedOperator, declare_cost
 
 HALVES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-def count(model, *inputs, **options):
-    with torch.no_grad(), OpCounter(model, **options) as counter:
-        model(*inputs)
-    return counter.tally()
-
-
-def linear(weight, bias=None):
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    layer.weight.data.copy_(weight)
-    if bias is not None:
-        layer.bias.data.copy_(bias)
-    return layer
 
 
 def random_case(seed, levels, n=7, k=5, m=3, dtype=torch.float32):
@@ -41,20 +28,6 @@ def random_case(seed, levels, n=7, k=5, m=3, dtype=torch.float32):
         x = torch.tensor(levels)[torch.randint(len(levels), (n, k), generator=generator)]
         x[0, :2] = torch.tensor([min(levels), max(levels)])
     return x.to(dtype), weight.to(dtype)
-
-
-def brute_force(x, weight):
-    """Count products one by one; a row decides whether they are MACs or ACs."""
-    macs = acs = units = 0
-    for row in x.double().tolist():
-        whole = all(value == int(value) for value in row)
-        spiking = whole and max(map(abs, row)) <= 1
-        for value, out in itertools.product(enumerate(row), weight.double().tolist()):
-            k, number = value
-            if number != 0 and out[k] != 0:
-                macs, acs = macs + (not spiking), acs + spiking
-                units += int(abs(number)) if whole and not spiking else 0
-    return macs, acs, units
 
 
 LEVELS = {"real": None, "binary": [0.0, 1.0], "ternary": [-1.0, 0.0, 1.0], "integer": [-3.0, 0.0, 1.0, 4.0]}
@@ -236,13 +209,6 @@ class Toy(nn.Module):
 IDS = torch.tensor([[1, 4, 2, 9, 0, 3, 7], [5, 5, 10, 1, 2, 8, 6]])
 
 
-def amounts(tally):
-    """Everything that must not depend on how the work was cut into calls."""
-    counts = tally.total().to_dict()
-    del counts["calls"]
-    return counts
-
-
 def test_sites_add_up_and_effective_never_exceeds_dense():
     tally = count(Toy(), IDS)
     for counts in tally.sites.values():
@@ -393,6 +359,53 @@ def test_a_custom_operator_declares_its_cost():
     declare_cost(torch.ops.tests.double.default, lambda args, kwargs, output: {"muls": 1})
     with pytest.raises(CountError, match="muls"):
         count(Custom(), torch.ones(2, 3))
+
+
+@torch.library.custom_op("tests::scaled_product", mutates_args=())
+def scaled_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return 2 * (x @ weight)
+
+
+declare_cost(
+    torch.ops.tests.scaled_product.default,
+    lambda args, kwargs, output: {"kind": "matmul", "product": args, "mul": output.numel()},
+)
+
+
+class Multiplies(nn.Module):
+    """One product by a weight, which is a parameter or was made before anything was counted."""
+
+    def __init__(self, multiply, weight, is_parameter=True):
+        super().__init__()
+        self.multiply, self.weight = multiply, nn.Parameter(weight) if is_parameter else (weight,)
+
+    def forward(self, x):
+        return self.multiply(x, self.weight if isinstance(self.weight, nn.Parameter) else self.weight[0])
+
+
+@pytest.mark.parametrize("is_parameter", [True, False])
+@pytest.mark.parametrize("alphabet", LEVELS)
+def test_an_operator_that_declares_a_product_is_counted_like_one(alphabet, is_parameter):
+    x, weight = random_case(0, LEVELS[alphabet])
+    plain = count(Multiplies(torch.mm, weight.t().contiguous()), x).total()
+    declared = count(Multiplies(scaled_product, weight.t().contiguous(), is_parameter), x, strict=True).total()
+    assert declared == plain + Counts(mul=7 * 3)
+
+
+def test_a_declared_product_leaves_padding_out():
+    x, weight = random_case(0, LEVELS["integer"])
+    padded, mask = F.pad(x, (0, 0, 2, 4)).unsqueeze(0), F.pad(torch.ones(1, 7, dtype=torch.bool), (2, 4))
+    model = Multiplies(scaled_product, weight.t().contiguous())
+    with torch.no_grad(), OpCounter(model, mask=mask) as counter:
+        model(padded)
+    assert counter.tally().total() == count(model, x).total()
+    assert counter.padding_included == {}
+
+
+def test_a_declared_product_of_operands_that_do_not_fit_is_refused():
+    declare_cost(torch.ops.tests.double.default, lambda args, kwargs, output: {"product": (args[0], args[0])})
+    with pytest.raises(CountError, match=r"\(2, 3\) and \(2, 3\)"):
+        count(Multiplies(lambda x, _: double(x), torch.ones(1)), torch.ones(2, 3))
 
 
 def test_a_failing_forward_leaves_the_counter_usable():

@@ -6,8 +6,7 @@ No peer is asked here; see `test_counter_peers.py` for those.
 
 import pytest
 import torch
-from test_counter import count
-from test_counter_peers import SnnTorchStack, SpikingJellyStack, amounts, reals, spikes
+from counting import SnnTorchStack, SpikingJellyStack, count, operations, reals, spikes
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -302,7 +301,7 @@ def test_a_one_hot_product_is_one_accumulation_for_each_token_and_output(mode):
     model = Computes(lambda ids, weight: F.one_hot(ids, 7).to(weight.dtype) @ weight, reals(7, 5))
     tally = tally_in(mode, model, torch.tensor([[0, 3, 6], [3, 3, 1]]))
     total = tally.total(kind="matmul")
-    assert amounts(total) == (0, 6 * 5, 6 * 7 * 5)
+    assert operations(total) == (0, 6 * 5, 6 * 7 * 5)
     assert (total.alphabet, total.weights_once) == ("binary", 4 * 5)
     assert tally.uncounted == ()
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from test_golden_models import load
+from counting import amounts
+from golden import load
 
 from neuromorphic import OpCounter
 from spikegpt import LIF, ModelConfig, NeuronConfig, SnnTorchNeuron, SpikeGPT, SpikingJellyNeuron
@@ -43,12 +44,6 @@ def count(model, *parts, ids=IDS):
         for part in ids.split(list(parts) or ids.shape[1], dim=1):
             state = model(part, state).state
     return counter.tally()
-
-
-def amounts(tally):
-    total = tally.total().to_dict()
-    del total["calls"]
-    return total
 
 
 @pytest.mark.parametrize("spiking", ["output", "none", "input"])

@@ -6,27 +6,10 @@ when this was written, so that a peer that is mended makes the test fail and say
 
 import pytest
 import torch
-from test_counter import brute_force, count, linear
+from counting import SnnTorchStack, SpikingJellyStack, brute_force, count, linear, operations, reals, spikes
 from torch import nn
 
 from neuromorphic import OpCounter
-
-
-def amounts(counts):
-    return counts.effective_macs, counts.effective_acs, counts.dense_ops
-
-
-def spikes(*shape, rate=0.4, seed=0):
-    return (torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) < rate).float()
-
-
-def reals(*shape, density=1.0, seed=0):
-    """Numbers that are not whole, and zeros: the first of each row is never 0."""
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.rand(*shape, generator=generator) + 0.125
-    kept = torch.rand(*shape, generator=generator) < density
-    kept[..., 0] = True
-    return values * kept
 
 
 def neurobench_counts(model, x, mode=torch.no_grad):
@@ -60,49 +43,6 @@ def assert_still(peer, found, known):
         f"{peer} now says {found}; when this was written it said {known}. If it is mended, move this case to the "
         f"equal ones"
     )
-
-
-class SnnTorchStack(nn.Module):
-    """Two layers of snnTorch neurons over (T, B, C); keeps how many spikes they emitted."""
-
-    def __init__(self):
-        super().__init__()
-        snntorch = pytest.importorskip("snntorch")
-        self.up, self.down = nn.Linear(8, 10), nn.Linear(10, 4)
-        self.first, self.second = snntorch.Leaky(beta=0.9, threshold=0.2), snntorch.Leaky(beta=0.9, threshold=0.2)
-
-    def forward(self, x):
-        potential, other_potential = self.first.reset_mem(), self.second.reset_mem()
-        self.emitted, outputs = 0, []
-        for step in x:
-            hidden, potential = self.first(self.up(step), potential)
-            spike, other_potential = self.second(self.down(hidden), other_potential)
-            self.emitted += int(hidden.sum() + spike.sum())
-            outputs.append(spike)
-        return torch.stack(outputs)
-
-
-class SpikingJellyStack(nn.Sequential):
-    """The same of SpikingJelly in multi-step mode; its state is reset before each run."""
-
-    def __init__(self, *layers):
-        parts = {
-            part: pytest.importorskip(f"spikingjelly.activation_based.{part}")
-            for part in ("neuron", "layer", "functional")
-        }
-        self.start_anew = parts["functional"].reset_net
-        neuron, each_step = parts["neuron"].LIFNode, parts["layer"].SeqToANNContainer
-        super().__init__(
-            *(neuron(step_mode="m", v_threshold=0.2) if layer == "LIF" else each_step(layer) for layer in layers)
-        )
-
-    def forward(self, x):
-        self.start_anew(self)
-        self.emitted = 0
-        for layer in self:
-            x = layer(x)
-            self.emitted += int(x.sum()) if type(layer).__name__ == "LIFNode" else 0
-        return x
 
 
 # equal --------------------------------------------------------------------------------------------------------------
@@ -144,7 +84,7 @@ def test_neurobench_counts_the_same_in_layers(net, alphabet):
     model, x = make(), INPUTS[alphabet](*shape)
     model[0].weight.data *= spikes(*model[0].weight.shape, rate=0.7)
     per_sample, ours = neurobench_counts(model, x)
-    assert tuple(number * len(x) for number in per_sample) == amounts(ours)
+    assert tuple(number * len(x) for number in per_sample) == operations(ours)
     assert 0 < ours.effective_ops < ours.dense_ops
 
 
@@ -153,7 +93,7 @@ def test_neurobench_counts_the_same_in_snntorch(drive):
     torch.manual_seed(0)
     model, x = SnnTorchStack(), drive(8, 4, 8)
     per_sample, ours = neurobench_counts(model, x)
-    assert tuple(number * len(x) for number in per_sample) == amounts(ours)
+    assert tuple(number * len(x) for number in per_sample) == operations(ours)
     assert ours.effective_acs > 0 and (ours.effective_macs > 0) == (drive is reals)
 
 
@@ -182,7 +122,7 @@ def test_both_peers_count_the_same_in_spikingjelly(net, drive):
     make, shape = SPIKING_NETS[net]
     model, x = make(), drive(*shape)
     per_sample, ours = neurobench_counts(model, x)
-    assert tuple(number * len(x) for number in per_sample) == amounts(ours)
+    assert tuple(number * len(x) for number in per_sample) == operations(ours)
     assert spikingjelly_counts(model, x)[:2] == (ours.effective_macs, ours.effective_acs)
     assert ours.effective_acs > 0 and (ours.effective_macs > 0) == (drive is reals)
     assert ours.events_out == model.emitted > 0
@@ -211,7 +151,7 @@ def test_neurobench_rounds_in_bfloat16():
     x, weight = spikes(7, 65), reals(31, 65)
     per_sample, ours = neurobench_counts(nn.Sequential(linear(weight)).bfloat16(), x.bfloat16())
     macs, acs, _ = brute_force(x, weight)
-    assert amounts(ours) == (macs, acs, 7 * 65 * 31)
+    assert operations(ours) == (macs, acs, 7 * 65 * 31)
     rounded = torch.tensor([macs, acs, 7 * 65 * 31]).bfloat16().tolist()
     assert rounded != [macs, acs, 7 * 65 * 31]
     assert_still("NeuroBench", [7 * number for number in per_sample], rounded)
@@ -256,7 +196,7 @@ def test_neurobench_sees_nothing_and_says_zero(form):
     layer = {"bare layer": nn.Linear(5, 3), "transposed convolution": nn.Sequential(nn.ConvTranspose1d(5, 3, 1))}[form]
     x = spikes(4, 5) if form == "bare layer" else spikes(4, 5, 1)
     per_sample, ours = neurobench_counts(layer, x)
-    assert amounts(ours) == (0, brute_force(x.flatten(1), torch.ones(3, 5))[1], 4 * 5 * 3)
+    assert operations(ours) == (0, brute_force(x.flatten(1), torch.ones(3, 5))[1], 4 * 5 * 3)
     assert_still("NeuroBench", per_sample, (0, 0, 0))
 
 

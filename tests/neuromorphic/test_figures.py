@@ -7,25 +7,33 @@ import warnings
 
 import matplotlib
 import pytest
-from test_report import PAIR, energy, model
+from matplotlib.colors import to_hex
+from reports import PAIR, energy, layer_firing, model
 
-from neuromorphic.report import figures
+from neuromorphic import NeuronPlace, Wording
+from neuromorphic.report import figures, firing_figures
 from neuromorphic.report.canvas import colours, inline_svg, spread, to_png, to_svg
 from neuromorphic.report.formats import joule, joule_range, percent, short_si, shorten, si, times, visible
 
-OF_SEVERAL = ("operations", "energy", "quality_against_operations", "state_memory", "firing_rates")
+OF_SEVERAL = (
+    figures.operations,
+    figures.energy,
+    figures.quality_against_operations,
+    figures.state_memory,
+    firing_figures.firing_rates,
+)
 FOUR = (*PAIR, model("third", "input"), model("fourth"))
 
 
 @pytest.mark.parametrize("models", [PAIR[1:], PAIR[:1], PAIR, FOUR], ids=["dense", "spiking", "both", "four"])
-@pytest.mark.parametrize("name", OF_SEVERAL)
-def test_a_figure_is_drawn_of_any_set_of_models(name, models):
-    assert to_png(getattr(figures, name)(models)).startswith(b"\x89PNG")
+@pytest.mark.parametrize("draw", OF_SEVERAL)
+def test_a_figure_is_drawn_of_any_set_of_models(draw, models):
+    assert to_png(draw(models)).startswith(b"\x89PNG")
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("name", OF_SEVERAL)
-def test_a_figure_is_drawn_of_a_model_that_does_nothing(name):
+@pytest.mark.parametrize("draw", OF_SEVERAL)
+def test_a_figure_is_drawn_of_a_model_that_does_nothing(draw):
     nothing = {
         "layers": (),
         "per_token": {},
@@ -34,28 +42,28 @@ def test_a_figure_is_drawn_of_a_model_that_does_nothing(name):
         "key_value_elements_per_token": 0,
         "firing": None,
     }
-    assert to_png(getattr(figures, name)([model(**nothing)])).startswith(b"\x89PNG")
+    assert to_png(draw([model(**nothing)])).startswith(b"\x89PNG")
 
 
 def test_a_silent_raster_and_a_dense_model_are_drawn():
     silent = dataclasses.replace(PAIR[0].rasters[0], tokens=(), neurons=())
-    assert "0 % of the neurons shown fire" in to_svg(figures.raster(model(rasters=(silent,))))
-    assert "dense has no spikes to show" in to_svg(figures.raster(PAIR[1]))
+    assert "0 % of the neurons shown fire" in to_svg(firing_figures.raster(model(rasters=(silent,))))
+    assert "dense has no spikes to show" in to_svg(firing_figures.raster(PAIR[1]))
 
 
 def test_a_raster_shows_its_prompt_with_visible_white_space():
-    drawn = re.findall(r">([^<]*)</text>", to_svg(figures.raster(PAIR[0])))
+    drawn = re.findall(r">([^<]*)</text>", to_svg(firing_figures.raster(PAIR[0])))
     assert drawn[: len("a \t$<é")] == ["a", "␣", "⇥", "$", "&lt;", "é"]
 
 
 def test_tokens_of_several_characters_are_written_upright():
     words = dataclasses.replace(PAIR[0].rasters[0], prompt=("The", " raven"))
-    assert re.search(r"rotate\(-90\)[^>]*>␣raven</text>", to_svg(figures.raster(model(rasters=(words,)))))
+    assert re.search(r"rotate\(-90\)[^>]*>␣raven</text>", to_svg(firing_figures.raster(model(rasters=(words,)))))
 
 
 def test_a_long_prompt_is_cut_and_says_so():
     long = dataclasses.replace(PAIR[0].rasters[0], prompt=("a",) * 1000, tokens=(0, 999), neurons=(0, 0))
-    figure = figures.raster(model(rasters=(long,)))
+    figure = firing_figures.raster(model(rasters=(long,)))
     assert "the first 160 of 1000" in to_svg(figure)
     assert figure.get_figwidth() < 20
 
@@ -65,7 +73,7 @@ def test_no_character_of_a_prompt_or_name_is_taken_for_mathematics_or_warned_of(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for figure in (
-            figures.raster(model("$\\frac{$", rasters=(strange,))),
+            firing_figures.raster(model("$\\frac{$", rasters=(strange,))),
             figures.operations([model("$\\frac{$")]),
         ):
             assert to_png(figure) and "$\\frac{$" in to_svg(figure)
@@ -121,6 +129,46 @@ def test_drawing_leaves_no_style_behind():
 def test_every_model_has_its_own_colour():
     assert len(set(colours(FOUR))) == 4
     assert colours(PAIR) == colours(FOUR)[:2]
+
+
+LAYERS = ("emb", "blocks.0.att.key_neuron", "blocks.0.ffn.key_neuron", "blocks.1.ffn.key_neuron")
+GROUPED = model(
+    firing={"layers": {layer: layer_firing(0.2) for layer in LAYERS}},
+    rasters=tuple(dataclasses.replace(PAIR[0].rasters[0], layer=layer) for layer in LAYERS[1:]),
+    wording=Wording(
+        places={
+            "emb": NeuronPlace("outside", "emb"),
+            **{layer: NeuronPlace(f"{layer[9:12]} half", "key", int(layer[7])) for layer in LAYERS[1:]},
+        }
+    ),
+)
+
+
+def legend_of(figure):
+    """group -> colour"""
+    (legend,) = figure.legends
+    return {text.get_text(): key.get_color() for text, key in zip(legend.get_texts(), legend.get_lines(), strict=True)}
+
+
+def test_a_raster_has_a_colour_for_each_group_that_the_caller_names():
+    figure = firing_figures.raster(GROUPED)
+    att, ffn = legend_of(figure).values()
+    strokes = [to_hex(patch.get_edgecolor()) for patch in figure.axes[0].patches if not patch.get_fill()]
+    assert att != ffn and strokes == [att, ffn, ffn]
+
+
+def test_firing_rates_have_the_colours_of_the_raster():
+    figure = firing_figures.firing_rates([GROUPED])
+    shades = legend_of(figure)
+    curves = [line.get_color() for line in figure.axes[0].lines if line.get_marker() == "None"]
+    assert list(shades) == ["att half", "ffn half", "outside"] and curves == list(shades.values())
+    assert legend_of(firing_figures.raster(GROUPED)).items() < shades.items()
+
+
+def test_a_layer_that_the_caller_does_not_name_goes_by_its_own_name():
+    unnamed = model(wording=Wording())
+    assert "blocks.0.…x_neuron" in to_svg(firing_figures.raster(unnamed))
+    assert not firing_figures.firing_rates([unnamed]).legends
 
 
 def test_labels_are_moved_apart_in_order_around_their_middle():

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import tensor
 
-from neuromorphic.firing.statistics import LONGEST_INTERVAL, RATE_BINS, FiringStatistics, raster, sample_neurons
+from neuromorphic.firing.layer import LONGEST_INTERVAL, RATE_BINS
+from neuromorphic.firing.raster import raster, sample_neurons
+from neuromorphic.firing.statistics import FiringStatistics
 
 B, T, C, V = 3, 37, 11, 5
 NAN = float("nan")

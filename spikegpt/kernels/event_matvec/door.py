@@ -4,6 +4,8 @@
 The definition is `reference.event_matvec`. Nothing is computed here. For decoding: there is no gradient.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -12,8 +14,6 @@ from ..backends import choose_backend
 from . import gpu as cuda_event_matvec
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
-# larger whole numbers are no spikes to the counter
-LARGEST_LEVEL = 127
 
 
 def event_matvec(spikes: Tensor, weight: Tensor, scale: Tensor | None = None, backend: str = "auto") -> Tensor:
@@ -103,51 +103,12 @@ def _(spikes, weight, scale):
     return spikes.new_empty(spikes.shape[0], weight.shape[1])
 
 
-def _op_cost(args: tuple, kwargs: dict, output: Tensor) -> dict[str, int | str]:
-    """What one call computes, for dispatch-mode counters: what they count of the same product by `torch.mm`.
-
-    A spike meets the nonzero weights of its row: ACs for a text of binary or ternary spikes, MACs for one of larger
-    numbers. Over many calls any weight may be needed, so `weights_once` is all of them.
-    """
+def _op_cost(args: tuple, kwargs: dict, output: Tensor) -> dict[str, Any]:
+    """What one call computes, for dispatch-mode counters: the product of two operands, which is counted by their
+    values, and the scale of each output."""
     spikes, weight, scale = args
-    spikes = spikes.flatten(0, -2)
-    (N, inputs), outputs = spikes.shape, weight.shape[1]
-    met = (weight != 0).sum(1)
-    events = int(spikes.count_nonzero())
-    cost = {
-        "kind": "matmul",
-        "dense_ops": N * weight.numel(),
-        "nonzeros": events,
-        "fan_out": outputs,
-        "mul": 0 if scale is None else N * outputs,
-        "weights_once": weight.numel(),
-        "weights_per_event": events * outputs,
-        "weights_dense": N * weight.numel(),
-        "activation_reads": N * inputs,
-        "activation_writes": N * outputs,
-    }
-    for text in spikes:
-        for quantity, number in _text_cost(text, met).items():
-            before = cost.get(quantity, 0)
-            cost[quantity] = max(before, number) if quantity == "largest_level" else before + number
-    return cost
-
-
-def _text_cost(text: Tensor, met: Tensor) -> dict[str, int]:
-    """What depends on the alphabet of the spikes of one text (in,); an input meets met[i] weights."""
-    magnitude = text.abs().float()
-    level, products = magnitude.max().item(), int(met[text != 0].sum())
-    events = int(text.count_nonzero())
-    if level == 0:
-        return {"zero_elements": len(text)}
-    if not (magnitude == magnitude.floor()).all() or level > LARGEST_LEVEL:
-        return {"real_elements": len(text), "effective_macs": products}
-    if level == 1:
-        alphabet = "ternary" if (text < 0).any() else "binary"
-        return {f"{alphabet}_elements": len(text), "effective_acs": products, "events_in": events}
-    units = int((magnitude.to(torch.int64) * met).sum())
-    macs = {"effective_macs": products, "integer_macs": products, "unit_acs": units}
-    return {"integer_elements": len(text), "events_in": events, "largest_level": int(level), **macs}
+    scaled = 0 if scale is None else spikes.shape[:-1].numel() * weight.shape[1]
+    return {"kind": "matmul", "product": (spikes, weight), "mul": scaled}
 
 
 torch.ops.spikegpt.event_matvec.default.op_cost = _op_cost

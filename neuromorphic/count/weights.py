@@ -1,0 +1,39 @@
+"""Which numbers of which weight were needed at a site: perfect reuse over batch and time needs each of them once."""
+
+from collections.abc import Hashable
+
+import torch
+from torch import Tensor
+
+from .counts import Site
+from .storages import Member
+
+
+class WeightUse:
+    """Remembers by site what was needed of each weight, and sums it up when asked."""
+
+    def __init__(self) -> None:
+        self._views: dict[Site, dict[Hashable, dict[Hashable, Tensor]]] = {}
+        self._sizes: dict[Hashable, int] = {}
+
+    def add(self, site: Site, weight: Tensor, member: Member, touched: Tensor) -> None:
+        """Note that of `weight`, a view of `member`, so many numbers were needed: `touched` has one element for each
+        input, or one for all."""
+        self._sizes[member.name] = member.size
+        views = self._views.setdefault(site, {}).setdefault(member.name, {})
+        key = (weight.storage_offset(), tuple(weight.shape), weight.stride())
+        seen = views.get(key)
+        views[key] = torch.maximum(seen, touched) if seen is not None and seen.shape == touched.shape else touched
+
+    def declare(self, site: Site, size: int) -> None:
+        """Note that an operator needs `size` weights, the same in each of its calls."""
+        name = ("declared", site.operator)
+        self._sizes[name] = size
+        self._views.setdefault(site, {})[name] = {None: torch.tensor(size)}
+
+    def needed(self, site: Site) -> int:
+        """Return how many distinct weights were needed at `site`: of each weight no more than it has."""
+        return sum(
+            min(sum(int(touched.sum()) for touched in views.values()), self._sizes[name])
+            for name, views in self._views.get(site, {}).items()
+        )
