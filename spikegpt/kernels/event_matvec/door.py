@@ -7,9 +7,9 @@ The definition is `reference.event_matvec`. Nothing is computed here. For decodi
 import torch
 from torch import Tensor
 
-from .. import reference
 from ..backends import choose_backend
-from . import gpu as cuda_event_matvec
+from ..operators import declare_cost
+from . import gpu, reference
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 # larger whole numbers are no spikes to the counter
@@ -95,7 +95,7 @@ def _check_inputs(spikes: Tensor, weight: Tensor, scale: Tensor | None) -> None:
 @torch.library.custom_op("spikegpt::event_matvec", mutates_args=())
 def event_matvec_operator(spikes: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
     """(N, out) in the dtype of `spikes`."""
-    return cuda_event_matvec.event_matvec_forward(spikes, weight, scale)
+    return gpu.event_matvec_forward(spikes, weight, scale)
 
 
 @event_matvec_operator.register_fake
@@ -150,4 +150,4 @@ def _text_cost(text: Tensor, met: Tensor) -> dict[str, int]:
     return {"integer_elements": len(text), "events_in": events, "largest_level": int(level), **macs}
 
 
-torch.ops.spikegpt.event_matvec.default.op_cost = _op_cost
+declare_cost(torch.ops.spikegpt.event_matvec.default, _op_cost)
