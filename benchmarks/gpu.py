@@ -146,19 +146,19 @@ def measure_packed(machine: Machine) -> dict[str, Any]:
         return {"measured": "not measured: no GPU"}
     from spikegpt.kernels.event_wkv import gpu as cuda_event_wkv
     from spikegpt.kernels.lif import gpu as cuda_lif
+    from spikegpt.kernels.lif.options import LIFOptions
 
     B, T, C = SHAPE
     current = 2 * torch.randn(B, T, C, device=machine.device, dtype=torch.bfloat16)
     zeros, decay = torch.zeros(B, C, device=machine.device), torch.full((C,), 0.5, device=machine.device)
     found = {
         "lif_ms": 1e3
-        * statistics.median(
-            machine.times_s(lambda: cuda_lif.lif_forward_packed(current, zeros, decay, 1.0, "zero", 0.0, True))
-        )
+        * statistics.median(machine.times_s(lambda: cuda_lif.lif_forward_packed(current, zeros, decay, LIFOptions())))
     }
     for threshold in (1.0, 2.0, 4.0):
-        packed, _, _ = cuda_lif.lif_forward_packed(current, zeros, decay, threshold, "zero", 0.0, True)
-        rate = lif(current, threshold=threshold)[0].float().mean().item()
+        options = LIFOptions(threshold=threshold)
+        packed, _, _ = cuda_lif.lif_forward_packed(current, zeros, decay, options)
+        rate = lif(current, options=options)[0].float().mean().item()
         inputs = (decay, decay, current, packed.unsqueeze(0), False, zeros, zeros)
         found[f"event_wkv_ms at {rate:.3f}"] = 1e3 * statistics.median(
             machine.times_s(lambda i=inputs: cuda_event_wkv.event_wkv_forward_packed(*i))

@@ -1,4 +1,4 @@
-// The event-driven matrix-vector product, for decoding: y = spikes @ weight. spikegpt/kernels/reference.py, event_matvec.
+// The event-driven matrix-vector product, for decoding: y = spikes @ weight. spikegpt/kernels/event_matvec/reference.py, event_matvec.
 //
 // What one input sends to all outputs is one row of `weight`: a spike is one contiguous read, and the rows of silent inputs
 // are not touched. Every thread finds the spikes itself, 32 inputs at a time: they are few bytes, and a kernel that listed them
@@ -24,7 +24,7 @@
 // outputs of one thread, and how far apart they lie: neighbouring threads read neighbouring weights, whatever the width of a row
 #define COLUMNS 8
 #define LANES 32
-// threads of a block (spikegpt/kernels/cupy_cuda.py), and blocks that share a multiprocessor: 64 registers for each thread.
+// threads of a block (spikegpt/kernels/gpu.py), and blocks that share a multiprocessor: 64 registers for each thread.
 // Left alone the compiler takes fewer, and loads that should be on their way together wait for each other
 #define THREADS 64
 #define BLOCKS 16

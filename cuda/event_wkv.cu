@@ -1,4 +1,4 @@
-// The WKV of value spikes over a sequence: spikegpt/kernels/reference.py, event_wkv.
+// The WKV of value spikes over a sequence: spikegpt/kernels/event_wkv/reference.py, event_wkv.
 //
 // One thread per channel (b, c) walks through time, 32 steps at a stretch; neighbouring threads are neighbouring channels.
 // Of each stretch it first learns which steps are events, one bit each, then visits the set bits, and only there reads the key
@@ -10,7 +10,7 @@
 //   value    (B, T, C) element, or null: then the values are whole numbers and come as bits, 32 steps to a word,
 //   planes   (magnitudes + is_signed, B, words, C) word, words = ceil(T / 32): bit i of word w is step 32 w + i, 0 beyond T.
 //            Plane j < magnitudes, of MOST_MAGNITUDES at most, is bit j of |value|; if is_signed, the last has 1 for negative.
-//   decay, first   (C) float, exp(-exp(time_decay)) and exp(time_first)
+//   decay, first   (C) float, exp(-exp(time_decay)), spikegpt/kernels/decay.py, and exp(time_first)
 //   numerator, denominator, last_* (after the last step), and of these grad_* and grad_last_*   (B, C) float
 //   grad_log_decay, grad_log_first   (B, C) float, of the logarithms; one row per batch row
 //   checkpoints    (stretches, 2, B, C) float, working memory: numerator and denominator before each stretch
@@ -20,7 +20,7 @@
 #define STEPS 32
 // the way back holds the sums and the incoming gradient of so many steps in registers
 #define BACK_STEPS 8
-// THREADS of spikegpt/kernels/cupy_cuda.py
+// THREADS of spikegpt/kernels/gpu.py
 #define THREADS 64
 // events whose keys are on their way from memory together
 #define AT_ONCE 8

@@ -1,4 +1,4 @@
-// Neurons that may fire several times within one token, over a sequence: spikegpt/kernels/reference.py, integer_lif_step.
+// Neurons that may fire several times within one token, over a sequence: spikegpt/kernels/integer_lif/reference.py, integer_lif_step.
 //
 // One thread per neuron (b, c) walks through time; neighbouring threads are neighbouring channels. Threads share nothing.
 // Launch: 1-D grid over B * C neurons.

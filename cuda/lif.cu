@@ -1,4 +1,4 @@
-// Leaky integrate-and-fire neurons over a sequence: spikegpt/kernels/reference.py, lif_step.
+// Leaky integrate-and-fire neurons over a sequence: spikegpt/kernels/lif/reference.py, lif_step.
 //
 // One thread per neuron (b, c) walks through time; neighbouring threads are neighbouring channels, so that every step of a
 // warp is one contiguous read and one contiguous write. Threads share nothing.

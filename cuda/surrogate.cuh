@@ -1,4 +1,4 @@
-// The stand-in for the derivative of the step at `distance` = potential - threshold: spikegpt/kernels/reference.py,
+// The stand-in for the derivative of the step at `distance` = potential - threshold: spikegpt/kernels/surrogates.py,
 // surrogate_derivative. `surrogate` is 0 atan, 1 sigmoid, 2 fast_sigmoid, 3 rectangular; it is the same for all threads.
 #pragma once
 

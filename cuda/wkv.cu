@@ -1,4 +1,4 @@
-// RWKV-4's WKV over a sequence, with the receptance gate if one is given: spikegpt/kernels/reference.py, wkv.
+// RWKV-4's WKV over a sequence, with the receptance gate if one is given: spikegpt/kernels/wkv/reference.py, wkv.
 //
 // A thread walks through time for one channel of one text, (b, c). Where these are few, time is cut into `splits` of
 // `split_steps` each, and there is a thread for every split: the recurrence is associative, so the state that enters a split is
@@ -9,7 +9,7 @@
 //   backward    wkv_split_states (splits > 1), wkv_checkpoints, wkv_split_gradients (splits > 1), wkv_backward
 //
 //   key, value, receptance, output, grad_*   (B, T, C) element; receptance and grad_receptance may be null: no gate
-//   log_decay, time_first                    (C) float; log_decay = -exp(time_decay)
+//   log_decay, time_first                    (C) float; log_decay = -exp(time_decay), spikegpt/kernels/decay.py
 //   numerator, denominator, max_exponent, last_*, grad_last_*, grad_numerator, grad_denominator   (B, C) float
 //   states        (3, splits, B, C) float: numerator, denominator, max_exponent that each split alone leaves behind
 //   checkpoints   (3, stretches, B, C) float: the state before every BACK_STEPS steps

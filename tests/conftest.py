@@ -11,7 +11,7 @@ from hub_server import Hub
 from runs import MODEL, TRAIN
 
 from spikegpt.config import ModelConfig
-from spikegpt.kernels import gpu as cupy_cuda
+from spikegpt.kernels import gpu
 from spikegpt.neuron import verified_spikes
 from spikegpt.train.trainer import train
 
@@ -62,7 +62,7 @@ def trained(tmp_path_factory):
 def host(request, monkeypatch):
     """CUDA kernels run on the CPU, in both orders of their threads: none may depend on another."""
     launcher = HostLauncher(backwards=request.param)
-    monkeypatch.setattr(cupy_cuda, "launch", launcher)
+    monkeypatch.setattr(gpu, "launch", launcher)
     # fills what torch.empty returns with NaN
     torch.use_deterministic_algorithms(True)
     yield launcher

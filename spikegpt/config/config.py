@@ -56,7 +56,7 @@ def _is_number(text: str) -> bool:
 @dataclass(frozen=True, kw_only=True)
 class NeuronConfig(_Config):
     """One leaky integrate-and-fire neuron; the defaults are the published SpikeGPT's. Equations:
-    `kernels/reference.py`.
+    `kernels/lif/reference.py`, `kernels/integer_lif/reference.py`.
 
     With `levels` above 1 or `signed` it is an integer neuron: it may fire several unit spikes within one token, and
     negative ones (ON/OFF pairs). Its alphabet is -levels..levels or 0..levels, its surrogate straight-through

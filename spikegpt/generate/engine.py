@@ -17,7 +17,8 @@ from torch import Tensor
 from ..config import ModelConfig, NeuronConfig
 from ..kernels import EventWKVState, WKVState
 from ..kernels.backends import is_installed
-from ..kernels.reference import EVENT_KEY_LIMIT
+from ..kernels.decay import decay_of, log_decay_of
+from ..kernels.event_wkv.reference import EVENT_KEY_LIMIT
 from ..model.mixers.rwkv4 import ChannelMixState, TimeMixState
 from ..model.network import SpikeGPT
 from ..model.state import BlockState, State
@@ -355,10 +356,9 @@ def _store(stack: Tensor, weights: str) -> tuple[np.ndarray, np.ndarray]:
 def _channel_rows(block, has_events: bool) -> Tensor:
     """(11, C) in the order of `token_step`."""
     att, ffn = block.att, block.ffn
-    rate = -torch.exp(att.time_decay.clamp(max=60.0))
-    decay, first = rate, att.time_first
+    decay, first = log_decay_of(att.time_decay), att.time_first
     if has_events:
-        decay, first = torch.exp(rate), torch.exp(first.clamp(-EVENT_KEY_LIMIT, EVENT_KEY_LIMIT))
+        decay, first = decay_of(att.time_decay), torch.exp(first.clamp(-EVENT_KEY_LIMIT, EVENT_KEY_LIMIT))
     rows = (
         block.ln1.weight,
         block.ln1.bias,

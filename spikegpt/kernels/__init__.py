@@ -1,4 +1,4 @@
-"""One public door per operation; what lies behind it is chosen by `backends`, defined by `reference`."""
+"""One public door per operation; what lies behind it is chosen by `backends`, defined by the `reference` beside it."""
 
 from .event_matvec.door import event_matvec
 from .event_wkv.door import EventWKVState, event_wkv

@@ -1,9 +1,48 @@
-"""The checks at the doors of `wkv` and `event_wkv`: the same inputs, the same words."""
+"""The checks at the doors: the same inputs, the same words, for every operation that takes them."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
+
+RESETS = ("zero", "subtract")
+
+
+def check_known(operation: str, name: str, value: str, known: tuple[str, ...]) -> None:
+    """Raise ValueError unless `value` is one of `known`."""
+    if value not in known:
+        raise ValueError(f"{operation}: {name} is {value!r}; known: {', '.join(known)}")
+
+
+def check_neuron_inputs(
+    operation: str, current: Tensor, potential: Tensor | None, decay_input: bool, **per_channel: float | Tensor
+) -> list[Tensor]:
+    """Return [potential, *per_channel] in the dtype that the state is kept in: at rest (zeros) if `potential` is None,
+    a number of `per_channel` as a tensor (C,).
+
+    Args:
+        per_channel: `membrane_decay` and whatever else each neuron has its own of, by name.
+
+    Raises:
+        ValueError: a shape, dtype, device or decay does not fit; the message begins with `operation` and names what
+            was found and wanted.
+    """
+    state_dtype = _check_sequence(operation, "current", current)
+    _check_decay(operation, per_channel["membrane_decay"], decay_input)
+    B, _, C = current.shape
+    if potential is None:
+        potential = torch.zeros(B, C, dtype=state_dtype, device=current.device)
+    if potential.shape != (B, C) or potential.dtype != state_dtype:
+        raise ValueError(
+            f"{operation}: potential is {potential.dtype} {tuple(potential.shape)}, want {state_dtype} {(B, C)} for a "
+            f"{current.dtype} current"
+        )
+    channels = [_per_channel(operation, name, value, current, state_dtype) for name, value in per_channel.items()]
+    if any(tensor.device != current.device for tensor in (potential, *channels)):
+        others = zip(("potential", *per_channel), (potential, *channels), strict=True)
+        found = ", ".join(f"{name} on {tensor.device}" for name, tensor in others)
+        raise ValueError(f"{operation}: current is on {current.device}, {found}; move them to one device")
+    return [potential, *channels]
 
 
 def check_wkv_inputs(
@@ -16,22 +55,18 @@ def check_wkv_inputs(
         ValueError: a shape, dtype or device does not fit; the message begins with `operation` and names what was found
             and wanted.
     """
-    if key.dim() != 3 or 0 in key.shape:
-        raise ValueError(f"{operation}: key must be (B, T, C) with no empty side, got {tuple(key.shape)}")
+    state_dtype = _check_sequence(operation, "key", key)
     if value.shape != key.shape or value.dtype != key.dtype:
         raise ValueError(
             f"{operation}: value is {value.dtype} {tuple(value.shape)}, key is {key.dtype} {tuple(key.shape)}; they "
             f"must agree"
         )
-    if not key.dtype.is_floating_point:
-        raise ValueError(f"{operation}: key must be a floating-point tensor, got {key.dtype}")
     B, _, C = key.shape
     for name, parameter in (("time_decay", time_decay), ("time_first", time_first)):
         if parameter.shape != (C,):
             raise ValueError(
                 f"{operation}: key has {C} channels, {name} has shape {tuple(parameter.shape)}; want ({C},)"
             )
-    state_dtype = torch.float64 if key.dtype == torch.float64 else torch.float32
     if state is None:
         state = empty_state(B, C, dtype=state_dtype, device=key.device)
     for name, part in zip(state._fields, state, strict=True):
@@ -42,3 +77,32 @@ def check_wkv_inputs(
     if len(devices) > 1:
         raise ValueError(f"{operation}: tensors are on {sorted(map(str, devices))}; move them to one device")
     return time_decay.to(state_dtype), time_first.to(state_dtype), state
+
+
+def _check_sequence(operation: str, name: str, sequence: Tensor) -> torch.dtype:
+    """Return the dtype that the state beside `sequence` (B, T, C) is kept in."""
+    if sequence.dim() != 3 or 0 in sequence.shape:
+        raise ValueError(f"{operation}: {name} must be (B, T, C) with no empty side, got {tuple(sequence.shape)}")
+    if not sequence.dtype.is_floating_point:
+        raise ValueError(f"{operation}: {name} must be a floating-point tensor, got {sequence.dtype}")
+    return torch.float64 if sequence.dtype == torch.float64 else torch.float32
+
+
+def _check_decay(operation: str, membrane_decay: float | Tensor, decay_input: bool) -> None:
+    if isinstance(membrane_decay, Tensor):
+        return
+    if not 0.0 <= membrane_decay <= 1.0 or (decay_input and membrane_decay == 1.0):
+        highest = "below 1 (with decay_input a decay of 1 takes in nothing)" if decay_input else "at most 1"
+        raise ValueError(
+            f"{operation}: membrane_decay must be at least 0 and {highest}, got {membrane_decay}; tau = 2 is "
+            f"decay = 0.5"
+        )
+
+
+def _per_channel(operation: str, name: str, value: float | Tensor, current: Tensor, state_dtype: torch.dtype) -> Tensor:
+    C = current.shape[2]
+    if not isinstance(value, Tensor):
+        return torch.full((C,), value, dtype=state_dtype, device=current.device)
+    if value.shape != (C,):
+        raise ValueError(f"{operation}: {name} has shape {tuple(value.shape)}, current has {C} channels; want ({C},)")
+    return value.to(state_dtype)

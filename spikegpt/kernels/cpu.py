@@ -11,6 +11,7 @@ do not depend on the number of threads.
 import math
 import os
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numba
@@ -18,9 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = (
-    512  # most channels of one task: long runs of memory, and the state of one step still fits the first-level cache
-)
+# most channels of one task: long runs of memory, and the state of one step still fits the first-level cache
+BLOCK = 512
 LIF_SEGMENT = 64  # steps recomputed at once: BLOCK * 4 bytes each, 128 KiB
 WKV_SEGMENT = 16  # steps recomputed at once: BLOCK * 6 * 4 bytes each, 192 KiB
 SMALL = 1 << 15  # neuron-steps below which starting a second thread costs more than it saves
@@ -43,6 +43,13 @@ def as_arrays(*tensors: Tensor) -> list[np.ndarray]:
     return [as_float32(tensor).numpy() for tensor in tensors]
 
 
+def exp_of_few(exponents: Tensor) -> Tensor:
+    """Return exp of a float32 tensor with one number per channel."""
+    # by numpy: torch hands even these few numbers to all its threads, and on a busy machine waits for them for
+    # milliseconds
+    return torch.from_numpy(np.exp(exponents.detach().numpy()))
+
+
 def sum_over_batch(partial: Tensor) -> Tensor:
     """Return the sum over the rows, added one after the other, whatever the number of threads."""
     return torch.from_numpy(partial.numpy().sum(axis=0))
@@ -51,7 +58,7 @@ def sum_over_batch(partial: Tensor) -> Tensor:
 _pool: tuple[int, int, ThreadPoolExecutor] | None = None
 
 
-def run_tasks(task, shape: tuple[int, int, int], *arguments) -> None:
+def run_tasks(task, shape: Sequence[int], *arguments) -> None:
     """Call `task(batch row, first channel, channels, *arguments)` for all rows and channels, on torch.get_num_threads()
     threads."""
     B, T, C = shape

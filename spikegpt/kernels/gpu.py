@@ -2,7 +2,7 @@
 kernels.
 
 A kernel runs on torch's current stream and the device of its tensors, on their memory as it lies: nothing is copied.
-What the arguments of each kernel are stands at the top of its `.cu` file; who calls it, in the modules `cuda_*`.
+What the arguments of each kernel are stands at the top of its `.cu` file; who calls it, in the `gpu` of each operation.
 """
 
 import functools

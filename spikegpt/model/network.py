@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import ModelConfig
-from ..neuron.lif import LIF, heaviside
+from ..kernels.surrogates import heaviside
+from ..neuron.lif import LIF
 from .initial import initialise
 from .mixers import MIXERS, Mixer, NeuronFactory, Site
 from .published import rescale_stream

@@ -4,8 +4,9 @@ Every neuron here maps a current (B, T, C) and a state to spikes (B, T, C) and t
 a text may be read at once, in chunks, or token by token.
 """
 
+from ..kernels.surrogates import heaviside
 from .adapters import SnnTorchNeuron, SpikingJellyNeuron
-from .lif import LIF, check_alphabet, heaviside, verified_spikes
+from .lif import LIF, check_alphabet, verified_spikes
 from .thresholds import best_thresholds, threshold_of_rate
 
 __all__ = [

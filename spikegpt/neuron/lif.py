@@ -1,7 +1,8 @@
 """Our LIF as a module, and the proof that it emits its declared alphabet.
 
 Every neuron here maps a current (B, T, C) and a state to spikes (B, T, C) and the state after the last token, so that
-a text may be read at once, in chunks, or token by token. The equations are in `kernels/reference.py`.
+a text may be read at once, in chunks, or token by token. The equations are in `kernels/lif/reference.py` and
+`kernels/integer_lif/reference.py`.
 """
 
 import math
@@ -13,20 +14,8 @@ from torch import Tensor, nn
 
 from ..config import NeuronConfig
 from ..kernels import integer_lif, lif
-from ..kernels.reference import count_spikes, heaviside, integer_lif_step, lif_step, surrogate_derivative
-
-__all__ = [
-    "LIF",
-    "check_alphabet",
-    "count_spikes",
-    "heaviside",
-    "integer_lif",
-    "integer_lif_step",
-    "lif",
-    "lif_step",
-    "surrogate_derivative",
-    "verified_spikes",
-]
+from ..kernels.integer_lif.options import IntegerLIFOptions
+from ..kernels.lif.options import LIFOptions
 
 _is_verified = False
 
@@ -68,6 +57,23 @@ class LIF(nn.Module):
             raise ValueError(f"{found}; a neuron factory is given a site: LIF(site.channels, site.neuron)")
         super().__init__()
         self.config, self.backend = config or NeuronConfig(), backend
+        # one of the two is used, as `config.is_integer` says
+        self._integer_options = IntegerLIFOptions(
+            levels=self.config.levels,
+            signed=self.config.signed,
+            reset=self.config.reset,
+            decay_input=self.config.decay_input,
+        )
+        self._binary_options = LIFOptions(
+            # with one threshold per channel the potential is measured in thresholds, see `_binary`
+            threshold=1.0 if self.config.learnable_threshold else self.config.threshold,
+            reset=self.config.reset,
+            reset_potential=self.config.reset_potential,
+            decay_input=self.config.decay_input,
+            detach_reset=self.config.detach_reset,
+            surrogate=self.config.surrogate,
+            slope=self.config.slope,
+        )
         # see `anneal`; anything else than 1 acts in training only
         self.spike_share = 1.0
         if self.config.learnable_decay:
@@ -126,35 +132,24 @@ class LIF(nn.Module):
         return spikes, None if self.is_memoryless else potential
 
     def _integer(self, current: Tensor, potential: Tensor | None) -> tuple[Tensor, Tensor]:
-        config = self.config
         return integer_lif(
             current,
             potential,
             membrane_decay=self.membrane_decay,
             threshold=self.threshold,
-            levels=config.levels,
-            signed=config.signed,
-            reset=config.reset,
-            decay_input=config.decay_input,
+            options=self._integer_options,
             backend=self.backend,
         )
 
     def _binary(self, current: Tensor, potential: Tensor | None) -> tuple[Tensor, Tensor]:
-        config, threshold = self.config, self.config.threshold
-        if config.learnable_threshold:
+        if self.config.learnable_threshold:
             # a potential measured in thresholds: one threshold per channel, and the kernel's is 1
-            current, threshold = (current / self.threshold).to(current.dtype), 1.0
+            current = (current / self.threshold).to(current.dtype)
         return lif(
             current,
             potential,
             membrane_decay=self.membrane_decay,
-            threshold=threshold,
-            reset=config.reset,
-            reset_potential=config.reset_potential,
-            decay_input=config.decay_input,
-            detach_reset=config.detach_reset,
-            surrogate=config.surrogate,
-            slope=config.slope,
+            options=self._binary_options,
             backend=self.backend,
         )
 

@@ -1,5 +1,5 @@
 """Runs the CUDA sources on the CPU: compiled by g++ under tests/helpers/cuda_host/host.h, in the place of
-`cupy_cuda.launch`.
+`gpu.launch`.
 
 Every argument is copied between guards before the call and back after it, so that a write beyond a tensor is seen;
 working memory and outputs begin as NaN. Only for kernels whose threads share nothing, which a test asserts of every
@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from spikegpt.kernels import gpu as cupy_cuda
+from spikegpt.kernels import gpu
 
 HOST = Path(__file__).parent / "cuda_host" / "host.h"
 GUARD, GUARD_VALUE = 64, 77
@@ -27,7 +27,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is 
 
 @functools.cache
 def library(source: str, element: int) -> ctypes.CDLL:
-    text = cupy_cuda.read_source(source)
+    text = gpu.read_source(source)
     kernels = re.findall(r'extern "C" __global__ void (\w+)', re.sub(r"__launch_bounds__\(.*?\) ", "", text))
     doors = "".join(
         f'extern "C" void run_{name}(const unsigned* grid, unsigned threads, int backwards, void** arguments)'
@@ -57,7 +57,7 @@ def library(source: str, element: int) -> ctypes.CDLL:
 
 
 class HostLauncher:
-    """`cupy_cuda.launch` for CPU tensors; notes the kernels it ran."""
+    """`gpu.launch` for CPU tensors; notes the kernels it ran."""
 
     def __init__(self, backwards: bool = False):
         self.backwards = backwards
@@ -65,12 +65,12 @@ class HostLauncher:
 
     def __call__(self, source, kernel, element, threads, *arguments):
         along_x, *blocks = threads if isinstance(threads, tuple) else (threads,)
-        grid = (ctypes.c_uint * 3)(*(-(-along_x // cupy_cuda.THREADS), *blocks, 1, 1)[:3])
+        grid = (ctypes.c_uint * 3)(*(-(-along_x // gpu.THREADS), *blocks, 1, 1)[:3])
         guarded = {i: _between_guards(a) for i, a in enumerate(arguments) if isinstance(a, torch.Tensor)}
         values = [_as_c(guarded[i][GUARD:-GUARD] if i in guarded else a) for i, a in enumerate(arguments)]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.cast(ctypes.pointer(v), ctypes.c_void_p) for v in values))
-        getattr(library(source, cupy_cuda.ELEMENTS[element]), f"run_{kernel}")(
-            grid, cupy_cuda.THREADS, int(self.backwards), pointers
+        getattr(library(source, gpu.ELEMENTS[element]), f"run_{kernel}")(
+            grid, gpu.THREADS, int(self.backwards), pointers
         )
         for i, buffer in guarded.items():
             ends = torch.cat([buffer[:GUARD], buffer[-GUARD:]])
@@ -89,7 +89,7 @@ def _between_guards(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _as_c(value):
-    argument = cupy_cuda._as_argument(value)
+    argument = gpu._as_argument(value)
     return {np.uintp: ctypes.c_void_p, np.float32: ctypes.c_float, np.int32: ctypes.c_int}[type(argument)](
         argument.item()
     )

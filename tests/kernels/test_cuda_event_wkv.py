@@ -6,14 +6,13 @@ import re
 import pytest
 import torch
 from cuda_on_host import needs_compiler
+from tolerances import TOLERANCE, assert_close
 
-from spikegpt.kernels import gpu as cupy_cuda
-from spikegpt.kernels import reference
+from spikegpt.kernels import gpu
 from spikegpt.kernels.event_wkv import gpu as cuda_event_wkv
+from spikegpt.kernels.event_wkv import reference
 
 pytestmark = needs_compiler
-# largest difference allowed, as a fraction of the largest entry
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 # odd on purpose; one stretch of the kernel is 32 steps
 SIZES = [(1, 1, 1), (3, 2, 5), (1, 63, 33), (3, 97, 65), (3, 32, 65), (1, 257, 5), (2, 9, 130)]
 NAMES = (
@@ -29,12 +28,6 @@ NAMES = (
 )
 D_KEY, D_VALUE = NAMES.index("d_key"), NAMES.index("d_value")
 HEIGHTS = {"binary": 1, "signed": 1, "integer": 9, "most": 127}
-
-
-def assert_close(found, wanted, dtype=torch.float32):
-    assert found.shape == wanted.shape and found.dtype == wanted.dtype
-    found, wanted = found.double(), wanted.double()
-    assert (found - wanted).abs().max() <= TOLERANCE[dtype] * max(wanted.abs().max().item(), 1e-6)
 
 
 def make_inputs(B, T, C, dtype=torch.float32, rate=0.3, spikes="signed"):
@@ -162,7 +155,7 @@ def test_a_tiny_weight_is_not_lost_and_not_undercut(host, key, packed):
 
 @both
 def test_event_wkv_by_hand(host, packed):
-    # the numbers are worked out in tests/test_kernels_event_wkv.py
+    # the numbers are worked out in tests/kernels/test_event_wkv.py
     log_2, empty = math.log(2), torch.zeros(1, 1)
     key = torch.tensor([7.0, math.log(4), -5.0, log_2]).view(1, 4, 1)
     value = torch.tensor([0.0, 3.0, 0.0, -1.0]).view(1, 4, 1)
@@ -249,6 +242,6 @@ def test_inputs_need_not_be_contiguous(host):
 
 
 def test_the_source_and_python_agree_on_the_launch():
-    constants = dict(re.findall(r"#define (\w+) (\d+)$", cupy_cuda.read_source("event_wkv"), flags=re.MULTILINE))
-    assert int(constants["THREADS"]) == cupy_cuda.THREADS
+    constants = dict(re.findall(r"#define (\w+) (\d+)$", gpu.read_source("event_wkv"), flags=re.MULTILINE))
+    assert int(constants["THREADS"]) == gpu.THREADS
     assert int(constants["STEPS"]) == cuda_event_wkv.STEPS

@@ -5,13 +5,13 @@ import math
 
 import pytest
 import torch
+from tolerances import TOLERANCE, assert_close
 
 from neuromorphic.count.counts import KINDS, QUANTITIES
-from spikegpt.kernels import EventWKVState, event_wkv, reference
+from spikegpt.kernels import EventWKVState, event_wkv
+from spikegpt.kernels.event_wkv import reference
 from spikegpt.kernels.event_wkv.door import event_wkv_backward_operator, event_wkv_operator
 
-# largest difference allowed, as a fraction of the largest entry
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 SIZES = [(1, 1, 1), (3, 2, 5), (1, 63, 33), (3, 257, 130), (3, 1, 130), (1, 257, 5), (1, 63, 600)]  # odd on purpose
 NAMES = (
     "output",
@@ -26,12 +26,6 @@ NAMES = (
 )
 D_KEY = NAMES.index("d_key")
 both = pytest.mark.parametrize("backend", ["numba", "reference"])
-
-
-def assert_close(found, wanted, dtype=torch.float32):
-    assert found.shape == wanted.shape and found.dtype == wanted.dtype
-    found, wanted = found.double(), wanted.double()
-    assert (found - wanted).abs().max() <= TOLERANCE[dtype] * max(wanted.abs().max().item(), 1e-6)
 
 
 def make_inputs(B, T, C, dtype=torch.float32, rate=0.3, spikes="signed"):

@@ -1,6 +1,6 @@
 """The CUDA kernels on a real GPU, through the doors: against the float64 reference, and inside what people train with.
 
-Skipped where there is no GPU; there the same sources run on the CPU in test_kernels_cuda*.py.
+Skipped where there is no GPU; there the same sources run on the CPU in test_cuda*.py.
 """
 
 import pytest

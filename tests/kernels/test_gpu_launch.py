@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from spikegpt.kernels import backends, lif
-from spikegpt.kernels import gpu as cupy_cuda
+from spikegpt.kernels import backends, gpu, lif
 
 TREE = Path(__file__).parents[2]
 SOURCES = sorted(path.stem for path in (TREE / "cuda").glob("*.cu"))
@@ -23,13 +22,13 @@ SOURCES = sorted(path.stem for path in (TREE / "cuda").glob("*.cu"))
 @pytest.mark.parametrize("source", SOURCES)
 def test_threads_share_nothing(source):
     # what lets the tests run them one after the other, in any order
-    text = cupy_cuda.read_source(source)
+    text = gpu.read_source(source)
     assert not re.search(r"__sync|__shfl|__ballot|__any|__all|atomic|__match|__activemask", text)
 
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_source_is_one_text_that_asks_for_no_other_file(source):
-    text = cupy_cuda.read_source(source)
+    text = gpu.read_source(source)
     assert "#include" not in text and text.count("typedef unsigned int word;") == 1
     assert re.search(r'extern "C" __global__ void', text)
 
@@ -64,20 +63,20 @@ class FakeCupy(types.ModuleType):
 @pytest.fixture
 def fake_cupy(monkeypatch):
     fake = FakeCupy()
-    monkeypatch.setattr(cupy_cuda, "import_cupy", lambda: fake)
+    monkeypatch.setattr(gpu, "import_cupy", lambda: fake)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
-    for cached in (cupy_cuda._kernel, cupy_cuda._module):
+    for cached in (gpu._kernel, gpu._module):
         cached.cache_clear()
     yield fake
-    for cached in (cupy_cuda._kernel, cupy_cuda._module):
+    for cached in (gpu._kernel, gpu._module):
         cached.cache_clear()
 
 
 def test_a_launch_passes_addresses_and_exact_types_on_torchs_stream(fake_cupy):
     tensor = torch.zeros(3)
-    cupy_cuda.launch("lif", "lif_forward", torch.bfloat16, (130, 4), tensor, None, 7, True, 0.5)
+    gpu.launch("lif", "lif_forward", torch.bfloat16, (130, 4), tensor, None, 7, True, 0.5)
     (_, stream), (kernel, grid, block, arguments) = fake_cupy.launched
-    assert (stream, kernel, grid, block) == ("stream of cpu", "lif_forward", (3, 4), (cupy_cuda.THREADS,))
+    assert (stream, kernel, grid, block) == ("stream of cpu", "lif_forward", (3, 4), (gpu.THREADS,))
     assert arguments == (tensor.data_ptr(), 0, 7, 1, 0.5)
     assert [type(value) for value in arguments] == [np.uintp, np.uintp, np.int32, np.int32, np.float32]
 
@@ -85,17 +84,17 @@ def test_a_launch_passes_addresses_and_exact_types_on_torchs_stream(fake_cupy):
 def test_a_source_is_compiled_once_per_element_type(fake_cupy):
     for dtype in (torch.bfloat16, torch.bfloat16, torch.float16):
         for kernel in ("lif_forward", "lif_backward"):
-            cupy_cuda.launch("lif", kernel, dtype, 1, torch.zeros(1))
+            gpu.launch("lif", kernel, dtype, 1, torch.zeros(1))
     assert [options["options"] for options in fake_cupy.compiled] == [("-DELEMENT=1",), ("-DELEMENT=2",)]
 
 
 def test_cupy_for_another_cuda_is_named_with_the_remedy(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(cupy_cuda, "installed_cupy", lambda: {"cupy-cuda12x": "14.0.0"})
+    monkeypatch.setattr(gpu, "installed_cupy", lambda: {"cupy-cuda12x": "14.0.0"})
     with pytest.raises(
         RuntimeError, match=r"CUDA 13.0, CuPy is cupy-cuda12x: pip uninstall cupy-cuda12x; pip install cupy-cuda13x"
     ):
-        cupy_cuda.import_cupy.__wrapped__()
+        gpu.import_cupy.__wrapped__()
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,12 @@ import math
 
 import pytest
 import torch
+from tolerances import TOLERANCE, assert_close
 
 from neuromorphic.count.counts import KINDS, QUANTITIES
 from spikegpt.kernels import integer_lif, lif
 from spikegpt.kernels.integer_lif.door import integer_lif_operator
 
-# largest difference allowed, as a fraction of the largest entry
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 SIZES = [(1, 1, 1), (3, 2, 5), (1, 63, 33), (3, 257, 130), (3, 1, 130), (1, 257, 5), (1, 63, 600)]  # odd on purpose
 OPTIONS = [
     {"levels": levels, "signed": signed, "reset": reset, "decay_input": decay_input}
@@ -22,12 +21,6 @@ OPTIONS = [
 ]
 every_option = pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())))
 leaky_or_memoryless = pytest.mark.parametrize("memoryless", [False, True], ids=["leaky", "memoryless"])
-
-
-def assert_close(found, wanted, dtype=torch.float32):
-    assert found.shape == wanted.shape and found.dtype == wanted.dtype
-    found, wanted = found.double(), wanted.double()
-    assert (found - wanted).abs().max() <= TOLERANCE[dtype] * max(wanted.abs().max().item(), 1e-6)
 
 
 def make_inputs(B, T, C, dtype=torch.float32, memoryless=False):

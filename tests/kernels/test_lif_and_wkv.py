@@ -1,20 +1,21 @@
 """The numba kernels against the reference, and the reference against finite differences: outputs, states, gradients,
 memory.
 
-`test_kernels_golden.py` holds the comparison with other libraries.
+`test_golden.py` holds the comparison with other libraries.
 """
 
 import math
 
 import pytest
 import torch
+from tolerances import TOLERANCE, assert_close
 
-from spikegpt.kernels import WKVState, lif, reference, wkv
+from spikegpt.kernels import WKVState, lif, wkv
 from spikegpt.kernels.lif.door import lif_operator
+from spikegpt.kernels.surrogates import SURROGATES, surrogate_derivative
+from spikegpt.kernels.wkv import reference as wkv_reference
 from spikegpt.kernels.wkv.door import wkv_operator
 
-# largest difference allowed, as a fraction of the largest entry
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 SIZES = [(1, 1, 1), (3, 2, 5), (1, 63, 33), (3, 257, 130), (3, 1, 130), (1, 257, 5), (1, 63, 600)]  # odd on purpose
 LIF_OPTIONS = [
     {"reset": reset, "reset_potential": reset_potential, "decay_input": decay_input, "detach_reset": detach_reset}
@@ -22,12 +23,6 @@ LIF_OPTIONS = [
     for decay_input in (True, False)
     for detach_reset in (True, False)
 ]
-
-
-def assert_close(found, wanted, dtype=torch.float32):
-    assert found.shape == wanted.shape and found.dtype == wanted.dtype
-    found, wanted = found.double(), wanted.double()
-    assert (found - wanted).abs().max() <= TOLERANCE[dtype] * max(wanted.abs().max().item(), 1e-6)
 
 
 def lif_inputs(B, T, C, dtype=torch.float32):
@@ -75,7 +70,7 @@ def test_lif_matches_reference_at_every_size(size):
         assert_close(found, wanted)
 
 
-@pytest.mark.parametrize("surrogate", reference.SURROGATES)
+@pytest.mark.parametrize("surrogate", SURROGATES)
 @pytest.mark.parametrize("options", LIF_OPTIONS, ids=lambda o: "-".join(map(str, o.values())))
 def test_lif_matches_reference_with_every_option(options, surrogate):
     # 150 steps: two full segments and a part of one in the backward pass
@@ -307,14 +302,14 @@ def test_fakes_describe_the_real_results(dtype):
 def test_gradient_of_the_wkv_reference_is_right():
     inputs, max_exponent = wkv_inputs(2, 4, 3)
     double = [tensor.detach().double().requires_grad_() for tensor in inputs]
-    assert torch.autograd.gradcheck(lambda *given: reference.wkv(*given, max_exponent.double())[:1], double)
+    assert torch.autograd.gradcheck(lambda *given: wkv_reference.wkv(*given, max_exponent.double())[:1], double)
 
 
-@pytest.mark.parametrize("surrogate", reference.SURROGATES)
+@pytest.mark.parametrize("surrogate", SURROGATES)
 def test_surrogate_has_the_stated_area(surrogate):
     # under each but snnTorch's fast sigmoid (whose area is 2 / slope) the derivative integrates to 1, as a step's does
     distance = torch.linspace(-2000, 2000, 4_000_001, dtype=torch.float64)
-    area = torch.trapezoid(reference.surrogate_derivative(distance, surrogate, 4.0), distance).item()
+    area = torch.trapezoid(surrogate_derivative(distance, surrogate, 4.0), distance).item()
     assert area == pytest.approx(0.5 if surrogate == "fast_sigmoid" else 1.0, abs=5e-3)
 
 

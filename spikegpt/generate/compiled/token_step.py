@@ -15,7 +15,7 @@ import numpy as np
 from numba.core import cgutils, types
 from numba.extending import intrinsic, overload
 
-from ...kernels.reference import EVENT_KEY_LIMIT
+from ...kernels.event_wkv.reference import EVENT_KEY_LIMIT
 
 fused = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 

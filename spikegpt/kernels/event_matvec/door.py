@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import reference
 from ..backends import choose_backend
-from . import gpu as cuda_event_matvec
+from ..operators import declare_cost
+from . import gpu, reference
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 
@@ -95,7 +95,7 @@ def _check_inputs(spikes: Tensor, weight: Tensor, scale: Tensor | None) -> None:
 @torch.library.custom_op("spikegpt::event_matvec", mutates_args=())
 def event_matvec_operator(spikes: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
     """(N, out) in the dtype of `spikes`."""
-    return cuda_event_matvec.event_matvec_forward(spikes, weight, scale)
+    return gpu.event_matvec_forward(spikes, weight, scale)
 
 
 @event_matvec_operator.register_fake
@@ -111,4 +111,4 @@ def _op_cost(args: tuple, kwargs: dict, output: Tensor) -> dict[str, Any]:
     return {"kind": "matmul", "product": (spikes, weight), "mul": scaled}
 
 
-torch.ops.spikegpt.event_matvec.default.op_cost = _op_cost
+declare_cost(torch.ops.spikegpt.event_matvec.default, _op_cost)

@@ -4,7 +4,7 @@ only through its door."""
 import torch
 from torch import Tensor
 
-from .. import gpu as cupy_cuda
+from .. import gpu
 
 # of cuda/event_matvec.cu: inputs that are looked at together; LANES threads serve LANES * COLUMNS outputs
 SEGMENT, LANES, COLUMNS = 32, 32, 8
@@ -23,11 +23,9 @@ def event_matvec_forward(spikes: Tensor, weight: Tensor, scale: Tensor | None) -
     y = torch.empty(N, outputs, dtype=spikes.dtype, device=spikes.device)
     tensors = spikes.contiguous(), weight.contiguous(), partial
     grid = (threads, slices, N)
-    cupy_cuda.launch("event_matvec", KERNELS[weight.dtype], spikes.dtype, grid, *tensors, inputs, outputs, slice_inputs)
+    gpu.launch("event_matvec", KERNELS[weight.dtype], spikes.dtype, grid, *tensors, inputs, outputs, slice_inputs)
     scale = scale if scale is None else scale.contiguous()
-    cupy_cuda.launch(
-        "event_matvec", "sum_slices", spikes.dtype, N * outputs, partial, scale, y, N * outputs, outputs, slices
-    )
+    gpu.launch("event_matvec", "sum_slices", spikes.dtype, N * outputs, partial, scale, y, N * outputs, outputs, slices)
     return y
 
 

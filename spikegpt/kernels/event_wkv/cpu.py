@@ -19,11 +19,13 @@ from ..cpu import (
     as_arrays,
     as_float32,
     exp_nonpositive,
+    exp_of_few,
     fused,
     run_tasks,
     sum_over_batch,
 )
-from ..reference import EVENT_KEY_LIMIT
+from ..decay import decay_of, log_decay_of, time_decay_gradient
+from .reference import EVENT_KEY_LIMIT
 
 LIMIT = np.float32(EVENT_KEY_LIMIT)
 # what only decays ends among the subnormal numbers, where many processors are slow, some a hundred times; below this it
@@ -36,14 +38,12 @@ def event_wkv_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return (output (B, T, C) in the dtype of `key`, numerator, denominator), the state (B, C) in float32."""
     keys = as_float32(key)
-    decay, first = _exp(_log_decay(time_decay)), _first(time_first)
-    output, *state = torch.empty_like(keys), torch.empty(numerator.shape), torch.empty(numerator.shape)
-    run_tasks(
-        _forward_task,
-        keys.shape,
-        *as_arrays(decay, first, keys, as_float32(value), numerator, denominator, output, *state),
-    )
-    return output.to(key.dtype), *state
+    decay, first = decay_of(as_float32(time_decay), exp_of_few), _first(time_first)
+    output = torch.empty_like(keys)
+    last_numerator, last_denominator = (torch.empty(numerator.shape) for _ in range(2))
+    arrays = as_arrays(decay, first, keys, as_float32(value), numerator, denominator)
+    run_tasks(_forward_task, keys.shape, *arrays, *as_arrays(output, last_numerator, last_denominator))
+    return output.to(key.dtype), last_numerator, last_denominator
 
 
 def event_wkv_backward(
@@ -51,31 +51,22 @@ def event_wkv_backward(
     key: Tensor, value: Tensor, numerator: Tensor, denominator: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of (time_decay, time_first, key, value, numerator, denominator)."""
-    keys, log_decay = as_float32(key), _log_decay(time_decay)
+    keys, log_decay = as_float32(key), log_decay_of(as_float32(time_decay), exp_of_few)
     grad_key, grad_value = torch.empty_like(keys), torch.empty_like(keys)
     # of the log decay, of time_first, of the incoming numerator and denominator: one row per batch row
     grads = [torch.empty(numerator.shape) for _ in range(4)]
-    arrays = as_arrays(as_float32(grad_output), grad_numerator, grad_denominator, _exp(log_decay), _first(time_first))
+    decay, first = exp_of_few(log_decay), _first(time_first)
+    arrays = as_arrays(as_float32(grad_output), grad_numerator, grad_denominator, decay, first)
     arrays += as_arrays(keys, as_float32(value), numerator, denominator, grad_key, grad_value, *grads)
     run_tasks(_backward_task, keys.shape, *arrays)
-    grad_decay, grad_first = sum_over_batch(grads[0]) * log_decay, sum_over_batch(grads[1])
+    grad_decay = time_decay_gradient(sum_over_batch(grads[0]), time_decay, log_decay)
     # as the reference's clamp: nothing beyond the limits
-    grad_first = torch.where(time_first.detach().abs() <= EVENT_KEY_LIMIT, grad_first, 0.0)
-    return grad_decay, grad_first, grad_key.to(key.dtype), grad_value.to(key.dtype), *grads[2:]
-
-
-def _log_decay(time_decay: Tensor) -> Tensor:
-    return -_exp(time_decay.detach().float().clamp(max=60.0))
+    grad_first = torch.where(time_first.detach().abs() <= EVENT_KEY_LIMIT, sum_over_batch(grads[1]), 0.0)
+    return grad_decay, grad_first, grad_key.to(key.dtype), grad_value.to(key.dtype), grads[2], grads[3]
 
 
 def _first(time_first: Tensor) -> Tensor:
-    return _exp(time_first.detach().float().clamp(-EVENT_KEY_LIMIT, EVENT_KEY_LIMIT))
-
-
-def _exp(exponents: Tensor) -> Tensor:
-    # by numpy: torch hands even these few numbers to all its threads, and on a busy machine waits for them for
-    # milliseconds
-    return torch.from_numpy(np.exp(exponents.numpy()))
+    return exp_of_few(time_first.detach().float().clamp(-EVENT_KEY_LIMIT, EVENT_KEY_LIMIT))
 
 
 @fused

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import reference
 from ..backends import choose_backend, fast_kernels
 from ..checks import check_wkv_inputs
+from ..operators import declare_cost, new_like
+from . import reference
 
 
 class EventWKVState(NamedTuple):
@@ -58,11 +59,10 @@ def event_wkv(
     time_decay, time_first, state = check_wkv_inputs(
         "event_wkv", EventWKVState.empty, time_decay, time_first, key, value, state
     )
-    implementation = (
-        reference.event_wkv if choose_backend(backend, "event_wkv", key) == "reference" else event_wkv_operator
-    )
-    output, *state = implementation(time_decay, time_first, key, value, *state)
-    return output, EventWKVState(*state)
+    chosen = choose_backend(backend, "event_wkv", key)
+    implementation = reference.event_wkv if chosen == "reference" else event_wkv_operator
+    output, *last = implementation(time_decay, time_first, key, value, *state)
+    return output, EventWKVState(*last)
 
 
 @torch.library.custom_op("spikegpt::event_wkv", mutates_args=())
@@ -75,10 +75,7 @@ def event_wkv_operator(
 
 @event_wkv_operator.register_fake
 def _(time_decay, time_first, key, value, numerator, denominator):
-    # contiguous whatever the inputs are: the kernel fills new arrays
-    return tuple(
-        torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (key, numerator, denominator)
-    )
+    return tuple(map(new_like, (key, numerator, denominator)))
 
 
 @torch.library.custom_op("spikegpt::event_wkv_backward", mutates_args=())
@@ -101,7 +98,7 @@ def event_wkv_backward_operator(
 
 @event_wkv_backward_operator.register_fake
 def _(grad_output, grad_numerator, grad_denominator, *inputs):
-    return tuple(torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in inputs)
+    return tuple(map(new_like, inputs))
 
 
 def _save_for_backward(ctx, inputs, output):
@@ -150,4 +147,4 @@ def _op_cost(args: tuple, kwargs: dict, output: tuple[Tensor, ...]) -> dict[str,
     }
 
 
-torch.ops.spikegpt.event_wkv.default.op_cost = _op_cost
+declare_cost(torch.ops.spikegpt.event_wkv.default, _op_cost)

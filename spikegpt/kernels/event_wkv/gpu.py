@@ -9,8 +9,10 @@ negative.
 import torch
 from torch import Tensor
 
-from .. import gpu as cupy_cuda
-from ..reference import EVENT_KEY_LIMIT
+from .. import gpu
+from ..decay import decay_of, log_decay_of, time_decay_gradient
+from ..operators import new_like
+from .reference import EVENT_KEY_LIMIT
 
 # steps between two checkpoints of the way back: STEPS of cuda/event_wkv.cu
 STEPS = 32
@@ -57,18 +59,18 @@ def event_wkv_backward_packed(
 def _forward(
     time_decay, time_first, key, value, planes, signed, numerator, denominator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    output, *state = _new(key), _new(numerator), _new(denominator)
+    output, last_numerator, last_denominator = map(new_like, (key, numerator, denominator))
     inputs = (
         value,
         planes,
         key.contiguous(),
-        _log_decay(time_decay).exp(),
+        decay_of(time_decay.detach().float()),
         _first(time_first),
         numerator.contiguous(),
         denominator.contiguous(),
     )
-    _launch("event_wkv_forward", key, planes, signed, *inputs, output, *state)
-    return output, *state
+    _launch("event_wkv_forward", key, planes, signed, *inputs, output, last_numerator, last_denominator)
+    return output, last_numerator, last_denominator
 
 
 def _backward(
@@ -85,31 +87,25 @@ def _backward(
     denominator,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     B, T, C = key.shape
-    log_decay = _log_decay(time_decay)
+    log_decay = log_decay_of(time_decay.detach().float())
     checkpoints = torch.empty(-(-T // STEPS), 2, B, C, device=key.device)
-    grad_key, grad_value = _new(key), _new(key)
+    grad_key, grad_value = new_like(key), new_like(key)
     # of the log decay, of time_first, of the incoming numerator and denominator
-    grads = [_new(numerator) for _ in range(4)]
-    inputs = value, planes, grad_output.contiguous(), grad_numerator.contiguous(), grad_denominator.contiguous()
-    inputs += key.contiguous(), log_decay.exp(), _first(time_first), numerator.contiguous(), denominator.contiguous()
-    _launch("event_wkv_backward", key, planes, signed, *inputs, checkpoints, grad_key, grad_value, *grads)
+    grads = [new_like(numerator) for _ in range(4)]
+    cotangents = grad_output.contiguous(), grad_numerator.contiguous(), grad_denominator.contiguous()
+    inputs = key.contiguous(), log_decay.exp(), _first(time_first), numerator.contiguous(), denominator.contiguous()
+    tensors = value, planes, *cotangents, *inputs
+    _launch("event_wkv_backward", key, planes, signed, *tensors, checkpoints, grad_key, grad_value, *grads)
     # as the reference's clamp: nothing beyond the limits
     grad_first = torch.where(time_first.detach().abs() <= EVENT_KEY_LIMIT, grads[1].sum(0), 0.0)
-    return grads[0].sum(0) * log_decay, grad_first, grad_key, grad_value, *grads[2:]
+    grad_decay = time_decay_gradient(grads[0].sum(0), time_decay, log_decay)
+    return grad_decay, grad_first, grad_key, grad_value, grads[2], grads[3]
 
 
 def _launch(kernel: str, key: Tensor, planes: Tensor | None, signed: bool, *tensors: Tensor | None) -> None:
     B, T, C = key.shape
     magnitudes = 0 if planes is None else len(planes) - signed
-    cupy_cuda.launch("event_wkv", kernel, key.dtype, B * C, *tensors, B, T, C, magnitudes, signed)
-
-
-def _new(like: Tensor) -> Tensor:
-    return torch.empty_like(like, memory_format=torch.contiguous_format)
-
-
-def _log_decay(time_decay: Tensor) -> Tensor:
-    return -time_decay.detach().float().clamp(max=60.0).exp()
+    gpu.launch("event_wkv", kernel, key.dtype, B * C, *tensors, B, T, C, magnitudes, signed)
 
 
 def _first(time_first: Tensor) -> Tensor:

@@ -8,26 +8,31 @@ import torch
 from torch import Tensor
 
 from ..cpu import BLOCK, LIF_SEGMENT, ONE, ZERO, as_arrays, as_float32, exact, fused, run_tasks, sum_over_batch
+from .options import IntegerLIFOptions
 
 HALF = np.float32(0.5)
 
 
 def integer_lif_forward(
-    current: Tensor, potential: Tensor, membrane_decay: Tensor, threshold: Tensor, levels: int, signed: bool, reset:
-    str, decay_input: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    current: Tensor, potential: Tensor, membrane_decay: Tensor, threshold: Tensor, options: IntegerLIFOptions
+) -> tuple[Tensor, Tensor]:
     """Return (spikes (B, T, C) in the dtype of `current`, final membrane potential (B, C) float32)."""
     drive = as_float32(current)
     spikes, final = torch.empty_like(drive), torch.empty(potential.shape)
     arrays = as_arrays(drive, potential, membrane_decay, threshold, spikes, final)
-    run_tasks(_forward_task, drive.shape, *arrays, *_scalars(levels, signed), reset == "subtract", decay_input)
+    run_tasks(_forward_task, drive.shape, *arrays, *_scalars(options))
     return spikes.to(current.dtype), final
 
 
 def integer_lif_backward(
-    grad_spikes: Tensor, grad_final: Tensor, current: Tensor, potential: Tensor, membrane_decay: Tensor, threshold:
-    Tensor, levels: int, signed: bool, reset: str, decay_input: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    grad_spikes: Tensor,
+    grad_final: Tensor,
+    current: Tensor,
+    potential: Tensor,
+    membrane_decay: Tensor,
+    threshold: Tensor,
+    options: IntegerLIFOptions,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of (current (B, T, C), potential (B, C), membrane_decay (C,), threshold (C,))."""
     drive = as_float32(current)
     grad_current = torch.empty_like(drive)
@@ -36,13 +41,15 @@ def integer_lif_backward(
     arrays = as_arrays(
         as_float32(grad_spikes), grad_final, drive, potential, membrane_decay, threshold, grad_current, *grads
     )
-    run_tasks(_backward_task, drive.shape, *arrays, *_scalars(levels, signed), reset == "subtract", decay_input)
+    run_tasks(_backward_task, drive.shape, *arrays, *_scalars(options))
     return grad_current.to(current.dtype), grads[0], sum_over_batch(grads[1]), sum_over_batch(grads[2])
 
 
-def _scalars(levels: int, signed: bool) -> tuple[np.float32, np.float32]:
-    """Return (levels, below): a count of whole thresholds is multiplied by `below` where the potential is negative."""
-    return np.float32(levels), np.float32(-1 if signed else 0)
+def _scalars(options: IntegerLIFOptions) -> tuple[np.float32 | bool, ...]:
+    """Return (levels, below, subtracts, decay_input): a count of whole thresholds is multiplied by `below` where the
+    potential is negative."""
+    levels, below = np.float32(options.levels), np.float32(-1 if options.signed else 0)
+    return levels, below, options.reset == "subtract", options.decay_input
 
 
 # rows of the working array of a task

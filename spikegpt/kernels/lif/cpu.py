@@ -22,7 +22,8 @@ from ..cpu import (
     run_tasks,
     sum_over_batch,
 )
-from ..reference import SURROGATES
+from ..surrogates import SURROGATES
+from .options import LIFOptions
 
 ATAN, SIGMOID, FAST_SIGMOID, RECTANGULAR = (
     SURROGATES.index(name) for name in ("atan", "sigmoid", "fast_sigmoid", "rectangular")
@@ -31,22 +32,24 @@ HALF_PI = np.float32(math.pi / 2)
 
 
 def lif_forward(
-    current: Tensor, potential: Tensor, membrane_decay: Tensor, threshold: float, reset: str, reset_potential: float,
-    decay_input: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    current: Tensor, potential: Tensor, membrane_decay: Tensor, options: LIFOptions
+) -> tuple[Tensor, Tensor]:
     """Return (spikes (B, T, C) in the dtype of `current`, final membrane potential (B, C) float32)."""
     drive = as_float32(current)
     spikes, final = torch.empty_like(drive), torch.empty(potential.shape)
     arrays = as_arrays(drive, potential, membrane_decay, spikes, final)
-    constants = _lif_scalars(threshold, reset, reset_potential, decay_input)
-    run_tasks(_lif_forward_task, drive.shape, *arrays, *constants)
+    run_tasks(_lif_forward_task, drive.shape, *arrays, *_lif_scalars(options))
     return spikes.to(current.dtype), final
 
 
 def lif_backward(
-    grad_spikes: Tensor, grad_final: Tensor, current: Tensor, potential: Tensor, membrane_decay: Tensor, threshold:
-    float, reset: str, reset_potential: float, decay_input: bool, detach_reset: bool, surrogate: str, slope: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    grad_spikes: Tensor,
+    grad_final: Tensor,
+    current: Tensor,
+    potential: Tensor,
+    membrane_decay: Tensor,
+    options: LIFOptions,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of (current (B, T, C), potential (B, C), membrane_decay (C,))."""
     drive = as_float32(current)
     grad_current, grad_potential, grad_decay = (
@@ -57,24 +60,15 @@ def lif_backward(
     arrays = as_arrays(
         as_float32(grad_spikes), grad_final, drive, potential, membrane_decay, grad_current, grad_potential, grad_decay
     )
-    constants = _lif_scalars(threshold, reset, reset_potential, decay_input)
-    run_tasks(
-        _lif_backward_task,
-        drive.shape,
-        *arrays,
-        *constants,
-        detach_reset,
-        SURROGATES.index(surrogate),
-        np.float32(slope),
-    )
+    surrogate = SURROGATES.index(options.surrogate), np.float32(options.slope)
+    run_tasks(_lif_backward_task, drive.shape, *arrays, *_lif_scalars(options), options.detach_reset, *surrogate)
     return grad_current.to(current.dtype), grad_potential, sum_over_batch(grad_decay)
 
 
-def _lif_scalars(threshold: float, reset: str, reset_potential: float, decay_input: bool):
-    """Return (threshold, keep, offset, rest, decay_input): a spike turns the potential into keep * potential +
-    offset."""
-    keep, offset = (1.0, -threshold) if reset == "subtract" else (0.0, reset_potential)
-    return *map(np.float32, (threshold, keep, offset, reset_potential)), decay_input
+def _lif_scalars(options: LIFOptions) -> tuple[np.float32 | bool, ...]:
+    """Return (threshold, keep, offset, rest, decay_input)."""
+    numbers = options.threshold, *options.after_spike, options.reset_potential
+    return *map(np.float32, numbers), options.decay_input
 
 
 @exact

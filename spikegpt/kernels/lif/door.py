@@ -3,11 +3,19 @@
 The equations are in `reference.lif_step`. Nothing is computed here.
 """
 
+import dataclasses
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from .. import reference
 from ..backends import choose_backend, fast_kernels
+from ..checks import check_neuron_inputs
+from ..operators import declare_cost, flatten, new_like, rebuild
+from . import reference
+from .options import LIFOptions
+
+DEFAULTS = LIFOptions()
 
 
 def lif(
@@ -15,14 +23,9 @@ def lif(
     potential: Tensor | None = None,
     *,
     membrane_decay: float | Tensor = 0.5,
-    threshold: float = 1.0,
-    reset: str = "zero",
-    reset_potential: float = 0.0,
-    decay_input: bool = True,
-    detach_reset: bool = False,
-    surrogate: str = "atan",
-    slope: float = 2.0,
+    options: LIFOptions = DEFAULTS,
     backend: str = "auto",
+    **changes: Any,
 ) -> tuple[Tensor, Tensor]:
     """Return (spikes, final membrane potential) of leaky integrate-and-fire neurons over a sequence.
 
@@ -32,12 +35,9 @@ def lif(
             current.
         membrane_decay: fraction of the potential kept per step, 1 - 1/tau; a number in [0, 1] or a (C,) tensor, which
             may learn.
-        threshold: a neuron fires when its potential is >= this.
-        reset: "zero" puts the potential at `reset_potential` after a spike, "subtract" takes `threshold` off it.
-        reset_potential: where "zero" resets to, and what the potential leaks towards.
-        decay_input: multiply the current by 1 - membrane_decay, as SpikeGPT and SpikingJelly's default do.
-        detach_reset: keep the gradient from flowing through the reset.
-        surrogate, slope: derivative used for the step, see `reference.surrogate_derivative`.
+        options: what kind of neuron; made once, its checks are paid for once.
+        changes: fields of `options` that shall differ, by name: `threshold`, `reset`, `reset_potential`, `decay_input`,
+            `detach_reset`, `surrogate`, `slope`. What each means stands in `LIFOptions`.
 
     Returns:
         spikes (B, T, C), zeros and ones in the dtype of `current`; potential (B, C) after the last reset.
@@ -45,136 +45,48 @@ def lif(
     Raises:
         ValueError: a shape, dtype, device or option does not fit; the message names what was found and wanted.
     """
-    state_dtype = torch.float64 if current.dtype == torch.float64 else torch.float32
-    _check_options(threshold, reset, reset_potential, surrogate, slope)
-    if current.dim() != 3 or 0 in current.shape:
-        raise ValueError(f"lif: current must be (B, T, C) with no empty side, got {tuple(current.shape)}")
-    if not current.dtype.is_floating_point:
-        raise ValueError(f"lif: current must be a floating-point tensor, got {current.dtype}")
-    B, _, C = current.shape
-    if not isinstance(membrane_decay, Tensor):
-        highest = "below 1 (with decay_input a decay of 1 takes in nothing)" if decay_input else "at most 1"
-        if not 0.0 <= membrane_decay <= 1.0 or (decay_input and membrane_decay == 1.0):
-            raise ValueError(
-                f"lif: membrane_decay must be at least 0 and {highest}, got {membrane_decay}; tau = 2 is decay = 0.5"
-            )
-        membrane_decay = torch.full((C,), membrane_decay, dtype=state_dtype, device=current.device)
-    if membrane_decay.shape != (C,):
-        raise ValueError(
-            f"lif: membrane_decay has shape {tuple(membrane_decay.shape)}, current has {C} channels; want ({C},)"
-        )
-    if potential is None:
-        potential = torch.zeros(B, C, dtype=state_dtype, device=current.device)
-    if potential.shape != (B, C) or potential.dtype != state_dtype:
-        raise ValueError(
-            f"lif: potential is {potential.dtype} {tuple(potential.shape)}, want {state_dtype} {(B, C)} for a "
-            f"{current.dtype} current"
-        )
-    membrane_decay = membrane_decay.to(state_dtype)
-    if not current.device == potential.device == membrane_decay.device:
-        raise ValueError(
-            f"lif: current is on {current.device}, potential on {potential.device}, "
-            f"membrane_decay on {membrane_decay.device}; move them to one device"
-        )
+    if changes:
+        options = dataclasses.replace(options, **changes)
+    potential, membrane_decay = check_neuron_inputs(
+        "lif", current, potential, options.decay_input, membrane_decay=membrane_decay
+    )
     if choose_backend(backend, "lif", current) == "reference":
-        return reference.lif(
-            current,
-            potential,
-            membrane_decay,
-            threshold=threshold,
-            reset=reset,
-            reset_potential=reset_potential,
-            decay_input=decay_input,
-            detach_reset=detach_reset,
-            surrogate=surrogate,
-            slope=slope,
-        )
-    return lif_operator(
-        current,
-        potential,
-        membrane_decay,
-        threshold,
-        reset,
-        reset_potential,
-        decay_input,
-        detach_reset,
-        surrogate,
-        slope,
-    )
+        return reference.lif(current, potential, membrane_decay, options)
+    return lif_operator(current, potential, membrane_decay, *flatten(options))
 
 
-def _check_options(threshold: float, reset: str, reset_potential: float, surrogate: str, slope: float) -> None:
-    if reset not in reference.RESETS:
-        raise ValueError(f"lif: reset is {reset!r}; known: {', '.join(reference.RESETS)}")
-    if surrogate not in reference.SURROGATES:
-        raise ValueError(f"lif: surrogate is {surrogate!r}; known: {', '.join(reference.SURROGATES)}")
-    if not slope > 0:
-        raise ValueError(f"lif: slope must be positive, got {slope}")
-    if not threshold > reset_potential:
-        raise ValueError(
-            f"lif: threshold ({threshold}) must lie above reset_potential ({reset_potential}), or every neuron fires "
-            f"at rest"
-        )
-    if reset == "subtract" and reset_potential != 0.0:
-        raise ValueError(f"lif: reset_potential {reset_potential} needs reset='zero'; 'subtract' rests at 0")
+# the fields of LIFOptions, in order
+_OPTIONS = (
+    "float threshold, str reset, float reset_potential, bool decay_input, bool detach_reset, str surrogate, float slope"
+)
 
 
-@torch.library.custom_op("spikegpt::lif", mutates_args=())
-def lif_operator(
-    current: Tensor,
-    potential: Tensor,
-    membrane_decay: Tensor,
-    threshold: float,
-    reset: str,
-    reset_potential: float,
-    decay_input: bool,
-    detach_reset: bool,
-    surrogate: str,
-    slope: float,
-) -> tuple[Tensor, Tensor]:
+@torch.library.custom_op(
+    "spikegpt::lif",
+    mutates_args=(),
+    schema=f"(Tensor current, Tensor potential, Tensor membrane_decay, {_OPTIONS}) -> (Tensor, Tensor)",
+)
+def lif_operator(current, potential, membrane_decay, *options):
     """(spikes, final potential). Keeps only `current` for the backward pass, which recomputes the potential."""
-    return fast_kernels("lif", current).lif_forward(
-        current, potential, membrane_decay, threshold, reset, reset_potential, decay_input
-    )
+    kernels = fast_kernels("lif", current)
+    return kernels.lif_forward(current, potential, membrane_decay, rebuild(LIFOptions, options))
 
 
 @lif_operator.register_fake
 def _(current, potential, membrane_decay, *options):
-    return torch.empty_like(current, memory_format=torch.contiguous_format), torch.empty_like(
-        potential, memory_format=torch.contiguous_format
-    )
+    return new_like(current), new_like(potential)
 
 
-@torch.library.custom_op("spikegpt::lif_backward", mutates_args=())
-def lif_backward_operator(
-    grad_spikes: Tensor,
-    grad_final: Tensor,
-    current: Tensor,
-    potential: Tensor,
-    membrane_decay: Tensor,
-    threshold: float,
-    reset: str,
-    reset_potential: float,
-    decay_input: bool,
-    detach_reset: bool,
-    surrogate: str,
-    slope: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+@torch.library.custom_op(
+    "spikegpt::lif_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad_spikes, Tensor grad_final, Tensor current, Tensor potential, Tensor membrane_decay, "
+    f"{_OPTIONS}) -> (Tensor, Tensor, Tensor)",
+)
+def lif_backward_operator(grad_spikes, grad_final, current, potential, membrane_decay, *options):
     """(grad of current (B, T, C), of potential (B, C), of membrane_decay (C,))."""
-    return fast_kernels("lif", current).lif_backward(
-        grad_spikes,
-        grad_final,
-        current,
-        potential,
-        membrane_decay,
-        threshold,
-        reset,
-        reset_potential,
-        decay_input,
-        detach_reset,
-        surrogate,
-        slope,
-    )
+    tensors = grad_spikes, grad_final, current, potential, membrane_decay
+    return fast_kernels("lif", current).lif_backward(*tensors, rebuild(LIFOptions, options))
 
 
 @lif_backward_operator.register_fake
@@ -188,8 +100,7 @@ def _save_for_backward(ctx, inputs, output):
 
 
 def _backward(ctx, grad_spikes, grad_final):
-    current, potential, membrane_decay = ctx.saved_tensors
-    grads = lif_backward_operator(grad_spikes, grad_final, current, potential, membrane_decay, *ctx.options)
+    grads = lif_backward_operator(grad_spikes, grad_final, *ctx.saved_tensors, *ctx.options)
     return *grads, *(None for _ in ctx.options)
 
 
@@ -216,4 +127,4 @@ def _op_cost(args: tuple, kwargs: dict, output: tuple[Tensor, Tensor]) -> dict[s
     }
 
 
-torch.ops.spikegpt.lif.default.op_cost = _op_cost
+declare_cost(torch.ops.spikegpt.lif.default, _op_cost)

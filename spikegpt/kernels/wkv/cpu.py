@@ -7,7 +7,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..cpu import BLOCK, ONE, WKV_SEGMENT, as_arrays, as_float32, exp_nonpositive, fused, run_tasks, sum_over_batch
+from ..cpu import (
+    BLOCK,
+    ONE,
+    WKV_SEGMENT,
+    as_arrays,
+    as_float32,
+    exp_nonpositive,
+    exp_of_few,
+    fused,
+    run_tasks,
+    sum_over_batch,
+)
+from ..decay import log_decay_of, time_decay_gradient
 
 
 def wkv_forward(
@@ -16,12 +28,12 @@ def wkv_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return (output (B, T, C) in the dtype of `key`, numerator, denominator, max_exponent), the state in float32."""
     keys = as_float32(key)
-    output, *state = torch.empty_like(keys), *(torch.empty(numerator.shape) for _ in range(3))
-    arrays = as_arrays(
-        log_decay(time_decay), time_first, keys, as_float32(value), numerator, denominator, max_exponent, output, *state
-    )
+    output = torch.empty_like(keys)
+    last_numerator, last_denominator, last_exponent = (torch.empty(numerator.shape) for _ in range(3))
+    arrays = as_arrays(log_decay_of(as_float32(time_decay), exp_of_few), time_first, keys, as_float32(value))
+    arrays += as_arrays(numerator, denominator, max_exponent, output, last_numerator, last_denominator, last_exponent)
     run_tasks(_wkv_forward_task, keys.shape, *arrays)
-    return output.to(key.dtype), *state
+    return output.to(key.dtype), last_numerator, last_denominator, last_exponent
 
 
 def wkv_backward(
@@ -29,25 +41,18 @@ def wkv_backward(
     key: Tensor, value: Tensor, numerator: Tensor, denominator: Tensor, max_exponent: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of (time_decay, time_first, key, value, numerator, denominator)."""
-    keys, decay = as_float32(key), log_decay(time_decay)
+    keys, log_decay = as_float32(key), log_decay_of(as_float32(time_decay), exp_of_few)
     grad_key, grad_value = torch.empty_like(keys), torch.empty_like(keys)
     # of the log decay, of time_first, of the incoming numerator and denominator: one row per batch row
     grads = [torch.empty(numerator.shape) for _ in range(4)]
     arrays = as_arrays(
-        as_float32(grad_output), grad_numerator, grad_denominator, decay, time_first, keys, as_float32(value)
+        as_float32(grad_output), grad_numerator, grad_denominator, log_decay, time_first, keys, as_float32(value)
     )
     arrays += as_arrays(numerator, denominator, max_exponent, grad_key, grad_value, *grads)
     run_tasks(_wkv_backward_task, keys.shape, *arrays)
-    grad_decay, grad_first = sum_over_batch(grads[0]) * decay, sum_over_batch(grads[1])
-    return grad_decay, grad_first, grad_key.to(key.dtype), grad_value.to(key.dtype), *grads[2:]
-
-
-def log_decay(time_decay: Tensor) -> Tensor:
-    """Return -exp(time_decay) kept finite, so that a gradient of 0 stays 0 when it is multiplied by it."""
-    # numpy, for a threaded torch.exp of so few numbers can wait milliseconds for a second thread
-    with np.errstate(over="ignore"):
-        rate = torch.from_numpy(np.exp(time_decay.detach().float().numpy()))
-    return -rate.clamp(max=torch.finfo(torch.float32).max)
+    grad_decay = time_decay_gradient(sum_over_batch(grads[0]), time_decay, log_decay)
+    grad_first = sum_over_batch(grads[1])
+    return grad_decay, grad_first, grad_key.to(key.dtype), grad_value.to(key.dtype), grads[2], grads[3]
 
 
 @fused

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import reference
 from ..backends import choose_backend, fast_kernels
 from ..checks import check_wkv_inputs
+from ..operators import declare_cost, new_like
+from . import reference
 
 
 class WKVState(NamedTuple):
@@ -65,11 +66,11 @@ def wkv(
         raise ValueError(f"{found}, key is {key.dtype} {tuple(key.shape)} on {key.device}; they must agree")
     chosen = choose_backend(backend, "wkv", key)
     if chosen == "cupy":
-        output, *state = wkv_operator(time_decay, time_first, key, value, *state, receptance)
-        return output, WKVState(*state)
+        output, *last = wkv_operator(time_decay, time_first, key, value, *state, receptance)
+        return output, WKVState(*last)
     implementation = reference.wkv if chosen == "reference" else wkv_operator
-    output, *state = implementation(time_decay, time_first, key, value, *state)
-    return output if receptance is None else torch.sigmoid(receptance) * output, WKVState(*state)
+    output, *last = implementation(time_decay, time_first, key, value, *state)
+    return output if receptance is None else torch.sigmoid(receptance) * output, WKVState(*last)
 
 
 @torch.library.custom_op("spikegpt::wkv", mutates_args=())
@@ -94,9 +95,7 @@ def _gate(receptance: Tensor | None) -> dict[str, Tensor]:
 
 @wkv_operator.register_fake
 def _(time_decay, time_first, key, value, numerator, denominator, max_exponent, receptance=None):
-    # contiguous whatever the inputs are: the kernel fills new arrays
-    outputs = key, numerator, denominator, max_exponent
-    return tuple(torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in outputs)
+    return tuple(map(new_like, (key, numerator, denominator, max_exponent)))
 
 
 @torch.library.custom_op("spikegpt::wkv_backward", mutates_args=())
@@ -134,7 +133,7 @@ def _(
     receptance=None,
 ):
     inputs = time_decay, time_first, key, value, numerator, denominator, *_gate(receptance).values()
-    return [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in inputs]
+    return list(map(new_like, inputs))
 
 
 def _save_for_backward(ctx, inputs, output):
@@ -179,4 +178,4 @@ def _op_cost(args: tuple, kwargs: dict, output: tuple[Tensor, ...]) -> dict[str,
     }
 
 
-torch.ops.spikegpt.wkv.default.op_cost = _op_cost
+declare_cost(torch.ops.spikegpt.wkv.default, _op_cost)

@@ -5,7 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from .. import gpu as cupy_cuda
+from .. import gpu
+from ..decay import log_decay_of, time_decay_gradient
+from ..operators import new_like
 
 # steps between two checkpoints of the way back: BACK_STEPS of cuda/wkv.cu
 BACK_STEPS = 8
@@ -27,12 +29,13 @@ def wkv_forward(
     B, T, C = key.shape
     splits, split_steps = cut_time(B * C, T, splits)
     sizes = B, T, C, splits, split_steps
-    key, value, decay, *state = _contiguous(key, value, _log_decay(time_decay), numerator, denominator, max_exponent)
-    states = _split_states(key, value, decay, sizes)
-    output, *last = (torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (key, *state))
-    tensors = key, value, _contiguous_or_none(receptance), decay, time_first.contiguous(), *state, states, output, *last
-    cupy_cuda.launch("wkv", "wkv_forward", key.dtype, (B * C, splits), *tensors, *sizes)
-    return output, *last
+    key, value, log_decay, *state = _inputs(key, value, time_decay, numerator, denominator, max_exponent)
+    states = _split_states(key, value, log_decay, sizes)
+    output, last_numerator, last_denominator, last_exponent = map(new_like, (key, *state))
+    inputs = key, value, _contiguous_or_none(receptance), log_decay, time_first.contiguous(), *state, states
+    tensors = *inputs, output, last_numerator, last_denominator, last_exponent
+    gpu.launch("wkv", "wkv_forward", key.dtype, (B * C, splits), *tensors, *sizes)
+    return output, last_numerator, last_denominator, last_exponent
 
 
 def wkv_backward(
@@ -45,22 +48,22 @@ def wkv_backward(
     B, T, C = key.shape
     splits, split_steps = cut_time(B * C, T, splits)
     sizes, grid = (B, T, C, splits, split_steps), (B * C, splits)
-    key, value, decay, *state = _contiguous(key, value, _log_decay(time_decay), numerator, denominator, max_exponent)
+    key, value, log_decay, *state = _inputs(key, value, time_decay, numerator, denominator, max_exponent)
     first, receptance, grad_output = time_first.contiguous(), _contiguous_or_none(receptance), grad_output.contiguous()
-    states = _split_states(key, value, decay, sizes)
+    states = _split_states(key, value, log_decay, sizes)
 
     def empty(*shape: int) -> Tensor:
         return torch.empty(*shape, B, C, device=key.device)
 
     checkpoints, leaving = empty(3, -(-T // BACK_STEPS)), empty(splits)
-    cupy_cuda.launch(
-        "wkv", "wkv_checkpoints", key.dtype, grid, key, value, decay, *state, states, checkpoints, leaving, *sizes
+    gpu.launch(
+        "wkv", "wkv_checkpoints", key.dtype, grid, key, value, log_decay, *state, states, checkpoints, leaving, *sizes
     )
     gradients = None
     if splits > 1:
         gradients = empty(2, splits)
-        tensors = key, value, receptance, grad_output, decay, first, checkpoints, gradients
-        cupy_cuda.launch("wkv", "wkv_split_gradients", key.dtype, (B * C, splits - 1), *tensors, *sizes)
+        tensors = key, value, receptance, grad_output, log_decay, first, checkpoints, gradients
+        gpu.launch("wkv", "wkv_split_gradients", key.dtype, (B * C, splits - 1), *tensors, *sizes)
     grad_key, grad_value = torch.empty_like(key), torch.empty_like(value)
     grad_receptance = None if receptance is None else torch.empty_like(receptance)
     grad_decay, grad_first, *grad_state = empty(splits), empty(splits), empty(), empty()
@@ -70,15 +73,16 @@ def wkv_backward(
         receptance,
         grad_output,
         *_contiguous(grad_numerator, grad_denominator),
-        decay,
+        log_decay,
         first,
         checkpoints,
         leaving,
         gradients,
     )
     outputs = grad_key, grad_value, grad_receptance, grad_decay, grad_first, *grad_state
-    cupy_cuda.launch("wkv", "wkv_backward", key.dtype, grid, *inputs, *outputs, *sizes)
-    grads = grad_decay.sum((0, 1)) * decay, grad_first.sum((0, 1)), grad_key, grad_value, *grad_state
+    gpu.launch("wkv", "wkv_backward", key.dtype, grid, *inputs, *outputs, *sizes)
+    grad_time_decay = time_decay_gradient(grad_decay.sum((0, 1)), time_decay, log_decay)
+    grads = grad_time_decay, grad_first.sum((0, 1)), grad_key, grad_value, *grad_state
     return grads if grad_receptance is None else (*grads, grad_receptance)
 
 
@@ -99,13 +103,12 @@ def _split_states(key: Tensor, value: Tensor, log_decay: Tensor, sizes: tuple[in
     if splits == 1:
         return None
     states = torch.empty(3, splits, B, C, device=key.device)
-    cupy_cuda.launch("wkv", "wkv_split_states", key.dtype, (B * C, splits - 1), key, value, log_decay, states, *sizes)
+    gpu.launch("wkv", "wkv_split_states", key.dtype, (B * C, splits - 1), key, value, log_decay, states, *sizes)
     return states
 
 
-def _log_decay(time_decay: Tensor) -> Tensor:
-    # finite, so that a gradient of 0 stays 0 when it is multiplied by it
-    return -time_decay.exp().clamp(max=torch.finfo(torch.float32).max)
+def _inputs(key: Tensor, value: Tensor, time_decay: Tensor, *state: Tensor) -> list[Tensor]:
+    return _contiguous(key, value, log_decay_of(time_decay.detach()), *state)
 
 
 def _contiguous(*tensors: Tensor) -> list[Tensor]:
