@@ -158,7 +158,7 @@ class SpikeGPT(nn.Module):
             )
         x = self.emb(ids)
         spikes = {}
-        if self.config.spiking == "output" and self.config.binary_embedding:
+        if self.has_binary_embedding:
             x = spikes["emb"] = heaviside(x, "atan", 2.0)
         x = self.blocks[0].ln0(x)
         new_state = []
@@ -182,6 +182,11 @@ class SpikeGPT(nn.Module):
                 f"token id {wrong} is outside the vocabulary [0, {self.config.vocab_size}); is this the model's own "
                 f"tokenizer?"
             )
+
+    @property
+    def has_binary_embedding(self) -> bool:
+        """Whether the embedding passes through a step, as in the published training."""
+        return self.config.spiking == "output" and self.config.binary_embedding
 
     @property
     def device(self) -> torch.device:

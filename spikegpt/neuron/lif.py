@@ -8,6 +8,7 @@ a text may be read at once, in chunks, or token by token. The equations are in `
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,25 @@ def check_alphabet(spikes: Tensor, alphabet: tuple[int, int], who: str = "spikes
         )
 
 
+class NeuronRows(NamedTuple):
+    """A layer of neurons as numbers, each row (channels,).
+
+    charged = decay * potential + gain * current + pull; unit spikes = whole thresholds in it, at most `levels`, none of
+    them negative unless `signed`; then the potential is `rest` where a spike was, if it `resets_to_rest`, else one
+    threshold lower for each spike. `remembers`: whether the potential is carried to the next token.
+    """
+
+    decay: Tensor
+    gain: Tensor
+    pull: Tensor
+    threshold: Tensor
+    levels: int
+    signed: bool
+    resets_to_rest: bool
+    rest: float
+    remembers: bool
+
+
 class LIF(nn.Module):
     """Leaky integrate-and-fire neurons, one per channel.
 
@@ -56,7 +76,7 @@ class LIF(nn.Module):
             found = f"LIF: channels must be a whole number, got a {type(channels).__name__}"
             raise ValueError(f"{found}; a neuron factory is given a site: LIF(site.channels, site.neuron)")
         super().__init__()
-        self.config, self.backend = config or NeuronConfig(), backend
+        self.config, self.backend, self.channels = config or NeuronConfig(), backend, channels
         # one of the two is used, as `config.is_integer` says
         self._integer_options = IntegerLIFOptions(
             levels=self.config.levels,
@@ -152,6 +172,19 @@ class LIF(nn.Module):
             options=self._binary_options,
             backend=self.backend,
         )
+
+    def rows(self, dtype: torch.dtype = torch.float32) -> NeuronRows:
+        """Return what a token step needs to know of these neurons, in the units of their own potential."""
+        config, channels = self.config, self.channels
+        decay = torch.as_tensor(self.membrane_decay, dtype=dtype).detach().expand(channels)
+        threshold = torch.as_tensor(self.threshold, dtype=dtype).detach().expand(channels)
+        gain = 1 - decay if config.decay_input else torch.ones_like(decay)
+        if config.learnable_threshold and not config.is_integer:
+            # such a neuron measures its potential in thresholds, see `_binary`
+            gain, threshold = gain / threshold, torch.ones_like(threshold)
+        pull = (1 - decay) * config.reset_potential
+        options = config.levels, config.signed, config.reset == "zero", config.reset_potential, not self.is_memoryless
+        return NeuronRows(decay, gain, pull, threshold, *options)
 
     def step(self, current: Tensor, potential: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Return (spikes (B, C), potential (B, C), or None if memoryless) of one token."""

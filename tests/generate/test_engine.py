@@ -37,11 +37,10 @@ BLOCKS = {
 }
 
 
-def make(block: str, dtype=torch.float64, **changes) -> SpikeGPT:
+def make(block: str, dtype=torch.float64, neuron=None, **changes) -> SpikeGPT:
     torch.manual_seed(1)
-    model = SpikeGPT(
-        ModelConfig(**{"n_layer": 3, "n_embd": 40, "vocab_size": V, "dropout": 0.0, **BLOCKS[block], **changes})
-    )
+    sizes = {"n_layer": 3, "n_embd": 40, "vocab_size": V, "dropout": 0.0}
+    model = SpikeGPT(ModelConfig(**{**sizes, **BLOCKS[block], **changes}), neuron)
     if model.config.spiking != "input":
         # RWKV's zero matrices would leave nothing to compare
         with torch.no_grad():
@@ -216,10 +215,34 @@ def test_a_step_without_a_text_is_refused():
         Engine(make("input")).step(torch.tensor([1]))
 
 
-def test_our_neurons_with_another_configuration_go_through_the_model(ids):
-    config = ModelConfig(n_layer=1, n_embd=8, vocab_size=V, spiking="output")
-    engine = Engine(SpikeGPT(config, lambda site: LIF(site.channels, NeuronConfig(threshold=0.5))))
-    assert "differs from the model's configuration" in engine.reason
+def test_every_site_may_have_its_own_neuron(ids):
+    """Neurons that a factory chose are decoded by rows as they are: their rows come from themselves."""
+    kinds = {
+        "key_neuron": NeuronConfig(threshold=0.5, membrane_decay=0.3),
+        "value_neuron": dataclasses.replace(INPUT_NEURON, levels=2, membrane_decay=0.4, reset="zero"),
+        "wkv_neuron": NeuronConfig(threshold=0.2, reset="subtract"),
+    }
+    model = make("input", neuron=lambda site: LIF(site.channels, kinds.get(site.name, site.neuron)))
+    engine = Engine(model)
+    logits = decode(model, ids, engine)
+    whole = model(ids)
+    torch.testing.assert_close(logits, whole.logits[:, START:], rtol=1e-10, atol=1e-10)
+    assert engine.spike_counts() == fired(model, ids)
+    potentials = engine.state()[1].time_mix.neurons
+    torch.testing.assert_close(potentials["key_neuron"], whole.state[1].time_mix.neurons["key_neuron"])
+    assert potentials["output_neuron"] is None
+
+
+def test_neurons_that_differ_from_layer_to_layer_go_through_the_model():
+    thresholds = iter([0.5, 0.5, 0.7, 0.7])
+    config = ModelConfig(n_layer=2, n_embd=8, vocab_size=V, spiking="output")
+    model = SpikeGPT(config, lambda site: LIF(site.channels, NeuronConfig(threshold=next(thresholds))))
+    assert "blocks.1.time_mix_neuron are others than those of the layers before" in Engine(model).reason
+
+
+def test_something_else_than_our_model_is_refused():
+    with pytest.raises(ValueError, match="model is a Linear, want a SpikeGPT"):
+        Engine(torch.nn.Linear(2, 2))
 
 
 def test_unknown_weights_are_refused():

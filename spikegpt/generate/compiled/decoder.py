@@ -1,0 +1,100 @@
+"""Decoding by rows on the CPU: a packed model, its memory, and the threads that share a token."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...model.network import SpikeGPT
+from ...model.state import State
+from . import token_step
+from .rows import Packer, scratch_of
+from .team import OPEN, Team
+
+
+class RowDecoder:
+    """Reads one token of each text with the weights of `model`, which are copied; gathers the rows whose input is not
+    0."""
+
+    def __init__(self, model: SpikeGPT, weights: str, threads: int):
+        self._step, packer = token_step(model.config.mixer), Packer(model, weights)
+        self._network, self._layers = packer.network(), self._step.pack(packer)
+        self._shared = self._step.share(self._layers)
+        self._vocab_size, self._dtype = model.config.vocab_size, self._network.embedding.dtype
+        products = self._step.products(self._layers)
+        widest = max(model.config.n_embd, *(product.weights.shape[1] for product in products.values()))
+        self._scratch = [scratch_of(model.config.n_embd, widest, self._dtype) for _ in range(threads)]
+        self._gate = np.zeros(1, np.int64)
+        self._team = [Team(part, threads, self._gate) for part in range(threads)]
+        # product by its name in the model -> (packed, layer)
+        layers = range(len(model.blocks))
+        self._products = {f"blocks.{n}.{name}": (found, n) for name, found in products.items() for n in layers}
+        self._products["head"] = (self._network.head, 0)
+        self._sites = {name: placed for name, placed in model.sites().items() if placed.product is not None}
+        self._name_of = {id(module): name for name, module in model.named_modules()}
+        self._tokens_read = 0
+        # threads are gone in a forked process
+        self._pool: tuple[int, ThreadPoolExecutor] | None = None
+
+    def take(self, state: State) -> None:
+        """Go on from `state`, which is copied."""
+        self._layers = self._step.take(self._layers, state)
+        texts = len(self._layers[0].shift)
+        self._logits = np.empty((texts, self._vocab_size), self._dtype)
+
+    def give(self) -> State:
+        """Return the state after the last token."""
+        return self._step.give(self._layers)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Return the logits (texts, vocab_size) after one more token of each text, (texts,)."""
+        ids = tokens.numpy().astype(np.int64)
+        outside = (ids < 0) | (ids >= self._vocab_size)
+        if ids.shape != self._logits.shape[:1] or outside.any():
+            raise ValueError(
+                f"step: want {len(self._logits)} token ids in [0, {self._vocab_size}), one per text, got {ids.tolist()}"
+            )
+        self._gate[0], helpers, is_done = 0, [], False
+        try:
+            for part in range(1, len(self._team)):
+                helpers.append(self._threads().submit(self._run, part, ids))
+            self._run(0, ids)
+            is_done = True
+        finally:
+            # where Ctrl-C came before this thread did, the others would wait for it for ever
+            if not is_done:
+                self._gate[0] = OPEN
+            for helper in helpers:
+                helper.result()
+        self._tokens_read += len(ids)
+        return torch.from_numpy(self._logits.copy())
+
+    def _run(self, part: int, ids: np.ndarray) -> None:
+        team, scratch = self._team[part], self._scratch[part]
+        self._step.decode(team, ids, self._network, self._layers, scratch, self._shared, self._logits)
+
+    def _threads(self) -> ThreadPoolExecutor:
+        if self._pool is None or self._pool[0] != os.getpid():
+            self._pool = os.getpid(), ThreadPoolExecutor(len(self._team) - 1, thread_name_prefix="spikegpt-decode")
+        return self._pool[1]
+
+    def spike_counts(self) -> dict[str, int]:
+        """Return layer of neurons that a product reads -> how many of them fired, over all tokens."""
+        counts = {}
+        for name, placed in self._sites.items():
+            product, layer = self._products[self._name_of[id(placed.product)]]
+            counts[name] = int(product.inputs_read[layer])
+        return counts
+
+    def density(self) -> float:
+        """Return the share of the weights that was read per token; 1 before any token was."""
+        if not self._tokens_read:
+            return 1.0
+        read = whole = 0
+        for product, layer in self._products.values():
+            inputs, outputs = product.weights.shape[1:]
+            read += int(product.inputs_read[layer]) * outputs
+            whole += inputs * outputs
+        return read / whole / self._tokens_read

@@ -1,0 +1,337 @@
+"""RWKV-4's token step on the CPU: every layer, every matrix product by rows, in one compiled call. The equations are in
+`model/mixers/rwkv4.py`, kernels/wkv/reference.py and kernels/event_wkv/reference.py."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...kernels import EventWKVState, WKVState
+from ...kernels.decay import decay_of, log_decay_of
+from ...kernels.event_wkv.reference import EVENT_KEY_LIMIT
+from ...model.mixers.rwkv4 import ChannelMixState, TimeMixState
+from ...model.state import BlockState, State
+from .parts import begin_token, end_token, fire, layer_norm, lerp, look_at_spikes, multiply, sigmoid
+from .rows import Neurons, Norm, Packer, Product
+from .team import columns, fused, meet
+
+TIME_MIX_SITES = "key_neuron", "value_neuron", "receptance_neuron", "wkv_neuron", "output_neuron"
+CHANNEL_MIX_SITES = "key_neuron", "receptance_neuron", "value_neuron"
+LOWEST_KEY, HIGHEST_KEY = np.float32(-EVENT_KEY_LIMIT), np.float32(EVENT_KEY_LIMIT)
+
+
+class TimeMixRows(NamedTuple):
+    """A time mix of every layer: mixes, decay and first (L, C). Neurons are None where the block has none.
+
+    decay and first are the logarithm of the decay and time_first, or with value spikes their exponentials.
+    shift, numerator, denominator, max_exponent (texts, L, C): the state.
+    """
+
+    norm: Norm
+    mix_k: np.ndarray
+    mix_v: np.ndarray
+    mix_r: np.ndarray
+    decay: np.ndarray
+    first: np.ndarray
+    key: Product
+    value: Product
+    receptance: Product
+    output: Product
+    key_neuron: Neurons | None
+    value_neuron: Neurons | None
+    receptance_neuron: Neurons | None
+    wkv_neuron: Neurons | None
+    output_neuron: Neurons | None
+    neuron_behind: Neurons | None
+    shift: np.ndarray
+    numerator: np.ndarray
+    denominator: np.ndarray
+    max_exponent: np.ndarray
+
+
+class ChannelMixRows(NamedTuple):
+    """A channel mix of every layer: mixes (L, C); shift (texts, L, C): the state."""
+
+    norm: Norm
+    mix_k: np.ndarray
+    mix_r: np.ndarray
+    key: Product
+    receptance: Product
+    value: Product
+    key_neuron: Neurons | None
+    receptance_neuron: Neurons | None
+    value_neuron: Neurons | None
+    neuron_behind: Neurons | None
+    shift: np.ndarray
+
+
+class Layers(NamedTuple):
+    """All blocks of a model."""
+
+    att: TimeMixRows
+    ffn: ChannelMixRows
+
+
+class Shared(NamedTuple):
+    """Where the threads see each other's columns: the residual stream, key, value, receptance and what they make (C,);
+    hidden (F,)."""
+
+    stream: np.ndarray
+    key: np.ndarray
+    value: np.ndarray
+    receptance: np.ndarray
+    mixed: np.ndarray
+    hidden: np.ndarray
+
+
+# --- packing -------------------------------------------------------------------------------------------------------
+
+
+def pack(packer: Packer) -> Layers:
+    """Return the blocks of the packer's model."""
+    blocks = list(packer.model.blocks)
+    att, ffn = [block.att for block in blocks], [block.ffn for block in blocks]
+    nothing = np.zeros((1, len(blocks), packer.model.config.n_embd), packer.array(blocks[0].ln1.weight[:1]).dtype)
+    has_events = att[0].has_events
+    decay, first = (decay_of, _event_first) if has_events else (log_decay_of, torch.clone)
+    time_mix = TimeMixRows(
+        packer.norm([block.ln1 for block in blocks]),
+        *(packer.rows([getattr(half, name) for half in att]) for name in ("time_mix_k", "time_mix_v", "time_mix_r")),
+        packer.rows([decay(half.time_decay) for half in att]),
+        packer.rows([first(half.time_first) for half in att]),
+        *(packer.product([getattr(half, name) for half in att]) for name in ("key", "value", "receptance", "output")),
+        *(packer.neurons(att, site) for site in TIME_MIX_SITES),
+        packer.neurons(blocks, "time_mix_neuron"),
+        *(nothing.copy() for _ in range(4)),
+    )
+    channel_mix = ChannelMixRows(
+        packer.norm([block.ln2 for block in blocks]),
+        *(packer.rows([getattr(half, name) for half in ffn]) for name in ("time_mix_k", "time_mix_r")),
+        *(packer.product([getattr(half, name) for half in ffn]) for name in ("key", "receptance", "value")),
+        *(packer.neurons(ffn, site) for site in CHANNEL_MIX_SITES),
+        packer.neurons(blocks, "channel_mix_neuron"),
+        nothing.copy(),
+    )
+    return Layers(time_mix, channel_mix)
+
+
+def _event_first(time_first: Tensor) -> Tensor:
+    return torch.exp(time_first.clamp(-EVENT_KEY_LIMIT, EVENT_KEY_LIMIT))
+
+
+def share(layers: Layers) -> Shared:
+    C, F = layers.ffn.key.weights.shape[1:]
+    return Shared(*(np.zeros(C, layers.att.decay.dtype) for _ in range(5)), np.zeros(F, layers.att.decay.dtype))
+
+
+def products(layers: Layers) -> dict[str, Product]:
+    """Return the matrix products by their names in a block."""
+    halves = {"att": (layers.att, ("key", "value", "receptance", "output"))}
+    halves["ffn"] = (layers.ffn, ("key", "receptance", "value"))
+    return {f"{half}.{name}": getattr(rows, name) for half, (rows, names) in halves.items() for name in names}
+
+
+# --- state ---------------------------------------------------------------------------------------------------------
+
+
+def take(layers: Layers, state: State) -> Layers:
+    """Return the layers with the memory of `state`, copied."""
+    dtype = layers.att.decay.dtype
+
+    def memory(tensors: list[Tensor]) -> np.ndarray:
+        return torch.stack(tensors, dim=1).detach().numpy().astype(dtype)
+
+    texts = len(state[0].time_mix.shift)
+
+    def carried(neurons: Neurons | None, potentials: list[Tensor | None]) -> Neurons | None:
+        return None if neurons is None else neurons.with_potentials(potentials, texts)
+
+    def inside(rows: TimeMixRows | ChannelMixRows, sites: tuple[str, ...], half: str) -> dict[str, Neurons | None]:
+        kept = [getattr(block, half).neurons or {} for block in state]
+        return {site: carried(getattr(rows, site), [neurons.get(site) for neurons in kept]) for site in sites}
+
+    sums = [block.time_mix.wkv for block in state]
+    att = layers.att._replace(
+        shift=memory([block.time_mix.shift for block in state]),
+        **{name: memory([getattr(part, name) for part in sums]) for name in sums[0]._fields},
+        **inside(layers.att, TIME_MIX_SITES, "time_mix"),
+        neuron_behind=carried(layers.att.neuron_behind, [block.time_mix_neuron for block in state]),
+    )
+    ffn = layers.ffn._replace(
+        shift=memory([block.channel_mix.shift for block in state]),
+        **inside(layers.ffn, CHANNEL_MIX_SITES, "channel_mix"),
+        neuron_behind=carried(layers.ffn.neuron_behind, [block.channel_mix_neuron for block in state]),
+    )
+    return Layers(att, ffn)
+
+
+def give(layers: Layers) -> State:
+    """Return the memory of the layers as the model's state, copied."""
+    att, ffn = layers.att, layers.ffn
+
+    def potentials(rows: TimeMixRows | ChannelMixRows, sites: tuple[str, ...], layer: int) -> dict | None:
+        neurons = {site: getattr(rows, site) for site in sites}
+        return {site: _potential(found, layer) for site, found in neurons.items()} if neurons[sites[0]] else None
+
+    blocks = []
+    for layer in range(len(att.decay)):
+        numerator, denominator = _copy(att.numerator[:, layer]), _copy(att.denominator[:, layer])
+        wkv: WKVState | EventWKVState = EventWKVState(numerator, denominator)
+        if att.wkv_neuron is None:
+            wkv = WKVState(numerator, denominator, _copy(att.max_exponent[:, layer]))
+        inner = potentials(att, TIME_MIX_SITES, layer)
+        time_mix = TimeMixState(_copy(att.shift[:, layer]), wkv, inner)
+        channel_mix = ChannelMixState(_copy(ffn.shift[:, layer]), potentials(ffn, CHANNEL_MIX_SITES, layer))
+        behind = _potential(att.neuron_behind, layer), _potential(ffn.neuron_behind, layer)
+        blocks.append(BlockState(time_mix, behind[0], channel_mix, behind[1]))
+    return tuple(blocks)
+
+
+def _copy(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array.copy())
+
+
+def _potential(neurons: Neurons | None, layer: int) -> Tensor | None:
+    return None if neurons is None else neurons.potential(layer)
+
+
+# --- the step ------------------------------------------------------------------------------------------------------
+
+
+@fused
+def _wkv(rows, layer, text, key, value, first, last):
+    """One token of the WKV; the weighted mean takes the place of the value."""
+    numerator, denominator = rows.numerator[text, layer], rows.denominator[text, layer]
+    max_exponent, log_decay, time_first = rows.max_exponent[text, layer], rows.decay[layer], rows.first[layer]
+    for c in range(first, last):
+        a, b, p = numerator[c], denominator[c], max_exponent[c]
+        k, v = key[c], value[c]
+        boosted = time_first[c] + k
+        scale = max(p, boosted)
+        past, present = np.exp(p - scale), np.exp(boosted - scale)
+        value[c] = (past * a + present * v) / (past * b + present)
+        decayed = p + log_decay[c]
+        scale = max(decayed, k)
+        past, present = np.exp(decayed - scale), np.exp(k - scale)
+        numerator[c], denominator[c], max_exponent[c] = past * a + present * v, past * b + present, scale
+
+
+@fused
+def _event_wkv(rows, layer, text, key, value, first, last):
+    """One token of the WKV of value spikes; the weighted mean takes the place of the value. Only events look at their
+    key."""
+    numerator, denominator = rows.numerator[text, layer], rows.denominator[text, layer]
+    decay, boost = rows.decay[layer], rows.first[layer]
+    for c in range(first, last):
+        v, a, b = value[c], numerator[c], denominator[c]
+        weight = key.dtype.type(1)
+        if v != 0:
+            # written so that NaN passes
+            k = LOWEST_KEY if key[c] < LOWEST_KEY else key[c]
+            weight = key.dtype.type(np.exp(HIGHEST_KEY if k > HIGHEST_KEY else k))
+        value[c] = (a + boost[c] * weight * v) / (b + boost[c] * weight)
+        numerator[c], denominator[c] = decay[c] * a + weight * v, decay[c] * b + weight
+
+
+@fused
+def _weighted_mean(wkv_neuron, rows, layer, text, key, value, first, last):
+    if wkv_neuron is None:
+        _wkv(rows, layer, text, key, value, first, last)
+    else:
+        fire(wkv_neuron, layer, text, value, first, last)
+        _event_wkv(rows, layer, text, key, value, first, last)
+
+
+@fused
+def _project(product, neurons, mix, layer, text, previous, scratch, team, first, last, out):
+    """out[first:last] = product of the spikes of a token-shift mix, or of the mix itself where there are no neurons.
+
+    Every thread fires all neurons before a product itself; the potentials are stepped by their owner, in `_remember`.
+    """
+    lerp(previous, scratch.y, mix[layer], scratch.z)
+    look_at_spikes(neurons, layer, text, scratch.z)
+    multiply(product, layer, scratch.z, scratch, team, first, last, out)
+
+
+@fused
+def _step_own(memory, neurons, mix, layer, text, previous, scratch, first, last):
+    if memory is not None:
+        lerp(previous, scratch.y, mix[layer], scratch.z)
+        fire(neurons, layer, text, scratch.z, first, last)
+
+
+@fused
+def _remember(neurons, mix, layer, text, previous, scratch, first, last):
+    """Step the potentials of own neurons in front of a product."""
+    if neurons is not None:
+        _step_own(neurons.memory, neurons, mix, layer, text, previous, scratch, first, last)
+
+
+@fused
+def _time_mix(rows, layer, text, scratch, shared, team, meetings):
+    C = rows.decay.shape[1]
+    first, last = columns(C, team)
+    x, k, v, r, mixed = shared.stream, shared.key, shared.value, shared.receptance, shared.mixed
+    previous = rows.shift[text, layer]
+    layer_norm(x[:C], rows.norm.weight[layer], rows.norm.bias[layer], scratch.y)
+    _project(rows.key, rows.key_neuron, rows.mix_k, layer, text, previous, scratch, team, first, last, k)
+    _project(rows.value, rows.value_neuron, rows.mix_v, layer, text, previous, scratch, team, first, last, v)
+    _project(rows.receptance, rows.receptance_neuron, rows.mix_r, layer, text, previous, scratch, team, first, last, r)
+    _weighted_mean(rows.wkv_neuron, rows, layer, text, k, v, first, last)
+    for c in range(first, last):
+        mixed[c] = sigmoid(r[c]) * v[c]
+    fire(rows.output_neuron, layer, text, mixed, first, last)
+    meetings = meet(team, meetings)
+
+    _remember(rows.key_neuron, rows.mix_k, layer, text, previous, scratch, first, last)
+    _remember(rows.value_neuron, rows.mix_v, layer, text, previous, scratch, first, last)
+    _remember(rows.receptance_neuron, rows.mix_r, layer, text, previous, scratch, first, last)
+    previous[first:last] = scratch.y[first:last]
+    multiply(rows.output, layer, mixed[:C], scratch, team, first, last, k)
+    fire(rows.neuron_behind, layer, text, k, first, last)
+    for c in range(first, last):
+        x[c] += k[c]
+    return meet(team, meetings)
+
+
+@fused
+def _channel_mix(rows, layer, text, scratch, shared, team, meetings):
+    C, F = rows.key.weights.shape[1], rows.key.weights.shape[2]
+    first, last = columns(C, team)
+    first_hidden, last_hidden = columns(F, team)
+    x, v, r, hidden = shared.stream, shared.value, shared.receptance, shared.hidden
+    previous = rows.shift[text, layer]
+    layer_norm(x[:C], rows.norm.weight[layer], rows.norm.bias[layer], scratch.y)
+    _project(
+        rows.key, rows.key_neuron, rows.mix_k, layer, text, previous, scratch, team, first_hidden, last_hidden, hidden
+    )
+    _project(rows.receptance, rows.receptance_neuron, rows.mix_r, layer, text, previous, scratch, team, first, last, r)
+    for c in range(first_hidden, last_hidden):
+        hidden[c] = max(hidden[c], hidden.dtype.type(0)) ** 2
+    fire(rows.value_neuron, layer, text, hidden, first_hidden, last_hidden)
+    meetings = meet(team, meetings)
+
+    _remember(rows.key_neuron, rows.mix_k, layer, text, previous, scratch, first, last)
+    _remember(rows.receptance_neuron, rows.mix_r, layer, text, previous, scratch, first, last)
+    previous[first:last] = scratch.y[first:last]
+    multiply(rows.value, layer, hidden[:F], scratch, team, first, last, v)
+    for c in range(first, last):
+        v[c] = sigmoid(r[c]) * v[c]
+    fire(rows.neuron_behind, layer, text, v, first, last)
+    for c in range(first, last):
+        x[c] += v[c]
+    return meet(team, meetings)
+
+
+@fused
+def decode(team, tokens, network, layers, scratch, shared, logits):
+    """Read one token of each text, tokens (texts,), and write the logits of the next (texts, vocab_size): this thread's
+    columns."""
+    meetings = 1
+    for text in range(tokens.size):
+        meetings = begin_token(network, tokens[text], scratch, shared, team, meetings)
+        for layer in range(layers.att.decay.shape[0]):
+            meetings = _time_mix(layers.att, layer, text, scratch, shared, team, meetings)
+            meetings = _channel_mix(layers.ffn, layer, text, scratch, shared, team, meetings)
+        meetings = end_token(network, text, scratch, shared, team, meetings, logits[text])

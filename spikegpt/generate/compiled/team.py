@@ -1,0 +1,84 @@
+"""Threads that share the work of a token: who does which columns, and where they wait for each other.
+
+Every column is computed by one thread in one order, so results do not depend on the number of threads.
+"""
+
+from typing import NamedTuple
+
+import numba
+import numpy as np
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+fused = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+
+# columns are shared out in runs of this many, so that two threads never write to one cache line
+GRAIN = 16
+SPINS = 4000
+# arrivals at the gate that no meeting waits for
+OPEN = 1 << 62
+
+
+class Team(NamedTuple):
+    """Thread `part` of `parts`; gate (1,) int64 counts the arrivals at meetings since the token began."""
+
+    part: int
+    parts: int
+    gate: np.ndarray
+
+
+@intrinsic
+def arrive(typing_context, gate):
+    """Add one to gate[0] and return its new value, seen by all threads."""
+
+    def generate(context, builder, signature, arguments):
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        one = context.get_constant(types.int64, 1)
+        return builder.add(builder.atomic_rmw("add", array.data, one, "seq_cst"), one)
+
+    return types.int64(gate), generate
+
+
+@intrinsic
+def look(typing_context, gate):
+    """Return gate[0] as the other threads left it."""
+
+    def generate(context, builder, signature, arguments):
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        return builder.load_atomic(array.data, "seq_cst", 8)
+
+    return types.int64(gate), generate
+
+
+@intrinsic
+def give_way(typing_context):
+    """Let another thread have this core: the one that is awaited may need it."""
+
+    def generate(context, builder, signature, arguments):
+        from llvmlite import ir
+
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.IntType(32), []), "sched_yield")
+        return builder.call(function, [])
+
+    return types.int32(), generate
+
+
+@fused
+def meet(team, meetings):
+    """Wait until all parts have come to their `meetings`-th meeting, and return the number of the next one."""
+    if team.parts == 1:
+        return meetings
+    arrive(team.gate)
+    spins = 0
+    while look(team.gate) < meetings * team.parts:
+        spins += 1
+        if spins > SPINS:
+            give_way()
+    return meetings + 1
+
+
+@fused
+def columns(width, team):
+    """Return the first and the last-but-one column of `team.part`."""
+    runs = (width + GRAIN - 1) // GRAIN
+    return min(runs * team.part // team.parts * GRAIN, width), min(runs * (team.part + 1) // team.parts * GRAIN, width)

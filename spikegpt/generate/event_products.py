@@ -1,0 +1,85 @@
+"""Decoding with event-driven products: the model's own forward pass, in which every product of spikes reads the rows
+that fired.
+
+For a GPU, where one kernel does such a product; for any mixer and any neurons, because only the products are exchanged.
+"""
+
+import copy
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels import event_matvec
+from ..model.network import SpikeGPT
+from ..model.state import State
+
+
+class EventProduct(nn.Module):
+    """The matrix product of `linear`, whose input is spikes: its weights by rows, float32, bfloat16, or int8 with
+    scales.
+
+    A model in half precision keeps its rows in bfloat16.
+    """
+
+    def __init__(self, linear: nn.Linear, weights: str):
+        super().__init__()
+        rows = linear.weight.detach().t().contiguous()
+        if weights == "int8":
+            scale = (rows.float().abs().amax(dim=0) / 127).clamp(min=1e-30)
+            self.register_buffer("rows", (rows.float() / scale).round().to(torch.int8))
+            self.register_buffer("scale", scale)
+        else:
+            in_short = weights == "bfloat16" or rows.dtype in (torch.bfloat16, torch.float16)
+            self.register_buffer("rows", rows.to(torch.bfloat16 if in_short else torch.float32))
+            self.register_buffer("scale", None)
+        self.register_buffer("inputs_read", torch.zeros((), dtype=torch.int64, device=rows.device))
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        """Return (B, T, out) of spikes (B, T, in)."""
+        flat = spikes.flatten(0, -2)
+        self.inputs_read += flat.count_nonzero()
+        rows, scale = cast(Tensor, self.rows), cast(Tensor | None, self.scale)
+        return event_matvec(flat.contiguous(), rows, scale).unflatten(0, spikes.shape[:-1])
+
+
+class EventDecoder:
+    """Reads one token of each text by `model`, whose products of spikes are event-driven; all other weights are shared
+    with it."""
+
+    def __init__(self, model: SpikeGPT, weights: str):
+        # parameters are not copied, only the modules that hold them
+        shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+        self._model = copy.deepcopy(model, shared).eval()
+        self._products: dict[str, EventProduct] = {}
+        for name, placed in self._model.sites().items():
+            if placed.product is not None and placed.site.product is not None:
+                self._products[name] = EventProduct(placed.product, weights)
+                setattr(placed.owner, placed.site.product, self._products[name])
+        self._weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+        self._tokens_read, self._state = 0, cast(State, ())
+
+    def take(self, state: State) -> None:
+        self._state = state
+
+    def give(self) -> State:
+        return self._state
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Return the logits (texts, vocab_size) after one more token of each text, (texts,)."""
+        output = self._model(tokens.to(self._model.device).unsqueeze(1), self._state)
+        self._state, self._tokens_read = output.state, self._tokens_read + len(tokens)
+        return output.logits[:, -1]
+
+    def spike_counts(self) -> dict[str, int]:
+        """Return layer of neurons that a product reads -> how many of them fired, over all tokens."""
+        return {name: int(cast(Tensor, product.inputs_read)) for name, product in self._products.items()}
+
+    def density(self) -> float:
+        """Return the share of the weights that was read per token, real inputs read whole; 1 before any token was."""
+        if not self._tokens_read:
+            return 1.0
+        rows = {name: cast(Tensor, product.rows) for name, product in self._products.items()}
+        dense = self._weights - sum(part.numel() for part in rows.values())
+        read = sum(count * rows[name].shape[1] for name, count in self.spike_counts().items())
+        return dense / self._weights + read / self._weights / self._tokens_read
