@@ -37,12 +37,16 @@ def check_neuron_inputs(
             f"{operation}: potential is {potential.dtype} {tuple(potential.shape)}, want {state_dtype} {(B, C)} for a "
             f"{current.dtype} current"
         )
-    channels = [_per_channel(operation, name, value, current, state_dtype) for name, value in per_channel.items()]
-    if any(tensor.device != current.device for tensor in (potential, *channels)):
-        others = zip(("potential", *per_channel), (potential, *channels), strict=True)
-        found = ", ".join(f"{name} on {tensor.device}" for name, tensor in others)
-        raise ValueError(f"{operation}: current is on {current.device}, {found}; move them to one device")
-    return [potential, *channels]
+    tensors = [potential]
+    for name, value in per_channel.items():
+        tensors.append(_per_channel(operation, name, value, current, state_dtype))
+    device = current.device
+    for tensor in tensors:
+        if tensor.device != device:
+            others = zip(("potential", *per_channel), tensors, strict=True)
+            found = ", ".join(f"{name} on {other.device}" for name, other in others)
+            raise ValueError(f"{operation}: current is on {device}, {found}; move them to one device")
+    return tensors
 
 
 def check_wkv_inputs(
