@@ -29,20 +29,29 @@ def check_neuron_inputs(
     """
     state_dtype = _check_sequence(operation, "current", current)
     _check_decay(operation, per_channel["membrane_decay"], decay_input)
-    B, _, C = current.shape
+    (B, _, C), device = current.shape, current.device
     if potential is None:
-        potential = torch.zeros(B, C, dtype=state_dtype, device=current.device)
-    if potential.shape != (B, C) or potential.dtype != state_dtype:
+        potential = torch.zeros(B, C, dtype=state_dtype, device=device)
+    elif potential.shape != (B, C) or potential.dtype != state_dtype:
         raise ValueError(
             f"{operation}: potential is {potential.dtype} {tuple(potential.shape)}, want {state_dtype} {(B, C)} for a "
             f"{current.dtype} current"
         )
-    channels = [_per_channel(operation, name, value, current, state_dtype) for name, value in per_channel.items()]
-    if any(tensor.device != current.device for tensor in (potential, *channels)):
-        others = zip(("potential", *per_channel), (potential, *channels), strict=True)
-        found = ", ".join(f"{name} on {tensor.device}" for name, tensor in others)
-        raise ValueError(f"{operation}: current is on {current.device}, {found}; move them to one device")
-    return [potential, *channels]
+    tensors = [potential]
+    for name, value in per_channel.items():
+        if isinstance(value, Tensor):
+            if value.shape != (C,):
+                found = f"{operation}: {name} has shape {tuple(value.shape)}"
+                raise ValueError(f"{found}, current has {C} channels; want ({C},)")
+            tensors.append(value.to(state_dtype))
+        else:
+            tensors.append(torch.full((C,), value, dtype=state_dtype, device=device))
+    for tensor in tensors:
+        if tensor.device != device:
+            others = zip(("potential", *per_channel), tensors, strict=True)
+            found = ", ".join(f"{name} on {other.device}" for name, other in others)
+            raise ValueError(f"{operation}: current is on {device}, {found}; move them to one device")
+    return tensors
 
 
 def check_wkv_inputs(
@@ -97,12 +106,3 @@ def _check_decay(operation: str, membrane_decay: float | Tensor, decay_input: bo
             f"{operation}: membrane_decay must be at least 0 and {highest}, got {membrane_decay}; tau = 2 is "
             f"decay = 0.5"
         )
-
-
-def _per_channel(operation: str, name: str, value: float | Tensor, current: Tensor, state_dtype: torch.dtype) -> Tensor:
-    C = current.shape[2]
-    if not isinstance(value, Tensor):
-        return torch.full((C,), value, dtype=state_dtype, device=current.device)
-    if value.shape != (C,):
-        raise ValueError(f"{operation}: {name} has shape {tuple(value.shape)}, current has {C} channels; want ({C},)")
-    return value.to(state_dtype)

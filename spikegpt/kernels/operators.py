@@ -3,7 +3,7 @@
 A schema of torch holds numbers, words and tensors only, so checked options go through an operator field by field.
 """
 
-import dataclasses
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,7 +31,7 @@ def flatten(options: "DataclassInstance") -> tuple[Any, ...]:
     return tuple(vars(options).values())
 
 
+@functools.lru_cache(maxsize=256)
 def rebuild(kind: type[Options], values: tuple[Any, ...]) -> Options:
-    """Return the options of class `kind` that `flatten` made `values` of."""
-    names = (field.name for field in dataclasses.fields(kind))
-    return kind(**dict(zip(names, values, strict=True)))
+    """Return the options of class `kind` that `flatten` made `values` of, checked the first time."""
+    return kind(**dict(zip(kind.__dataclass_fields__, values, strict=True)))
