@@ -146,7 +146,7 @@ def data_verb(arguments: list[str]) -> int:
 
 def _write_tokens(options: Data) -> int:
     from ..data.corpora import CORPORA, named_corpus
-    from ..data.tokenizers.tokenizer import ByteTokenizer, load_tokenizer
+    from ..data.tokenizers import ByteTokenizer, load_tokenizer
     from ..data.tokens.pretokenised import export_binidx
 
     source = named_corpus(options.name, cache_dir=options.cache) if options.name in CORPORA else options.name
@@ -166,8 +166,9 @@ def _write_tokens(options: Data) -> int:
 
 def generate_verb(arguments: list[str]) -> int:
     options = tyro.cli(Generate, prog="spikegpt generate", args=arguments)
-    from ..checkpoint.run import load_model
-    from ..generate.stream import SamplingConfig, stream
+    from ..checkpoint.weights import load_model
+    from ..config import SamplingConfig
+    from ..generate.stream import stream
 
     _use_threads(options.threads)
     names = [item.name for item in dataclasses.fields(SamplingConfig)]
@@ -194,7 +195,7 @@ def generate_verb(arguments: list[str]) -> int:
 
 def evaluate_verb(arguments: list[str]) -> int:
     options = tyro.cli(Evaluate, prog="spikegpt evaluate", args=arguments)
-    from ..evaluate.perplexity import evaluate_run, table
+    from ..evaluate.runs import evaluate_run, table
 
     _use_threads(options.threads)
     if not options.runs:
@@ -253,7 +254,7 @@ def compare_verb(arguments: list[str]) -> int:
         raise SpikegptError("no run given; spikegpt compare RUN [RUN ...] [--twin]")
     runs = list(options.runs)
     if options.twin:
-        from ..measure.runs import make_twin
+        from ..measure.twins import make_twin
 
         _use_threads(options.threads)
         twin = make_twin(runs[0], cache=options.cache, quiet=options.json)
@@ -328,7 +329,7 @@ def finetune_classify_verb(arguments: list[str]) -> int:
 def import_verb(arguments: list[str]) -> int:
     options = tyro.cli(Import, prog="spikegpt import", args=arguments)
     from ..interop.weights import import_weights
-    from ..measure.doctor import describe_model
+    from ..measure.describe import describe_model
 
     out = options.out or Path("runs") / options.source.resolve().stem
     import_weights(
@@ -355,7 +356,7 @@ def export_verb(arguments: list[str]) -> int:
 
 def info_verb(arguments: list[str]) -> int:
     options = tyro.cli(Info, prog="spikegpt info", args=arguments)
-    from ..measure.doctor import describe_model
+    from ..measure.describe import describe_model
 
     _show(describe_model(options.what, options.tensors), options.json)
     return 0

@@ -86,3 +86,7 @@ def strings(pieces: Iterable[bytes]) -> Iterator[str]:
                 "convert it, or use the byte tokenizer, which takes any text"
             ) from None
         offset += len(piece)
+
+
+def blocks_of(text: bytes | Iterable[bytes]) -> Iterable[bytes]:
+    return [text] if isinstance(text, bytes) else text

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..common.errors import SpikegptError, Warn, warn_on_stderr
 from .sources import PYTHON_DOCS, SPLITS, Corpus, default_cache_dir, read_corpus, source_paths
 from .text import Text
-from .tokenizers.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
+from .tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
 from .tokens.binidx import is_binidx
 from .tokens.pretokenised import prepare_binidx
 from .tokens.token_file import TokenData, read_header, write_token_file

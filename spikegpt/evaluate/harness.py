@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
-from ..checkpoint.run import load_model
+from ..checkpoint.weights import load_model
 from ..common.errors import SpikegptError
-from ..data.tokenizers.tokenizer import Tokenizer
-from ..generate.stream import SamplingConfig, generate
+from ..config import SamplingConfig
+from ..data.tokenizers import Tokenizer
+from ..generate.stream import generate
 from .scoring import BATCH, score_continuations
 
 try:

@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.run import load_model
+from ..checkpoint.weights import load_model
 from ..common.errors import SpikegptError
+from ..common.tables import columns
 from ..data import jsonl
-from ..data.tokenizers.tokenizer import Tokenizer
-from .perplexity import columns, perplexity_of
+from ..data.tokenizers import Tokenizer
+from .perplexity import perplexity_of
 from .scoring import score_continuations
 
 PROTOCOL = (

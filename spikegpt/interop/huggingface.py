@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-from ..checkpoint.run import load_model
+from ..checkpoint.weights import load_model
 from ..common.errors import SpikegptError
 from ..config import ModelConfig
-from ..data.tokenizers.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, byte_letters
+from ..data.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
+from ..data.tokenizers.bpe import byte_letters
 from ..model.network import SpikeGPT, State, join_states
 
 try:

@@ -1,9 +1,8 @@
 """Measure runs and set them side by side: what they compute, how well they predict, how they fire, what it would cost.
 
-The only module that knows both packages: `neuromorphic` counts any torch model, and nothing of it knows ours.
+The only wing that knows both packages: `neuromorphic` counts any torch model, and nothing of it knows ours.
 """
 
-import dataclasses
 import platform
 import statistics
 import sys
@@ -11,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,15 +30,13 @@ from neuromorphic import (
 )
 from neuromorphic.energy.published import AC_PJ, MAC_PJ
 
-from ..checkpoint.run import latest_checkpoint, load_model, read_run_config, step_of
+from ..checkpoint.weights import load_model
 from ..common.errors import SpikegptError
-from ..config import ModelConfig, TrainConfig
-from ..data.tokenizers.tokenizer import Tokenizer
-from ..evaluate.perplexity import evaluate_stream, read_text
+from ..data.tokenizers import Tokenizer
+from ..evaluate.perplexity import evaluate_stream
+from ..evaluate.runs import read_text
 from ..generate.engine import Engine
 from ..model.network import ModelOutput, SpikeGPT
-from ..train.convert import read_model_config
-from ..train.trainer import resume, train
 
 # the published arithmetic has no row for the head
 LEFT_OUT = ("head",)
@@ -48,31 +44,6 @@ DECODED = 64
 RASTER_TOKENS, RASTER_NEURONS = 96, 48
 SPEED_ROUNDS = 5
 LARGEST_LISTED_VOCABULARY = 4096
-
-# settings that a twin may have of its own: they do not touch what is learned, or act on spikes only
-_OWN_SETTINGS = {
-    "threads",
-    "eval_every",
-    "eval_tokens",
-    "sample_every",
-    "save_every",
-    "keep",
-    "log_every",
-    "tensorboard",
-}
-_SPIKE_SETTINGS = {
-    "firing_rate_target",
-    "firing_rate_weight",
-    "synop_budget",
-    "synop_weight",
-    "synop_warmup",
-    "anneal",
-    "verify_spikes",
-}
-# a pupil's twin learns from the text alone
-_TEACHING_SETTINGS = {"teacher", "teacher_weight"}
-# of a model: what only its spikes know
-_NEURON_SETTINGS = {"neuron", "hidden_levels", "spiking_head", "binary_embedding"}
 
 
 def measure_runs(
@@ -308,71 +279,6 @@ def claims_of(measurement: Measurement) -> Claims | None:
 def _ratio(above: float, below: float) -> float:
     """`above` / `below`; infinite for a model that never spikes."""
     return above / below if below else float("inf")
-
-
-def find_twin(run: Path) -> Path | None:
-    """Return a run beside `run` that is its dense twin: the same sizes, text, seed and training; None if there is
-    none."""
-    config = read_run_config(run)
-    wanted = _twin_key(ModelConfig.from_dict(config["model"]).twin(), config)
-    for folder in sorted(run.resolve().parent.iterdir()):
-        if not (folder / "config.json").is_file() or not (folder / "tokenizer.json").is_file():
-            continue
-        values = read_run_config(folder)
-        model = ModelConfig.from_dict(values["model"])
-        if model.spiking == "none" and _twin_key(model, values) == wanted:
-            return folder
-    return None
-
-
-def _twin_key(model: ModelConfig, run_config: dict[str, Any]) -> tuple[Any, ...]:
-    """What must be equal in a model and its twin."""
-    sizes = {name: value for name, value in model.to_dict().items() if name not in _NEURON_SETTINGS}
-    own = _OWN_SETTINGS | _SPIKE_SETTINGS | _TEACHING_SETTINGS
-    shared = {
-        name: value for name, value in TrainConfig.from_dict(run_config["train"]).to_dict().items() if name not in own
-    }
-    return sizes, shared, (run_config.get("corpus") or {}).get("text_sha256"), run_config.get("started_from")
-
-
-def make_twin(run: Path, *, cache: Path | None = None, quiet: bool = False) -> Path:
-    """Return the folder of the finished dense twin of `run`: found beside it, or trained into RUN-twin.
-
-    Raises:
-        SpikegptError: `run` is dense itself, its text is gone, or training was interrupted.
-    """
-    config = read_run_config(run)
-    model = ModelConfig.from_dict(config["model"])
-    if model.spiking == "none":
-        raise SpikegptError(f"{run} is dense; --twin needs a spiking run")
-    # a twin is nobody's pupil
-    training = dataclasses.replace(TrainConfig.from_dict(config["train"]), teacher=None)
-    start = config.get("started_from") and Path(config["started_from"])
-    if start and read_model_config(start).spiking != "none":
-        raise SpikegptError(
-            f"{run} began with the spiking weights of {start}, which have no dense twin; name a run: spikegpt "
-            f"compare {run} RUN"
-        )
-    twin = find_twin(run)
-    if twin is None:
-        twin = run.resolve().parent / f"{run.resolve().name}-twin"
-        _say(f"training the dense twin of {run} into {twin}")
-        done = train(model.twin(), training, twin, start=start, cache=cache, quiet=quiet)
-    elif _last_step(twin) < training.steps:
-        _say(f"finishing the dense twin {twin}")
-        done = resume(twin, cache=cache, quiet=quiet)
-    else:
-        return twin
-    if done.interrupted:
-        raise SpikegptError(
-            f"the training of the twin was interrupted; continue it with: spikegpt train --resume {twin}"
-        )
-    return twin
-
-
-def _last_step(run: Path) -> int:
-    latest = latest_checkpoint(run)
-    return 0 if latest is None else step_of(latest)
 
 
 def _say(text: str) -> None:

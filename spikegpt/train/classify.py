@@ -15,12 +15,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checkpoint.run import TensorFile, load_model, read_json
+from ..checkpoint.run import read_json
+from ..checkpoint.weights import TensorFile, load_model
 from ..common.errors import SpikegptError
 from ..common.files import atomic_path, write_atomically
 from ..config import ClassifyConfig, ModelConfig, TrainConfig
 from ..data.labelled import Example, Task
-from ..data.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from ..data.tokenizers import Tokenizer, load_tokenizer
 from ..evaluate.perplexity import mean_firing_rate
 from ..model.network import SpikeGPT
 from .optimizer import learning_rate, make_optimizer, set_learning_rate

@@ -17,12 +17,13 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..checkpoint import run as ckpt
+from ..checkpoint.weights import TensorFile, load_model, load_training, load_weights
 from ..common.errors import SpikegptError
-from ..config import ModelConfig, TrainConfig
+from ..config import ModelConfig, SamplingConfig, TrainConfig
 from ..data.prepare import TokenData, prepare
-from ..data.tokenizers.tokenizer import load_tokenizer
+from ..data.tokenizers import load_tokenizer
 from ..evaluate.perplexity import Evaluation, evaluate_stream, mean_firing_rate
-from ..generate.stream import SamplingConfig, generate
+from ..generate.stream import generate
 from ..model.network import NeuronFactory, SpikeGPT, State, detach_state
 from ..neuron.lif import verified_spikes
 from .convert import anneal, read_model_config, spread_windows, start_from
@@ -251,7 +252,7 @@ class _Trainer:
     def _load_teacher(self) -> SpikeGPT | None:
         if self.config.teacher is None:
             return None
-        model, tokenizer = ckpt.load_model(self.config.teacher)
+        model, tokenizer = load_model(self.config.teacher)
         if tokenizer.fingerprint != self.data.tokenizer.fingerprint:
             raise SpikegptError(
                 f"the teacher {self.config.teacher} has another tokenizer; its tokens are not this run's"
@@ -374,8 +375,8 @@ class _Trainer:
         return self.accelerator.gather(tensor.to(self.accelerator.device).unsqueeze(0)).cpu()
 
     def _load(self, checkpoint: Path) -> None:
-        tensors, state = ckpt.load_training(checkpoint)
-        ckpt.load_weights(self.bare_model, ckpt.TensorFile(checkpoint / "model.safetensors"), checkpoint)
+        tensors, state = load_training(checkpoint)
+        load_weights(self.bare_model, TensorFile(checkpoint / "model.safetensors"), checkpoint)
         load_optimizer_tensors(self.optimizer, tensors)
         self.step, self.best = state["step"], state["best"]
         self.sampler.position = state["sampler_position"]

@@ -10,7 +10,7 @@ from spikegpt.common.files import sha256_of
 from spikegpt.data import text as text_module
 from spikegpt.data.sources import SPLITS, read_corpus, split_text
 from spikegpt.data.text import Text
-from spikegpt.evaluate.perplexity import evaluate_run
+from spikegpt.evaluate.runs import evaluate_run
 
 
 def write(folder, **texts):

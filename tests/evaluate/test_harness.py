@@ -12,12 +12,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from spikegpt.checkpoint.run import load_model, save_model
+from spikegpt.checkpoint.run import save_model
+from spikegpt.checkpoint.weights import load_model
 from spikegpt.common.errors import SpikegptError
-from spikegpt.config import ModelConfig
-from spikegpt.data.tokenizers.tokenizer import BPETokenizer, CharTokenizer
+from spikegpt.config import ModelConfig, SamplingConfig
+from spikegpt.data.tokenizers import BPETokenizer, CharTokenizer
 from spikegpt.evaluate.harness import END_OF_TEXT, SpikeGPTHarness
-from spikegpt.generate.stream import SamplingConfig, generate
+from spikegpt.generate.stream import generate
 from spikegpt.model.network import SpikeGPT
 
 QUESTIONS = [

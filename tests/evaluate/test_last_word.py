@@ -8,10 +8,11 @@ import sys
 import pytest
 import torch
 
-from spikegpt.checkpoint.run import load_model, save_model
+from spikegpt.checkpoint.run import save_model
+from spikegpt.checkpoint.weights import load_model
 from spikegpt.common.errors import SpikegptError
 from spikegpt.config import ModelConfig
-from spikegpt.data.tokenizers.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
+from spikegpt.data.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer
 from spikegpt.evaluate.last_word import encode_passage, evaluate_last_words, read_passages, table
 from spikegpt.model.network import SpikeGPT
 

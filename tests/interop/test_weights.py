@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from spikegpt.checkpoint.run import load_model
+from spikegpt.checkpoint.weights import load_model
 from spikegpt.common.errors import SpikegptError
 from spikegpt.config import ModelConfig
-from spikegpt.interop.weights import export_weights, huggingface_name, import_weights, official_name
+from spikegpt.interop.names import huggingface_name, official_name
+from spikegpt.interop.weights import export_weights, import_weights
 from spikegpt.model.network import SpikeGPT
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -268,7 +269,7 @@ def test_importing_and_loading_need_less_than_twice_the_size(tmp_path):
     # the peak so far is what the process needs without a model; getrusage would begin with the peak of its parent
     code = (
         "import re, sys; from pathlib import Path; import torch; from spikegpt.interop.weights import import_weights; "
-        "from spikegpt.checkpoint.run import load_model; torch.set_num_threads(1); folder = Path(sys.argv[1]); "
+        "from spikegpt.checkpoint.weights import load_model; torch.set_num_threads(1); folder = Path(sys.argv[1]); "
         "peak = lambda: 1024 * int(re.search(r'VmHWM:\\s+(\\d+) kB', Path('/proc/self/status').read_text())[1]); "
         "before = peak(); "
         "import_weights(folder / 'rwkv.pth', folder / 'model'); middle = peak(); load_model(folder / 'model'); "

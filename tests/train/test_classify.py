@@ -10,7 +10,7 @@ import torch
 from conftest import MODEL, TRAIN
 from test_command_line import spikegpt
 
-from spikegpt.checkpoint.run import load_model
+from spikegpt.checkpoint.weights import load_model
 from spikegpt.common.errors import SpikegptError
 from spikegpt.config import SPIKING, ClassifyConfig
 from spikegpt.data import labelled

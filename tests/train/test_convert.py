@@ -9,7 +9,7 @@ import torch
 from conftest import MODEL, TRAIN
 from test_train import break_off, weights_of
 
-from spikegpt.checkpoint.run import load_model
+from spikegpt.checkpoint.weights import load_model
 from spikegpt.common.errors import SpikegptError
 from spikegpt.config import SPIKING, ModelConfig, NeuronConfig
 from spikegpt.model.network import SpikeGPT

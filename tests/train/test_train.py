@@ -14,7 +14,8 @@ import torch
 from conftest import MODEL, TRAIN
 from safetensors.torch import load_file
 
-from spikegpt.checkpoint.run import latest_checkpoint, load_model
+from spikegpt.checkpoint.run import latest_checkpoint
+from spikegpt.checkpoint.weights import load_model
 from spikegpt.common.errors import SpikegptError
 from spikegpt.common.files import sha256_of
 from spikegpt.config import NeuronConfig, TrainConfig

@@ -25,7 +25,8 @@ from ...common.errors import SpikegptError
 from ...common.progress import Progress
 from ..cutting import cut_pieces
 from ..text import Text
-from .tokenizer import PAIR_PIECE_BYTES, Tokenizer, tokenizer_of
+from .contract import PAIR_PIECE_BYTES, Tokenizer
+from .stored import tokenizer_of
 
 # a worker takes about half a second to start: for less text than this per process it is not worth it
 BYTES_PER_PROCESS = 4 << 20

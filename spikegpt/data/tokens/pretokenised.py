@@ -15,8 +15,9 @@ from .. import jsonl
 from ..cutting import cut_pieces
 from ..sources import PYTHON_DOCS, SPLIT_OF_STEM, SPLITS, read_corpus, source_paths, text_files
 from ..text import Text
+from ..tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
+from ..tokenizers.contract import PAIR_PIECE_BYTES
 from ..tokenizers.encoding import encode_pieces, useful_processes
-from ..tokenizers.tokenizer import PAIR_PIECE_BYTES, ByteTokenizer, Tokenizer, load_tokenizer
 from .binidx import Binidx, read_binidx, write_binidx
 from .token_file import TokenData, count_characters
 
