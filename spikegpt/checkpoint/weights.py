@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..common.devices import find_device
 from ..common.errors import SpikegptError
 from ..config import ModelConfig
 from ..data.tokenizers import Tokenizer, load_tokenizer
@@ -55,16 +56,18 @@ class TensorFile(Mapping):
 
 
 def load_model(
-    path: str | Path, neuron: NeuronFactory | None = None, device: str = "cpu"
+    path: str | Path, neuron: NeuronFactory | None = None, device: str | torch.device = "cpu"
 ) -> tuple[SpikeGPT, Tokenizer]:
     """Return (model in evaluation mode, its tokenizer) from the folder of a run or of a checkpoint.
 
     A run gives its best checkpoint, or else its newest. A model trained with other neurons than our LIF needs the same
-    `neuron` factory again: code is never stored.
+    `neuron` factory again: code is never stored. `device` is auto, cpu, cuda or cuda:N, or a torch.device.
 
     Raises:
-        SpikegptError: nothing whole is there, or weights and configuration do not fit each other.
+        SpikegptError: nothing whole is there, weights and configuration do not fit each other, or the device is not
+            there.
     """
+    place = find_device(device)
     folder = find_model(Path(path))
     values = read_json(folder / "config.json")
     check_format(values, folder / "config.json")
@@ -74,7 +77,7 @@ def load_model(
         raise SpikegptError(f"{folder / 'config.json'} does not describe a model: {error}") from None
     model = SpikeGPT(config, neuron, init=False)
     load_weights(model, TensorFile(folder / "model.safetensors"), folder / "model.safetensors")
-    return model.to(device).eval(), load_tokenizer(folder / "tokenizer.json")
+    return model.to(place).eval(), load_tokenizer(folder / "tokenizer.json")
 
 
 @torch.no_grad()

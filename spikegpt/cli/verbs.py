@@ -1,7 +1,5 @@
 """The command line: one verb per function; parse, call, print. What a verb takes stands in options.py."""
 
-import dataclasses
-import itertools
 import json
 import sys
 from pathlib import Path
@@ -25,6 +23,8 @@ from .options import (
     Info,
     Measure,
     Measuring,
+    Resume,
+    Start,
     Train,
 )
 
@@ -50,22 +50,27 @@ spikegpt VERB --help shows the flags of a verb."""
 
 
 def train_verb(arguments: list[str]) -> int:
-    options = tyro.cli(
-        OmitArgPrefixes[Train], prog="spikegpt train", args=arguments, default=_train_defaults(arguments)
-    )
+    start, _ = tyro.cli(Start, prog="spikegpt train", args=arguments, return_unknown_args=True, add_help=False)
+    options = tyro.cli(OmitArgPrefixes[Train], prog="spikegpt train", args=arguments, default=_train_defaults(start))
     from ..train import trainer as train
 
     if options.resume is not None:
-        if _changed(options):
-            raise SpikegptError(
-                f"--resume goes on with the run's own configuration; leave out {', '.join(_changed(options))}"
-            )
-        result = train.resume(options.resume, cache=options.cache, quiet=options.json)
+        _, others = tyro.cli(Resume, prog="spikegpt train", args=arguments, return_unknown_args=True)
+        if others:
+            given = ", ".join(other.partition("=")[0] for other in others if other.startswith("--"))
+            raise SpikegptError(f"--resume goes on with the run's own configuration; leave out {given}")
+        result = train.resume(options.resume, cache=options.cache, quiet=options.json, device=options.device)
     else:
         name = options.from_.resolve().name + "-tuned" if options.from_ else options.preset
         out = options.out or Path("runs") / f"{name}-{options.model.spiking}"
         result = train.train(
-            options.model, options.train, out, start=options.from_, cache=options.cache, quiet=options.json
+            options.model,
+            options.train,
+            out,
+            start=options.from_,
+            cache=options.cache,
+            quiet=options.json,
+            device=options.device,
         )
     if not result.is_main:
         return 0
@@ -81,44 +86,20 @@ def train_verb(arguments: list[str]) -> int:
     return 0
 
 
-def _train_defaults(arguments: list[str]) -> Train:
+def _train_defaults(start: Start) -> Train:
     """The defaults that `--preset`, `--from` and `--spiking` ask for (each block has its own neuron), so that other
     flags change those."""
-    name = _given("--preset", arguments) or "tiny"
-    spiking = _given("--spiking", arguments)
-    changes = {"spiking": spiking} if spiking in SPIKING else {}
-    start = _given("--from", arguments)
-    if start is None:
-        # an unknown name is left to the parser, which lists the known ones
-        name = name if name in PRESETS else "tiny"
-        return Train(preset=name, model=model_preset(name, **changes), train=train_preset(name))
-    if _given("--preset", arguments) is not None:
-        raise SpikegptError(f"the sizes are those of {start}; leave out --preset")
+    # an unknown name is left to the parser, which lists the known ones
+    changes = {"spiking": start.spiking} if start.spiking in SPIKING else {}
+    if start.from_ is None:
+        name = start.preset if start.preset in PRESETS else "tiny"
+        return Train(model=model_preset(name, **changes), train=train_preset(name))
+    if start.preset is not None:
+        raise SpikegptError(f"the sizes are those of {start.from_}; leave out --preset")
     from ..train.convert import defaults_from
 
-    model, training = defaults_from(Path(start), **changes)
+    model, training = defaults_from(start.from_, **changes)
     return Train(model=model, train=training)
-
-
-def _given(flag: str, arguments: list[str]) -> str | None:
-    """The value of `flag`, or None."""
-    values = [argument.split("=", 1)[1] for argument in arguments if argument.startswith(f"{flag}=")]
-    values += [value for name, value in itertools.pairwise(arguments) if name == flag]
-    return values[-1] if values else None
-
-
-def _changed(options: Train) -> list[str]:
-    """Flags besides --resume, --cache and --json that differ from the defaults."""
-    defaults = _train_defaults([])
-    names = (
-        ["preset", "out", "from"]
-        if (options.preset, options.out, options.from_) != (defaults.preset, None, None)
-        else []
-    )
-    for part in ("model", "train"):
-        ours, theirs = getattr(options, part).to_dict(), getattr(defaults, part).to_dict()
-        names += [name for name in ours if ours[name] != theirs[name]]
-    return ["--" + name.replace("_", "-") for name in names]
 
 
 def data_verb(arguments: list[str]) -> int:
@@ -129,7 +110,7 @@ def data_verb(arguments: list[str]) -> int:
         print(json.dumps(list(corpora.CORPORA)) if options.json else corpora.listing())
         return 0
     if options.binidx is not None:
-        return _write_tokens(options)
+        return _write_tokens(options.name, options.binidx, options)
     folder = corpora.obtain(
         options.name,
         options.out,
@@ -144,17 +125,17 @@ def data_verb(arguments: list[str]) -> int:
     return 0
 
 
-def _write_tokens(options: Data) -> int:
+def _write_tokens(name: str, prefix: Path, options: Data) -> int:
     from ..data.corpora import CORPORA, named_corpus
     from ..data.tokenizers import ByteTokenizer, load_tokenizer
     from ..data.tokens.pretokenised import export_binidx
 
-    source = named_corpus(options.name, cache_dir=options.cache) if options.name in CORPORA else options.name
+    source = named_corpus(name, cache_dir=options.cache) if name in CORPORA else name
     tokenizer = ByteTokenizer() if options.tokenizer == "byte" else load_tokenizer(options.tokenizer)
     written = export_binidx(
         source,
         tokenizer,
-        options.binidx,
+        prefix,
         text_column=options.column,
         end_token=options.end_token,
         processes=options.processes,
@@ -165,21 +146,18 @@ def _write_tokens(options: Data) -> int:
 
 
 def generate_verb(arguments: list[str]) -> int:
-    options = tyro.cli(Generate, prog="spikegpt generate", args=arguments)
+    options = tyro.cli(OmitArgPrefixes[Generate], prog="spikegpt generate", args=arguments)
     from ..checkpoint.weights import load_model
-    from ..config import SamplingConfig
     from ..generate.stream import stream
 
     _use_threads(options.threads)
-    names = [item.name for item in dataclasses.fields(SamplingConfig)]
-    sampling = SamplingConfig(**{name: getattr(options, name) for name in names})
-    model, tokenizer = load_model(options.run)
+    model, tokenizer = load_model(options.run, device=options.device)
     prompts = list(options.prompts) or ["\n"]
     texts = [""] * len(prompts)
     alone = len(prompts) == 1 and not options.json
     if alone:
         print(prompts[0], end="", flush=True)
-    for piece in stream(model, tokenizer, prompts, sampling):
+    for piece in stream(model, tokenizer, prompts, options.sampling):
         texts[piece.prompt] += piece.text
         if alone:
             print(piece.text, end="", flush=True)
@@ -216,7 +194,7 @@ def evaluate_verb(arguments: list[str]) -> int:
             raise SpikegptError(f"--last-word reads whole passages from its own file; leave out {', '.join(given)}")
         from ..evaluate import last_word
 
-        results = [last_word.evaluate_last_words(run, options.last_word) for run in options.runs]
+        results = [last_word.evaluate_last_words(run, options.last_word, options.device) for run in options.runs]
         print(json.dumps(results) if options.json else last_word.table(results))
         return 0
     results = [
@@ -229,6 +207,7 @@ def evaluate_verb(arguments: list[str]) -> int:
             stride=options.stride,
             keep_membrane=options.keep_membrane,
             cache=options.cache,
+            device=options.device,
         )
         for run in options.runs
     ]
@@ -257,7 +236,7 @@ def compare_verb(arguments: list[str]) -> int:
         from ..measure.twins import make_twin
 
         _use_threads(options.threads)
-        twin = make_twin(runs[0], cache=options.cache, quiet=options.json)
+        twin = make_twin(runs[0], cache=options.cache, quiet=options.json, device=options.device)
         runs += [twin] if twin.resolve() not in [run.resolve() for run in runs] else []
     return _measure(runs, options, " and ".join(run.resolve().name for run in runs))
 
@@ -281,6 +260,7 @@ def _measure(runs: list[Path], options: Measuring, title: str) -> int:
         prompt=options.prompt,
         profiles=profiles,
         cache=options.cache,
+        device=options.device,
     )
     claims = next((claim for claim in map(claims_of, measurements) if claim is not None), None)
     report = write_report(folder, measurements, title=title, claims=claims)
@@ -298,15 +278,21 @@ def finetune_classify_verb(arguments: list[str]) -> int:
     from ..train.classify import finetune, table
 
     _use_threads(options.threads)
-    files = options.train, options.valid, options.test
-    if not options.runs or (options.task is None) == (None in (options.train, options.test)):
-        raise SpikegptError(
-            "give runs, and either --task NAME or --train FILE and --test FILE: spikegpt finetune-classify RUN "
-            "[TWIN] ..."
-        )
-    columns = {"text_column": options.text_column, "label_column": options.label_column}
-    task = load_hub_task(options.task) if options.task else load_file_task(*files, **columns)
-    results = [finetune(run, task, options.config, options.out / run.resolve().name) for run in options.runs]
+    advice = (
+        "give runs, and either --task NAME or --train FILE and --test FILE: spikegpt finetune-classify RUN [TWIN] ..."
+    )
+    if not options.runs:
+        raise SpikegptError(advice)
+    if options.train is not None and options.test is not None and options.task is None:
+        columns = {"text_column": options.text_column, "label_column": options.label_column}
+        task = load_file_task(options.train, options.valid, options.test, **columns)
+    elif options.task is not None and None in (options.train, options.test):
+        task = load_hub_task(options.task)
+    else:
+        raise SpikegptError(advice)
+    results = [
+        finetune(run, task, options.config, options.out / run.resolve().name, options.device) for run in options.runs
+    ]
     published = (
         {"46M": TASKS[options.task].published_46m, "216M": TASKS[options.task].published_216m} if options.task else {}
     )
@@ -411,9 +397,9 @@ VERBS = {
 }
 
 
-def main() -> int:
-    """Run the verb that the command line names; return the exit status."""
-    verb, arguments = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
+def main(arguments: list[str] | None = None) -> int:
+    """Run the verb that `arguments` name, by default those of the command line; return the exit status."""
+    verb, *arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if verb in ("--help", "-h"):
         print(USAGE)
         return 0

@@ -17,10 +17,10 @@ class SamplingConfig(Config):
     top_p: float = 0.95
     """choose among the most likely that together have this probability"""
     repetition_penalty: float = 1.0
-    """above 1: makes tokens that have been seen less likely"""
+    """above 1 makes tokens that were seen less likely"""
     seed: int = 0
     stop: tuple[str, ...] = ()
-    """end before any of these strings"""
+    """end before this string; may be given several times"""
 
     def __post_init__(self):
         check(self.max_tokens >= 1, f"max_tokens must be at least 1, got {self.max_tokens}")

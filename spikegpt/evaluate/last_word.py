@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..checkpoint.weights import load_model
 from ..common.errors import SpikegptError
 from ..common.tables import columns
@@ -111,15 +113,16 @@ def encode_passage(tokenizer: Tokenizer, where: str, context: str, word: str) ->
     return ids[:before].tolist(), ids[before:].tolist()
 
 
-def evaluate_last_words(run: Path, file: Path) -> dict[str, Any]:
+def evaluate_last_words(run: Path, file: Path, device: str | torch.device = "auto") -> dict[str, Any]:
     """Return how well the model in `run` names the last words of the passages in `file`, as plain values.
 
     Raises:
-        SpikegptError: no whole model there, or `file` is refused, see `read_passages` and `encode_passage`.
+        SpikegptError: no whole model there, the device is not there, or `file` is refused, see `read_passages` and
+            `encode_passage`.
     """
     # the passages first: a fault in them is found before a large model is loaded
     passages = read_passages(file)
-    model, tokenizer = load_model(run)
+    model, tokenizer = load_model(run, device=device)
     scores = score_continuations(model, [encode_passage(tokenizer, *passage) for passage in passages])
     result = LastWords(
         passages=len(scores),

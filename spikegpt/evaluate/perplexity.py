@@ -172,7 +172,7 @@ def evaluate_stream(
     """
     check_length(tokens)
     sums, state = _Sums(model), None
-    device = model.head.weight.device
+    device = model.device
     with evaluating(model):
         for start in range(0, len(tokens) - 1, chunk):
             piece = torch.from_numpy(tokens[start : start + chunk + 1].astype(np.int64)).to(device)
@@ -206,7 +206,7 @@ def evaluate_windows(
     if not 1 <= stride <= ctx_len:
         raise SpikegptError(f"stride must lie between 1 and ctx_len ({ctx_len}), got {stride}")
     sums, state = _Sums(model), None
-    device = model.head.weight.device
+    device = model.device
     # the last window is moved back to end with the text; what it has in common with the one before is not scored twice
     starts = [*range(0, predicted - ctx_len, stride), predicted - ctx_len]
     batch_size = 1 if keep_membrane else max(min(BATCH, LOGITS // (ctx_len * model.config.vocab_size)), 1)

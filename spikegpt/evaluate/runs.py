@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..checkpoint.run import read_run_config
 from ..checkpoint.weights import load_model
@@ -57,15 +58,17 @@ def evaluate_run(
     stride: int | None = None,
     keep_membrane: bool = False,
     cache: Path | None = None,
+    device: str | torch.device = "auto",
 ) -> dict[str, Any]:
     """Return both protocols' figures of the model in `run`, on a split of its own text or on `file`, as plain values.
 
     `ctx_len` is by default the model's, `stride` half of it. A text shorter than that is one window.
 
     Raises:
-        SpikegptError: no whole model there, its text is gone, the text is too short, or `evaluate_windows` refuses.
+        SpikegptError: no whole model there, its text is gone, the text is too short, `evaluate_windows` refuses, or the
+            device is not there.
     """
-    model, tokenizer = load_model(run)
+    model, tokenizer = load_model(run, device=device)
     tokens, source = read_text(run, tokenizer, split=split, file=file, limit=limit, cache=cache)
     ctx_len = min(model.config.ctx_len if ctx_len is None else ctx_len, len(tokens) - 1)
     stride = max(ctx_len // 2, 1) if stride is None else stride

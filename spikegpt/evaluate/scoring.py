@@ -102,7 +102,7 @@ def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
 
 def _read(model: SpikeGPT, texts: list[Sequence[int]], state: State | None) -> tuple[Tensor, State]:
     """Logits (N, vocab_size) and state after N texts of the same length."""
-    ids = torch.tensor(texts, device=model.head.weight.device)
+    ids = torch.tensor(texts, device=model.device)
     for piece in ids.split(CHUNK, dim=1):
         output = model(piece, state, last_only=True)
         state = output.state

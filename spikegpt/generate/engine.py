@@ -109,7 +109,7 @@ class Engine:
             if not self._is_chosen:
                 self._choose(len(tokens))
             return logits
-        output = self.model(tokens.to(self.model.head.weight.device).unsqueeze(1), self._state)
+        output = self.model(tokens.to(self.model.device).unsqueeze(1), self._state)
         self._state = output.state
         return output.logits[:, -1]
 

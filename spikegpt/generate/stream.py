@@ -58,7 +58,7 @@ def stream(
                 f"the prompt {prompt!r} is empty; the model needs at least one token to continue, a newline for "
                 f"instance"
             )
-    device = model.head.weight.device
+    device = model.device
     was_training = model.training
     model.eval()
     rows = [

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..common.devices import available_devices, find_device, finish
 from ..common.version import __version__
 from ..config import model_preset
 from ..generate.engine import GATHERED_TEXTS, Engine
@@ -38,8 +39,7 @@ TOLERANCE = 1e-4
 def examine() -> dict[str, Any]:
     """Return the report of `spikegpt doctor` as plain values; `healthy` is false if a kernel gives wrong numbers."""
     devices = {"cpu": f"{torch.get_num_threads()} threads"}
-    if torch.cuda.is_available():
-        devices |= {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
+    devices |= {name: torch.cuda.get_device_name(name) for name in available_devices() if name != "cpu"}
     examined = {
         device: _examine_all(device) for device in ("cpu", "cuda") if device == "cpu" or torch.cuda.is_available()
     }
@@ -169,13 +169,13 @@ def _output_and_gradients(inputs: list[torch.Tensor], run: Callable, backend: st
 
 def _seconds(function: Callable) -> float:
     """Best of three after one call to warm up."""
-    finish = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    device = find_device("auto")
     function()
     times = []
     for _ in range(3):
-        finish()
+        finish(device)
         start = time.perf_counter()
         function()
-        finish()
+        finish(device)
         times.append(time.perf_counter() - start)
     return min(times)

@@ -31,6 +31,7 @@ from neuromorphic import (
 from neuromorphic.energy.published import AC_PJ, MAC_PJ
 
 from ..checkpoint.weights import load_model
+from ..common.devices import finish
 from ..common.errors import SpikegptError
 from ..data.tokenizers import Tokenizer
 from ..evaluate.perplexity import evaluate_stream
@@ -55,6 +56,7 @@ def measure_runs(
     prompt: str | None = None,
     profiles: Sequence[Profile] = (),
     cache: Path | None = None,
+    device: str | torch.device = "auto",
 ) -> list[Measurement]:
     """Return the measurements of the models in `runs`, all on the same text, in the order given.
 
@@ -64,11 +66,12 @@ def measure_runs(
         profiles: price tables for the energy estimates.
 
     Raises:
-        SpikegptError: no run is given, one is not whole, or the runs would be measured on different texts.
+        SpikegptError: no run is given, one is not whole, the device is not there, or the runs would be measured on
+            different texts.
     """
     if not runs:
         raise SpikegptError("no run given; name the folder of at least one")
-    loaded = [(*load_model(run), run) for run in runs]
+    loaded = [(*load_model(run, device=device), run) for run in runs]
     texts = [
         read_text(run, tokenizer, split=split, file=file, limit=limit, cache=cache) for _, tokenizer, run in loaded
     ]
@@ -125,7 +128,7 @@ def measure_model(
         with counter.phase("prefill"):
             evaluation = evaluate_stream(model, tokens, tokenizer, watch=watch)
         with counter.phase("decode"):
-            _decode(model, torch.from_numpy(tokens[: DECODED + 1].astype(np.int64))[None, :-1])
+            _decode(model, _ids(model, tokens[: DECODED + 1])[:, :-1])
     tally = counter.tally()
     is_spiking = evaluation.firing_rate is not None
     phases = tuple(tally.tokens)
@@ -153,9 +156,14 @@ def measure_model(
         key_value_elements_per_token=2 * config.n_layer * config.n_embd,
         parameter_bits=8 * model.head.weight.element_size(),
         tokens_per_s=tokens_per_s or {},
-        host=f"{_processor()}, {torch.get_num_threads()} threads",
+        host=_host(model.device),
         uncounted=tuple(item._asdict() for item in tally.uncounted),
     )
+
+
+def _ids(model: SpikeGPT, tokens: np.ndarray) -> Tensor:
+    """`tokens` (T,) as ids (1, T), where the model is."""
+    return torch.from_numpy(tokens.astype(np.int64)).to(model.device)[None]
 
 
 def _read(model: SpikeGPT, ids: Tensor) -> None:
@@ -192,11 +200,13 @@ def measure_speed(models: Sequence[SpikeGPT], texts: Sequence[np.ndarray]) -> li
     # one round more, to warm up
     for is_counted in (False, *[True] * SPEED_ROUNDS):
         for index, (model, tokens) in enumerate(zip(models, texts, strict=True)):
-            ids = torch.from_numpy(tokens[:1025].astype(np.int64))[None, :-1]
+            ids = _ids(model, tokens[:1025])[:, :-1]
             decode = _decoder(model, ids)
             for phase, read, part in (("prefill", partial(_read, model), ids), ("decode", decode, ids[:, :DECODED])):
+                finish(model.device)
                 start = time.perf_counter()
                 read(part)
+                finish(model.device)
                 if is_counted:
                     seconds[index][phase].append(time.perf_counter() - start)
                 sizes[index][phase] = part.shape[1]
@@ -204,6 +214,12 @@ def measure_speed(models: Sequence[SpikeGPT], texts: Sequence[np.ndarray]) -> li
         {phase: sizes[index][phase] / statistics.median(times[phase]) for phase in times}
         for index, times in enumerate(seconds)
     ]
+
+
+def _host(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()}, {torch.get_num_threads()} threads"
 
 
 def _processor() -> str:
@@ -220,7 +236,7 @@ def _rasters(model: SpikeGPT, tokenizer: Tokenizer, tokens: np.ndarray, prompt: 
     read = np.asarray(read[:RASTER_TOKENS])
     if not len(read):
         raise SpikegptError("the prompt of the raster is empty; give some text, or leave it out")
-    spikes = model(torch.from_numpy(read.astype(np.int64))[None]).spikes
+    spikes = model(_ids(model, read)).spikes
     labels = tuple(tokenizer.decode([token]).decode("utf-8", "replace") for token in read)
     blocks = sorted({0, model.config.n_layer // 2, model.config.n_layer - 1})
     halves = {"input": ("att.output_neuron", "ffn.value_neuron")}.get(

@@ -62,11 +62,11 @@ def _twin_key(model: ModelConfig, run_config: dict[str, Any]) -> tuple[Any, ...]
     return sizes, shared, (run_config.get("corpus") or {}).get("text_sha256"), run_config.get("started_from")
 
 
-def make_twin(run: Path, *, cache: Path | None = None, quiet: bool = False) -> Path:
+def make_twin(run: Path, *, cache: Path | None = None, quiet: bool = False, device: str = "auto") -> Path:
     """Return the folder of the finished dense twin of `run`: found beside it, or trained into RUN-twin.
 
     Raises:
-        SpikegptError: `run` is dense itself, its text is gone, or training was interrupted.
+        SpikegptError: `run` is dense itself, its text is gone, the device is not there, or training was interrupted.
     """
     config = read_run_config(run)
     model = ModelConfig.from_dict(config["model"])
@@ -84,10 +84,10 @@ def make_twin(run: Path, *, cache: Path | None = None, quiet: bool = False) -> P
     if twin is None:
         twin = run.resolve().parent / f"{run.resolve().name}-twin"
         _say(f"training the dense twin of {run} into {twin}")
-        done = train(model.twin(), training, twin, start=start, cache=cache, quiet=quiet)
+        done = train(model.twin(), training, twin, start=start, cache=cache, quiet=quiet, device=device)
     elif _last_step(twin) < training.steps:
         _say(f"finishing the dense twin {twin}")
-        done = resume(twin, cache=cache, quiet=quiet)
+        done = resume(twin, cache=cache, quiet=quiet, device=device)
     else:
         return twin
     if done.interrupted:

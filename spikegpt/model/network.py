@@ -304,6 +304,11 @@ class SpikeGPT(nn.Module):
         read = {name: modules.get(name.removesuffix("_neuron")) for name in modules if name.endswith("_neuron")}
         return {name: product.weight.numel() for name, product in read.items() if product is not None}
 
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are; the head may be another's, the embedding is always here."""
+        return self.emb.weight.device
+
     def count_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
 
@@ -398,7 +403,7 @@ def calibrate_thresholds(model: SpikeGPT, rate: float | None = None, tokens: int
             hooks.append(neuron.register_forward_pre_hook(partial(calibrate, share=rate or share)))
     was_training = model.training
     model.eval()
-    model(torch.randint(model.config.vocab_size, (4, tokens), device=model.head.weight.device))
+    model(torch.randint(model.config.vocab_size, (4, tokens), device=model.device))
     model.train(was_training)
     for hook in hooks:
         hook.remove()

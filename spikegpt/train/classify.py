@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from ..checkpoint.run import read_json
 from ..checkpoint.weights import TensorFile, load_model
+from ..common.devices import find_device
 from ..common.errors import SpikegptError
 from ..common.files import atomic_path, write_atomically
 from ..config import ClassifyConfig, ModelConfig, TrainConfig
@@ -51,18 +52,23 @@ class _Batch(NamedTuple):
     labels: Tensor
 
 
-def finetune(run: Path, task: Task, config: ClassifyConfig, out: Path) -> dict[str, Any]:
+def finetune(
+    run: Path, task: Task, config: ClassifyConfig, out: Path, device: str | torch.device = "auto"
+) -> dict[str, Any]:
     """Train one classifier per seed from the model in `run`, keep each in OUT/seed-N, and return how they did, as plain
     values.
 
     Raises:
-        SpikegptError: no whole model is there, a text cannot be encoded, or `out` cannot be written.
+        SpikegptError: no whole model is there, the device is not there, a text cannot be encoded, or `out` cannot be
+            written.
     """
+    place = find_device(device)
     seeds = []
     for seed in config.seeds:
         torch.manual_seed(seed)
         model, tokenizer = load_model(run)
-        classifier = Classifier(model, len(task.classes))
+        # drawn on the CPU: the same numbers on every device
+        classifier = Classifier(model, len(task.classes)).to(place)
         train, valid, test = (
             _encode(part, tokenizer, config.max_tokens) for part in (task.train, task.valid, task.test)
         )
@@ -121,7 +127,8 @@ def load_classifier(folder: Path) -> tuple[Classifier, Tokenizer, tuple[str, ...
 @torch.inference_mode()
 def classify(classifier: Classifier, tokenizer: Tokenizer, texts: list[str], max_tokens: int = 512) -> Tensor:
     """Return the probabilities (B, n_classes) of texts."""
-    batch = _pad(_encode([Example(text, 0) for text in texts], tokenizer, max_tokens))
+    encoded = _encode([Example(text, 0) for text in texts], tokenizer, max_tokens)
+    batch = _pad(encoded, classifier.network.device)
     return torch.softmax(classifier(batch.ids, batch.lengths)[0].float(), dim=-1)
 
 
@@ -135,13 +142,14 @@ def _encode(examples: list[Example], tokenizer: Tokenizer, max_tokens: int) -> l
     return encoded
 
 
-def _pad(encoded: list[tuple[Tensor, int]]) -> _Batch:
+def _pad(encoded: list[tuple[Tensor, int]], device: torch.device) -> _Batch:
     ids = nn.utils.rnn.pad_sequence([ids for ids, _ in encoded], batch_first=True)
-    return _Batch(ids, torch.tensor([len(ids) for ids, _ in encoded]), torch.tensor([label for _, label in encoded]))
+    lengths, labels = [len(ids) for ids, _ in encoded], [label for _, label in encoded]
+    return _Batch(ids.to(device), torch.tensor(lengths, device=device), torch.tensor(labels, device=device))
 
 
-def _batches(encoded: list[tuple[Tensor, int]], size: int) -> Iterator[_Batch]:
-    return (_pad(encoded[start : start + size]) for start in range(0, len(encoded), size))
+def _batches(encoded: list[tuple[Tensor, int]], size: int, device: torch.device) -> Iterator[_Batch]:
+    return (_pad(encoded[start : start + size], device) for start in range(0, len(encoded), size))
 
 
 def _train(classifier: Classifier, train: list, valid: list, config: ClassifyConfig) -> tuple[float, int]:
@@ -153,7 +161,7 @@ def _train(classifier: Classifier, train: list, valid: list, config: ClassifyCon
     for epoch in range(1, config.epochs + 1):
         classifier.train()
         order = torch.randperm(len(train)).tolist()
-        for batch in _batches([train[index] for index in order], config.batch_size):
+        for batch in _batches([train[index] for index in order], config.batch_size, classifier.network.device):
             set_learning_rate(optimizer, learning_rate(step, schedule))
             loss = F.cross_entropy(classifier(batch.ids, batch.lengths)[0].float(), batch.labels)
             loss.backward()
@@ -174,11 +182,11 @@ def _measure(classifier: Classifier, encoded: list[tuple[Tensor, int]], batch_si
     """(accuracy, firing rate over real tokens; None for a dense model)."""
     classifier.eval()
     right, tokens, fired = 0, 0, {}
-    for batch in _batches(encoded, batch_size):
+    for batch in _batches(encoded, batch_size, classifier.network.device):
         logits, spikes = classifier(batch.ids, batch.lengths)
         right += int((logits.argmax(dim=-1) == batch.labels).sum())
         tokens += int(batch.lengths.sum())
-        is_real = torch.arange(batch.ids.shape[1]) < batch.lengths[:, None]
+        is_real = torch.arange(batch.ids.shape[1], device=batch.ids.device) < batch.lengths[:, None]
         for name, spike in spikes.items():
             fired[name] = fired.get(name, 0.0) + spike[is_real].count_nonzero().item() / spike.shape[-1]
     synapses = {name: count for name, count in classifier.network.synapses().items() if name in fired}

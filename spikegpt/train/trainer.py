@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..checkpoint import run as ckpt
 from ..checkpoint.weights import TensorFile, load_model, load_training, load_weights
+from ..common.devices import find_device
 from ..common.errors import SpikegptError
 from ..config import ModelConfig, SamplingConfig, TrainConfig
 from ..data.prepare import TokenData, prepare
@@ -55,6 +56,7 @@ def train(
     neuron: NeuronFactory | None = None,
     cache: Path | None = None,
     quiet: bool = False,
+    device: str = "auto",
 ) -> TrainResult:
     """Train a new model into the folder `run`. The vocabulary size is the tokenizer's.
 
@@ -62,21 +64,27 @@ def train(
         start: folder of a run, of a checkpoint or of an imported model whose weights the model begins with, and whose
             vocabulary size it takes. Dense ones may go into a spiking model: see `convert.py`, and
                 `TrainConfig.anneal`.
+        device: auto, cpu, cuda or cuda:N; not part of the run, which may go on elsewhere.
 
     Raises:
         SpikegptError: the folder holds a run already or cannot be written, the text is too short, the weights in
-            `start` do not fit, the loss is not finite.
+            `start` do not fit, the device is not there, the loss is not finite.
     """
     run = Path(run)
     if (run / "config.json").exists():
         raise SpikegptError(
             f"{run} holds a run already; continue it with: spikegpt train --resume {run}, or give another --out"
         )
-    return _Trainer(model_config, train_config, run, start, neuron, cache, quiet, is_new=True).train()
+    return _Trainer(model_config, train_config, run, start, neuron, cache, quiet, device, is_new=True).train()
 
 
 def resume(
-    run: str | Path, *, neuron: NeuronFactory | None = None, cache: Path | None = None, quiet: bool = False
+    run: str | Path,
+    *,
+    neuron: NeuronFactory | None = None,
+    cache: Path | None = None,
+    quiet: bool = False,
+    device: str = "auto",
 ) -> TrainResult:
     """Continue the run in the folder `run` from its newest whole checkpoint, or from the start if it has none yet.
 
@@ -90,17 +98,19 @@ def resume(
     except (KeyError, TypeError, ValueError) as error:
         raise SpikegptError(f"{run / 'config.json'} does not describe a run: {error}") from None
     start = Path(values["started_from"]) if values.get("started_from") else None
-    return _Trainer(model_config, train_config, run, start, neuron, cache, quiet, is_new=False).train()
+    return _Trainer(model_config, train_config, run, start, neuron, cache, quiet, device, is_new=False).train()
 
 
 class _Trainer:
     """Everything one run needs, and the loop."""
 
-    def __init__(self, model_config, config: TrainConfig, run: Path, start, neuron, cache, quiet: bool, is_new: bool):
+    def __init__(
+        self, model_config, config: TrainConfig, run: Path, start, neuron, cache, quiet: bool, device: str, is_new: bool
+    ):
         self.config, self.run, self.step, self.best = config, run, 0, {}
         if config.threads:
             torch.set_num_threads(config.threads)
-        self.accelerator = _make_accelerator(config)
+        self.accelerator = _make_accelerator(config, device)
         # one process prepares the token file, the others find it done
         with self.accelerator.main_process_first():
             self.data = self._prepare_data(is_new, cache)
@@ -413,11 +423,18 @@ class _Trainer:
         return tree_unflatten([next(parts).to(device) if isinstance(leaf, Tensor) else leaf for leaf in leaves], shape)
 
 
-def _make_accelerator(config: TrainConfig):
+def _make_accelerator(config: TrainConfig, device: str):
     from accelerate import Accelerator
 
-    if config.precision == "fp16" and not torch.cuda.is_available():
+    place = find_device(device)
+    if config.precision == "fp16" and place.type != "cuda":
         raise SpikegptError("precision fp16 needs a GPU; use bf16 or no")
+    if place.index is not None:
+        torch.cuda.set_device(place)
     # without this word accelerate runs several processes on a machine without a GPU as strangers to each other
-    cpu = not torch.accelerator.is_available()
-    return Accelerator(cpu=cpu, mixed_precision=config.precision, gradient_accumulation_steps=config.grad_accumulation)
+    cpu = device == "cpu" or not torch.accelerator.is_available()
+    steps = config.grad_accumulation
+    accelerator = Accelerator(cpu=cpu, mixed_precision=config.precision, gradient_accumulation_steps=steps)
+    if place.index is not None and accelerator.num_processes > 1:
+        raise SpikegptError(f"{device} is one GPU for {accelerator.num_processes} processes; leave --device out")
+    return accelerator

@@ -24,7 +24,7 @@ class Scripted(torch.nn.Module):
 
     def __init__(self, text: bytes):
         super().__init__()
-        self.text, self.head = text, torch.nn.Linear(1, 256, bias=False)
+        self.text, self.device = text, torch.device("cpu")
         self.config = type("Config", (), {"vocab_size": 256})
 
     def forward(self, ids, state=None, last_only=False):
