@@ -16,10 +16,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from corpora import zipped
 from http_server import Reply, serving
+from questions import QUESTIONS, TASK
 from test_classify import write_examples
-from test_corpora import zipped
-from test_harness import QUESTIONS, TASK
 
 from spikegpt.cli import verbs as command_line
 from spikegpt.config import ModelConfig

@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from test_sources import write
+from texts import write
 from tokenizers import Tokenizer as Library
 from tokenizers import models, pre_tokenizers
 

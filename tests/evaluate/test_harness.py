@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from questions import QUESTIONS, TASK
 
 from spikegpt.checkpoint.run import save_model
 from spikegpt.checkpoint.weights import load_model
@@ -20,33 +21,6 @@ from spikegpt.data.tokenizers import BPETokenizer, CharTokenizer
 from spikegpt.evaluate.harness import END_OF_TEXT, SpikeGPTHarness
 from spikegpt.generate.stream import generate
 from spikegpt.model.network import SpikeGPT
-
-QUESTIONS = [
-    {"question": "Which statement ends a loop?", "choices": ["break", "import", "yield from"], "label": 0},
-    {
-        "question": "What does len return?",
-        "choices": ["a string", "an integer", "None", "a function object"],
-        "label": 1,
-    },
-    {"question": "Which type is immutable?", "choices": ["list", "dict", "tuple"], "label": 2},
-    {"question": "Which keyword defines a class?", "choices": ["def", "class"], "label": 1},
-    {"question": "Which raises an exception?", "choices": ["raise", "throw", "except"], "label": 0},
-]
-TASK = """
-task: python_questions
-dataset_path: json
-dataset_kwargs:
-  data_files:
-    test: FILE
-test_split: test
-output_type: multiple_choice
-doc_to_text: "Question: {{question}}\\nAnswer:"
-doc_to_target: label
-doc_to_choice: choices
-metric_list:
-  - metric: acc
-  - metric: acc_norm
-"""
 
 
 def requests_of(*arguments: tuple) -> list[SimpleNamespace]:

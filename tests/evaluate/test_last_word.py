@@ -2,11 +2,10 @@
 
 import json
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
+from command_line import spikegpt
 
 from spikegpt.checkpoint.run import save_model
 from spikegpt.checkpoint.weights import load_model
@@ -121,6 +120,5 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_the_command_line_prints_the_same_figures(trained, passages):
-    command = [sys.executable, "-m", "spikegpt", "evaluate", str(trained), "--last-word", str(passages), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = spikegpt("evaluate", trained, "--last-word", passages, "--json")
     assert json.loads(done.stdout) == [evaluate_last_words(trained, passages)]

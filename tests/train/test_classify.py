@@ -7,8 +7,8 @@ import random
 
 import pytest
 import torch
+from command_line import spikegpt
 from conftest import MODEL, TRAIN
-from test_command_line import spikegpt
 
 from spikegpt.checkpoint.weights import load_model
 from spikegpt.common.errors import SpikegptError
