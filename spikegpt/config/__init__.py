@@ -1,6 +1,6 @@
 """Frozen configurations of models, neurons, training and sampling, and the presets. Standard library only."""
 
-from .model import SPIKING, ModelConfig, default_neuron
+from .model import SPIKING, ModelConfig, Spiking, default_neuron
 from .neuron import INPUT_NEURON, NeuronConfig
 from .presets import PRESETS, model_preset, train_preset
 from .sampling import SamplingConfig
@@ -14,6 +14,7 @@ __all__ = [
     "ModelConfig",
     "NeuronConfig",
     "SamplingConfig",
+    "Spiking",
     "TrainConfig",
     "default_neuron",
     "model_preset",

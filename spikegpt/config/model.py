@@ -1,13 +1,14 @@
 """The shape of a network and which of its parts spike. Names are RWKV's (`n_layer, n_embd, ctx_len, vocab_size`)."""
 
 import dataclasses
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, cast
 
 from .neuron import INPUT_NEURON, NeuronConfig
 from .values import Config, check
 
-SPIKING = ("none", "output", "input")
+Spiking = Literal["none", "output", "input"]
+SPIKING: tuple[Spiking, ...] = ("none", "output", "input")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,7 @@ class ModelConfig(Config):
     """tokens per training window; the model itself has no longest text"""
     vocab_size: int = 256
     """training replaces it by the tokenizer's"""
-    spiking: Literal["none", "output", "input"] = "input"
+    spiking: Spiking = "input"
     """none: dense RWKV-4; output: published SpikeGPT, neurons on the output of each half block; input: spike-driven,
     neurons before every matrix product of a block"""
     dropout: float = 0.03
@@ -38,11 +39,12 @@ class ModelConfig(Config):
     """none and output: as in published inference, halve the residual stream after every so many layers, and divide what
     layer l adds to it by 2^(l // rescale_every). Exact for dense RWKV-4; before a neuron it weakens the current. 0:
     never"""
-    neuron: NeuronConfig = None
+    # None until __post_init__ has looked at `spiking`; whoever reads it finds a neuron
+    neuron: NeuronConfig = field(default=cast(NeuronConfig, None))
     """the neuron; left out, it is the published one for output, INPUT_NEURON for input"""
 
     def __post_init__(self):
-        if self.neuron is None:
+        if vars(self)["neuron"] is None:
             object.__setattr__(self, "neuron", default_neuron(self.spiking))
         for name in ("n_layer", "n_embd", "ctx_len", "vocab_size"):
             value = getattr(self, name)

@@ -3,9 +3,11 @@ value."""
 
 import dataclasses
 import difflib
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """What every configuration can do: become a plain dictionary, and come back from one."""
 

@@ -41,10 +41,10 @@ def prepare(
             written.
     """
     paths = source_paths(source)
-    if paths != [PYTHON_DOCS] and any(map(is_binidx, paths)):
+    if paths is not None and any(map(is_binidx, paths)):
         return prepare_binidx(paths, tokenizer)
     cache_dir = cache_dir or default_cache_dir()
-    corpus = read_corpus(paths, text_column, cache_dir)
+    corpus = read_corpus(PYTHON_DOCS if paths is None else paths, text_column, cache_dir)
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         made = _make_tokenizer(tokenizer, corpus, cache_dir, bpe_vocab_size, warn)

@@ -117,7 +117,7 @@ class SpikeGPTHarness(TemplateLM):
         for part in _parts(order, 8 * self.batch_size, disable_tqdm):
             scores = score_continuations(self.model, [requests[place][1:] for place in part], self.batch_size)
             for place, score in zip(part, scores, strict=True):
-                found[place] = tuple(score)
+                found[place] = score.log_probability, score.is_greedy
                 self.cache_hook.add_partial("loglikelihood", requests[place][0], found[place])
         return [found[place] for place in range(len(requests))]
 

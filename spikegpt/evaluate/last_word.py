@@ -62,7 +62,7 @@ def read_passages(file: Path) -> list[tuple[str, str, str]]:
     Raises:
         SpikegptError: the file cannot be read, is not UTF-8, holds no passage, or a line is none.
     """
-    passages = []
+    passages: list[tuple[str, str, str]] = []
     for where, line in _lines(file):
         text = line.strip()
         split = _PASSAGE.fullmatch(text)
@@ -70,7 +70,8 @@ def read_passages(file: Path) -> list[tuple[str, str, str]]:
             raise SpikegptError(
                 f"{where}: {text[:40]!r} has no word before its last; give passages of at least two words"
             )
-        passages.append((where, *split.groups()))
+        context, word = split.groups()
+        passages.append((where, context, word))
     if not passages:
         raise SpikegptError(f'{file} holds no passage; give one per line, in a .jsonl file as the "text" of an object')
     return passages

@@ -125,16 +125,18 @@ class _Sums:
     """Running sums of one evaluation."""
 
     def __init__(self, model: SpikeGPT):
-        self.nats, self.tokens_read, self.spikes, self.synapses = 0.0, 0, {}, model.synapses()
+        self.nats, self.tokens_read, self.synapses = 0.0, 0, model.synapses()
+        # name -> spikes, unit spikes, channels
+        self.spikes: dict[str, tuple[int, float, int]] = {}
 
     def add(self, logits: Tensor, targets: Tensor, spikes: dict[str, Tensor], tokens_read: int) -> None:
         losses = F.cross_entropy(logits.float().flatten(0, -2), targets.flatten(), reduction="none")
         self.nats += losses.double().sum().item()
         self.tokens_read += tokens_read
         for name, spike in spikes.items():
-            fired, units, channels = self.spikes.get(name, (0, 0, spike.shape[-1]))
+            fired, units, channels = self.spikes.get(name, (0, 0.0, spike.shape[-1]))
             units += spike.abs().sum(dtype=torch.float64).item()
-            self.spikes[name] = (fired + spike.count_nonzero().item(), units, channels)
+            self.spikes[name] = (fired + int(spike.count_nonzero()), units, channels)
 
     def result(self, protocol: str, tokens: np.ndarray, tokenizer: Tokenizer) -> Evaluation:
         text = tokenizer.decode(tokens[1:])

@@ -1,6 +1,5 @@
 """The figures of whole runs, on a text of their own or on a file, and side by side. The protocols: perplexity.py."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,27 +93,21 @@ _UNITS = {
 
 def table(results: list[dict[str, Any]]) -> str:
     """Return the figures of several runs side by side, as text."""
-    rows = [["run", *(result["run"] for result in results)]]
-
-    def add(title: str, show: Callable[[dict[str, Any]], str]) -> None:
-        rows.append([title, *map(show, results)])
-
-    add("spiking", lambda r: r["spiking"])
-    add("parameters", lambda r: f"{r['parameters']:,}")
-    add("text", lambda r: r["text"])
-    add("predicted: tokens", lambda r: f"{r['stream']['tokens']:,}")
+    rows = [[name, *(str(result[name]) for result in results)] for name in ("run", "spiking")]
+    rows.append(["parameters", *(f"{result['parameters']:,}" for result in results)])
+    rows.append(["text", *(result["text"] for result in results)])
+    rows.append(["predicted: tokens", *(f"{result['stream']['tokens']:,}" for result in results)])
     for name in ("bytes", "characters", "words", "line_ends"):
-        add(f"  {name.replace('_', ' ')}", lambda r, name=name: f"{r['stream'][name]:,}")
+        rows.append([f"  {name.replace('_', ' ')}", *(f"{result['stream'][name]:,}" for result in results)])
     for protocol in ("stream", "windows"):
-        add("protocol", lambda r, protocol=protocol: r[protocol]["protocol"])
+        rows.append(["protocol", *(result[protocol]["protocol"] for result in results)])
         for title, name in _UNITS.items():
-            add(f"  {title}", lambda r, protocol=protocol, name=name: f"{r[protocol][name]:.4f}")
-    add("firing rate", lambda r: "dense" if r["stream"]["firing_rate"] is None else f"{r['stream']['firing_rate']:.2%}")
+            rows.append([f"  {title}", *(f"{result[protocol][name]:.4f}" for result in results)])
+    rows.append(["firing rate", *(_share(result["stream"]["firing_rate"], "dense") for result in results)])
     for name in dict.fromkeys(name for result in results for name in result["stream"]["firing_rates"]):
-        add(
-            f"  {name}",
-            lambda r, name=name: (
-                f"{r['stream']['firing_rates'][name]:.2%}" if name in r["stream"]["firing_rates"] else "-"
-            ),
-        )
+        rows.append([f"  {name}", *(_share(result["stream"]["firing_rates"].get(name), "-") for result in results)])
     return columns(rows)
+
+
+def _share(rate: float | None, otherwise: str) -> str:
+    return otherwise if rate is None else f"{rate:.2%}"

@@ -90,7 +90,7 @@ def _read_prompt(model: SpikeGPT, ids: Tensor) -> tuple[Tensor, State]:
     for start in range(0, len(ids), PREFILL_CHUNK):
         output = model(ids[None, start : start + PREFILL_CHUNK], state, last_only=True)
         state = output.state
-    return output.logits[:, -1], state
+    return output.logits[:, -1], output.state
 
 
 class _Row:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..checkpoint.run import read_json
 from ..common.errors import SpikegptError
-from ..config import PRESETS, ModelConfig, model_preset
+from ..config import PRESETS, ModelConfig, Spiking, model_preset
 from ..model.network import SpikeGPT
 
 # what training frameworks put before every name
@@ -39,7 +39,8 @@ OTHER_FAMILIES = {
 }
 # layers, width and vocabulary that only one of the two blocks was published with
 RWKV4_SIZES = ((12, 768), (24, 1024), (24, 2048), (32, 2560), (32, 4096), (40, 5120))
-PUBLISHED = {(18, 768, 50277): "output"} | {(*size, 50277): "none" for size in RWKV4_SIZES}
+PUBLISHED: dict[tuple[int, int, int], Spiking] = {(18, 768, 50277): "output"}
+PUBLISHED |= {(*size, 50277): "none" for size in RWKV4_SIZES}
 
 
 class _Renamed(Mapping):
@@ -79,7 +80,7 @@ def huggingface_name(name: str) -> str:
     return name
 
 
-def infer_config(weights: Mapping[str, Tensor], source: Path, spiking: str | None, ctx_len: int) -> ModelConfig:
+def infer_config(weights: Mapping[str, Tensor], source: Path, spiking: Spiking | None, ctx_len: int) -> ModelConfig:
     """Return the configuration of official tensors, after checking that each is there, has its shape, and none is left
     over.
 
@@ -110,7 +111,7 @@ def infer_config(weights: Mapping[str, Tensor], source: Path, spiking: str | Non
     return config
 
 
-def _recognise_block(source: Path, sizes: tuple[int, int, int]) -> str | None:
+def _recognise_block(source: Path, sizes: tuple[int, int, int]) -> Spiking | None:
     if (source / "config.json").exists():
         values = read_json(source / "config.json")
         if values.get("model_type") == "rwkv":

@@ -10,8 +10,7 @@ import dataclasses
 import json
 import pickle
 import zipfile
-from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -23,7 +22,7 @@ from ..checkpoint.weights import TensorFile, load_model
 from ..common.errors import SpikegptError
 from ..common.files import atomic_path, write_atomically
 from ..common.hub import fetch, is_hub_name
-from ..config import ModelConfig
+from ..config import ModelConfig, Spiking
 from ..data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
 from .names import empty_model, huggingface_config, huggingface_name, infer_config, official_names
 
@@ -34,7 +33,7 @@ def import_weights(
     source: Path,
     out: Path,
     *,
-    spiking: str | None = None,
+    spiking: Spiking | None = None,
     tokenizer: Path | None = None,
     ctx_len: int = 1024,
     binary_embedding: bool = True,
@@ -132,12 +131,28 @@ def open_weights(source: Path) -> Mapping[str, Tensor]:
             missing = [str(path) for path in files if not path.exists()]
             if missing:
                 raise SpikegptError(f"{source / index} names files that are missing: {', '.join(missing)}")
-            return ChainMap(*(TensorFile(path) if index.startswith("model") else _open_pickle(path) for path in files))
+            return _Joined([TensorFile(path) if index.startswith("model") else _open_pickle(path) for path in files])
     if (source / "model.safetensors").exists():
         return TensorFile(source / "model.safetensors")
     if (source / "pytorch_model.bin").exists():
         return _open_pickle(source / "pytorch_model.bin")
     return TensorFile(find_model(source) / "model.safetensors")
+
+
+class _Joined(Mapping):
+    """The tensors of several files together."""
+
+    def __init__(self, files: list[Mapping[str, Tensor]]):
+        self._file_of = {name: file for file in files for name in file}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._file_of[name][name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file_of)
+
+    def __len__(self) -> int:
+        return len(self._file_of)
 
 
 def _open_pickle(path: Path) -> dict[str, Tensor]:

@@ -121,7 +121,8 @@ def _event_wkv_inputs(dtype: torch.dtype) -> list[torch.Tensor]:
 
 
 def event_wkv_of(inputs: list[torch.Tensor], backend: str) -> torch.Tensor:
-    return event_wkv(*inputs, backend=backend)[0]
+    time_decay, time_first, key, value = inputs
+    return event_wkv(time_decay, time_first, key, value, backend=backend)[0]
 
 
 def _wkv_inputs(dtype: torch.dtype) -> list[torch.Tensor]:
@@ -132,7 +133,8 @@ def _wkv_inputs(dtype: torch.dtype) -> list[torch.Tensor]:
 
 
 def wkv_of(inputs: list[torch.Tensor], backend: str) -> torch.Tensor:
-    return wkv(*inputs, backend=backend)[0]
+    time_decay, time_first, key, value = inputs
+    return wkv(time_decay, time_first, key, value, backend=backend)[0]
 
 
 def _examine(make: Callable, run: Callable, device: str) -> dict[str, Any]:

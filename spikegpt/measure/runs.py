@@ -272,7 +272,7 @@ def claims_of(measurement: Measurement) -> Claims | None:
     published = published_saving()
     covered = [layer for layer in measurement.layers if layer.idealised_acs is not None]
     dense = sum(layer.dense_ops for layer in covered)
-    idealised = sum(layer.idealised_acs for layer in covered)
+    idealised = sum(layer.idealised_acs or 0.0 for layer in covered)
     driven = [layer for layer in covered if layer.is_spike_driven]
     acs = sum(layer.built_acs for layer in driven)
     still_dense = dense - sum(layer.dense_ops for layer in driven)

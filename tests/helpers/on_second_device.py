@@ -24,7 +24,7 @@ measure.DECODED, measure.SPEED_ROUNDS, measure.RASTER_TOKENS = 2, 1, 4
 # no fast kernel there, which is known
 warnings.simplefilter("ignore", RuntimeWarning)
 EXAMPLES = (Example("good day", 1), Example("bad", 0))
-TASK = Task("task", ("bad", "good"), EXAMPLES, EXAMPLES, EXAMPLES)
+TASK = Task(name="task", classes=("bad", "good"), train=EXAMPLES, valid=EXAMPLES, test=EXAMPLES)
 
 
 def figures(device: torch.device) -> dict[str, object]:

@@ -115,7 +115,7 @@ class BPETokenizer(Tokenizer):
                 known.clear()
         return np.concatenate(encoded)
 
-    def next_cut(self, text: bytes, start: int) -> int | None:
+    def next_cut(self, text: bytes | bytearray, start: int) -> int | None:
         return next_pair_cut(text, start, self._cuts)
 
     @cached_property
@@ -159,29 +159,30 @@ class BPETokenizer(Tokenizer):
                 else token.encode()
             )
         # added tokens are spelled as they are, and go before those of the model
-        for id, token in self._library.get_added_tokens_decoder().items():
-            table[id] = token.content.encode()
+        for id, added in self._library.get_added_tokens_decoder().items():
+            table[id] = added.content.encode()
         return table
 
-    def stream(self) -> "TextStream | _LibraryStream":
+    def stream(self) -> TextStream:
         return TextStream(self) if self._bytes is not None else _LibraryStream(self, self._library)
 
     def to_json(self) -> dict[str, Any]:
         return self._values
 
 
-class _LibraryStream:
+class _LibraryStream(TextStream):
     """As TextStream, by the library's own DecodeStream: for tokens that depend on their neighbours and so have no bytes
     of their own."""
 
     def __init__(self, tokenizer: BPETokenizer, library: Any):
         from tokenizers.decoders import DecodeStream
 
-        self._tokenizer, self._library, self._decoder, self._pending = tokenizer, library, DecodeStream(), []
+        self._tokenizer, self._library, self._stream = tokenizer, library, DecodeStream()
+        self._pending: list[int] = []
 
     def push(self, id: int) -> str:
         self._tokenizer.decode([id])
-        text = self._decoder.step(self._library, int(id))
+        text = self._stream.step(self._library, int(id))
         self._pending = [*self._pending, id] if text is None else []
         return text or ""
 

@@ -13,7 +13,7 @@ class ByteTokenizer(Tokenizer):
     name = "byte"
     vocab_size = 256
 
-    def next_cut(self, text: bytes, start: int) -> int | None:
+    def next_cut(self, text: bytes | bytearray, start: int) -> int | None:
         return start if start < len(text) else None
 
     def encode(self, text: bytes) -> np.ndarray:

@@ -54,7 +54,7 @@ class CharTokenizer(Tokenizer):
                 seen[_code_points(characters)] = True
         return cls("".join(map(chr, np.flatnonzero(seen).tolist())))
 
-    def next_cut(self, text: bytes, start: int) -> int | None:
+    def next_cut(self, text: bytes | bytearray, start: int) -> int | None:
         return next_character_cut(text, start)
 
     def encode(self, text: bytes) -> np.ndarray:

@@ -31,7 +31,7 @@ class Tokenizer(ABC):
     vocab_size: int
 
     @abstractmethod
-    def next_cut(self, text: bytes, start: int) -> int | None:
+    def next_cut(self, text: bytes | bytearray, start: int) -> int | None:
         """Return the first place at or after `start` (at least 1) where `text` may be cut without changing its tokens.
 
         `text` may be the beginning of a longer one: a place that this cannot decide is left out. None if there is no

@@ -144,7 +144,7 @@ def export_binidx(
 def _documents(source: str | Path | Iterable[str | Path], text_column: str) -> tuple[Iterator[Iterable[bytes]], int]:
     """(the blocks of each document, bytes of all files)."""
     paths = source_paths(source)
-    if paths == [PYTHON_DOCS]:
+    if paths is None:
         corpus = read_corpus(PYTHON_DOCS)
         return iter([chain.from_iterable(corpus.split(name).blocks() for name in SPLITS)]), len(corpus)
     # valid and test stand last, so that whoever splits the tokens by position does not train on them
