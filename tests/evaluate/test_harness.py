@@ -135,6 +135,24 @@ def test_a_batch_size_that_is_no_number_is_refused(trained, size):
         SpikeGPTHarness(str(trained), batch_size=size)
 
 
+def test_a_device_among_the_models_own_arguments_goes_before_lm_evals(trained):
+    ours = {"pretrained": str(trained), "device": "cpu"}
+    made = SpikeGPTHarness.create_from_arg_obj(ours, {"device": "cuda:7", "batch_size": 2, "max_batch_size": None})
+    assert (made.device, made.batch_size) == (torch.device("cpu"), 2)
+
+
+def test_what_lm_eval_asks_for_by_default_is_whatever_is_there(trained, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    made = SpikeGPTHarness.create_from_arg_string(f"pretrained={trained}", {"device": "cuda:0", "batch_size": 1})
+    assert made.device == torch.device("cpu")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:9"])
+def test_a_device_that_is_not_there_is_refused(trained, device):
+    with pytest.raises(SpikegptError, match=f"{device}.*available: cpu"):
+        SpikeGPTHarness.create_from_arg_string(f"pretrained={trained},device={device}")
+
+
 def test_lm_eval_runs_a_multiple_choice_task_from_local_files(trained, tmp_path):
     questions, tasks, out = tmp_path / "questions.jsonl", tmp_path / "tasks", tmp_path / "out"
     questions.write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS))

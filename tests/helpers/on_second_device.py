@@ -33,7 +33,6 @@ def figures(device: torch.device) -> dict[str, object]:
     tokens = tokenizer.encode(b"the neuron fires")
     greedy = SamplingConfig(max_tokens=2, temperature=0)
     harness = SpikeGPTHarness(str(run), device=device)
-    out = folder / device.type
     found = {
         "evaluate_stream": evaluate_stream(model, tokens, tokenizer).nats,
         "evaluate_windows": evaluate_windows(model, tokens, tokenizer, 8, 4).nats,
@@ -44,9 +43,12 @@ def figures(device: torch.device) -> dict[str, object]:
         "measure": measure.measure_model(model, tokenizer, tokens, name="m", source="here").bits_per_byte,
         "measure_speed": len(measure.measure_speed([model], [tokens])),
         "lm_eval": harness._loglikelihood_tokens([(("a", "b"), [1], [2])], disable_tqdm=True)[0][0],
-        "finetune": finetune(run, TASK, ClassifyConfig(epochs=1, seeds=(0,), batch_size=2), out, device)["accuracy"],
+        "finetune": finetune(
+            run, TASK, ClassifyConfig(epochs=1, seeds=(0,), batch_size=2), folder / device.type, device
+        )["accuracy"],
     }
-    classifier, tokenizer, _ = load_classifier(out / "seed-0")
+    # the same for both: training enlarges what is rounded otherwise
+    classifier, tokenizer, _ = load_classifier(folder / "cpu" / "seed-0")
     found["classify"] = classify(classifier.to(device), tokenizer, ["good"]).tolist()[0]
     return found
 
