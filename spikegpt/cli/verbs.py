@@ -1,4 +1,4 @@
-"""The command line: one verb per function; parse, call, print. What a verb takes stands in options.py."""
+"""The command line: one verb per function; parse, call, print. What a verb takes: options.py; `train`: training.py."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ from tyro.conf import OmitArgPrefixes
 
 from ..common.errors import SpikegptError
 from ..common.version import __version__
-from ..config import PRESETS, SPIKING, model_preset, train_preset
+from ..config import PRESETS
 from .options import (
     Compare,
     Data,
@@ -23,10 +23,8 @@ from .options import (
     Info,
     Measure,
     Measuring,
-    Resume,
-    Start,
-    Train,
 )
+from .training import train_verb
 
 USAGE = f"""spikegpt {__version__}: train spiking language models, and compare them with their dense RWKV twin
 
@@ -47,59 +45,6 @@ USAGE = f"""spikegpt {__version__}: train spiking language models, and compare t
   spikegpt doctor                 what is installed, which kernels run here, how fast
 
 spikegpt VERB --help shows the flags of a verb."""
-
-
-def train_verb(arguments: list[str]) -> int:
-    start, _ = tyro.cli(Start, prog="spikegpt train", args=arguments, return_unknown_args=True, add_help=False)
-    options = tyro.cli(OmitArgPrefixes[Train], prog="spikegpt train", args=arguments, default=_train_defaults(start))
-    from ..train import trainer as train
-
-    if options.resume is not None:
-        _, others = tyro.cli(Resume, prog="spikegpt train", args=arguments, return_unknown_args=True)
-        if others:
-            given = ", ".join(other.partition("=")[0] for other in others if other.startswith("--"))
-            raise SpikegptError(f"--resume goes on with the run's own configuration; leave out {given}")
-        result = train.resume(options.resume, cache=options.cache, quiet=options.json, device=options.device)
-    else:
-        name = options.from_.resolve().name + "-tuned" if options.from_ else options.preset
-        out = options.out or Path("runs") / f"{name}-{options.model.spiking}"
-        result = train.train(
-            options.model,
-            options.train,
-            out,
-            start=options.from_,
-            cache=options.cache,
-            quiet=options.json,
-            device=options.device,
-        )
-    if not result.is_main:
-        return 0
-    if options.json:
-        valid = result.valid.to_dict() if result.valid else None
-        print(
-            json.dumps({"run": str(result.run), "step": result.step, "interrupted": result.interrupted, "valid": valid})
-        )
-    elif result.interrupted:
-        print(f"stopped after step {result.step}, saved; continue with: spikegpt train --resume {result.run}")
-    else:
-        print(f"done: {result.run}\n  spikegpt generate {result.run}\n  spikegpt evaluate {result.run}")
-    return 0
-
-
-def _train_defaults(start: Start) -> Train:
-    """The defaults that `--preset`, `--from` and `--spiking` ask for (each block has its own neuron), so that other
-    flags change those."""
-    # an unknown name is left to the parser, which lists the known ones
-    changes = {"spiking": start.spiking} if start.spiking in SPIKING else {}
-    if start.from_ is None:
-        name = start.preset if start.preset in PRESETS else "tiny"
-        return Train(model=model_preset(name, **changes), train=train_preset(name))
-    if start.preset is not None:
-        raise SpikegptError(f"the sizes are those of {start.from_}; leave out --preset")
-    from ..train.convert import defaults_from
-
-    model, training = defaults_from(start.from_, **changes)
-    return Train(model=model, train=training)
 
 
 def data_verb(arguments: list[str]) -> int:
