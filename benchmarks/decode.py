@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from measure import alternate, ratio, write_result
 
-from spikegpt.checkpoint.run import load_model
+from spikegpt.checkpoint.weights import load_model
 from spikegpt.config import model_preset
 from spikegpt.generate.engine import GATHERED_TEXTS, Engine
 from spikegpt.model.initial import calibrate_thresholds

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from measure import write_result
 
-from spikegpt.checkpoint.run import load_model
+from spikegpt.checkpoint.weights import load_model
 from spikegpt.config import ModelConfig, TrainConfig
 from spikegpt.data.prepare import prepare
 from spikegpt.evaluate.perplexity import evaluate_stream

@@ -20,7 +20,7 @@ import torch
 from measure import write_result
 
 from spikegpt.config import ModelConfig
-from spikegpt.interop.weights import empty_model
+from spikegpt.interop.names import empty_model
 
 # layers, width, vocabulary, and the number type of the published file
 SIZES = {"spikegpt-216m": (18, 768, 50277, torch.float32), "rwkv-4-169m": (12, 768, 50277, torch.bfloat16)}
@@ -31,7 +31,7 @@ MEASURED = """
 import json, re, sys
 from pathlib import Path
 import spikegpt.train.trainer
-from spikegpt.checkpoint.run import load_model
+from spikegpt.checkpoint.weights import load_model
 from spikegpt.interop.weights import import_weights
 peak = lambda: 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 before = peak()

@@ -20,9 +20,10 @@ from pathlib import Path
 import torch
 from measure import write_result
 
-from spikegpt.checkpoint.run import load_model
+from spikegpt.checkpoint.weights import load_model
 from spikegpt.config import model_preset, train_preset
-from spikegpt.evaluate.perplexity import evaluate_windows, read_text
+from spikegpt.evaluate.perplexity import evaluate_windows
+from spikegpt.evaluate.runs import read_text
 from spikegpt.model.network import SpikeGPT
 from spikegpt.train.trainer import train
 

@@ -25,8 +25,8 @@ import numpy as np
 from measure import alternate, ratio, write_result
 
 from spikegpt.data.text import Text
+from spikegpt.data.tokenizers import BPETokenizer
 from spikegpt.data.tokenizers.encoding import encode_text
-from spikegpt.data.tokenizers.tokenizer import BPETokenizer
 
 VOCAB_SIZE = 4096
 

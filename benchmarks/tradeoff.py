@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from measure import write_result
 
-from spikegpt.checkpoint.run import load_model
+from spikegpt.checkpoint.weights import load_model
 from spikegpt.data.prepare import prepare
 from spikegpt.evaluate.perplexity import evaluate_stream
 

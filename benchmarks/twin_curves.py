@@ -18,7 +18,7 @@ import matplotlib
 import numpy as np
 from measure import write_result
 
-from spikegpt.checkpoint.run import load_model
+from spikegpt.checkpoint.weights import load_model
 from spikegpt.config import model_preset, train_preset
 from spikegpt.data.prepare import prepare
 from spikegpt.evaluate.perplexity import evaluate_stream, evaluate_windows

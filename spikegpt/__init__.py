@@ -14,6 +14,7 @@ from .common.version import __version__
 _HOME = {
     "ModelConfig": "config",
     "NeuronConfig": "config",
+    "SamplingConfig": "config",
     "TrainConfig": "config",
     "PRESETS": "config",
     "model_preset": "config",
@@ -33,18 +34,17 @@ _HOME = {
     "prepare": "data",
     "evaluate_stream": "evaluate",
     "evaluate_windows": "evaluate",
-    "SamplingConfig": "generate",
 }
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
     from .checkpoint import load_model
     from .common.errors import SpikegptError
-    from .config import PRESETS, ModelConfig, NeuronConfig, TrainConfig, model_preset, train_preset
+    from .config import PRESETS, ModelConfig, NeuronConfig, SamplingConfig, TrainConfig, model_preset, train_preset
     from .data import prepare
     from .data.tokenizers import load_tokenizer
     from .evaluate import evaluate_stream, evaluate_windows
-    from .generate import Engine, SamplingConfig
+    from .generate import Engine
     from .kernels import event_wkv, integer_lif, lif, wkv
     from .model import SpikeGPT
     from .neuron import LIF, SnnTorchNeuron, SpikingJellyNeuron

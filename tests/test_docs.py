@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 from classification import write_examples
+from corpora import zipped
 from http_server import Reply, serving
-from test_corpora import zipped
-from test_harness import QUESTIONS, TASK
+from questions import QUESTIONS, TASK
 
 from spikegpt.cli import verbs as command_line
 from spikegpt.config import ModelConfig

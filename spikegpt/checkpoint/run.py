@@ -5,28 +5,25 @@
                                      training.safetensors  training.json                  (what resuming needs besides)
                                      manifest.json                                        (size and sha256 of each file)
 
-A checkpoint is written under a temporary name, flushed to disk, and renamed. Nothing here is a pickle; loading runs no
-code.
+A checkpoint is written under a temporary name, flushed to disk, and renamed. Reading tensors back: weights.py.
 """
 
 import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..common.errors import SpikegptError, Warn, warn_on_stderr
 from ..common.files import sha256_of, sync_folder, write_atomically
 from ..config import ModelConfig, TrainConfig
-from ..data.tokenizers.tokenizer import Tokenizer, load_tokenizer
-from ..model.mixers import NeuronFactory
+from ..data.tokenizers import Tokenizer
 from ..model.network import SpikeGPT
 
 FORMAT = 1
@@ -54,9 +51,6 @@ def check_format(values: dict[str, Any], path: Path) -> None:
         raise SpikegptError(f"{path} has no format number; it was not written by spikegpt")
     if found > FORMAT:
         raise SpikegptError(f"{path} has format {found}, this spikegpt reads up to {FORMAT}; install a newer spikegpt")
-
-
-# --- writing -------------------------------------------------------------------------------------------------------
 
 
 def save_checkpoint(
@@ -116,9 +110,6 @@ def prune_checkpoints(run: Path, keep: int, best_step: int | None) -> None:
     for path in _checkpoints(run)[keep:]:
         if step_of(path) != best_step:
             shutil.rmtree(path, ignore_errors=True)
-
-
-# --- finding -------------------------------------------------------------------------------------------------------
 
 
 def step_of(checkpoint: Path) -> int:
@@ -185,96 +176,6 @@ def find_model(path: Path, warn: Warn = warn_on_stderr) -> Path:
             return checkpoint
         warn(f"the best checkpoint {checkpoint} is not whole ({fault}); using the newest")
     return latest
-
-
-# --- reading -------------------------------------------------------------------------------------------------------
-
-
-class TensorFile(Mapping):
-    """Name -> tensor of a safetensors file; each is read when it is asked for, and its part of the file is let go with
-    it.
-
-    Raises:
-        SpikegptError: missing, truncated, or not safetensors; a pickle is named as such and never opened.
-    """
-
-    def __init__(self, path: Path):
-        try:
-            with safe_open(path, framework="pt") as file:
-                self._names = set(file.keys())
-        except FileNotFoundError:
-            raise SpikegptError(f"{path} does not exist") from None
-        except SafetensorError as error:
-            start = path.open("rb").read(4)
-            if start[:2] == b"PK" or start[:1] == b"\x80":
-                raise SpikegptError(
-                    f"{path} is a pickle, which could run code when loaded: refused; convert it to safetensors first"
-                ) from None
-            raise SpikegptError(f"{path} is not a whole safetensors file ({error}); use another checkpoint") from None
-        self._path = path
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        # opened anew each time: a file that stays open keeps all that was read of it in memory, and a model would be
-        # there twice
-        with safe_open(self._path, framework="pt") as file:
-            return file.get_tensor(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
-def load_model(
-    path: str | Path, neuron: NeuronFactory | None = None, device: str = "cpu"
-) -> tuple[SpikeGPT, Tokenizer]:
-    """Return (model in evaluation mode, its tokenizer) from the folder of a run or of a checkpoint.
-
-    A run gives its best checkpoint, or else its newest. A model trained with other neurons than our LIF needs the same
-    `neuron` factory again: code is never stored.
-
-    Raises:
-        SpikegptError: nothing whole is there, or weights and configuration do not fit each other.
-    """
-    folder = find_model(Path(path))
-    values = read_json(folder / "config.json")
-    check_format(values, folder / "config.json")
-    try:
-        config = ModelConfig.from_dict(values["model"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise SpikegptError(f"{folder / 'config.json'} does not describe a model: {error}") from None
-    model = SpikeGPT(config, neuron, init=False)
-    load_weights(model, TensorFile(folder / "model.safetensors"), folder / "model.safetensors")
-    return model.to(device).eval(), load_tokenizer(folder / "tokenizer.json")
-
-
-@torch.no_grad()
-def load_weights(model: SpikeGPT, weights: Mapping[str, Tensor], source: Path) -> None:
-    """Copy `weights` into `model`, one after the other; SpikegptError names the first tensor that is missing, too many
-    or of another shape."""
-    wanted = model.state_dict()
-    advice = "the checkpoint is of another configuration"
-    for name in sorted(wanted.keys() ^ set(weights)):
-        raise SpikegptError(
-            f"{source}: tensor {name!r} is {'missing' if name in wanted else 'not part of the model'}; {advice}"
-        )
-    for name, tensor in wanted.items():
-        found = weights[name]
-        if found.shape != tensor.shape:
-            raise SpikegptError(
-                f"{source}: {name!r} has shape {tuple(found.shape)}, the model wants {tuple(tensor.shape)}; {advice}"
-            )
-        tensor.copy_(found)
-
-
-def load_training(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return (tensors, state) that `save_checkpoint` was given."""
-    state = read_json(checkpoint / "training.json")
-    check_format(state, checkpoint / "training.json")
-    return dict(TensorFile(checkpoint / "training.safetensors")), state
 
 
 def read_run_config(run: Path) -> dict[str, Any]:

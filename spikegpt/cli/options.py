@@ -6,11 +6,35 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from ..config import ClassifyConfig, ModelConfig, TrainConfig
+from ..config import ClassifyConfig, ModelConfig, SamplingConfig, TrainConfig
+
+Threads = Annotated[int, arg(help="CPU threads; 0 leaves torch's choice")]
+Device = Annotated[str, arg(help="auto, cpu, cuda, or cuda:N; auto is the GPU where there is one")]
 
 
 @dataclass(kw_only=True)
-class Train:
+class Resume:
+    """What `train --resume` takes; all else stands in the run's own configuration."""
+
+    resume: Annotated[
+        Path | None, arg(help="continue the run in this folder, with its own configuration; no other flags")
+    ] = None
+    cache: Annotated[Path | None, arg(help="where token files are kept")] = None
+    device: Device = "auto"
+    json: Annotated[bool, arg(help="print the result as one line of JSON, and no progress")] = False
+
+
+@dataclass(kw_only=True)
+class Start:
+    """What decides the defaults of all other flags of `train`, and is therefore read before them."""
+
+    preset: str | None = None
+    from_: Annotated[Path | None, arg(name="from")] = None
+    spiking: str | None = None
+
+
+@dataclass(kw_only=True)
+class Train(Resume):
     """Train a model, fine-tune or convert one, or continue a run: spikegpt train [--preset NAME | --from RUN | --resume
     RUN] [flags]"""
 
@@ -25,11 +49,6 @@ class Train:
             help="begin with the weights, sizes and tokenizer of this folder; dense ones may become --spiking input",
         ),
     ] = None
-    resume: Annotated[
-        Path | None, arg(help="continue the run in this folder, with its own configuration; no other flags")
-    ] = None
-    cache: Annotated[Path | None, arg(help="where token files are kept")] = None
-    json: Annotated[bool, arg(help="print the result as one line of JSON, and no progress")] = False
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -68,16 +87,9 @@ class Generate:
 
     run: Annotated[Positional[Path], arg(help="folder of a run or of a checkpoint")]
     prompts: Annotated[Positional[tuple[str, ...]], arg(help="texts to continue; a newline if none")] = ()
-    max_tokens: int = 200
-    temperature: Annotated[float, arg(help="0 takes the most likely token always")] = 0.8
-    top_k: Annotated[int, arg(help="choose among the k most likely; 0 is no limit")] = 0
-    top_p: Annotated[float, arg(help="choose among the most likely that together have this probability")] = 0.95
-    repetition_penalty: Annotated[float, arg(help="above 1 makes tokens that were seen less likely")] = 1.0
-    stop: Annotated[
-        UseAppendAction[tuple[str, ...]], arg(help="end before this string; may be given several times")
-    ] = ()
-    seed: int = 0
-    threads: Annotated[int, arg(help="CPU threads; 0 leaves torch's choice")] = 0
+    sampling: UseAppendAction[SamplingConfig] = field(default_factory=SamplingConfig)
+    device: Device = "auto"
+    threads: Threads = 0
     json: Annotated[bool, arg(help="print prompts and texts as JSON, at the end")] = False
 
 
@@ -98,7 +110,8 @@ class Evaluate:
         Path | None, arg(help='instead: predict the last words of passages, {"text": ...} in a .jsonl file, else lines')
     ] = None
     cache: Annotated[Path | None, arg(help="where token files are kept")] = None
-    threads: Annotated[int, arg(help="CPU threads; 0 leaves torch's choice")] = 0
+    device: Device = "auto"
+    threads: Threads = 0
     json: Annotated[bool, arg(help="print JSON")] = False
 
 
@@ -114,7 +127,8 @@ class Measuring:
     ] = ()
     out: Annotated[Path | None, arg(help="folder of the report; by default RUN/report")] = None
     cache: Annotated[Path | None, arg(help="where token files are kept")] = None
-    threads: Annotated[int, arg(help="CPU threads; 0 leaves torch's choice")] = 0
+    device: Device = "auto"
+    threads: Threads = 0
     json: Annotated[bool, arg(help="print the measurements as JSON instead of a table")] = False
 
 
@@ -187,7 +201,7 @@ class Info:
 class Doctor:
     """Say what is installed, which kernels will run where, whether they are right, and how fast they are here."""
 
-    threads: Annotated[int, arg(help="CPU threads; 0 leaves torch's choice")] = 0
+    threads: Threads = 0
     json: Annotated[bool, arg(help="print JSON")] = False
 
 
@@ -209,5 +223,6 @@ class FinetuneClassify:
     label_column: str = "label"
     out: Annotated[Path, arg(help="folder for results.json and the classifiers")] = Path("runs/classify")
     config: ClassifyConfig = field(default_factory=ClassifyConfig)
-    threads: Annotated[int, arg(help="CPU threads; 0 leaves torch's choice")] = 0
+    device: Device = "auto"
+    threads: Threads = 0
     json: Annotated[bool, arg(help="print JSON")] = False

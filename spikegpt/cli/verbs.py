@@ -1,7 +1,5 @@
-"""The command line: one verb per function; parse, call, print. What a verb takes stands in options.py."""
+"""The command line: one verb per function; parse, call, print. What a verb takes: options.py; `train`: training.py."""
 
-import dataclasses
-import itertools
 import json
 import sys
 from pathlib import Path
@@ -12,7 +10,7 @@ from tyro.conf import OmitArgPrefixes
 
 from ..common.errors import SpikegptError
 from ..common.version import __version__
-from ..config import PRESETS, SPIKING, model_preset, train_preset
+from ..config import PRESETS
 from .options import (
     Compare,
     Data,
@@ -25,8 +23,8 @@ from .options import (
     Info,
     Measure,
     Measuring,
-    Train,
 )
+from .training import train_verb
 
 USAGE = f"""spikegpt {__version__}: train spiking language models, and compare them with their dense RWKV twin
 
@@ -49,78 +47,6 @@ USAGE = f"""spikegpt {__version__}: train spiking language models, and compare t
 spikegpt VERB --help shows the flags of a verb."""
 
 
-def train_verb(arguments: list[str]) -> int:
-    options = tyro.cli(
-        OmitArgPrefixes[Train], prog="spikegpt train", args=arguments, default=_train_defaults(arguments)
-    )
-    from ..train import trainer as train
-
-    if options.resume is not None:
-        if _changed(options):
-            raise SpikegptError(
-                f"--resume goes on with the run's own configuration; leave out {', '.join(_changed(options))}"
-            )
-        result = train.resume(options.resume, cache=options.cache, quiet=options.json)
-    else:
-        name = options.from_.resolve().name + "-tuned" if options.from_ else options.preset
-        out = options.out or Path("runs") / f"{name}-{options.model.spiking}"
-        result = train.train(
-            options.model, options.train, out, start=options.from_, cache=options.cache, quiet=options.json
-        )
-    if not result.is_main:
-        return 0
-    if options.json:
-        valid = result.valid.to_dict() if result.valid else None
-        print(
-            json.dumps({"run": str(result.run), "step": result.step, "interrupted": result.interrupted, "valid": valid})
-        )
-    elif result.interrupted:
-        print(f"stopped after step {result.step}, saved; continue with: spikegpt train --resume {result.run}")
-    else:
-        print(f"done: {result.run}\n  spikegpt generate {result.run}\n  spikegpt evaluate {result.run}")
-    return 0
-
-
-def _train_defaults(arguments: list[str]) -> Train:
-    """The defaults that `--preset`, `--from` and `--spiking` ask for (each block has its own neuron), so that other
-    flags change those."""
-    name = _given("--preset", arguments) or "tiny"
-    spiking = _given("--spiking", arguments)
-    changes = {"spiking": spiking} if spiking in SPIKING else {}
-    start = _given("--from", arguments)
-    if start is None:
-        # an unknown name is left to the parser, which lists the known ones
-        name = name if name in PRESETS else "tiny"
-        return Train(preset=name, model=model_preset(name, **changes), train=train_preset(name))
-    if _given("--preset", arguments) is not None:
-        raise SpikegptError(f"the sizes are those of {start}; leave out --preset")
-    from ..train.convert import defaults_from
-
-    model, training = defaults_from(Path(start), **changes)
-    return Train(model=model, train=training)
-
-
-def _given(flag: str, arguments: list[str]) -> str | None:
-    """The value of `flag`, or None."""
-    values = [argument.split("=", 1)[1] for argument in arguments if argument.startswith(f"{flag}=")]
-    values += [value for name, value in itertools.pairwise(arguments) if name == flag]
-    return values[-1] if values else None
-
-
-def _changed(options: Train) -> list[str]:
-    """Flags besides --resume, --cache and --json that differ from the defaults."""
-    defaults = _train_defaults([])
-    names = (
-        ["preset", "out", "from"]
-        if (options.preset, options.out, options.from_) != (defaults.preset, None, None)
-        else []
-    )
-    for part in ("model", "train"):
-        ours, theirs = getattr(options, part).to_dict(), getattr(defaults, part).to_dict()
-        names += [name for name in ours if ours[name] != theirs[name]]
-    return ["--" + name.replace("_", "-") for name in names]
-
-
 def data_verb(arguments: list[str]) -> int:
     options = tyro.cli(Data, prog="spikegpt data", args=arguments)
     from ..data import corpora
@@ -129,7 +55,7 @@ def data_verb(arguments: list[str]) -> int:
         print(json.dumps(list(corpora.CORPORA)) if options.json else corpora.listing())
         return 0
     if options.binidx is not None:
-        return _write_tokens(options)
+        return _write_tokens(options.name, options.binidx, options)
     folder = corpora.obtain(
         options.name,
         options.out,
@@ -144,17 +70,17 @@ def data_verb(arguments: list[str]) -> int:
     return 0
 
 
-def _write_tokens(options: Data) -> int:
+def _write_tokens(name: str, prefix: Path, options: Data) -> int:
     from ..data.corpora import CORPORA, named_corpus
-    from ..data.tokenizers.tokenizer import ByteTokenizer, load_tokenizer
+    from ..data.tokenizers import ByteTokenizer, load_tokenizer
     from ..data.tokens.pretokenised import export_binidx
 
-    source = named_corpus(options.name, cache_dir=options.cache) if options.name in CORPORA else options.name
+    source = named_corpus(name, cache_dir=options.cache) if name in CORPORA else name
     tokenizer = ByteTokenizer() if options.tokenizer == "byte" else load_tokenizer(options.tokenizer)
     written = export_binidx(
         source,
         tokenizer,
-        options.binidx,
+        prefix,
         text_column=options.column,
         end_token=options.end_token,
         processes=options.processes,
@@ -165,20 +91,18 @@ def _write_tokens(options: Data) -> int:
 
 
 def generate_verb(arguments: list[str]) -> int:
-    options = tyro.cli(Generate, prog="spikegpt generate", args=arguments)
-    from ..checkpoint.run import load_model
-    from ..generate.stream import SamplingConfig, stream
+    options = tyro.cli(OmitArgPrefixes[Generate], prog="spikegpt generate", args=arguments)
+    from ..checkpoint.weights import load_model
+    from ..generate.stream import stream
 
     _use_threads(options.threads)
-    names = [item.name for item in dataclasses.fields(SamplingConfig)]
-    sampling = SamplingConfig(**{name: getattr(options, name) for name in names})
-    model, tokenizer = load_model(options.run)
+    model, tokenizer = load_model(options.run, device=options.device)
     prompts = list(options.prompts) or ["\n"]
     texts = [""] * len(prompts)
     alone = len(prompts) == 1 and not options.json
     if alone:
         print(prompts[0], end="", flush=True)
-    for piece in stream(model, tokenizer, prompts, sampling):
+    for piece in stream(model, tokenizer, prompts, options.sampling):
         texts[piece.prompt] += piece.text
         if alone:
             print(piece.text, end="", flush=True)
@@ -194,7 +118,7 @@ def generate_verb(arguments: list[str]) -> int:
 
 def evaluate_verb(arguments: list[str]) -> int:
     options = tyro.cli(Evaluate, prog="spikegpt evaluate", args=arguments)
-    from ..evaluate.perplexity import evaluate_run, table
+    from ..evaluate.runs import evaluate_run, table
 
     _use_threads(options.threads)
     if not options.runs:
@@ -215,7 +139,7 @@ def evaluate_verb(arguments: list[str]) -> int:
             raise SpikegptError(f"--last-word reads whole passages from its own file; leave out {', '.join(given)}")
         from ..evaluate import last_word
 
-        results = [last_word.evaluate_last_words(run, options.last_word) for run in options.runs]
+        results = [last_word.evaluate_last_words(run, options.last_word, options.device) for run in options.runs]
         print(json.dumps(results) if options.json else last_word.table(results))
         return 0
     results = [
@@ -228,6 +152,7 @@ def evaluate_verb(arguments: list[str]) -> int:
             stride=options.stride,
             keep_membrane=options.keep_membrane,
             cache=options.cache,
+            device=options.device,
         )
         for run in options.runs
     ]
@@ -253,10 +178,10 @@ def compare_verb(arguments: list[str]) -> int:
         raise SpikegptError("no run given; spikegpt compare RUN [RUN ...] [--twin]")
     runs = list(options.runs)
     if options.twin:
-        from ..measure.runs import make_twin
+        from ..measure.twins import make_twin
 
         _use_threads(options.threads)
-        twin = make_twin(runs[0], cache=options.cache, quiet=options.json)
+        twin = make_twin(runs[0], cache=options.cache, quiet=options.json, device=options.device)
         runs += [twin] if twin.resolve() not in [run.resolve() for run in runs] else []
     return _measure(runs, options, " and ".join(run.resolve().name for run in runs))
 
@@ -280,6 +205,7 @@ def _measure(runs: list[Path], options: Measuring, title: str) -> int:
         prompt=options.prompt,
         profiles=profiles,
         cache=options.cache,
+        device=options.device,
     )
     claims = next((claim for claim in map(claims_of, measurements) if claim is not None), None)
     report = write_report(folder, measurements, title=title, claims=claims)
@@ -297,15 +223,21 @@ def finetune_classify_verb(arguments: list[str]) -> int:
     from ..train.classify import finetune, table
 
     _use_threads(options.threads)
-    files = options.train, options.valid, options.test
-    if not options.runs or (options.task is None) == (None in (options.train, options.test)):
-        raise SpikegptError(
-            "give runs, and either --task NAME or --train FILE and --test FILE: spikegpt finetune-classify RUN "
-            "[TWIN] ..."
-        )
-    columns = {"text_column": options.text_column, "label_column": options.label_column}
-    task = load_hub_task(options.task) if options.task else load_file_task(*files, **columns)
-    results = [finetune(run, task, options.config, options.out / run.resolve().name) for run in options.runs]
+    advice = (
+        "give runs, and either --task NAME or --train FILE and --test FILE: spikegpt finetune-classify RUN [TWIN] ..."
+    )
+    if not options.runs:
+        raise SpikegptError(advice)
+    if options.train is not None and options.test is not None and options.task is None:
+        columns = {"text_column": options.text_column, "label_column": options.label_column}
+        task = load_file_task(options.train, options.valid, options.test, **columns)
+    elif options.task is not None and None in (options.train, options.test):
+        task = load_hub_task(options.task)
+    else:
+        raise SpikegptError(advice)
+    results = [
+        finetune(run, task, options.config, options.out / run.resolve().name, options.device) for run in options.runs
+    ]
     published = (
         {"46M": TASKS[options.task].published_46m, "216M": TASKS[options.task].published_216m} if options.task else {}
     )
@@ -328,7 +260,7 @@ def finetune_classify_verb(arguments: list[str]) -> int:
 def import_verb(arguments: list[str]) -> int:
     options = tyro.cli(Import, prog="spikegpt import", args=arguments)
     from ..interop.weights import import_weights
-    from ..measure.doctor import describe_model
+    from ..measure.describe import describe_model
 
     out = options.out or Path("runs") / options.source.resolve().stem
     import_weights(
@@ -355,7 +287,7 @@ def export_verb(arguments: list[str]) -> int:
 
 def info_verb(arguments: list[str]) -> int:
     options = tyro.cli(Info, prog="spikegpt info", args=arguments)
-    from ..measure.doctor import describe_model
+    from ..measure.describe import describe_model
 
     _show(describe_model(options.what, options.tensors), options.json)
     return 0
@@ -410,9 +342,9 @@ VERBS = {
 }
 
 
-def main() -> int:
-    """Run the verb that the command line names; return the exit status."""
-    verb, arguments = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
+def main(arguments: list[str] | None = None) -> int:
+    """Run the verb that `arguments` name, by default those of the command line; return the exit status."""
+    verb, *arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if verb in ("--help", "-h"):
         print(USAGE)
         return 0

@@ -1,17 +1,10 @@
-"""Frozen configurations of models, neurons and training, and the presets. Standard library only."""
+"""Frozen configurations of models, neurons, training and sampling, and the presets. Standard library only."""
 
-from .config import (
-    INPUT_NEURON,
-    PRESETS,
-    SPIKING,
-    ClassifyConfig,
-    ModelConfig,
-    NeuronConfig,
-    TrainConfig,
-    default_neuron,
-    model_preset,
-    train_preset,
-)
+from .model import SPIKING, ModelConfig, Spiking, default_neuron
+from .neuron import INPUT_NEURON, NeuronConfig
+from .presets import PRESETS, model_preset, train_preset
+from .sampling import SamplingConfig
+from .train import ClassifyConfig, TrainConfig
 
 __all__ = [
     "INPUT_NEURON",
@@ -20,6 +13,8 @@ __all__ = [
     "ClassifyConfig",
     "ModelConfig",
     "NeuronConfig",
+    "SamplingConfig",
+    "Spiking",
     "TrainConfig",
     "default_neuron",
     "model_preset",

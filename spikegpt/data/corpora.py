@@ -273,7 +273,8 @@ def _writing(folder: Path, request: dict[str, Any]) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         note({})
         yield
-        corpus = Corpus(name=str(folder), **{split: Text.of_file(path) for split, path in _paths(folder).items()})
+        train, valid, test = (Text.of_file(_paths(folder)[split]) for split in SPLITS)
+        corpus = Corpus(name=str(folder), train=train, valid=valid, test=test)
         note(
             {
                 split: {"bytes": len(corpus.split(split)), "sha256": sha256_of(path)}

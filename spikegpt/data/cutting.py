@@ -26,7 +26,7 @@ def pair_pattern(cuts: Iterable[tuple[str, str]]) -> re.Pattern[str]:
     return re.compile(rf"(?=[ \n])(?:{'|'.join(PAIR_CUTS[cut] for cut in cuts) or '(?!)'})")
 
 
-def next_character(text: bytes, position: int) -> int:
+def next_character(text: bytes | bytearray, position: int) -> int:
     """Return the first position at or after `position` where a UTF-8 character begins or the text ends; where no UTF-8
     is, `position`."""
     for candidate in range(position, position + 4):
@@ -35,7 +35,9 @@ def next_character(text: bytes, position: int) -> int:
     return position
 
 
-def cut_pieces(blocks: Iterable[bytes], size: int, next_cut: Callable[[bytes, int], int | None]) -> Iterator[bytes]:
+def cut_pieces(
+    blocks: Iterable[bytes], size: int, next_cut: Callable[[bytes | bytearray, int], int | None]
+) -> Iterator[bytes]:
     """Yield the text that `blocks` add up to in pieces of at least `size` bytes (>= 1), cut where `next_cut` says; the
     last may be shorter.
 
@@ -55,13 +57,13 @@ def cut_pieces(blocks: Iterable[bytes], size: int, next_cut: Callable[[bytes, in
         yield bytes(held)
 
 
-def next_character_cut(text: bytes, start: int) -> int | None:
+def next_character_cut(text: bytes | bytearray, start: int) -> int | None:
     """Return the first place at or after `start` where a character begins, if `text` reaches it."""
     cut = next_character(text, start)
     return cut if cut < len(text) else None
 
 
-def next_pair_cut(text: bytes, start: int, pattern: re.Pattern[str]) -> int | None:
+def next_pair_cut(text: bytes | bytearray, start: int, pattern: re.Pattern[str]) -> int | None:
     """Return the first place at or after `start` that `pattern`, a `pair_pattern`, matches; None if there is none, or
     the end hides it."""
     for found in _CANDIDATES.finditer(text, start):
@@ -86,3 +88,7 @@ def strings(pieces: Iterable[bytes]) -> Iterator[str]:
                 "convert it, or use the byte tokenizer, which takes any text"
             ) from None
         offset += len(piece)
+
+
+def blocks_of(text: bytes | Iterable[bytes]) -> Iterable[bytes]:
+    return [text] if isinstance(text, bytes) else text

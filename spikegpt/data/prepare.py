@@ -7,7 +7,7 @@ from pathlib import Path
 from ..common.errors import SpikegptError, Warn, warn_on_stderr
 from .sources import PYTHON_DOCS, SPLITS, Corpus, default_cache_dir, read_corpus, source_paths
 from .text import Text
-from .tokenizers.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
+from .tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
 from .tokens.binidx import is_binidx
 from .tokens.pretokenised import prepare_binidx
 from .tokens.token_file import TokenData, read_header, write_token_file
@@ -41,10 +41,10 @@ def prepare(
             written.
     """
     paths = source_paths(source)
-    if paths != [PYTHON_DOCS] and any(map(is_binidx, paths)):
+    if paths is not None and any(map(is_binidx, paths)):
         return prepare_binidx(paths, tokenizer)
     cache_dir = cache_dir or default_cache_dir()
-    corpus = read_corpus(paths, text_column, cache_dir)
+    corpus = read_corpus(PYTHON_DOCS if paths is None else paths, text_column, cache_dir)
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         made = _make_tokenizer(tokenizer, corpus, cache_dir, bpe_vocab_size, warn)

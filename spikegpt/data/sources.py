@@ -87,7 +87,7 @@ def read_corpus(
             fewer than 2 bytes.
     """
     paths = source_paths(source)
-    if paths == [PYTHON_DOCS]:
+    if paths is None:
         return _python_docs()
     folder = (cache_dir or default_cache_dir()) / "texts"
     if len(paths) == 1 and paths[0].is_dir():
@@ -97,12 +97,12 @@ def read_corpus(
     return split_text(name, _joined(files, text_column, folder), {"files": [file.name for file in files]})
 
 
-def source_paths(source: str | Path | Iterable[str | Path]) -> list[Path] | list[str]:
-    """Return the paths that `source` names, or [PYTHON_DOCS]."""
+def source_paths(source: str | Path | Iterable[str | Path]) -> list[Path] | None:
+    """Return the paths that `source` names, or None for PYTHON_DOCS."""
     sources = [source] if isinstance(source, str | Path) else list(source)
     if not sources:
         raise SpikegptError(f"no source given; name text files, a folder, or {PYTHON_DOCS!r}")
-    return sources if sources == [PYTHON_DOCS] else [Path(path) for path in sources]
+    return None if sources == [PYTHON_DOCS] else [Path(path) for path in sources]
 
 
 def text_files(paths: list[Path]) -> list[Path]:

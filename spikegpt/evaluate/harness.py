@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
-from ..checkpoint.run import load_model
+from ..checkpoint.weights import load_model
 from ..common.errors import SpikegptError
-from ..data.tokenizers.tokenizer import Tokenizer
-from ..generate.stream import SamplingConfig, generate
+from ..config import SamplingConfig
+from ..data.tokenizers import Tokenizer
+from ..generate.stream import generate
 from .scoring import BATCH, score_continuations
 
 try:
@@ -25,6 +26,7 @@ try:
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model
     from lm_eval.models.utils import normalize_gen_kwargs
+    from lm_eval.utils import simple_parse_args_string
     from tqdm import tqdm
 except ModuleNotFoundError as error:
     raise SpikegptError(
@@ -44,12 +46,12 @@ class SpikeGPTHarness(TemplateLM):
         pretrained: its folder.
         prefix: text of one token before texts without context; by default see the module.
         batch_size: contexts, continuations or prompts that are read at once; "auto" is 16.
-        device: e.g. cpu or cuda. lm_eval itself asks for cuda:0 where it was told nothing, so without a GPU it is the
-            CPU, with a warning.
+        device: auto, cpu, cuda or cuda:N, or a torch.device.
         max_batch_size: lm_eval's; not needed.
 
     Raises:
-        SpikegptError: no whole model there, a batch_size that is no number, or a prefix that is not one token.
+        SpikegptError: no whole model there, a device that is not there, a batch_size that is no number, or a prefix
+            that is not one token.
     """
 
     def __init__(
@@ -57,21 +59,35 @@ class SpikeGPTHarness(TemplateLM):
         pretrained: str,
         prefix: str | None = None,
         batch_size: int | str = BATCH,
-        device: str = "cpu",
+        device: str | torch.device = "auto",
         max_batch_size: int | None = None,
     ):
         super().__init__()
         batch_size = BATCH if batch_size == "auto" else batch_size
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise SpikegptError(f"batch_size must be a whole number of at least 1, or auto, got {batch_size!r}")
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            _log.warning("no GPU here: %s is on the CPU", pretrained)
-            device = "cpu"
         self.model, self.tokenizer = load_model(pretrained, device=device)
-        self.model.eval()
-        self.batch_size, self._device = int(batch_size), torch.device(device)
+        self.batch_size, self._device = int(batch_size), self.model.device
         self.has_end, self.prefix, self._prefix_id = _prefix(self.tokenizer, prefix)
-        _log.info("texts without context are read after %r", self.prefix)
+        _log.info("the model is on %s; texts without context are read after %r", self._device, self.prefix)
+
+    @classmethod
+    def create_from_arg_string(
+        cls, arg_string: str, additional_config: dict[str, Any] | None = None
+    ) -> "SpikeGPTHarness":
+        """See `create_from_arg_obj`."""
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
+    ) -> "SpikeGPTHarness":
+        """Return the model of lm_eval's arguments: its own (`--model_args`) go before those of the command line."""
+        others = {name: value for name, value in (additional_config or {}).items() if value is not None}
+        # what lm_eval asks for where it was told nothing
+        if others.get("device") == "cuda:0":
+            others["device"] = "auto"
+        return cls(**{**others, **arg_dict})
 
     @property
     def eot_token_id(self) -> int:
@@ -101,7 +117,7 @@ class SpikeGPTHarness(TemplateLM):
         for part in _parts(order, 8 * self.batch_size, disable_tqdm):
             scores = score_continuations(self.model, [requests[place][1:] for place in part], self.batch_size)
             for place, score in zip(part, scores, strict=True):
-                found[place] = tuple(score)
+                found[place] = score.log_probability, score.is_greedy
                 self.cache_hook.add_partial("loglikelihood", requests[place][0], found[place])
         return [found[place] for place in range(len(requests))]
 

@@ -12,11 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.run import load_model
+import torch
+
+from ..checkpoint.weights import load_model
 from ..common.errors import SpikegptError
+from ..common.tables import columns
 from ..data import jsonl
-from ..data.tokenizers.tokenizer import Tokenizer
-from .perplexity import columns, perplexity_of
+from ..data.tokenizers import Tokenizer
+from .perplexity import perplexity_of
 from .scoring import score_continuations
 
 PROTOCOL = (
@@ -59,7 +62,7 @@ def read_passages(file: Path) -> list[tuple[str, str, str]]:
     Raises:
         SpikegptError: the file cannot be read, is not UTF-8, holds no passage, or a line is none.
     """
-    passages = []
+    passages: list[tuple[str, str, str]] = []
     for where, line in _lines(file):
         text = line.strip()
         split = _PASSAGE.fullmatch(text)
@@ -67,7 +70,8 @@ def read_passages(file: Path) -> list[tuple[str, str, str]]:
             raise SpikegptError(
                 f"{where}: {text[:40]!r} has no word before its last; give passages of at least two words"
             )
-        passages.append((where, *split.groups()))
+        context, word = split.groups()
+        passages.append((where, context, word))
     if not passages:
         raise SpikegptError(f'{file} holds no passage; give one per line, in a .jsonl file as the "text" of an object')
     return passages
@@ -110,15 +114,16 @@ def encode_passage(tokenizer: Tokenizer, where: str, context: str, word: str) ->
     return ids[:before].tolist(), ids[before:].tolist()
 
 
-def evaluate_last_words(run: Path, file: Path) -> dict[str, Any]:
+def evaluate_last_words(run: Path, file: Path, device: str | torch.device = "auto") -> dict[str, Any]:
     """Return how well the model in `run` names the last words of the passages in `file`, as plain values.
 
     Raises:
-        SpikegptError: no whole model there, or `file` is refused, see `read_passages` and `encode_passage`.
+        SpikegptError: no whole model there, the device is not there, or `file` is refused, see `read_passages` and
+            `encode_passage`.
     """
     # the passages first: a fault in them is found before a large model is loaded
     passages = read_passages(file)
-    model, tokenizer = load_model(run)
+    model, tokenizer = load_model(run, device=device)
     scores = score_continuations(model, [encode_passage(tokenizer, *passage) for passage in passages])
     result = LastWords(
         passages=len(scores),

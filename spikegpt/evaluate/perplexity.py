@@ -15,7 +15,6 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,13 +23,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
-from ..checkpoint.run import load_model, read_run_config
 from ..common.errors import SpikegptError
-from ..config import TrainConfig
-from ..data.prepare import prepare
-from ..data.text import Text
-from ..data.tokenizers.encoding import encode_first
-from ..data.tokenizers.tokenizer import Tokenizer
+from ..data.tokenizers import Tokenizer
 from ..data.tokens.token_file import count_characters
 from ..model.network import ModelOutput, SpikeGPT, evaluating
 from ..model.state import membranes_of
@@ -132,16 +126,18 @@ class _Sums:
     """Running sums of one evaluation."""
 
     def __init__(self, model: SpikeGPT):
-        self.nats, self.tokens_read, self.spikes, self.synapses = 0.0, 0, {}, model.synapses()
+        self.nats, self.tokens_read, self.synapses = 0.0, 0, model.synapses()
+        # name -> spikes, unit spikes, channels
+        self.spikes: dict[str, tuple[int, float, int]] = {}
 
     def add(self, logits: Tensor, targets: Tensor, spikes: dict[str, Tensor], tokens_read: int) -> None:
         losses = F.cross_entropy(logits.float().flatten(0, -2), targets.flatten(), reduction="none")
         self.nats += losses.double().sum().item()
         self.tokens_read += tokens_read
         for name, spike in spikes.items():
-            fired, units, channels = self.spikes.get(name, (0, 0, spike.shape[-1]))
+            fired, units, channels = self.spikes.get(name, (0, 0.0, spike.shape[-1]))
             units += spike.abs().sum(dtype=torch.float64).item()
-            self.spikes[name] = (fired + spike.count_nonzero().item(), units, channels)
+            self.spikes[name] = (fired + int(spike.count_nonzero()), units, channels)
 
     def result(self, protocol: str, tokens: np.ndarray, tokenizer: Tokenizer) -> Evaluation:
         text = tokenizer.decode(tokens[1:])
@@ -177,9 +173,9 @@ def evaluate_stream(
     Raises:
         SpikegptError: fewer than two tokens.
     """
-    _check(tokens)
+    check_length(tokens)
     sums, state = _Sums(model), None
-    device = model.head.weight.device
+    device = model.device
     with evaluating(model):
         for start in range(0, len(tokens) - 1, chunk):
             piece = torch.from_numpy(tokens[start : start + chunk + 1].astype(np.int64)).to(device)
@@ -204,7 +200,7 @@ def evaluate_windows(
         SpikegptError: fewer than two tokens, ctx_len longer than the text, a stride outside [1, ctx_len], or membranes
             to be kept by a model whose neurons carry none, or that has no neurons.
     """
-    _check(tokens)
+    check_length(tokens)
     predicted = len(tokens) - 1
     if not 1 <= ctx_len <= predicted:
         raise SpikegptError(
@@ -213,7 +209,7 @@ def evaluate_windows(
     if not 1 <= stride <= ctx_len:
         raise SpikegptError(f"stride must lie between 1 and ctx_len ({ctx_len}), got {stride}")
     sums, state = _Sums(model), None
-    device = model.head.weight.device
+    device = model.device
     # the last window is moved back to end with the text; what it has in common with the one before is not scored twice
     starts = [*range(0, predicted - ctx_len, stride), predicted - ctx_len]
     batch_size = 1 if keep_membrane else max(min(BATCH, LOGITS // (ctx_len * model.config.vocab_size)), 1)
@@ -240,115 +236,8 @@ def evaluate_windows(
     return sums.result(f"windows of {ctx_len}, stride {stride}, {beginning}", tokens, tokenizer)
 
 
-def _check(tokens: np.ndarray, source: str = "the text") -> None:
+def check_length(tokens: np.ndarray, source: str = "the text") -> None:
     if len(tokens) < 2:
         raise SpikegptError(
             f"{source} has {len(tokens)} token(s); at least 2 are needed, for the first is never predicted"
         )
-
-
-def read_text(
-    run: Path,
-    tokenizer: Tokenizer,
-    *,
-    split: str = "test",
-    file: Path | None = None,
-    limit: int | None = None,
-    cache: Path | None = None,
-) -> tuple[np.ndarray, str]:
-    """Return (tokens (N,), where they come from): a split of the text that `run` was trained on, or `file`.
-
-    Raises:
-        SpikegptError: the text is gone, or too short to predict anything.
-    """
-    if file is not None:
-        tokens, source = encode_first(tokenizer, Text.of_file(file), limit), str(file)
-    else:
-        # a checkpoint folder lies inside its run
-        folder = run if (run / "metrics.jsonl").exists() else run.parent.parent
-        if not (folder / "metrics.jsonl").exists():
-            raise SpikegptError(f"{run} was not trained here, so it has no text of its own; give one with --file FILE")
-        config = TrainConfig.from_dict(read_run_config(folder)["train"])
-        prepared = prepare(list(config.data), tokenizer, cache, text_column=config.text_column)
-        tokens, source = np.asarray(prepared.split(split)), f"{', '.join(config.data)} ({split})"
-    tokens = tokens[:limit]
-    _check(tokens, source)
-    return tokens, source
-
-
-def evaluate_run(
-    run: Path,
-    *,
-    split: str = "test",
-    file: Path | None = None,
-    limit: int | None = None,
-    ctx_len: int | None = None,
-    stride: int | None = None,
-    keep_membrane: bool = False,
-    cache: Path | None = None,
-) -> dict[str, Any]:
-    """Return both protocols' figures of the model in `run`, on a split of its own text or on `file`, as plain values.
-
-    `ctx_len` is by default the model's, `stride` half of it. A text shorter than that is one window.
-
-    Raises:
-        SpikegptError: no whole model there, its text is gone, the text is too short, or `evaluate_windows` refuses.
-    """
-    model, tokenizer = load_model(run)
-    tokens, source = read_text(run, tokenizer, split=split, file=file, limit=limit, cache=cache)
-    ctx_len = min(model.config.ctx_len if ctx_len is None else ctx_len, len(tokens) - 1)
-    stride = max(ctx_len // 2, 1) if stride is None else stride
-    windows = evaluate_windows(model, tokens, tokenizer, ctx_len, stride, keep_membrane)
-    return {
-        "run": str(run),
-        "spiking": model.config.spiking,
-        "parameters": model.count_parameters(),
-        "text": source,
-        "stream": evaluate_stream(model, tokens, tokenizer).to_dict(),
-        "windows": windows.to_dict(),
-    }
-
-
-_UNITS = {
-    "bits/byte": "bits_per_byte",
-    "bits/character": "bits_per_character",
-    "perplexity per token": "perplexity",
-    "perplexity per word": "word_perplexity",
-    "perplexity per word or line end": "word_and_line_perplexity",
-}
-
-
-def table(results: list[dict[str, Any]]) -> str:
-    """Return the figures of several runs side by side, as text."""
-    rows = [["run", *(result["run"] for result in results)]]
-
-    def add(title: str, show: Callable[[dict[str, Any]], str]) -> None:
-        rows.append([title, *map(show, results)])
-
-    add("spiking", lambda r: r["spiking"])
-    add("parameters", lambda r: f"{r['parameters']:,}")
-    add("text", lambda r: r["text"])
-    add("predicted: tokens", lambda r: f"{r['stream']['tokens']:,}")
-    for name in ("bytes", "characters", "words", "line_ends"):
-        add(f"  {name.replace('_', ' ')}", lambda r, name=name: f"{r['stream'][name]:,}")
-    for protocol in ("stream", "windows"):
-        add("protocol", lambda r, protocol=protocol: r[protocol]["protocol"])
-        for title, name in _UNITS.items():
-            add(f"  {title}", lambda r, protocol=protocol, name=name: f"{r[protocol][name]:.4f}")
-    add("firing rate", lambda r: "dense" if r["stream"]["firing_rate"] is None else f"{r['stream']['firing_rate']:.2%}")
-    for name in dict.fromkeys(name for result in results for name in result["stream"]["firing_rates"]):
-        add(
-            f"  {name}",
-            lambda r, name=name: (
-                f"{r['stream']['firing_rates'][name]:.2%}" if name in r["stream"]["firing_rates"] else "-"
-            ),
-        )
-    return columns(rows)
-
-
-def columns(rows: list[list[str]]) -> str:
-    """Return rows of cells as lines, each column as wide as its widest cell."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )

@@ -74,8 +74,11 @@ def read_contexts(model: SpikeGPT, contexts: Sequence[Sequence[int]]) -> tuple[T
     What all have in common is read once. Then they are read together to the end of the shortest, which leaves the
     batch, and so on: there is no padding.
     """
-    start = _common_length(min(contexts), max(contexts))
-    texts, logits, state = list(range(len(contexts))), None, None
+    ordered = sorted(map(tuple, contexts))
+    start = _common_length(ordered[0], ordered[-1])
+    texts = list(range(len(contexts)))
+    logits: Tensor | None = None
+    state: State | None = None
     if start:
         logits, state = _read(model, [contexts[0][:start]], None)
         logits, state = logits.expand(len(texts), -1), select_texts(state, [0] * len(texts))
@@ -83,6 +86,8 @@ def read_contexts(model: SpikeGPT, contexts: Sequence[Sequence[int]]) -> tuple[T
     for end in sorted(set(map(len, contexts))):
         if end > start:
             logits, state = _read(model, [contexts[text][start:end] for text in texts], state)
+        # no context is empty
+        assert logits is not None and state is not None
         start, longer = end, []
         for row, text in enumerate(texts):
             if len(contexts[text]) == end:
@@ -103,11 +108,11 @@ def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
 
 def _read(model: SpikeGPT, texts: list[Sequence[int]], state: State | None) -> tuple[Tensor, State]:
     """Logits (N, vocab_size) and state after N texts of the same length."""
-    ids = torch.tensor(texts, device=model.head.weight.device)
+    ids = torch.tensor(texts, device=model.device)
     for piece in ids.split(CHUNK, dim=1):
         output = model(piece, state, last_only=True)
         state = output.state
-    return output.logits[:, -1], state
+    return output.logits[:, -1], output.state
 
 
 def _read_continuations(

@@ -1,6 +1,6 @@
-"""Text from a model, token by token: the engine, sampling, streaming."""
+"""Text from a model, token by token: the engine, streaming."""
 
 from .engine import Engine
-from .stream import SamplingConfig, generate, stream
+from .stream import generate, stream
 
-__all__ = ["Engine", "SamplingConfig", "generate", "stream"]
+__all__ = ["Engine", "generate", "stream"]

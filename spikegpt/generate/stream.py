@@ -1,52 +1,24 @@
-"""Text from a model, token by token, in constant memory: sampling, several prompts at once, streaming.
+"""Text from a model, token by token, in constant memory: several prompts at once, streaming. How one token is drawn:
+sample.py.
 
 Each prompt has its own random generator, so what it yields does not depend on its neighbours in the batch.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..common.errors import SpikegptError
-from ..data.tokenizers.tokenizer import Tokenizer
+from ..config import SamplingConfig
+from ..data.tokenizers import Tokenizer
 from ..model.network import SpikeGPT
 from ..model.state import State, join_states
 from .engine import Engine
+from .sample import sample
 
 PREFILL_CHUNK = 1024
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
-    """How the next token is chosen."""
-
-    max_tokens: int = 200
-    temperature: float = 0.8
-    """0 takes the most likely token always"""
-    top_k: int = 0
-    """choose among the k most likely; 0 is no limit"""
-    top_p: float = 0.95
-    """choose among the most likely that together have this probability"""
-    repetition_penalty: float = 1.0
-    """above 1: makes tokens that have been seen less likely"""
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-    """end before any of these strings"""
-
-    def __post_init__(self):
-        for holds, message in (
-            (self.max_tokens >= 1, f"max_tokens must be at least 1, got {self.max_tokens}"),
-            (self.temperature >= 0, f"temperature must not be negative, got {self.temperature}"),
-            (self.top_k >= 0, f"top_k must not be negative, got {self.top_k}"),
-            (0 < self.top_p <= 1, f"top_p must lie in (0, 1], got {self.top_p}"),
-            (self.repetition_penalty > 0, f"repetition_penalty must be positive, got {self.repetition_penalty}"),
-            (all(self.stop), "stop strings must not be empty"),
-        ):
-            if not holds:
-                raise SpikegptError(message)
 
 
 class Piece(NamedTuple):
@@ -87,7 +59,7 @@ def stream(
                 f"the prompt {prompt!r} is empty; the model needs at least one token to continue, a newline for "
                 f"instance"
             )
-    device = model.head.weight.device
+    device = model.device
     was_training = model.training
     model.eval()
     rows = [
@@ -119,7 +91,7 @@ def _read_prompt(model: SpikeGPT, ids: Tensor) -> tuple[Tensor, State]:
     for start in range(0, len(ids), PREFILL_CHUNK):
         output = model(ids[None, start : start + PREFILL_CHUNK], state, last_only=True)
         state = output.state
-    return output.logits[:, -1], state
+    return output.logits[:, -1], output.state
 
 
 class _Row:
@@ -164,28 +136,3 @@ def _possible_start(text: str, stops: tuple[str, ...]) -> int:
     return next(
         (n for n in range(min(longest, len(text)), 0, -1) if any(stop.startswith(text[-n:]) for stop in stops)), 0
     )
-
-
-def sample(logits: Tensor, sampling: SamplingConfig, seen: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the id (scalar tensor) of the next token.
-
-    Args:
-        logits: (vocab_size,) float32 on the CPU.
-        seen: (vocab_size,) bool, tokens that the repetition penalty divides (positive logits) or multiplies (negative).
-    """
-    if sampling.repetition_penalty != 1.0:
-        penalised = torch.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty)
-        logits = torch.where(seen, penalised, logits)
-    if sampling.temperature == 0:
-        return logits.argmax()
-    logits = logits / sampling.temperature
-    if 0 < sampling.top_k < len(logits):
-        logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[-1], float("-inf"))
-    probabilities = torch.softmax(logits, dim=-1)
-    if sampling.top_p < 1:
-        ordered, order = probabilities.sort(descending=True, stable=True)
-        # a token stays if those before it have not yet reached top_p; the first always stays
-        probabilities = torch.zeros_like(probabilities).scatter(
-            0, order, ordered.masked_fill(ordered.cumsum(0) - ordered >= sampling.top_p, 0)
-        )
-    return torch.multinomial(probabilities, 1, generator=generator)[0]

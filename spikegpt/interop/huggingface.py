@@ -11,7 +11,7 @@ classes:
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tokenizers import Regex, decoders, models, pre_tokenizers
@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-from ..checkpoint.run import load_model
+from ..checkpoint.weights import load_model
 from ..common.errors import SpikegptError
 from ..config import ModelConfig
-from ..data.tokenizers.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, byte_letters
+from ..data.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
+from ..data.tokenizers.bpe import byte_letters
 from ..model.network import SpikeGPT
 from ..model.state import State, join_states
 
@@ -79,6 +80,7 @@ class SpikeGPTOutput(ModelOutput):
 
 
 class _SpikeGPTPreTrained(PreTrainedModel):
+    spikegpt: SpikeGPT
     config_class = SpikeGPTConfig
     base_model_prefix = "spikegpt"
     main_input_name = "input_ids"
@@ -92,7 +94,8 @@ class _SpikeGPTPreTrained(PreTrainedModel):
         is_filled_later = torch.empty(0).is_meta
         network = SpikeGPT(self.config.to_model_config(), init=not is_filled_later)
         for module in network.modules() if not is_filled_later else ():
-            module._is_hf_initialized = True
+            # a plain attribute, past the door through which modules take tensors and modules
+            vars(module)["_is_hf_initialized"] = True
         return network
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -165,7 +168,7 @@ class SpikeGPTForCausalLM(_SpikeGPTPreTrained, GenerationMixin):
         output_spikes: bool = False,
         logits_to_keep: int = 0,
         return_dict: bool | None = None,
-        **_: Any,
+        **others: Any,
     ) -> SpikeGPTOutput | tuple:
         """Return loss, logits, state and spikes.
 
@@ -194,10 +197,15 @@ class SpikeGPTForCausalLM(_SpikeGPTPreTrained, GenerationMixin):
     def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,
-        state: State | None = None,
+        next_sequence_length: int | None = None,
+        past_key_values: Any = None,
         attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        is_first_iteration: bool | None = None,
+        *,
+        state: State | None = None,
         use_cache: bool = True,
-        **_: Any,
+        **others: Any,
     ) -> dict[str, Any]:
         # after the prompt, one token and the state are all there is to read
         if state is not None:
@@ -215,10 +223,12 @@ class SpikeGPTForSequenceClassification(_SpikeGPTPreTrained):
     def __init__(self, config: SpikeGPTConfig):
         super().__init__(config)
         self.spikegpt = self._make_network()
-        self.score = nn.Linear(config.n_embd, config.num_labels)
+        # the library's classes say that it may be None; it is a number once the configuration is made
+        self.n_classes = cast(int, config.num_labels)
+        self.score = nn.Linear(config.n_embd, self.n_classes)
         self.post_init()
         # of no use here
-        self.spikegpt.head = nn.Identity()
+        self.spikegpt.register_module("head", nn.Identity())
 
     def forward(
         self,
@@ -227,17 +237,17 @@ class SpikeGPTForSequenceClassification(_SpikeGPTPreTrained):
         labels: Tensor | None = None,
         output_spikes: bool = False,
         return_dict: bool | None = None,
-        **_: Any,
+        **others: Any,
     ) -> SpikeGPTOutput | tuple:
         """Return loss, logits (B, num_labels) and spikes of texts (B, T); labels (B,) in [0, num_labels)."""
         x, _, spikes, last = self._read(input_ids, attention_mask, None, keeps_state=False)
         logits = self.score(x[torch.arange(len(x), device=x.device), last])
         loss = None
         if labels is not None:
-            wrong = (labels < 0) | (labels >= self.config.num_labels)
+            wrong = (labels < 0) | (labels >= self.n_classes)
             if bool(wrong.any()):
                 raise ValueError(
-                    f"label {int(labels[wrong][0])} is outside [0, {self.config.num_labels}); set num_labels to the "
+                    f"label {int(labels[wrong][0])} is outside [0, {self.n_classes}); set num_labels to the "
                     f"number of classes"
                 )
             loss = F.cross_entropy(logits.float(), labels)

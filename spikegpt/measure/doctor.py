@@ -1,19 +1,16 @@
-"""What is installed, which kernels run where, whether they are right and how fast they are; and what a model consists
-of."""
+"""What is installed, which kernels run where, whether they are right and how fast they are."""
 
 import importlib.metadata
 import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 
-from ..checkpoint.run import find_model, load_model
+from ..common.devices import available_devices, find_device, finish
 from ..common.version import __version__
-from ..config import PRESETS, model_preset
+from ..config import model_preset
 from ..generate.engine import GATHERED_TEXTS, Engine
 from ..kernels import event_wkv, integer_lif, lif, wkv
 from ..kernels.backends import FAST_BACKEND, is_installed, what_to_install
@@ -42,8 +39,7 @@ TOLERANCE = 1e-4
 def examine() -> dict[str, Any]:
     """Return the report of `spikegpt doctor` as plain values; `healthy` is false if a kernel gives wrong numbers."""
     devices = {"cpu": f"{torch.get_num_threads()} threads"}
-    if torch.cuda.is_available():
-        devices |= {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
+    devices |= {name: torch.cuda.get_device_name(name) for name in available_devices() if name != "cpu"}
     examined = {
         device: _examine_all(device) for device in ("cpu", "cuda") if device == "cpu" or torch.cuda.is_available()
     }
@@ -125,7 +121,8 @@ def _event_wkv_inputs(dtype: torch.dtype) -> list[torch.Tensor]:
 
 
 def event_wkv_of(inputs: list[torch.Tensor], backend: str) -> torch.Tensor:
-    return event_wkv(*inputs, backend=backend)[0]
+    time_decay, time_first, key, value = inputs
+    return event_wkv(time_decay, time_first, key, value, backend=backend)[0]
 
 
 def _wkv_inputs(dtype: torch.dtype) -> list[torch.Tensor]:
@@ -136,7 +133,8 @@ def _wkv_inputs(dtype: torch.dtype) -> list[torch.Tensor]:
 
 
 def wkv_of(inputs: list[torch.Tensor], backend: str) -> torch.Tensor:
-    return wkv(*inputs, backend=backend)[0]
+    time_decay, time_first, key, value = inputs
+    return wkv(time_decay, time_first, key, value, backend=backend)[0]
 
 
 def _examine(make: Callable, run: Callable, device: str) -> dict[str, Any]:
@@ -173,48 +171,13 @@ def _output_and_gradients(inputs: list[torch.Tensor], run: Callable, backend: st
 
 def _seconds(function: Callable) -> float:
     """Best of three after one call to warm up."""
-    finish = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    device = find_device("auto")
     function()
     times = []
     for _ in range(3):
-        finish()
+        finish(device)
         start = time.perf_counter()
         function()
-        finish()
+        finish(device)
         times.append(time.perf_counter() - start)
     return min(times)
-
-
-def describe_model(what: str, with_tensors: bool = False) -> dict[str, Any]:
-    """Return sizes and configuration of a preset, run or checkpoint as plain values, and the shape of each tensor by
-    its name.
-
-    Raises:
-        SpikegptError: `what` is none of them.
-    """
-    if what in PRESETS:
-        source, config = f"preset {what}", model_preset(what)
-        with torch.device("meta"):
-            model = SpikeGPT(config, init=False)
-    else:
-        folder = find_model(Path(what))
-        source, model = str(folder), load_model(folder)[0]
-    config = model.config
-    with torch.no_grad(), torch.device("meta"):
-        state = SpikeGPT(config, init=False).eval()(torch.zeros(1, 1, dtype=torch.long)).state
-    parts = [part for part in tree_leaves(state) if part is not None]
-    return {
-        "source": source,
-        "parameters": model.count_parameters(),
-        "parameter_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
-        "state_bytes": sum(part.numel() * part.element_size() for part in parts),
-        "matrix_macs_per_token": sum(
-            p.numel() for name, p in model.named_parameters() if p.dim() == 2 and name != "emb.weight"
-        ),
-        "config": config.to_dict(),
-        **(
-            {"tensors": {name: " x ".join(map(str, tensor.shape)) for name, tensor in model.state_dict().items()}}
-            if with_tensors
-            else {}
-        ),
-    }

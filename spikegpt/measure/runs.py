@@ -1,9 +1,8 @@
 """Measure runs and set them side by side: what they compute, how well they predict, how they fire, what it would cost.
 
-The only module that knows both packages: `neuromorphic` counts any torch model, and nothing of it knows ours.
+The only wing that knows both packages: `neuromorphic` counts any torch model, and nothing of it knows ours.
 """
 
-import dataclasses
 import platform
 import re
 import statistics
@@ -12,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,15 +33,14 @@ from neuromorphic import (
 )
 from neuromorphic.energy.published import AC_PJ, MAC_PJ
 
-from ..checkpoint.run import latest_checkpoint, load_model, read_run_config, step_of
+from ..checkpoint.weights import load_model
+from ..common.devices import finish
 from ..common.errors import SpikegptError
-from ..config import ModelConfig, TrainConfig
-from ..data.tokenizers.tokenizer import Tokenizer
-from ..evaluate.perplexity import evaluate_stream, read_text
+from ..data.tokenizers import Tokenizer
+from ..evaluate.perplexity import evaluate_stream
+from ..evaluate.runs import read_text
 from ..generate.engine import Engine
 from ..model.network import ModelOutput, SpikeGPT
-from ..train.convert import read_model_config
-from ..train.trainer import resume, train
 
 # the published arithmetic has no row for the head
 LEFT_OUT = ("head",)
@@ -53,31 +50,6 @@ DECODED = 64
 RASTER_TOKENS, RASTER_NEURONS = 96, 48
 SPEED_ROUNDS = 5
 LARGEST_LISTED_VOCABULARY = 4096
-
-# settings that a twin may have of its own: they do not touch what is learned, or act on spikes only
-_OWN_SETTINGS = {
-    "threads",
-    "eval_every",
-    "eval_tokens",
-    "sample_every",
-    "save_every",
-    "keep",
-    "log_every",
-    "tensorboard",
-}
-_SPIKE_SETTINGS = {
-    "firing_rate_target",
-    "firing_rate_weight",
-    "synop_budget",
-    "synop_weight",
-    "synop_warmup",
-    "anneal",
-    "verify_spikes",
-}
-# a pupil's twin learns from the text alone
-_TEACHING_SETTINGS = {"teacher", "teacher_weight"}
-# of a model: what only its spikes know
-_NEURON_SETTINGS = {"neuron", "hidden_levels", "spiking_head", "binary_embedding"}
 
 
 def measure_runs(
@@ -89,6 +61,7 @@ def measure_runs(
     prompt: str | None = None,
     profiles: Sequence[Profile] = (),
     cache: Path | None = None,
+    device: str | torch.device = "auto",
 ) -> list[Measurement]:
     """Return the measurements of the models in `runs`, all on the same text, in the order given.
 
@@ -98,11 +71,12 @@ def measure_runs(
         profiles: price tables for the energy estimates.
 
     Raises:
-        SpikegptError: no run is given, one is not whole, or the runs would be measured on different texts.
+        SpikegptError: no run is given, one is not whole, the device is not there, or the runs would be measured on
+            different texts.
     """
     if not runs:
         raise SpikegptError("no run given; name the folder of at least one")
-    loaded = [(*load_model(run), run) for run in runs]
+    loaded = [(*load_model(run, device=device), run) for run in runs]
     texts = [
         read_text(run, tokenizer, split=split, file=file, limit=limit, cache=cache) for _, tokenizer, run in loaded
     ]
@@ -159,7 +133,7 @@ def measure_model(
         with counter.phase("prefill"):
             evaluation = evaluate_stream(model, tokens, tokenizer, watch=watch)
         with counter.phase("decode"):
-            _decode(model, torch.from_numpy(tokens[: DECODED + 1].astype(np.int64))[None, :-1])
+            _decode(model, _ids(model, tokens[: DECODED + 1])[:, :-1])
     tally = counter.tally()
     is_spiking = evaluation.firing_rate is not None
     phases = tuple(tally.tokens)
@@ -187,7 +161,7 @@ def measure_model(
         key_value_elements_per_token=2 * config.n_layer * config.n_embd,
         parameter_bits=8 * model.head.weight.element_size(),
         tokens_per_s=tokens_per_s or {},
-        host=f"{_processor()}, {torch.get_num_threads()} threads",
+        host=_host(model.device),
         uncounted=tuple(item._asdict() for item in tally.uncounted),
         wording=Wording(
             block=BLOCKS[config.spiking], places={layer: neuron_place(layer) for layer in evaluation.firing_rates}
@@ -203,6 +177,11 @@ def neuron_place(layer: str) -> NeuronPlace:
     if inside is None:
         return NeuronPlace("outside the blocks", part)
     return NeuronPlace(HALVES[inside[3]], part, int(inside[1]))
+
+
+def _ids(model: SpikeGPT, tokens: np.ndarray) -> Tensor:
+    """`tokens` (T,) as ids (1, T), where the model is."""
+    return torch.from_numpy(tokens.astype(np.int64)).to(model.device)[None]
 
 
 def _read(model: SpikeGPT, ids: Tensor) -> None:
@@ -239,11 +218,13 @@ def measure_speed(models: Sequence[SpikeGPT], texts: Sequence[np.ndarray]) -> li
     # one round more, to warm up
     for is_counted in (False, *[True] * SPEED_ROUNDS):
         for index, (model, tokens) in enumerate(zip(models, texts, strict=True)):
-            ids = torch.from_numpy(tokens[:1025].astype(np.int64))[None, :-1]
+            ids = _ids(model, tokens[:1025])[:, :-1]
             decode = _decoder(model, ids)
             for phase, read, part in (("prefill", partial(_read, model), ids), ("decode", decode, ids[:, :DECODED])):
+                finish(model.device)
                 start = time.perf_counter()
                 read(part)
+                finish(model.device)
                 if is_counted:
                     seconds[index][phase].append(time.perf_counter() - start)
                 sizes[index][phase] = part.shape[1]
@@ -251,6 +232,12 @@ def measure_speed(models: Sequence[SpikeGPT], texts: Sequence[np.ndarray]) -> li
         {phase: sizes[index][phase] / statistics.median(times[phase]) for phase in times}
         for index, times in enumerate(seconds)
     ]
+
+
+def _host(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()}, {torch.get_num_threads()} threads"
 
 
 def _processor() -> str:
@@ -267,7 +254,7 @@ def _rasters(model: SpikeGPT, tokenizer: Tokenizer, tokens: np.ndarray, prompt: 
     read = np.asarray(read[:RASTER_TOKENS])
     if not len(read):
         raise SpikegptError("the prompt of the raster is empty; give some text, or leave it out")
-    spikes = model(torch.from_numpy(read.astype(np.int64))[None]).spikes
+    spikes = model(_ids(model, read)).spikes
     labels = tuple(tokenizer.decode([token]).decode("utf-8", "replace") for token in read)
     rasters = []
     for layer in _shown_layers(model):
@@ -309,7 +296,7 @@ def claims_of(measurement: Measurement) -> Claims | None:
     published = published_saving()
     covered = [layer for layer in measurement.layers if layer.idealised_acs is not None]
     dense = sum(layer.dense_ops for layer in covered)
-    idealised = sum(layer.idealised_acs for layer in covered)
+    idealised = sum(layer.idealised_acs or 0.0 for layer in covered)
     driven = [layer for layer in covered if layer.is_spike_driven]
     acs = sum(layer.built_acs for layer in driven)
     still_dense = dense - sum(layer.dense_ops for layer in driven)
@@ -332,71 +319,6 @@ def claims_of(measurement: Measurement) -> Claims | None:
 def _ratio(above: float, below: float) -> float:
     """`above` / `below`; infinite for a model that never spikes."""
     return above / below if below else float("inf")
-
-
-def find_twin(run: Path) -> Path | None:
-    """Return a run beside `run` that is its dense twin: the same sizes, text, seed and training; None if there is
-    none."""
-    config = read_run_config(run)
-    wanted = _twin_key(ModelConfig.from_dict(config["model"]).twin(), config)
-    for folder in sorted(run.resolve().parent.iterdir()):
-        if not (folder / "config.json").is_file() or not (folder / "tokenizer.json").is_file():
-            continue
-        values = read_run_config(folder)
-        model = ModelConfig.from_dict(values["model"])
-        if model.spiking == "none" and _twin_key(model, values) == wanted:
-            return folder
-    return None
-
-
-def _twin_key(model: ModelConfig, run_config: dict[str, Any]) -> tuple[Any, ...]:
-    """What must be equal in a model and its twin."""
-    sizes = {name: value for name, value in model.to_dict().items() if name not in _NEURON_SETTINGS}
-    own = _OWN_SETTINGS | _SPIKE_SETTINGS | _TEACHING_SETTINGS
-    shared = {
-        name: value for name, value in TrainConfig.from_dict(run_config["train"]).to_dict().items() if name not in own
-    }
-    return sizes, shared, (run_config.get("corpus") or {}).get("text_sha256"), run_config.get("started_from")
-
-
-def make_twin(run: Path, *, cache: Path | None = None, quiet: bool = False) -> Path:
-    """Return the folder of the finished dense twin of `run`: found beside it, or trained into RUN-twin.
-
-    Raises:
-        SpikegptError: `run` is dense itself, its text is gone, or training was interrupted.
-    """
-    config = read_run_config(run)
-    model = ModelConfig.from_dict(config["model"])
-    if model.spiking == "none":
-        raise SpikegptError(f"{run} is dense; --twin needs a spiking run")
-    # a twin is nobody's pupil
-    training = dataclasses.replace(TrainConfig.from_dict(config["train"]), teacher=None)
-    start = config.get("started_from") and Path(config["started_from"])
-    if start and read_model_config(start).spiking != "none":
-        raise SpikegptError(
-            f"{run} began with the spiking weights of {start}, which have no dense twin; name a run: spikegpt "
-            f"compare {run} RUN"
-        )
-    twin = find_twin(run)
-    if twin is None:
-        twin = run.resolve().parent / f"{run.resolve().name}-twin"
-        _say(f"training the dense twin of {run} into {twin}")
-        done = train(model.twin(), training, twin, start=start, cache=cache, quiet=quiet)
-    elif _last_step(twin) < training.steps:
-        _say(f"finishing the dense twin {twin}")
-        done = resume(twin, cache=cache, quiet=quiet)
-    else:
-        return twin
-    if done.interrupted:
-        raise SpikegptError(
-            f"the training of the twin was interrupted; continue it with: spikegpt train --resume {twin}"
-        )
-    return twin
-
-
-def _last_step(run: Path) -> int:
-    latest = latest_checkpoint(run)
-    return 0 if latest is None else step_of(latest)
 
 
 def _say(text: str) -> None:

@@ -188,10 +188,6 @@ class SpikeGPT(nn.Module):
         """Whether the embedding passes through a step, as in the published training."""
         return self.config.spiking == "output" and self.config.binary_embedding
 
-    @property
-    def device(self) -> torch.device:
-        return self.emb.weight.device
-
     def sites(self) -> dict[str, PlacedSite]:
         """Return every layer of neurons by the name of its module, in the order in which they fire."""
         owners: list[tuple[str, nn.Module, tuple[Site, ...]]] = []
@@ -216,6 +212,11 @@ class SpikeGPT(nn.Module):
         return {
             name: placed.product.weight.numel() for name, placed in self.sites().items() if placed.product is not None
         }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are; the head may be another's, the embedding is always here."""
+        return self.emb.weight.device
 
     def count_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())

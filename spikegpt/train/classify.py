@@ -15,12 +15,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checkpoint.run import TensorFile, load_model, read_json
+from ..checkpoint.run import read_json
+from ..checkpoint.weights import TensorFile, load_model
+from ..common.devices import find_device
 from ..common.errors import SpikegptError
 from ..common.files import atomic_path, write_atomically
 from ..config import ClassifyConfig, ModelConfig, TrainConfig
 from ..data.labelled import Example, Task
-from ..data.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from ..data.tokenizers import Tokenizer, load_tokenizer
 from ..evaluate.perplexity import mean_firing_rate
 from ..model.network import SpikeGPT
 from .loop import Advice, Forward, Loop
@@ -55,18 +57,23 @@ class _Batch(NamedTuple):
     labels: Tensor
 
 
-def finetune(run: Path, task: Task, config: ClassifyConfig, out: Path) -> dict[str, Any]:
+def finetune(
+    run: Path, task: Task, config: ClassifyConfig, out: Path, device: str | torch.device = "auto"
+) -> dict[str, Any]:
     """Train one classifier per seed from the model in `run`, keep each in OUT/seed-N, and return how they did, as plain
     values.
 
     Raises:
-        SpikegptError: no whole model is there, a text cannot be encoded, or `out` cannot be written.
+        SpikegptError: no whole model is there, the device is not there, a text cannot be encoded, or `out` cannot be
+            written.
     """
+    place = find_device(device)
     seeds: list[dict[str, Any]] = []
     for seed in config.seeds:
         torch.manual_seed(seed)
         model, tokenizer = load_model(run)
-        classifier = Classifier(model, len(task.classes))
+        # drawn on the CPU: the same numbers on every device
+        classifier = Classifier(model, len(task.classes)).to(place)
         train, valid, test = (
             _encode(part, tokenizer, config.max_tokens) for part in (task.train, task.valid, task.test)
         )
@@ -125,7 +132,8 @@ def load_classifier(folder: Path) -> tuple[Classifier, Tokenizer, tuple[str, ...
 @torch.inference_mode()
 def classify(classifier: Classifier, tokenizer: Tokenizer, texts: list[str], max_tokens: int = 512) -> Tensor:
     """Return the probabilities (B, n_classes) of texts."""
-    batch = _pad(_encode([Example(text, 0) for text in texts], tokenizer, max_tokens))
+    encoded = _encode([Example(text, 0) for text in texts], tokenizer, max_tokens)
+    batch = _pad(encoded, classifier.network.device)
     return torch.softmax(classifier(batch.ids, batch.lengths)[0].float(), dim=-1)
 
 
@@ -139,13 +147,14 @@ def _encode(examples: list[Example], tokenizer: Tokenizer, max_tokens: int) -> l
     return encoded
 
 
-def _pad(encoded: list[_Encoded]) -> _Batch:
+def _pad(encoded: list[_Encoded], device: torch.device) -> _Batch:
     ids = nn.utils.rnn.pad_sequence([ids for ids, _ in encoded], batch_first=True)
-    return _Batch(ids, torch.tensor([len(ids) for ids, _ in encoded]), torch.tensor([label for _, label in encoded]))
+    lengths, labels = [len(ids) for ids, _ in encoded], [label for _, label in encoded]
+    return _Batch(ids.to(device), torch.tensor(lengths, device=device), torch.tensor(labels, device=device))
 
 
-def _batches(encoded: list[_Encoded], size: int) -> Iterator[_Batch]:
-    return (_pad(encoded[start : start + size]) for start in range(0, len(encoded), size))
+def _batches(encoded: list[_Encoded], size: int, device: torch.device) -> Iterator[_Batch]:
+    return (_pad(encoded[start : start + size], device) for start in range(0, len(encoded), size))
 
 
 class _Classification:
@@ -172,7 +181,8 @@ class _Classification:
     def forward(self, step: int) -> Forward:
         if step % self.steps_per_epoch == 0:
             order = torch.randperm(len(self.train)).tolist()
-            self.batches = _batches([self.train[index] for index in order], self.config.batch_size)
+            examples, device = [self.train[index] for index in order], self.classifier.network.device
+            self.batches = _batches(examples, self.config.batch_size, device)
         batch = next(self.batches)
         logits, spikes = self.classifier(batch.ids, batch.lengths)
         cross_entropy = F.cross_entropy(logits.float(), batch.labels)
@@ -190,10 +200,8 @@ class _Classification:
 def _train(
     classifier: Classifier, train: list[_Encoded], valid: list[_Encoded], config: ClassifyConfig
 ) -> tuple[float, int]:
-    """Leave the classifier with the weights of its best epoch; return (its accuracy on valid, the epoch).
-
-    It stays where it was loaded, on the CPU, whatever accelerators there are.
-    """
+    """Leave the classifier with the weights of its best epoch; return (its accuracy on valid, the epoch). It stays
+    where it is."""
     from accelerate import Accelerator
 
     objective = _Classification(classifier, train, valid, config)
@@ -205,7 +213,7 @@ def _train(
         warmup_steps=min(steps // 10, 50),
         eval_every=objective.steps_per_epoch,
     )
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=classifier.network.device.type == "cpu")
     optimizer = accelerator.prepare_optimizer(make_optimizer(classifier, schedule), device_placement=False)
     loop = Loop(objective, classifier, optimizer, schedule, accelerator)
     with loop.guarded():
@@ -222,11 +230,11 @@ def _measure(classifier: Classifier, encoded: list[_Encoded], batch_size: int) -
     """(accuracy, firing rate over real tokens; None for a dense model)."""
     classifier.eval()
     right, tokens, fired = 0, 0, dict[str, float]()
-    for batch in _batches(encoded, batch_size):
+    for batch in _batches(encoded, batch_size, classifier.network.device):
         logits, spikes = classifier(batch.ids, batch.lengths)
         right += int((logits.argmax(dim=-1) == batch.labels).sum())
         tokens += int(batch.lengths.sum())
-        is_real = torch.arange(batch.ids.shape[1]) < batch.lengths[:, None]
+        is_real = torch.arange(batch.ids.shape[1], device=batch.ids.device) < batch.lengths[:, None]
         for name, spike in spikes.items():
             fired[name] = fired.get(name, 0.0) + spike[is_real].count_nonzero().item() / spike.shape[-1]
     synapses = {name: count for name, count in classifier.network.synapses().items() if name in fired}

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint.run import TensorFile, find_model, load_weights, read_json
+from ..checkpoint.run import find_model, read_json
+from ..checkpoint.weights import TensorFile, load_weights
 from ..common.errors import SpikegptError
 from ..config import ModelConfig, TrainConfig
 from ..model.mixers import Mixer

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checkpoint.run import load_model
+from ..checkpoint.weights import load_model
 from ..common.errors import SpikegptError
 from ..config import TrainConfig
-from ..data.prepare import TokenData
+from ..data.tokens.token_file import TokenData
 from ..evaluate.perplexity import Evaluation, evaluate_stream
 from ..model.network import SpikeGPT
 from ..model.state import State, detach_state

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ..checkpoint import run as ckpt
+from ..checkpoint.run import save_checkpoint
+from ..checkpoint.weights import TensorFile, load_weights
+from ..checkpoint.weights import load_training as read_training
 from ..model.network import SpikeGPT
 from ..model.state import State
 from .language_modelling import LanguageModelling
@@ -42,7 +44,7 @@ def save_training(
             "best": objective.best,
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
-        ckpt.save_checkpoint(run, step, objective.bare_model, objective.data.tokenizer, tensors, facts)
+        save_checkpoint(run, step, objective.bare_model, objective.data.tokenizer, tensors, facts)
 
 
 def _rows_of_all_processes(state: State | None, accelerator: "Accelerator") -> dict[str, Tensor]:
@@ -68,8 +70,8 @@ def load_training(
     Raises:
         SpikegptError: the checkpoint is of another model.
     """
-    tensors, facts = ckpt.load_training(checkpoint)
-    ckpt.load_weights(objective.bare_model, ckpt.TensorFile(checkpoint / "model.safetensors"), checkpoint)
+    tensors, facts = read_training(checkpoint)
+    load_weights(objective.bare_model, TensorFile(checkpoint / "model.safetensors"), checkpoint)
     load_optimizer_tensors(optimizer, tensors)
     objective.best, objective.sampler.position = facts["best"], facts["sampler_position"]
     if facts["scaler"] is not None and accelerator.scaler is not None:

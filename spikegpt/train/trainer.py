@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..checkpoint import run as ckpt
+from ..common.devices import find_device
 from ..common.errors import SpikegptError
-from ..config import ModelConfig, TrainConfig
-from ..data.prepare import TokenData, prepare
-from ..data.tokenizers.tokenizer import load_tokenizer
+from ..config import ModelConfig, SamplingConfig, TrainConfig
+from ..data.prepare import prepare
+from ..data.tokenizers.stored import load_tokenizer
+from ..data.tokens.token_file import TokenData
 from ..evaluate.perplexity import Evaluation, mean_firing_rate
-from ..generate.stream import SamplingConfig, generate
+from ..generate.stream import generate
 from ..model.mixers import NeuronFactory
 from ..model.network import SpikeGPT
 from ..neuron.lif import verified_spikes
@@ -57,6 +59,7 @@ def train(
     neuron: NeuronFactory | None = None,
     cache: Path | None = None,
     quiet: bool = False,
+    device: str = "auto",
 ) -> TrainResult:
     """Train a new model into the folder `run`. The vocabulary size is the tokenizer's.
 
@@ -64,21 +67,27 @@ def train(
         start: folder of a run, of a checkpoint or of an imported model whose weights the model begins with, and whose
             vocabulary size it takes. Dense ones may go into a spiking model: see `convert.py`, and
                 `TrainConfig.anneal`.
+        device: auto, cpu, cuda or cuda:N; not part of the run, which may go on elsewhere.
 
     Raises:
         SpikegptError: the folder holds a run already or cannot be written, the text is too short, the weights in
-            `start` do not fit, the loss is not finite.
+            `start` do not fit, the device is not there, the loss is not finite.
     """
     run = Path(run)
     if (run / "config.json").exists():
         raise SpikegptError(
             f"{run} holds a run already; continue it with: spikegpt train --resume {run}, or give another --out"
         )
-    return _Trainer(model_config, train_config, run, start, neuron, cache, quiet, is_new=True).train()
+    return _Trainer(model_config, train_config, run, start, neuron, cache, quiet, device, is_new=True).train()
 
 
 def resume(
-    run: str | Path, *, neuron: NeuronFactory | None = None, cache: Path | None = None, quiet: bool = False
+    run: str | Path,
+    *,
+    neuron: NeuronFactory | None = None,
+    cache: Path | None = None,
+    quiet: bool = False,
+    device: str = "auto",
 ) -> TrainResult:
     """Continue the run in the folder `run` from its newest whole checkpoint, or from the start if it has none yet.
 
@@ -92,7 +101,7 @@ def resume(
     except (KeyError, TypeError, ValueError) as error:
         raise SpikegptError(f"{run / 'config.json'} does not describe a run: {error}") from None
     start = Path(values["started_from"]) if values.get("started_from") else None
-    return _Trainer(model_config, train_config, run, start, neuron, cache, quiet, is_new=False).train()
+    return _Trainer(model_config, train_config, run, start, neuron, cache, quiet, device, is_new=False).train()
 
 
 class _Trainer(Loop):
@@ -109,11 +118,12 @@ class _Trainer(Loop):
         neuron: NeuronFactory | None,
         cache: Path | None,
         quiet: bool,
+        device: str,
         is_new: bool,
     ):
         if config.threads:
             torch.set_num_threads(config.threads)
-        accelerator = _make_accelerator(config)
+        accelerator = _make_accelerator(config, device)
         # one process prepares the token file, the others find it done
         with accelerator.main_process_first():
             data = _prepare_data(config, run, is_new, cache)
@@ -232,14 +242,21 @@ class _Trainer(Loop):
         return f"last good checkpoint: {newest}" if newest else "no checkpoint was written yet"
 
 
-def _make_accelerator(config: TrainConfig) -> "Accelerator":
+def _make_accelerator(config: TrainConfig, device: str) -> "Accelerator":
     from accelerate import Accelerator
 
-    if config.precision == "fp16" and not torch.cuda.is_available():
+    place = find_device(device)
+    if config.precision == "fp16" and place.type != "cuda":
         raise SpikegptError("precision fp16 needs a GPU; use bf16 or no")
+    if place.index is not None:
+        torch.cuda.set_device(place)
     # without this word accelerate runs several processes on a machine without a GPU as strangers to each other
-    cpu = not torch.accelerator.is_available()
-    return Accelerator(cpu=cpu, mixed_precision=config.precision, gradient_accumulation_steps=config.grad_accumulation)
+    cpu = device == "cpu" or not torch.accelerator.is_available()
+    steps = config.grad_accumulation
+    accelerator = Accelerator(cpu=cpu, mixed_precision=config.precision, gradient_accumulation_steps=steps)
+    if place.index is not None and accelerator.num_processes > 1:
+        raise SpikegptError(f"{device} is one GPU for {accelerator.num_processes} processes; leave --device out")
+    return accelerator
 
 
 def _prepare_data(config: TrainConfig, run: Path, is_new: bool, cache: Path | None) -> TokenData:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from spikegpt.checkpoint import run as ckpt
+from spikegpt.checkpoint.weights import load_model
 from spikegpt.common.errors import SpikegptError
 
 
@@ -24,7 +25,7 @@ def newest(run):
 
 
 def test_model_comes_back_as_it_was(run):
-    model, tokenizer = ckpt.load_model(newest(run))
+    model, tokenizer = load_model(newest(run))
     stored = load_file(newest(run) / "model.safetensors")
     assert all(torch.equal(tensor, stored[name]) for name, tensor in model.state_dict().items())
     assert tokenizer.name == "byte"
@@ -33,7 +34,7 @@ def test_model_comes_back_as_it_was(run):
 
 def test_run_can_be_moved(run, tmp_path):
     moved = run.rename(tmp_path / "elsewhere")
-    assert ckpt.load_model(moved)[0].config.n_layer == 2
+    assert load_model(moved)[0].config.n_layer == 2
 
 
 def test_newest_k_and_the_best_are_kept(make_run):
@@ -80,7 +81,7 @@ def test_weights_of_another_shape_name_the_tensor(run):
     path.write_text(json.dumps(values))
     (path.parent / "manifest.json").unlink()
     with pytest.raises(SpikegptError, match=r"'emb.weight' has shape \(256, 16\), the model wants \(256, 24\)"):
-        ckpt.load_model(path.parent)
+        load_model(path.parent)
 
 
 def test_missing_tensor_is_named(run):
@@ -90,7 +91,7 @@ def test_missing_tensor_is_named(run):
     save_file(weights, folder / "model.safetensors")
     (folder / "manifest.json").unlink()
     with pytest.raises(SpikegptError, match=r"'head.weight' is missing; the checkpoint is of another configuration"):
-        ckpt.load_model(folder)
+        load_model(folder)
 
 
 def test_newer_format_says_to_install_a_newer_version(run):
@@ -98,7 +99,7 @@ def test_newer_format_says_to_install_a_newer_version(run):
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
     (path.parent / "manifest.json").unlink()
     with pytest.raises(SpikegptError, match="has format 99, this spikegpt reads up to 1; install a newer spikegpt"):
-        ckpt.load_model(path.parent)
+        load_model(path.parent)
 
 
 class _Bomb:
@@ -115,12 +116,12 @@ def test_pickle_is_refused_and_never_loaded(run, save, tmp_path, monkeypatch):
     folder = run / "checkpoints" / "step-00000012"
     (folder / "manifest.json").unlink()
     with pytest.raises(SpikegptError, match="is a pickle, which could run code when loaded: refused"):
-        ckpt.load_model(folder)
+        load_model(folder)
     assert not (tmp_path / "exploded").exists()
 
 
 def test_full_disk_leaves_the_checkpoint_before(run, monkeypatch):
-    model, tokenizer = ckpt.load_model(run)
+    model, tokenizer = load_model(run)
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -135,6 +136,6 @@ def test_full_disk_leaves_the_checkpoint_before(run, monkeypatch):
 
 def test_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(SpikegptError, match="holds no whole checkpoint"):
-        ckpt.load_model(tmp_path)
+        load_model(tmp_path)
     with pytest.raises(SpikegptError, match="is not the folder of a run"):
-        ckpt.load_model(tmp_path / "nothing")
+        load_model(tmp_path / "nothing")

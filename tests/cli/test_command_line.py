@@ -1,24 +1,21 @@
-"""The command line as a user types it: every verb, its JSON, and errors of one or two lines."""
+"""The command line as a user types it: every verb, its JSON, and errors of one or two lines. What is a fact about the
+process (streaming, signals, exit status, a quick start) is tested in one of its own."""
 
+import dataclasses
 import json
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from command_line import spikegpt, started
 
 import neuromorphic
-from spikegpt.cli import verbs as command_line
-
-
-def spikegpt(*arguments: str, check: bool = True) -> subprocess.CompletedProcess:
-    done = subprocess.run(
-        [sys.executable, "-m", "spikegpt", *map(str, arguments)], capture_output=True, text=True, timeout=120
-    )
-    assert not check or done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    return done
+from spikegpt.cli.verbs import VERBS, main
+from spikegpt.config import INPUT_NEURON, NeuronConfig
+from spikegpt.train import trainer
 
 
 def test_train_then_evaluate_then_generate(tmp_path, cache):
@@ -89,7 +86,13 @@ def test_data_lists_the_corpora_and_writes_tokens_that_train(tmp_path, cache):
 
 
 def test_generate_streams_the_prompt_and_its_continuation(trained):
-    assert spikegpt("generate", trained, "The ", "--max-tokens", "5").stdout.startswith("The ")
+    assert started("generate", trained, "The ", "--max-tokens", "5").stdout.startswith("The ")
+
+
+def test_a_process_ends_with_the_status_of_its_verb(tmp_path):
+    refused = started("info", tmp_path / "nothing", check=False)
+    assert (refused.returncode, refused.stdout) == (1, "") and refused.stderr.startswith("error: ")
+    assert started("sing", check=False).returncode == 2
 
 
 def test_measure_and_compare_write_a_report(trained, tmp_path, cache):
@@ -168,10 +171,10 @@ def test_doctor_finds_the_kernels_right():
 
 def test_help_lists_every_verb():
     text = spikegpt("--help").stdout
-    assert all(f"spikegpt {verb}" in text for verb in command_line.VERBS)
+    assert all(f"spikegpt {verb}" in text for verb in VERBS)
 
 
-@pytest.mark.parametrize("verb", [verb for verb in command_line.VERBS if verb != "lm-eval"])
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "lm-eval"])
 def test_every_verb_has_help(verb):
     assert f"usage: spikegpt {verb}" in spikegpt(verb, "--help").stdout
 
@@ -184,18 +187,64 @@ def test_help_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
-def test_preset_sets_the_defaults_and_flags_change_them(tmp_path):
-    code = (
-        "import tyro, spikegpt.cli.verbs as m; from tyro.conf import OmitArgPrefixes; a = ['--preset', 'small', "
-        "'--n-layer', '2']; "
-        "t = tyro.cli(OmitArgPrefixes[m.Train], args=a, default=m._train_defaults(a)); print(t.model.n_layer, "
-        "t.model.n_embd, t.train.steps)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == [
-        "2",
-        "256",
-        "2000",
-    ]
+@pytest.fixture
+def begun(monkeypatch):
+    """What `train` and `train --resume` were asked for, without training."""
+    calls = []
+
+    def begin(*arguments, **options):
+        calls.append((*arguments, options))
+        return SimpleNamespace(is_main=False)
+
+    monkeypatch.setattr(trainer, "train", begin)
+    monkeypatch.setattr(trainer, "resume", begin)
+    return calls
+
+
+@pytest.mark.parametrize("arguments", [["--preset", "small", "--n-layer", "2"], ["--n-layer=2", "--preset=small"]])
+def test_preset_sets_the_defaults_and_flags_change_them(begun, arguments):
+    assert main(["train", *arguments]) == 0
+    ((model, training, out, _),) = begun
+    assert (model.n_layer, model.n_embd, training.steps, out) == (2, 256, 2000, Path("runs/small-input"))
+
+
+def test_each_block_has_its_own_neuron_and_flags_change_that(begun):
+    assert main(["train", "--spiking", "output", "--threshold", "2"]) == 0
+    assert main(["train", "--threshold", "2"]) == 0
+    published, ours = (model.neuron for model, *_ in begun)
+    assert published == NeuronConfig(threshold=2.0)
+    assert ours == dataclasses.replace(INPUT_NEURON, threshold=2.0)
+
+
+def test_from_a_run_its_sizes_are_the_defaults(begun, trained):
+    assert main(["train", "--from", str(trained), "--spiking", "none", "--ctx-len", "32"]) == 0
+    ((model, _, _, options),) = begun
+    assert (model.n_layer, model.n_embd, model.ctx_len, model.spiking) == (2, 16, 32, "none")
+    assert options["start"] == trained
+
+
+def test_resume_takes_where_and_how_to_report_and_nothing_else(begun):
+    assert main(["train", "--resume", "run", "--cache", "here", "--device", "cpu", "--json"]) == 0
+    assert begun == [(Path("run"), {"cache": Path("here"), "quiet": True, "device": "cpu"})]
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--preset", "small"], "--preset"),
+        (["--out", "there"], "--out"),
+        (["--from", "RUN"], "--from"),
+        # said, though it is the default
+        (["--steps", "1000"], "--steps"),
+        (["--lr=1", "--no-carry-state", "--json", "--freeze", "emb.*", "head.*"], "--lr, --no-carry-state, --freeze"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_resume_refuses_other_flags_and_names_those_that_were_given(begun, trained, flags, named):
+    flags = [str(trained) if flag == "RUN" else flag for flag in flags]
+    refused = spikegpt("train", "--resume", "run", *flags, check=False)
+    assert refused.returncode == 1 and refused.stderr.endswith(f"leave out {named}\n")
+    assert not begun
 
 
 @pytest.mark.parametrize(
@@ -208,10 +257,12 @@ def test_preset_sets_the_defaults_and_flags_change_them(tmp_path):
         (["train", "--data", "nothing.txt"], "nothing.txt"),
         (["train", "--resume", "nothing"], "nothing/config.json does not exist"),
         (["train", "--resume", "nothing", "--lr", "1"], "leave out --lr"),
+        (["train", "--resume", "nothing", "more"], "more"),
         (["train", "--from", "nothing"], "is not the folder of a run"),
         (["train", "--from", "nothing", "--preset", "small"], "the sizes are those of nothing; leave out --preset"),
         (["train", "--lr-scales", "head"], "lr_scales wants PATTERN=FACTOR"),
         (["generate", "nothing"], "is not the folder of a run"),
+        (["generate", "nothing", "--top-p", "2"], "top_p must lie in (0, 1], got 2"),
         (["evaluate"], "no run given"),
         (["evaluate", "run", "--last-word", "x.jsonl", "--tokens", "5"], "leave out --tokens"),
         (["measure", "nothing"], "is not the folder of a run"),

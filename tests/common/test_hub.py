@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from spikegpt.checkpoint.run import load_model
+from spikegpt.checkpoint.weights import load_model
 from spikegpt.common.hub import is_hub_name
 from spikegpt.config import ModelConfig
 from spikegpt.interop.weights import export_weights

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from spikegpt.config import PRESETS, ModelConfig, NeuronConfig, TrainConfig, model_preset, train_preset
+from spikegpt.config import PRESETS, ModelConfig, NeuronConfig, SamplingConfig, TrainConfig, model_preset, train_preset
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -74,3 +74,11 @@ def test_tau_two_is_decay_one_half():
 def test_bad_value_is_refused_by_name(kind, values, message):
     with pytest.raises(ValueError, match=message):
         kind(**values)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"temperature": -1}, {"top_p": 0}, {"top_k": -1}, {"max_tokens": 0}, {"stop": ("",)}], ids=str
+)
+def test_bad_sampling_setting_is_refused_by_name(changes):
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        SamplingConfig(**changes)

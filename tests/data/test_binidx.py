@@ -9,7 +9,7 @@ import pytest
 
 from spikegpt.common.errors import SpikegptError
 from spikegpt.data.prepare import prepare
-from spikegpt.data.tokenizers.tokenizer import BPETokenizer, ByteTokenizer
+from spikegpt.data.tokenizers import BPETokenizer, ByteTokenizer
 from spikegpt.data.tokens import binidx, pretokenised
 from spikegpt.data.tokens.binidx import read_binidx, write_binidx
 from spikegpt.data.tokens.pretokenised import export_binidx

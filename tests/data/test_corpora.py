@@ -4,12 +4,11 @@ a network."""
 import dataclasses
 import errno
 import hashlib
-import io
 import json
 import os
-import zipfile
 
 import pytest
+from corpora import zipped
 from http_server import Reply, serving
 
 from spikegpt.common.errors import SpikegptError
@@ -19,14 +18,6 @@ from spikegpt.data.prepare import prepare
 from spikegpt.data.sources import read_corpus
 
 SPLIT = ("train", "valid", "test")
-
-
-def zipped(**members):
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            archive.writestr(name.replace("__", "/"), content)
-    return file.getvalue()
 
 
 @pytest.fixture

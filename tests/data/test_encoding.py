@@ -14,10 +14,8 @@ from tokenizers import Tokenizer as Library
 from spikegpt.common.errors import SpikegptError
 from spikegpt.data.cutting import PAIR_CUTS, cut_pieces, next_pair_cut, pair_pattern
 from spikegpt.data.text import Text
-from spikegpt.data.tokenizers import encoding
-from spikegpt.data.tokenizers import tokenizer as tokenizer_module
+from spikegpt.data.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, bpe, encoding
 from spikegpt.data.tokenizers.encoding import encode_first, encode_pieces, encode_text
-from spikegpt.data.tokenizers.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
 
 WORDS = ["neuron", "Größe", "don't", "x1", "123", "中文。", "e\u0301", "🦔", "...", "a,b", "'s"]
 SPACES = [" ", "  ", "\n", "\n\n", "\t", "\r\n", "\u3000", "\u2028"]
@@ -104,8 +102,8 @@ def test_a_tokenizer_that_a_cut_would_change_is_not_cut_there(changes, tmp_path)
 
 
 def test_forgetting_words_changes_nothing(monkeypatch):
-    monkeypatch.setattr(tokenizer_module, "KNOWN_WORDS", 3)
-    monkeypatch.setattr(tokenizer_module, "PAIR_PIECE_BYTES", 50)
+    monkeypatch.setattr(bpe, "KNOWN_WORDS", 3)
+    monkeypatch.setattr(bpe, "PAIR_PIECE_BYTES", 50)
     text = random_text(2)
     tokenizer = BPETokenizer.train(text, 300)
     library = Library.from_str(json.dumps(tokenizer.to_json()))
@@ -189,8 +187,8 @@ def test_a_worker_that_dies_is_told(monkeypatch):
 
 def test_leaving_early_ends_the_workers():
     code = (
-        "from spikegpt.data.tokenizers.encoding import encode_pieces\nfrom spikegpt.data.tokenizers.tokenizer import "
-        "ByteTokenizer\n"
+        "from spikegpt.data.tokenizers import ByteTokenizer\n"
+        "from spikegpt.data.tokenizers.encoding import encode_pieces\n"
         "pieces = encode_pieces(ByteTokenizer(), iter(lambda: b'abc', None), 2)\nprint(next(pieces)[1].tolist())"
     )
     # no guard: the workers must not run the script again

@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from test_sources import write
+from texts import write
 from tokenizers import Tokenizer as Library
 from tokenizers import models, pre_tokenizers
 
@@ -15,7 +15,7 @@ from spikegpt.common.errors import SpikegptError
 from spikegpt.common.files import atomic_path, write_atomically
 from spikegpt.data.prepare import prepare
 from spikegpt.data.sources import read_corpus
-from spikegpt.data.tokenizers.tokenizer import BPETokenizer, CharTokenizer
+from spikegpt.data.tokenizers import BPETokenizer, CharTokenizer
 from spikegpt.train.sampler import StreamSampler, WindowSampler
 
 TEXT = "The spiking neuron fires. Größe: 5 €, 🦔!\n" * 40

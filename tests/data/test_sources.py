@@ -4,20 +4,14 @@ import json
 import platform
 
 import pytest
+from texts import write
 
 from spikegpt.common.errors import SpikegptError
 from spikegpt.common.files import sha256_of
 from spikegpt.data import text as text_module
 from spikegpt.data.sources import SPLITS, read_corpus, split_text
 from spikegpt.data.text import Text
-from spikegpt.evaluate.perplexity import evaluate_run
-
-
-def write(folder, **texts):
-    folder.mkdir(exist_ok=True)
-    for stem, text in texts.items():
-        (folder / f"{stem}.txt").write_text(text)
-    return folder
+from spikegpt.evaluate.runs import evaluate_run
 
 
 def texts_of(corpus):

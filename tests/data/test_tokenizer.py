@@ -10,8 +10,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from spikegpt.common.errors import SpikegptError
 from spikegpt.data.cutting import cut_pieces
-from spikegpt.data.tokenizers import tokenizer as module
-from spikegpt.data.tokenizers.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, load_tokenizer
+from spikegpt.data.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, bpe, char, load_tokenizer
 
 # é as one character and as e with a combining mark, three bytes, four bytes, a family of seven code points, NUL
 TRICKY = "é e\u0301 € 🦔 👩\u200d👩\u200d👧\u200d👦 \0\ufeff\u3000\r\n\n \n  ab's\t\n\n\nx"
@@ -81,7 +80,7 @@ def test_the_alphabet_is_sorted_and_complete():
 
 def test_a_character_outside_the_alphabet_is_named(monkeypatch):
     # pieces of 4 bytes: the position must count from the start of the text
-    monkeypatch.setattr(module, "CHARACTER_PIECE_BYTES", 4)
+    monkeypatch.setattr(char, "CHARACTER_PIECE_BYTES", 4)
     with pytest.raises(SpikegptError, match=r"'é' \(U\+00E9\) at position 11 is not among the 2 .*byte tokenizer"):
         CharTokenizer("ab").encode("abababababaébbb".encode())
 
@@ -98,7 +97,7 @@ def test_text_that_is_not_utf8_is_refused_with_its_byte(make_tokenizer):
 
 
 def test_pieces_never_cut_a_character(monkeypatch):
-    monkeypatch.setattr(module, "CHARACTER_PIECE_BYTES", 1)
+    monkeypatch.setattr(char, "CHARACTER_PIECE_BYTES", 1)
     tokenizer = CharTokenizer.from_text(TRICKY.encode())
     assert tokenizer.decode(tokenizer.encode(TRICKY.encode())).decode() == TRICKY
 
@@ -173,7 +172,7 @@ def test_encoding_in_pieces_gives_the_tokens_of_the_whole(monkeypatch):
     tokenizer = make("bpe")
     text = (TRICKY + "a\n\n b.\n\n\tc\n 1\n\u3000\nжe\n" * 9).encode()
     whole = tokenizer.encode(text)
-    monkeypatch.setattr(module, "PAIR_PIECE_BYTES", 1)
+    monkeypatch.setattr(bpe, "PAIR_PIECE_BYTES", 1)
     assert len(list(cut_pieces([text], 1, tokenizer.next_cut))) > 9
     assert np.array_equal(tokenizer.encode(text), whole)
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from spikegpt.checkpoint.run import load_model
+from spikegpt.checkpoint.weights import load_model
 from spikegpt.common.errors import SpikegptError
 from spikegpt.config import ModelConfig
-from spikegpt.data.tokenizers.tokenizer import ByteTokenizer
-from spikegpt.evaluate.perplexity import evaluate_run, evaluate_stream, evaluate_windows, mean_firing_rate, table
+from spikegpt.data.tokenizers import ByteTokenizer
+from spikegpt.evaluate.perplexity import evaluate_stream, evaluate_windows, mean_firing_rate
+from spikegpt.evaluate.runs import evaluate_run, table
 from spikegpt.model.mixers.rwkv4 import ChannelMixState, TimeMixState
 from spikegpt.model.network import SpikeGPT
 from spikegpt.model.state import BlockState

@@ -11,41 +11,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from questions import QUESTIONS, TASK
 
-from spikegpt.checkpoint.run import load_model, save_model
+from spikegpt.checkpoint.run import save_model
+from spikegpt.checkpoint.weights import load_model
 from spikegpt.common.errors import SpikegptError
-from spikegpt.config import ModelConfig
-from spikegpt.data.tokenizers.tokenizer import BPETokenizer, CharTokenizer
+from spikegpt.config import ModelConfig, SamplingConfig
+from spikegpt.data.tokenizers import BPETokenizer, CharTokenizer
 from spikegpt.evaluate.harness import END_OF_TEXT, SpikeGPTHarness
-from spikegpt.generate.stream import SamplingConfig, generate
+from spikegpt.generate.stream import generate
 from spikegpt.model.network import SpikeGPT
-
-QUESTIONS = [
-    {"question": "Which statement ends a loop?", "choices": ["break", "import", "yield from"], "label": 0},
-    {
-        "question": "What does len return?",
-        "choices": ["a string", "an integer", "None", "a function object"],
-        "label": 1,
-    },
-    {"question": "Which type is immutable?", "choices": ["list", "dict", "tuple"], "label": 2},
-    {"question": "Which keyword defines a class?", "choices": ["def", "class"], "label": 1},
-    {"question": "Which raises an exception?", "choices": ["raise", "throw", "except"], "label": 0},
-]
-TASK = """
-task: python_questions
-dataset_path: json
-dataset_kwargs:
-  data_files:
-    test: FILE
-test_split: test
-output_type: multiple_choice
-doc_to_text: "Question: {{question}}\\nAnswer:"
-doc_to_target: label
-doc_to_choice: choices
-metric_list:
-  - metric: acc
-  - metric: acc_norm
-"""
 
 
 def requests_of(*arguments: tuple) -> list[SimpleNamespace]:
@@ -158,6 +133,24 @@ def test_a_prefix_of_several_tokens_or_none_is_refused(trained, tmp_path):
 def test_a_batch_size_that_is_no_number_is_refused(trained, size):
     with pytest.raises(SpikegptError, match="batch_size"):
         SpikeGPTHarness(str(trained), batch_size=size)
+
+
+def test_a_device_among_the_models_own_arguments_goes_before_lm_evals(trained):
+    ours = {"pretrained": str(trained), "device": "cpu"}
+    made = SpikeGPTHarness.create_from_arg_obj(ours, {"device": "cuda:7", "batch_size": 2, "max_batch_size": None})
+    assert (made.device, made.batch_size) == (torch.device("cpu"), 2)
+
+
+def test_what_lm_eval_asks_for_by_default_is_whatever_is_there(trained, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    made = SpikeGPTHarness.create_from_arg_string(f"pretrained={trained}", {"device": "cuda:0", "batch_size": 1})
+    assert made.device == torch.device("cpu")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:9"])
+def test_a_device_that_is_not_there_is_refused(trained, device):
+    with pytest.raises(SpikegptError, match=f"{device}.*available: cpu"):
+        SpikeGPTHarness.create_from_arg_string(f"pretrained={trained},device={device}")
 
 
 def test_lm_eval_runs_a_multiple_choice_task_from_local_files(trained, tmp_path):

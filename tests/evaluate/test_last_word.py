@@ -2,16 +2,16 @@
 
 import json
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
+from command_line import spikegpt
 
-from spikegpt.checkpoint.run import load_model, save_model
+from spikegpt.checkpoint.run import save_model
+from spikegpt.checkpoint.weights import load_model
 from spikegpt.common.errors import SpikegptError
 from spikegpt.config import ModelConfig
-from spikegpt.data.tokenizers.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
+from spikegpt.data.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer
 from spikegpt.evaluate.last_word import encode_passage, evaluate_last_words, read_passages, table
 from spikegpt.model.network import SpikeGPT
 
@@ -120,6 +120,5 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_the_command_line_prints_the_same_figures(trained, passages):
-    command = [sys.executable, "-m", "spikegpt", "evaluate", str(trained), "--last-word", str(passages), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = spikegpt("evaluate", trained, "--last-word", passages, "--json")
     assert json.loads(done.stdout) == [evaluate_last_words(trained, passages)]

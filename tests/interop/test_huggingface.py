@@ -12,11 +12,10 @@ import transformers
 from runs import MODEL, TRAIN
 from safetensors.torch import load_file, save_file
 
-from spikegpt.checkpoint.run import load_model
+from spikegpt.checkpoint.weights import load_model
 from spikegpt.common.errors import SpikegptError
-from spikegpt.config import SPIKING, ModelConfig, NeuronConfig
-from spikegpt.data.tokenizers.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
-from spikegpt.generate.stream import SamplingConfig
+from spikegpt.config import SPIKING, ModelConfig, NeuronConfig, SamplingConfig
+from spikegpt.data.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer
 from spikegpt.generate.stream import generate as our_generate
 from spikegpt.interop.huggingface import (
     SpikeGPTConfig,

@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import spikegpt
 from safetensors.torch import load_file, save_file
 
-from spikegpt.checkpoint.run import load_model
+from spikegpt.checkpoint.weights import load_model
 from spikegpt.common.errors import SpikegptError
 from spikegpt.config import ModelConfig
-from spikegpt.interop.weights import export_weights, huggingface_name, import_weights, official_name
+from spikegpt.interop.names import huggingface_name, official_name
+from spikegpt.interop.weights import export_weights, import_weights
 from spikegpt.model.network import SpikeGPT
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -57,13 +59,9 @@ def authors_file(tmp_path):
     return write
 
 
-def command(*arguments):
-    return subprocess.run([sys.executable, "-m", "spikegpt", *map(str, arguments)], capture_output=True, text=True)
-
-
 @pytest.mark.parametrize("name", BLOCKS)
 def test_the_authors_weights_import_by_the_command_and_give_their_logits(name, authors_file, tmp_path):
-    done = command("import", authors_file(name), "--out", tmp_path / "model", "--json")
+    done = spikegpt("import", authors_file(name), "--out", tmp_path / "model", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["config"]["spiking"] == BLOCKS[name]
     model, _ = load_model(tmp_path / "model")
@@ -106,14 +104,14 @@ def test_rescaling_is_exact_for_a_dense_model_and_weakens_a_spiking_one():
 
 def test_an_imported_model_has_no_text_of_its_own(authors_file, tmp_path):
     import_weights(authors_file("rwkv4_a"), tmp_path / "model")
-    done = command("evaluate", tmp_path / "model")
+    done = spikegpt("evaluate", tmp_path / "model", check=False)
     assert done.returncode == 1 and "give one with --file FILE" in done.stderr
 
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_they_export_to_the_same_tensors(name, authors_file, tmp_path):
     import_weights(authors_file(name), tmp_path / "model")
-    done = command("export", tmp_path / "model", tmp_path / "back.pth")
+    done = spikegpt("export", tmp_path / "model", tmp_path / "back.pth")
     assert done.returncode == 0, done.stderr
     back, weights = torch.load(tmp_path / "back.pth", weights_only=True), golden(name)[0]
     assert back.keys() == weights.keys()
@@ -179,7 +177,7 @@ def test_a_pickle_with_code_is_refused_and_its_code_not_run(tmp_path, authors_fi
         authors_file("rwkv4_a", lambda weights: weights | {"trap": Touches(tmp_path / "ran")}),
         tmp_path / "ran",
     )
-    done = command("import", file, "--out", tmp_path / "model")
+    done = spikegpt("import", file, "--out", tmp_path / "model", check=False)
     assert done.returncode == 1 and "could run code: refused" in done.stderr and "Traceback" not in done.stderr
     bare = tmp_path / "bare_rwkv.pth"
     bare.write_bytes(pickle.dumps(Touches(trap)))
@@ -268,7 +266,7 @@ def test_importing_and_loading_need_less_than_twice_the_size(tmp_path):
     # the peak so far is what the process needs without a model; getrusage would begin with the peak of its parent
     code = (
         "import re, sys; from pathlib import Path; import torch; from spikegpt.interop.weights import import_weights; "
-        "from spikegpt.checkpoint.run import load_model; torch.set_num_threads(1); folder = Path(sys.argv[1]); "
+        "from spikegpt.checkpoint.weights import load_model; torch.set_num_threads(1); folder = Path(sys.argv[1]); "
         "peak = lambda: 1024 * int(re.search(r'VmHWM:\\s+(\\d+) kB', Path('/proc/self/status').read_text())[1]); "
         "before = peak(); "
         "import_weights(folder / 'rwkv.pth', folder / 'model'); middle = peak(); load_model(folder / 'model'); "

@@ -11,17 +11,10 @@ from runs import MODEL, TRAIN
 from neuromorphic import load_profile
 from spikegpt.common.errors import SpikegptError
 from spikegpt.config import ModelConfig
-from spikegpt.data.tokenizers.tokenizer import ByteTokenizer
-from spikegpt.evaluate.perplexity import evaluate_run
-from spikegpt.measure.runs import (
-    claims_of,
-    find_twin,
-    make_twin,
-    measure_model,
-    measure_runs,
-    neuron_place,
-    report_folder,
-)
+from spikegpt.data.tokenizers import ByteTokenizer
+from spikegpt.evaluate.runs import evaluate_run
+from spikegpt.measure.runs import claims_of, measure_model, measure_runs, neuron_place, report_folder
+from spikegpt.measure.twins import find_twin, make_twin
 from spikegpt.model.network import SpikeGPT
 from spikegpt.train.trainer import train
 

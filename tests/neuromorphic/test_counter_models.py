@@ -7,10 +7,14 @@ from counting import amounts
 from golden import load
 
 from neuromorphic import OpCounter
-from spikegpt import LIF, ModelConfig, NeuronConfig, SnnTorchNeuron, SpikeGPT, SpikingJellyNeuron
+from spikegpt.config.model import ModelConfig
+from spikegpt.config.neuron import NeuronConfig
 from spikegpt.kernels import lif, wkv
 from spikegpt.model.initial import calibrate_thresholds
+from spikegpt.model.network import SpikeGPT
 from spikegpt.neuron import verified_spikes
+from spikegpt.neuron.adapters import SnnTorchNeuron, SpikingJellyNeuron
+from spikegpt.neuron.lif import LIF
 
 SIZES = {"n_layer": 2, "n_embd": 12, "ctx_len": 64, "vocab_size": 31}
 

@@ -11,7 +11,7 @@ import torch
 from classification import write_examples
 from runs import MODEL, TRAIN
 
-from spikegpt.checkpoint.run import load_model
+from spikegpt.checkpoint.weights import load_model
 from spikegpt.cli import verbs as command_line
 from spikegpt.common.errors import SpikegptError
 from spikegpt.config import SPIKING, ClassifyConfig

@@ -8,14 +8,15 @@ import pytest
 import torch
 from runs import MODEL, TRAIN, break_off, weights_of
 
-from spikegpt.checkpoint.run import load_model
+from spikegpt.checkpoint.weights import load_model
 from spikegpt.common.errors import SpikegptError
 from spikegpt.config import SPIKING, ModelConfig, NeuronConfig
 from spikegpt.model.network import SpikeGPT
 from spikegpt.neuron.lif import LIF
+from spikegpt.neuron.thresholds import best_thresholds
 from spikegpt.train import convert
 from spikegpt.train import trainer as training
-from spikegpt.train.convert import anneal, best_thresholds, defaults_from, fit_neurons, start_from
+from spikegpt.train.convert import anneal, defaults_from, fit_neurons, start_from
 
 DENSE = dataclasses.replace(MODEL, spiking="none", neuron=None, dropout=0.0)
 IDS = torch.randint(256, (3, 33), generator=torch.Generator().manual_seed(0))

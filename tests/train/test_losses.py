@@ -7,7 +7,7 @@ import torch
 from runs import MODEL, TRAIN, weights_of
 from torch import Tensor
 
-from spikegpt.checkpoint.run import load_model
+from spikegpt.checkpoint.weights import load_model
 from spikegpt.common.errors import SpikegptError
 from spikegpt.config import TrainConfig
 from spikegpt.train import language_modelling, loop

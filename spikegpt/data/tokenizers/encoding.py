@@ -13,11 +13,11 @@ import struct
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from itertools import accumulate, chain, pairwise
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 
@@ -25,7 +25,8 @@ from ...common.errors import SpikegptError
 from ...common.progress import Progress
 from ..cutting import cut_pieces
 from ..text import Text
-from .tokenizer import PAIR_PIECE_BYTES, Tokenizer, tokenizer_of
+from .contract import PAIR_PIECE_BYTES, Tokenizer
+from .stored import tokenizer_of
 
 # a worker takes about half a second to start: for less text than this per process it is not worth it
 BYTES_PER_PROCESS = 4 << 20
@@ -37,7 +38,7 @@ Begin = Callable[[Batch], Callable[[], list[np.ndarray]]]
 
 def encode_text(
     tokenizer: Tokenizer, text: Text, processes: int | None = None, title: str = "tokenising"
-) -> Iterator[tuple[bytes, np.ndarray]]:
+) -> Generator[tuple[bytes, np.ndarray], None, None]:
     """Yield (piece, its ids (N,)) through the whole text; the pieces add up to the text, the ids to those of the text
     at once.
 
@@ -148,6 +149,8 @@ class _Worker:
         code = f"import sys; sys.path[:] = {sys.path!r}; from spikegpt.data.tokenizers.encoding import serve; serve()"
         self._dtype = tokenizer.dtype
         self._process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._input, self._output = self._process.stdin, self._process.stdout
         self._tokenizer = json.dumps(tokenizer.to_json()).encode()
 
     def __enter__(self) -> "_Worker":
@@ -156,17 +159,17 @@ class _Worker:
     def __exit__(self, *_) -> None:
         # the end of its input ends the worker; one that is dead already cannot be told
         with suppress(OSError):
-            self._process.stdin.close()
-        self._process.stdout.close()
+            self._input.close()
+        self._output.close()
         self._process.wait()
 
     def encode(self, batch: Batch) -> list[np.ndarray]:
         try:
             if self._tokenizer:
-                _send(self._process.stdin, True, self._tokenizer)
+                _send(self._input, True, self._tokenizer)
                 self._tokenizer = b""
-            _send(self._process.stdin, True, _pack(batch))
-            message = _receive(self._process.stdout)
+            _send(self._input, True, _pack(batch))
+            message = _receive(self._output)
         except OSError:
             message = None
         if message is None:
@@ -207,13 +210,13 @@ def _unpack(content: bytes) -> Batch:
     return [content[start:stop] for start, stop in pairwise(bounds)]
 
 
-def _send(pipe: BinaryIO, went_well: bool, content: bytes) -> None:
+def _send(pipe: IO[bytes], went_well: bool, content: bytes) -> None:
     pipe.write(_OPENING.pack(went_well, len(content)))
     pipe.write(content)
     pipe.flush()
 
 
-def _receive(pipe: BinaryIO) -> tuple[bool, bytes] | None:
+def _receive(pipe: IO[bytes]) -> tuple[bool, bytes] | None:
     """The next message; None at the end."""
     opening = pipe.read(_OPENING.size)
     if len(opening) < _OPENING.size:

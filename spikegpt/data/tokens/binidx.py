@@ -58,8 +58,8 @@ def read_binidx(path: Path) -> Binidx:
             f"cannot read {error.filename}: {error.strerror}; a PREFIX.bin needs its PREFIX.idx beside it"
         ) from None
     try:
-        dtype, sizes = _check_index(index.tobytes()[: _HEADER.size], index)
-        dtype = np.dtype(dtype)
+        kind, sizes = _check_index(index.tobytes()[: _HEADER.size], index)
+        dtype = np.dtype(kind)
         ends = np.cumsum(sizes, dtype=np.int64)
         if ends[-1] * dtype.itemsize != bin_bytes:
             raise SpikegptError(
@@ -125,7 +125,8 @@ def write_binidx(prefix: Path, pieces: Iterable[tuple[np.ndarray, bool]], vocab_
         SpikegptError: there is no document, or one has 2^31 tokens or more.
         OSError: the files cannot be written.
     """
-    dtype, sizes = token_dtype(vocab_size), []
+    dtype = token_dtype(vocab_size)
+    sizes: list[int] = []
     # no with_suffix: a prefix may hold dots
     tokens_path, index_path = (prefix.with_name(prefix.name + suffix) for suffix in SUFFIXES)
     prefix.parent.mkdir(parents=True, exist_ok=True)

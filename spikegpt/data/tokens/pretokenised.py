@@ -15,8 +15,9 @@ from .. import jsonl
 from ..cutting import cut_pieces
 from ..sources import PYTHON_DOCS, SPLIT_OF_STEM, SPLITS, read_corpus, source_paths, text_files
 from ..text import Text
+from ..tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
+from ..tokenizers.contract import PAIR_PIECE_BYTES
 from ..tokenizers.encoding import encode_pieces, useful_processes
-from ..tokenizers.tokenizer import PAIR_PIECE_BYTES, ByteTokenizer, Tokenizer, load_tokenizer
 from .binidx import Binidx, read_binidx, write_binidx
 from .token_file import TokenData, count_characters
 
@@ -143,7 +144,7 @@ def export_binidx(
 def _documents(source: str | Path | Iterable[str | Path], text_column: str) -> tuple[Iterator[Iterable[bytes]], int]:
     """(the blocks of each document, bytes of all files)."""
     paths = source_paths(source)
-    if paths == [PYTHON_DOCS]:
+    if paths is None:
         corpus = read_corpus(PYTHON_DOCS)
         return iter([chain.from_iterable(corpus.split(name).blocks() for name in SPLITS)]), len(corpus)
     # valid and test stand last, so that whoever splits the tokens by position does not train on them

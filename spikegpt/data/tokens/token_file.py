@@ -16,8 +16,8 @@ import numpy as np
 from ...common.errors import SpikegptError, Warn
 from ...common.files import atomic_path
 from ..sources import SPLITS, Corpus
+from ..tokenizers import Tokenizer
 from ..tokenizers.encoding import encode_text
-from ..tokenizers.tokenizer import Tokenizer
 
 FORMAT = 1
 MAGIC, ALIGNMENT = b"SPKTOKEN", 64

@@ -1,0 +1,107 @@
+"""Reading tensors back: a safetensors file, the model of a run, what training needs to go on. Nothing here is a pickle;
+loading runs no code."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..common.devices import find_device
+from ..common.errors import SpikegptError
+from ..config import ModelConfig
+from ..data.tokenizers import Tokenizer, load_tokenizer
+from ..model.mixers.contract import NeuronFactory
+from ..model.network import SpikeGPT
+from .run import check_format, find_model, read_json
+
+
+class TensorFile(Mapping):
+    """Name -> tensor of a safetensors file; each is read when it is asked for, and its part of the file is let go with
+    it.
+
+    Raises:
+        SpikegptError: missing, truncated, or not safetensors; a pickle is named as such and never opened.
+    """
+
+    def __init__(self, path: Path):
+        try:
+            with safe_open(path, framework="pt") as file:
+                self._names = set(file.keys())
+        except FileNotFoundError:
+            raise SpikegptError(f"{path} does not exist") from None
+        except SafetensorError as error:
+            start = path.open("rb").read(4)
+            if start[:2] == b"PK" or start[:1] == b"\x80":
+                raise SpikegptError(
+                    f"{path} is a pickle, which could run code when loaded: refused; convert it to safetensors first"
+                ) from None
+            raise SpikegptError(f"{path} is not a whole safetensors file ({error}); use another checkpoint") from None
+        self._path = path
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        # opened anew each time: a file that stays open keeps all that was read of it in memory, and a model would be
+        # there twice
+        with safe_open(self._path, framework="pt") as file:
+            return file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def load_model(
+    path: str | Path, neuron: NeuronFactory | None = None, device: str | torch.device = "cpu"
+) -> tuple[SpikeGPT, Tokenizer]:
+    """Return (model in evaluation mode, its tokenizer) from the folder of a run or of a checkpoint.
+
+    A run gives its best checkpoint, or else its newest. A model trained with other neurons than our LIF needs the same
+    `neuron` factory again: code is never stored. `device` is auto, cpu, cuda or cuda:N, or a torch.device.
+
+    Raises:
+        SpikegptError: nothing whole is there, weights and configuration do not fit each other, or the device is not
+            there.
+    """
+    place = find_device(device)
+    folder = find_model(Path(path))
+    values = read_json(folder / "config.json")
+    check_format(values, folder / "config.json")
+    try:
+        config = ModelConfig.from_dict(values["model"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise SpikegptError(f"{folder / 'config.json'} does not describe a model: {error}") from None
+    model = SpikeGPT(config, neuron, init=False)
+    load_weights(model, TensorFile(folder / "model.safetensors"), folder / "model.safetensors")
+    return model.to(place).eval(), load_tokenizer(folder / "tokenizer.json")
+
+
+@torch.no_grad()
+def load_weights(model: SpikeGPT, weights: Mapping[str, Tensor], source: Path) -> None:
+    """Copy `weights` into `model`, one after the other; SpikegptError names the first tensor that is missing, too many
+    or of another shape."""
+    wanted = model.state_dict()
+    advice = "the checkpoint is of another configuration"
+    for name in sorted(wanted.keys() ^ set(weights)):
+        raise SpikegptError(
+            f"{source}: tensor {name!r} is {'missing' if name in wanted else 'not part of the model'}; {advice}"
+        )
+    for name, tensor in wanted.items():
+        found = weights[name]
+        if found.shape != tensor.shape:
+            raise SpikegptError(
+                f"{source}: {name!r} has shape {tuple(found.shape)}, the model wants {tuple(tensor.shape)}; {advice}"
+            )
+        tensor.copy_(found)
+
+
+def load_training(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return (tensors, state) that `save_checkpoint` was given."""
+    state = read_json(checkpoint / "training.json")
+    check_format(state, checkpoint / "training.json")
+    return dict(TensorFile(checkpoint / "training.safetensors")), state

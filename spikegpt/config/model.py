@@ -1,0 +1,98 @@
+"""The shape of a network and which of its parts spike. Names are RWKV's (`n_layer, n_embd, ctx_len, vocab_size`)."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, cast
+
+from .neuron import INPUT_NEURON, NeuronConfig
+from .values import Config, check
+
+Spiking = Literal["none", "output", "input"]
+SPIKING: tuple[Spiking, ...] = ("none", "output", "input")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Config):
+    """The shape of a network. The dense twin of a model is the same configuration with `spiking="none"`."""
+
+    nested: ClassVar[dict[str, type[Config]]] = {"neuron": NeuronConfig}
+
+    n_layer: int = 4
+    n_embd: int = 128
+    ctx_len: int = 128
+    """tokens per training window; the model itself has no longest text"""
+    vocab_size: int = 256
+    """training replaces it by the tokenizer's"""
+    mixer: str = "rwkv4"
+    """generation of both halves of a block"""
+    spiking: Spiking = "input"
+    """none: dense RWKV-4; output: published SpikeGPT, neurons on the output of each half block; input: spike-driven,
+    neurons before every matrix product of a block"""
+    dropout: float = 0.03
+    """on the residual stream after each block, as published"""
+    hidden_levels: int = 8
+    """input only: most unit spikes per token of a hidden neuron of the channel mix, which is never negative"""
+    spiking_head: bool = False
+    """input only: the head reads spikes too. It costs a little quality, and pays where the vocabulary is large"""
+    binary_embedding: bool = True
+    """output only: the embedding passes through a step, as in the published training. The published inference of the
+    216M model leaves it out; False does so too"""
+    rescale_every: int = 0
+    """none and output: as in published inference, halve the residual stream after every so many layers, and divide what
+    layer l adds to it by 2^(l // rescale_every). Exact for dense RWKV-4; before a neuron it weakens the current. 0:
+    never"""
+    # None until __post_init__ has looked at `spiking`; whoever reads it finds a neuron
+    neuron: NeuronConfig = field(default=cast(NeuronConfig, None))
+    """the neuron; left out, it is the published one for output, INPUT_NEURON for input"""
+
+    def __post_init__(self):
+        if vars(self)["neuron"] is None:
+            object.__setattr__(self, "neuron", default_neuron(self.spiking))
+        for name in ("n_layer", "n_embd", "ctx_len", "vocab_size"):
+            value = getattr(self, name)
+            check(isinstance(value, int) and value >= 1, f"{name} must be a whole number of at least 1, got {value!r}")
+        check(self.spiking in SPIKING, f"spiking must be one of {', '.join(SPIKING)}, got {self.spiking!r}")
+        rescale = self.rescale_every
+        check(
+            isinstance(rescale, int) and rescale >= 0,
+            f"rescale_every must be a whole number of at least 0, got {rescale!r}",
+        )
+        check(
+            not rescale or self.spiking != "input",
+            "rescale_every is of published inference; the spike-driven block has none",
+        )
+        check(0 <= self.dropout < 1, f"dropout must lie in [0, 1), got {self.dropout}")
+        levels = self.hidden_levels
+        check(
+            isinstance(levels, int) and 1 <= levels <= 127,
+            f"hidden_levels must be a whole number from 1 to 127, got {levels!r}",
+        )
+
+    @property
+    def n_ffn(self) -> int:
+        """Width of the channel mix: four times n_embd, as in every released RWKV-4."""
+        return 4 * self.n_embd
+
+    def twin(self) -> "ModelConfig":
+        """Return the dense twin's configuration."""
+        return dataclasses.replace(self, spiking="none")
+
+    @property
+    def hidden_neuron(self) -> NeuronConfig:
+        """The neuron of the channel mix's hidden layer in the `input` block: as the others, but never negative."""
+        hidden = dataclasses.replace(self.neuron, levels=1, signed=False)
+        if self.hidden_levels == 1:
+            return hidden
+        return dataclasses.replace(
+            hidden, levels=self.hidden_levels, surrogate="rectangular", slope=1.0, detach_reset=True
+        )
+
+    @property
+    def head_neuron(self) -> NeuronConfig:
+        """The neuron before a spiking head: as the others, but memoryless, for the state belongs to the blocks."""
+        return dataclasses.replace(self.neuron, membrane_decay=0.0, learnable_decay=False)
+
+
+def default_neuron(spiking: str) -> NeuronConfig:
+    """Return the neuron that a block has if none is given."""
+    return INPUT_NEURON if spiking == "input" else NeuronConfig()

@@ -1,0 +1,115 @@
+"""The configuration of a neuron. Equations: `kernels/`."""
+
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from .values import Config, check
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuronConfig(Config):
+    """One leaky integrate-and-fire neuron; the defaults are the published SpikeGPT's.
+
+    With `levels` above 1 or `signed` it is an integer neuron: it may fire several unit spikes within one token, and
+    negative ones (ON/OFF pairs). Its alphabet is -levels..levels or 0..levels, its surrogate straight-through
+    ("rectangular", slope 1), and no gradient flows through its reset.
+    """
+
+    membrane_decay: float = 0.5
+    """fraction of the potential kept per step = 1 - 1/tau"""
+    threshold: float = 1.0
+    """a neuron fires when its potential is >= this"""
+    reset: Literal["zero", "subtract"] = "zero"
+    """after a spike: back to reset_potential, or minus the threshold"""
+    reset_potential: float = 0.0
+    """resting potential; must be 0 for reset "subtract" """
+    decay_input: bool = True
+    """multiply the input current by 1 - membrane_decay"""
+    detach_reset: bool = False
+    """keep gradients from flowing through the reset"""
+    surrogate: Literal["atan", "sigmoid", "fast_sigmoid", "rectangular"] = "atan"
+    """derivative used for the step in the backward pass"""
+    slope: float = 2.0
+    """steepness of the surrogate (alpha of atan)"""
+    learnable_decay: bool = False
+    """one trained membrane_decay per channel, starting at the one above"""
+    learnable_threshold: bool = False
+    """one trained threshold per channel, starting at the one above"""
+    levels: int = 1
+    """most unit spikes per token"""
+    signed: bool = False
+    """negative spikes too: ON/OFF pairs, where a spike adds or subtracts"""
+
+    def __post_init__(self):
+        lowest, highest = (
+            ("above 0", "below 1")
+            if self.learnable_decay
+            else ("at least 0", "below 1" if self.decay_input else "at most 1")
+        )
+        decay = self.membrane_decay
+        fits = 0 < decay < 1 if self.learnable_decay else 0 <= decay < 1 or (decay == 1 and not self.decay_input)
+        check(
+            fits, f"membrane_decay must be {lowest} and {highest}, got {decay}; tau = 2 steps is membrane_decay = 0.5"
+        )
+        check(self.reset in ("zero", "subtract"), f"reset must be 'zero' or 'subtract', got {self.reset!r}")
+        check(
+            self.threshold > self.reset_potential,
+            f"threshold ({self.threshold}) must exceed reset_potential ({self.reset_potential})",
+        )
+        check(
+            self.reset == "zero" or self.reset_potential == 0, "reset 'subtract' rests at 0: reset_potential must be 0"
+        )
+        surrogates = ("atan", "sigmoid", "fast_sigmoid", "rectangular")
+        check(self.surrogate in surrogates, f"surrogate must be one of {', '.join(surrogates)}, got {self.surrogate!r}")
+        check(self.slope > 0, f"slope must be positive, got {self.slope}")
+        check(
+            isinstance(self.levels, int) and 1 <= self.levels <= 127,
+            f"levels must be a whole number from 1 to 127, got {self.levels!r}",
+        )
+        if self.is_integer:
+            kind = f"an integer neuron (levels={self.levels}, signed={self.signed})"
+            check(
+                self.reset_potential == 0, f"{kind} rests at 0: reset_potential must be 0, got {self.reset_potential}"
+            )
+            straight = self.surrogate == "rectangular" and self.slope == 1 and self.detach_reset
+            check(
+                straight,
+                f"{kind} is trained straight through: it needs surrogate='rectangular', slope=1, detach_reset=True",
+            )
+        check(
+            not self.learnable_threshold or self.reset_potential == 0, "a learnable threshold needs reset_potential 0"
+        )
+
+    @property
+    def is_integer(self) -> bool:
+        return self.levels > 1 or self.signed
+
+    @property
+    def alphabet(self) -> tuple[int, int]:
+        """Lowest and highest spike: (0, 1) is binary, (-1, 1) ternary."""
+        return (-self.levels if self.signed else 0), self.levels
+
+    @property
+    def tau(self) -> float:
+        """Membrane time constant in steps."""
+        return 1 / (1 - self.membrane_decay) if self.membrane_decay < 1 else float("inf")
+
+    @classmethod
+    def from_tau(cls, tau: float, **options) -> Self:
+        """Return the neuron whose time constant is `tau` steps: membrane_decay = 1 - 1/tau."""
+        check(tau >= 1, f"tau must be at least 1 step, got {tau}")
+        return cls(membrane_decay=1 - 1 / tau, **options)
+
+
+# the neuron of the spike-driven block: ON/OFF, up to four spikes a token, memoryless; what measured best in
+# benchmarks/tradeoff.py
+INPUT_NEURON = NeuronConfig(
+    membrane_decay=0.0,
+    reset="subtract",
+    detach_reset=True,
+    surrogate="rectangular",
+    slope=1.0,
+    learnable_threshold=True,
+    levels=4,
+    signed=True,
+)

@@ -1,0 +1,139 @@
+"""How a run is trained, and how a classifier is fine-tuned. Nothing here says on which machine or device."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .values import Config, check, is_number
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Config):
+    """How a run trains. The optimiser's defaults are the published ones (Adam, RWKV's learning-rate groups)."""
+
+    data: tuple[str, ...] = ("python-docs",)
+    """python-docs (built in), or text or JSONL files, or a folder, or tokens: PREFIX.bin with its PREFIX.idx"""
+    text_column: str = "text"
+    """of JSONL files: the key that holds a document's text"""
+    tokenizer: str = "byte"
+    """byte, char, bpe, or the path of a `tokenizers` JSON file"""
+    bpe_vocab_size: int = 4096
+    """size of the vocabulary that "bpe" trains"""
+    steps: int = 1000
+    """optimizer steps"""
+    batch_size: int = 16
+    """windows per process and micro step"""
+    grad_accumulation: int = 1
+    """micro steps per optimizer step"""
+    lr: float = 3e-3
+    lr_final: float = 1e-4
+    """end of the cosine"""
+    warmup_steps: int = 50
+    betas: tuple[float, float] = (0.9, 0.99)
+    adam_eps: float = 1e-8
+    weight_decay: float = 0.0
+    """decoupled, on matrices only"""
+    grad_clip: float = 1.0
+    """largest global gradient norm; 0 turns it off"""
+    l2wrap: float = 0.0
+    """RWKV's L2Wrap, 1e-4 in the published code: pulls the largest logit towards 0"""
+    carry_state: bool = False
+    """truncated backpropagation: read the text in order and carry the state from window to window"""
+    firing_rate_target: float | None = None
+    """adds firing_rate_weight * mean over neuron layers of (rate - target)^2 to the loss"""
+    firing_rate_weight: float = 1.0
+    synop_budget: float = 0.2
+    """largest share of the dense matrix products that spikes may cost: adds synop_weight * (share - budget) to the loss
+    while the firing rate, weighted by synapses, is above it. Acts on the input block only; 0 turns it off"""
+    synop_weight: float = 5.0
+    """at a budget of 0.2 or more; below, it grows as the budget shrinks, so that an excess counts in proportion"""
+    synop_warmup: float = 0.5
+    """share of the steps over which the budget shrinks from 1 to synop_budget"""
+    teacher: str | None = None
+    """folder of a trained run, the dense twin for instance, whose predictions are learned beside the text
+    (distillation)"""
+    teacher_weight: float = 0.5
+    """share of the teacher in the loss: (1 - weight) * cross-entropy + weight * KL(teacher || model)"""
+    freeze: tuple[str, ...] = ()
+    """parameters that stay as they are, by name patterns: "emb.*", "blocks.[0-3].*", "*.att.*" """
+    lr_scales: tuple[str, ...] = ()
+    """PATTERN=FACTOR multiplies the learning rate of the parameters of these names, on top of RWKV's groups; the last
+    that fits counts"""
+    anneal: float = 0.0
+    """share of the steps over which neurons begin to spike: the probability that one does grows from 0 to 1, until then
+    it passes on the real number that its spikes stand for. For dense weights in a spiking model"""
+    verify_spikes: bool = False
+    """check at every step that each neuron emits its declared alphabet only"""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """mixed precision, where the device has it"""
+    seed: int = 0
+    threads: int = 0
+    """CPU threads; 0 leaves torch's choice. Bit-for-bit resuming needs the same number"""
+    eval_every: int = 250
+    """steps between evaluations on the valid split; 0 only at the end"""
+    eval_tokens: int = 65_536
+    """at most so many tokens of the valid split each time"""
+    sample_every: int = 500
+    """steps between samples of text; 0 never"""
+    save_every: int = 250
+    keep: int = 2
+    """newest checkpoints kept, besides the best"""
+    log_every: int = 10
+    tensorboard: bool = False
+
+    def __post_init__(self):
+        # a configuration read from JSON brings lists
+        for name in ("data", "betas", "freeze", "lr_scales"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        check(len(self.data) > 0, "data names no text; give python-docs, files or a folder")
+        for name in ("steps", "batch_size", "grad_accumulation", "keep", "log_every", "save_every"):
+            check(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in (
+            "warmup_steps",
+            "weight_decay",
+            "grad_clip",
+            "l2wrap",
+            "firing_rate_weight",
+            "threads",
+            "eval_every",
+            "sample_every",
+        ):
+            check(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        check(0 <= self.lr_final <= self.lr, f"want 0 <= lr_final <= lr, got lr_final {self.lr_final}, lr {self.lr}")
+        check(self.eval_tokens >= 2, f"eval_tokens must be at least 2, got {self.eval_tokens}")
+        check(self.bpe_vocab_size >= 257, f"bpe_vocab_size must be at least 257, got {self.bpe_vocab_size}")
+        rate = self.firing_rate_target
+        check(rate is None or 0 < rate < 1, f"firing_rate_target must lie between 0 and 1, got {rate}")
+        check(0 <= self.synop_budget < 1, f"synop_budget must lie in [0, 1), got {self.synop_budget}")
+        check(self.synop_weight >= 0, f"synop_weight must not be negative, got {self.synop_weight}")
+        check(0 <= self.teacher_weight <= 1, f"teacher_weight must lie in [0, 1], got {self.teacher_weight}")
+        check(
+            self.teacher is None or not self.carry_state,
+            "a teacher reads each window from an empty state: leave out carry_state",
+        )
+        check(0 <= self.synop_warmup <= 1, f"synop_warmup must lie in [0, 1], got {self.synop_warmup}")
+        check(0 <= self.anneal <= 1, f"anneal must lie in [0, 1], got {self.anneal}")
+        for entry in self.lr_scales:
+            pattern, _, factor = entry.rpartition("=")
+            check(
+                bool(pattern) and is_number(factor),
+                f"lr_scales wants PATTERN=FACTOR with a factor of at least 0, got {entry!r}",
+            )
+        check(self.precision in ("no", "bf16", "fp16"), f"precision must be no, bf16 or fp16, got {self.precision!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyConfig(Config):
+    """How a classifier is fine-tuned."""
+
+    epochs: int = 5
+    lr: float = 5e-4
+    batch_size: int = 32
+    max_tokens: int = 512
+    """longer texts lose their beginning, for the end is what the last token remembers best"""
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size", "max_tokens"):
+            check(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        check(self.lr >= 0, f"lr must not be negative, got {self.lr}")
+        check(len(self.seeds) > 0, "seeds names none; give at least one")

@@ -1,0 +1,41 @@
+"""The tokenizer that a JSON file describes, of whatever kind it is."""
+
+from pathlib import Path
+from typing import Any
+
+from ...common.errors import SpikegptError
+from .bpe import BPETokenizer
+from .byte import ByteTokenizer
+from .char import CharTokenizer
+from .contract import FORMAT, Tokenizer, check_values, read_values
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Return the tokenizer in a JSON file: one that `save` wrote, or any file of the Hugging Face `tokenizers` library.
+
+    Raises:
+        SpikegptError: missing, not JSON, or not a tokenizer.
+    """
+    return tokenizer_of(read_values(path), str(path))
+
+
+def tokenizer_of(values: Any, source: str) -> Tokenizer:
+    """Return the tokenizer that `values`, the content of a JSON file, describe; `source` stands in the errors.
+
+    Raises:
+        SpikegptError: not a tokenizer.
+    """
+    check_values(values, source)
+    if "model" in values:
+        return BPETokenizer(values, source)
+    if values.get("format") != FORMAT:
+        raise SpikegptError(
+            f"{source} has format {values.get('format')}, this spikegpt reads {FORMAT}; install a newer spikegpt"
+        )
+    if values["tokenizer"] == "byte":
+        return ByteTokenizer()
+    if values["tokenizer"] == "char":
+        return CharTokenizer(values.get("characters", ""))
+    raise SpikegptError(
+        f"{source} holds a tokenizer {values['tokenizer']!r}, known are byte and char; install a newer spikegpt"
+    )

@@ -1,0 +1,113 @@
+"""The figures of whole runs, on a text of their own or on a file, and side by side. The protocols: perplexity.py."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..checkpoint.run import read_run_config
+from ..checkpoint.weights import load_model
+from ..common.errors import SpikegptError
+from ..common.tables import columns
+from ..config import TrainConfig
+from ..data.prepare import prepare
+from ..data.text import Text
+from ..data.tokenizers import Tokenizer
+from ..data.tokenizers.encoding import encode_first
+from .perplexity import check_length, evaluate_stream, evaluate_windows
+
+
+def read_text(
+    run: Path,
+    tokenizer: Tokenizer,
+    *,
+    split: str = "test",
+    file: Path | None = None,
+    limit: int | None = None,
+    cache: Path | None = None,
+) -> tuple[np.ndarray, str]:
+    """Return (tokens (N,), where they come from): a split of the text that `run` was trained on, or `file`.
+
+    Raises:
+        SpikegptError: the text is gone, or too short to predict anything.
+    """
+    if file is not None:
+        tokens, source = encode_first(tokenizer, Text.of_file(file), limit), str(file)
+    else:
+        # a checkpoint folder lies inside its run
+        folder = run if (run / "metrics.jsonl").exists() else run.parent.parent
+        if not (folder / "metrics.jsonl").exists():
+            raise SpikegptError(f"{run} was not trained here, so it has no text of its own; give one with --file FILE")
+        config = TrainConfig.from_dict(read_run_config(folder)["train"])
+        prepared = prepare(list(config.data), tokenizer, cache, text_column=config.text_column)
+        tokens, source = np.asarray(prepared.split(split)), f"{', '.join(config.data)} ({split})"
+    tokens = tokens[:limit]
+    check_length(tokens, source)
+    return tokens, source
+
+
+def evaluate_run(
+    run: Path,
+    *,
+    split: str = "test",
+    file: Path | None = None,
+    limit: int | None = None,
+    ctx_len: int | None = None,
+    stride: int | None = None,
+    keep_membrane: bool = False,
+    cache: Path | None = None,
+    device: str | torch.device = "auto",
+) -> dict[str, Any]:
+    """Return both protocols' figures of the model in `run`, on a split of its own text or on `file`, as plain values.
+
+    `ctx_len` is by default the model's, `stride` half of it. A text shorter than that is one window.
+
+    Raises:
+        SpikegptError: no whole model there, its text is gone, the text is too short, `evaluate_windows` refuses, or the
+            device is not there.
+    """
+    model, tokenizer = load_model(run, device=device)
+    tokens, source = read_text(run, tokenizer, split=split, file=file, limit=limit, cache=cache)
+    ctx_len = min(model.config.ctx_len if ctx_len is None else ctx_len, len(tokens) - 1)
+    stride = max(ctx_len // 2, 1) if stride is None else stride
+    windows = evaluate_windows(model, tokens, tokenizer, ctx_len, stride, keep_membrane)
+    return {
+        "run": str(run),
+        "spiking": model.config.spiking,
+        "parameters": model.count_parameters(),
+        "text": source,
+        "stream": evaluate_stream(model, tokens, tokenizer).to_dict(),
+        "windows": windows.to_dict(),
+    }
+
+
+_UNITS = {
+    "bits/byte": "bits_per_byte",
+    "bits/character": "bits_per_character",
+    "perplexity per token": "perplexity",
+    "perplexity per word": "word_perplexity",
+    "perplexity per word or line end": "word_and_line_perplexity",
+}
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Return the figures of several runs side by side, as text."""
+    rows = [[name, *(str(result[name]) for result in results)] for name in ("run", "spiking")]
+    rows.append(["parameters", *(f"{result['parameters']:,}" for result in results)])
+    rows.append(["text", *(result["text"] for result in results)])
+    rows.append(["predicted: tokens", *(f"{result['stream']['tokens']:,}" for result in results)])
+    for name in ("bytes", "characters", "words", "line_ends"):
+        rows.append([f"  {name.replace('_', ' ')}", *(f"{result['stream'][name]:,}" for result in results)])
+    for protocol in ("stream", "windows"):
+        rows.append(["protocol", *(result[protocol]["protocol"] for result in results)])
+        for title, name in _UNITS.items():
+            rows.append([f"  {title}", *(f"{result[protocol][name]:.4f}" for result in results)])
+    rows.append(["firing rate", *(_share(result["stream"]["firing_rate"], "dense") for result in results)])
+    for name in dict.fromkeys(name for result in results for name in result["stream"]["firing_rates"]):
+        rows.append([f"  {name}", *(_share(result["stream"]["firing_rates"].get(name), "-") for result in results)])
+    return columns(rows)
+
+
+def _share(rate: float | None, otherwise: str) -> str:
+    return otherwise if rate is None else f"{rate:.2%}"

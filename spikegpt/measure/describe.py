@@ -1,0 +1,47 @@
+"""What a model consists of: sizes, configuration, tensors."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves
+
+from ..checkpoint.run import find_model
+from ..checkpoint.weights import load_model
+from ..config import PRESETS, model_preset
+from ..model.network import SpikeGPT
+
+
+def describe_model(what: str, with_tensors: bool = False) -> dict[str, Any]:
+    """Return sizes and configuration of a preset, run or checkpoint as plain values, and the shape of each tensor by
+    its name.
+
+    Raises:
+        SpikegptError: `what` is none of them.
+    """
+    if what in PRESETS:
+        source, config = f"preset {what}", model_preset(what)
+        with torch.device("meta"):
+            model = SpikeGPT(config, init=False)
+    else:
+        folder = find_model(Path(what))
+        source, model = str(folder), load_model(folder)[0]
+    config = model.config
+    with torch.no_grad(), torch.device("meta"):
+        state = SpikeGPT(config, init=False).eval()(torch.zeros(1, 1, dtype=torch.long)).state
+    parts = [part for part in tree_leaves(state) if part is not None]
+    return {
+        "source": source,
+        "parameters": model.count_parameters(),
+        "parameter_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
+        "state_bytes": sum(part.numel() * part.element_size() for part in parts),
+        "matrix_macs_per_token": sum(
+            p.numel() for name, p in model.named_parameters() if p.dim() == 2 and name != "emb.weight"
+        ),
+        "config": config.to_dict(),
+        **(
+            {"tensors": {name: " x ".join(map(str, tensor.shape)) for name, tensor in model.state_dict().items()}}
+            if with_tensors
+            else {}
+        ),
+    }

@@ -1,0 +1,106 @@
+"""The dense twin of a run: found beside it, or trained."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.run import latest_checkpoint, read_run_config, step_of
+from ..common.errors import SpikegptError
+from ..config import ModelConfig, TrainConfig
+from ..train.convert import read_model_config
+from ..train.trainer import resume, train
+
+# settings that a twin may have of its own: they do not touch what is learned, or act on spikes only
+_OWN_SETTINGS = {
+    "threads",
+    "eval_every",
+    "eval_tokens",
+    "sample_every",
+    "save_every",
+    "keep",
+    "log_every",
+    "tensorboard",
+}
+_SPIKE_SETTINGS = {
+    "firing_rate_target",
+    "firing_rate_weight",
+    "synop_budget",
+    "synop_weight",
+    "synop_warmup",
+    "anneal",
+    "verify_spikes",
+}
+# a pupil's twin learns from the text alone
+_TEACHING_SETTINGS = {"teacher", "teacher_weight"}
+# of a model: what only its spikes know
+_NEURON_SETTINGS = {"neuron", "hidden_levels", "spiking_head", "binary_embedding"}
+
+
+def find_twin(run: Path) -> Path | None:
+    """Return a run beside `run` that is its dense twin: the same sizes, text, seed and training; None if there is
+    none."""
+    config = read_run_config(run)
+    wanted = _twin_key(ModelConfig.from_dict(config["model"]).twin(), config)
+    for folder in sorted(run.resolve().parent.iterdir()):
+        if not (folder / "config.json").is_file() or not (folder / "tokenizer.json").is_file():
+            continue
+        values = read_run_config(folder)
+        model = ModelConfig.from_dict(values["model"])
+        if model.spiking == "none" and _twin_key(model, values) == wanted:
+            return folder
+    return None
+
+
+def _twin_key(model: ModelConfig, run_config: dict[str, Any]) -> tuple[Any, ...]:
+    """What must be equal in a model and its twin."""
+    sizes = {name: value for name, value in model.to_dict().items() if name not in _NEURON_SETTINGS}
+    own = _OWN_SETTINGS | _SPIKE_SETTINGS | _TEACHING_SETTINGS
+    shared = {
+        name: value for name, value in TrainConfig.from_dict(run_config["train"]).to_dict().items() if name not in own
+    }
+    return sizes, shared, (run_config.get("corpus") or {}).get("text_sha256"), run_config.get("started_from")
+
+
+def make_twin(run: Path, *, cache: Path | None = None, quiet: bool = False, device: str = "auto") -> Path:
+    """Return the folder of the finished dense twin of `run`: found beside it, or trained into RUN-twin.
+
+    Raises:
+        SpikegptError: `run` is dense itself, its text is gone, the device is not there, or training was interrupted.
+    """
+    config = read_run_config(run)
+    model = ModelConfig.from_dict(config["model"])
+    if model.spiking == "none":
+        raise SpikegptError(f"{run} is dense; --twin needs a spiking run")
+    # a twin is nobody's pupil
+    training = dataclasses.replace(TrainConfig.from_dict(config["train"]), teacher=None)
+    start = config.get("started_from") and Path(config["started_from"])
+    if start and read_model_config(start).spiking != "none":
+        raise SpikegptError(
+            f"{run} began with the spiking weights of {start}, which have no dense twin; name a run: spikegpt "
+            f"compare {run} RUN"
+        )
+    twin = find_twin(run)
+    if twin is None:
+        twin = run.resolve().parent / f"{run.resolve().name}-twin"
+        _say(f"training the dense twin of {run} into {twin}")
+        done = train(model.twin(), training, twin, start=start, cache=cache, quiet=quiet, device=device)
+    elif _last_step(twin) < training.steps:
+        _say(f"finishing the dense twin {twin}")
+        done = resume(twin, cache=cache, quiet=quiet, device=device)
+    else:
+        return twin
+    if done.interrupted:
+        raise SpikegptError(
+            f"the training of the twin was interrupted; continue it with: spikegpt train --resume {twin}"
+        )
+    return twin
+
+
+def _last_step(run: Path) -> int:
+    latest = latest_checkpoint(run)
+    return 0 if latest is None else step_of(latest)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
