@@ -27,6 +27,7 @@ from spikegpt.data import corpora
 from spikegpt.data import hub_rows as hub_datasets
 from spikegpt.data.corpora import CORPORA
 from spikegpt.interop.weights import export_weights
+from spikegpt.model.mixers import MIXERS
 
 TREE = Path(__file__).parent.parent
 PAGES = sorted((TREE / "docs").glob("*.md"))
@@ -102,8 +103,17 @@ def network(monkeypatch):
         yield
 
 
+@pytest.fixture
+def mixers():
+    """What a page adds to the generations is gone after it."""
+    before = dict(MIXERS)
+    yield
+    MIXERS.clear()
+    MIXERS.update(before)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_what_a_page_says_runs(page, folder, network, cache, published_hub):
+def test_what_a_page_says_runs(page, folder, network, mixers, cache, published_hub):
     apart = {"hub": {"HF_ENDPOINT": published_hub}, "lm-eval": {"HF_HUB_OFFLINE": "1"}}
     program = {}
     for language, mark, text in BLOCK.findall(page.read_text()):
