@@ -30,7 +30,8 @@ from spikegpt.interop.weights import export_weights
 from spikegpt.model.mixers import MIXERS
 
 TREE = Path(__file__).parent.parent
-PAGES = sorted((TREE / "docs").glob("*.md"))
+PAGES = [TREE / "README.md", *sorted((TREE / "docs").glob("*.md"))]
+TEXTS = [*PAGES, TREE / "CONTRIBUTING.md", TREE / "CHANGELOG.md", TREE / "benchmarks" / "README.md"]
 BLOCK = re.compile(r"^```(sh|python)(?: (hub|net|lm-eval))?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SMALL_MODEL = ["--n-layer", "1", "--n-embd", "16", "--ctx-len", "16"]
 SHORT_TRAINING = ["--steps", "4", "--batch-size", "2", "--warmup-steps", "1", "--eval-tokens", "200"]
@@ -112,11 +113,17 @@ def mixers():
     MIXERS.update(before)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_what_a_page_says_runs(page, folder, network, mixers, cache, published_hub):
-    apart = {"hub": {"HF_ENDPOINT": published_hub}, "lm-eval": {"HF_HUB_OFFLINE": "1"}}
-    program = {}
-    for language, mark, text in BLOCK.findall(page.read_text()):
+def name_of(page: Path) -> str:
+    """The page's name, with its folder outside of docs/."""
+    return page.relative_to(TREE).with_suffix("").as_posix().removeprefix("docs/")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_what_a_page_says_runs(page, folder, network, mixers, cache, request):
+    apart, program, blocks = {"lm-eval": {"HF_HUB_OFFLINE": "1"}}, {}, BLOCK.findall(page.read_text())
+    if any(mark == "hub" for _, mark, _ in blocks):
+        apart["hub"] = {"HF_ENDPOINT": request.getfixturevalue("published_hub")}
+    for language, mark, text in blocks:
         if language == "python":
             exec(compile(text.replace("steps=20", "steps=2"), page.name, "exec"), program)
             continue
@@ -124,10 +131,21 @@ def test_what_a_page_says_runs(page, folder, network, mixers, cache, published_h
             run(line, cache, apart.get(mark))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", TEXTS, ids=name_of)
 def test_links_of_a_page_lead_somewhere(page):
-    for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
-        assert (page.parent / target).exists(), target
+    for target, part in re.findall(r"\]\((?!http)([^)#]*)(#[^)]*)?\)", page.read_text()):
+        there = page.parent / target if target else page
+        assert there.exists(), target
+        headings = re.findall(r"^#+ (.*)$", there.read_text(), re.MULTILINE) if part else []
+        assert not part or part[1:] in {re.sub(r"[^\w -]", "", line).lower().replace(" ", "-") for line in headings}
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=name_of)
+def test_files_that_a_page_names_are_there(page):
+    """Named from the top, or, as everywhere, from within the package."""
+    names = set(re.findall(r"`([\w./-]+/[\w.-]+\.(?:py|cu|cuh|toml|json|md|txt))`", page.read_text()))
+    missing = {name for name in names if not any((base / name).exists() for base in (TREE, TREE / "spikegpt"))}
+    assert not missing
 
 
 @pytest.fixture
