@@ -30,8 +30,8 @@ from spikegpt.interop.weights import export_weights
 from spikegpt.model.mixers import MIXERS
 
 TREE = Path(__file__).parent.parent
-PAGES = [TREE / "README.md", *sorted((TREE / "docs").glob("*.md"))]
-TEXTS = [*PAGES, TREE / "CONTRIBUTING.md", TREE / "CHANGELOG.md", TREE / "benchmarks" / "README.md"]
+PAGES = sorted((TREE / "docs").glob("*.md"))
+TEXTS = [*PAGES, *(TREE / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"))]
 BLOCK = re.compile(r"^```(sh|python)(?: (hub|net|lm-eval))?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SMALL_MODEL = ["--n-layer", "1", "--n-embd", "16", "--ctx-len", "16"]
 SHORT_TRAINING = ["--steps", "4", "--batch-size", "2", "--warmup-steps", "1", "--eval-tokens", "200"]
@@ -129,6 +129,17 @@ def test_what_a_page_says_runs(page, folder, network, mixers, cache, request):
             continue
         for line in text.strip().splitlines():
             run(line, cache, apart.get(mark))
+
+
+def test_what_the_readme_says_is_on_a_page_and_so_runs():
+    """Commands line by line, programs whole."""
+
+    def parts_of(page: Path) -> set[str]:
+        blocks = BLOCK.findall(page.read_text())
+        return {part for kind, _, text in blocks for part in (text.splitlines() if kind == "sh" else [text])}
+
+    readme = parts_of(TREE / "README.md")
+    assert len(readme) > 5 and readme <= set().union(*map(parts_of, PAGES))
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=name_of)
