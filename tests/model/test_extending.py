@@ -13,7 +13,9 @@ from runs import TRAIN, break_off, weights_of
 from neuromorphic import OpCounter
 from spikegpt import SpikeGPT, load_model
 from spikegpt.cli.verbs import VERBS
+from spikegpt.common.errors import SpikegptError
 from spikegpt.config import ModelConfig
+from spikegpt.interop.weights import export_weights
 from spikegpt.model.mixers import MIXERS
 from spikegpt.model.mixers.rwkv4 import ChannelMix
 from spikegpt.train import resume, train
@@ -153,3 +155,10 @@ def test_it_writes(spiking, runs, capsys):
     """Without a compiled token step the engine decodes by the model's own forward pass."""
     assert VERBS["generate"]([str(runs / spiking), "def ", "--max-tokens", "8", "--threads", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("layout", ["pth", "huggingface"])
+def test_it_is_not_written_under_the_names_of_rwkv_4(layout, runs, tmp_path):
+    with pytest.raises(SpikegptError, match="the model's mixer is 'decaying_mean'; export it with --layout auto"):
+        export_weights(runs / "none", tmp_path / "exported", layout)
+    assert not (tmp_path / "exported").exists()
