@@ -27,9 +27,11 @@ from spikegpt.data import corpora
 from spikegpt.data import hub_rows as hub_datasets
 from spikegpt.data.corpora import CORPORA
 from spikegpt.interop.weights import export_weights
+from spikegpt.model.mixers import MIXERS
 
 TREE = Path(__file__).parent.parent
 PAGES = sorted((TREE / "docs").glob("*.md"))
+TEXTS = [*PAGES, *(TREE / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"))]
 BLOCK = re.compile(r"^```(sh|python)(?: (hub|net|lm-eval))?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SMALL_MODEL = ["--n-layer", "1", "--n-embd", "16", "--ctx-len", "16"]
 SHORT_TRAINING = ["--steps", "4", "--batch-size", "2", "--warmup-steps", "1", "--eval-tokens", "200"]
@@ -102,11 +104,26 @@ def network(monkeypatch):
         yield
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_what_a_page_says_runs(page, folder, network, cache, published_hub):
-    apart = {"hub": {"HF_ENDPOINT": published_hub}, "lm-eval": {"HF_HUB_OFFLINE": "1"}}
-    program = {}
-    for language, mark, text in BLOCK.findall(page.read_text()):
+@pytest.fixture
+def mixers():
+    """What a page adds to the generations is gone after it."""
+    before = dict(MIXERS)
+    yield
+    MIXERS.clear()
+    MIXERS.update(before)
+
+
+def name_of(page: Path) -> str:
+    """The page's name, with its folder."""
+    return page.relative_to(TREE).with_suffix("").as_posix()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_what_a_page_says_runs(page, folder, network, mixers, cache, request):
+    apart, program, blocks = {"lm-eval": {"HF_HUB_OFFLINE": "1"}}, {}, BLOCK.findall(page.read_text())
+    if any(mark == "hub" for _, mark, _ in blocks):
+        apart["hub"] = {"HF_ENDPOINT": request.getfixturevalue("published_hub")}
+    for language, mark, text in blocks:
         if language == "python":
             exec(compile(text.replace("steps=20", "steps=2"), page.name, "exec"), program)
             continue
@@ -114,10 +131,33 @@ def test_what_a_page_says_runs(page, folder, network, cache, published_hub):
             run(line, cache, apart.get(mark))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_the_readme_says_is_on_a_page_and_so_runs():
+    """Commands line by line, programs whole."""
+
+    def parts_of(page: Path) -> set[str]:
+        blocks = BLOCK.findall(page.read_text())
+        return {part for kind, _, text in blocks for part in (text.splitlines() if kind == "sh" else [text])}
+
+    readme = parts_of(TREE / "README.md")
+    assert len(readme) > 5 and readme <= set().union(*map(parts_of, PAGES))
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=name_of)
 def test_links_of_a_page_lead_somewhere(page):
-    for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
-        assert (page.parent / target).exists(), target
+    for target, part in re.findall(r"\]\((?!http)([^)#]*)(#[^)]*)?\)", page.read_text()):
+        there = page.parent / target if target else page
+        assert there.exists(), target
+        headings = re.findall(r"^#+ (.*)$", there.read_text(), re.MULTILINE) if part else []
+        assert not part or part[1:] in {re.sub(r"[^\w -]", "", line).lower().replace(" ", "-") for line in headings}
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=name_of)
+def test_files_that_a_page_names_are_there(page):
+    """Named from the top, from within the package, or from the page's own folder. NAME is the reader's."""
+    names = set(re.findall(r"`([\w./-]+/[\w.-]+\.(?:py|cuh?|toml|json|png))`", page.read_text()))
+    bases = TREE, TREE / "spikegpt", page.parent
+    missing = {name for name in names if "NAME" not in name and not any((base / name).exists() for base in bases)}
+    assert not missing
 
 
 @pytest.fixture

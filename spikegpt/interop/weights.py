@@ -95,6 +95,11 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
         return
     model, tokenizer = load_model(folder)
     config = model.config
+    if config.mixer != "rwkv4":
+        raise SpikegptError(
+            f"layout {layout!r} names RWKV-4's tensors, the model's mixer is {config.mixer!r}; export it with --layout "
+            "auto"
+        )
     if config.spiking == "input":
         raise SpikegptError(
             "a spike-driven model has neurons with parameters, which no other library's layout names; export it with "

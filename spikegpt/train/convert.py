@@ -82,7 +82,9 @@ def start_from(model: SpikeGPT, start: Path, ids: Tensor) -> None:
     if there == here:
         load_weights(model, weights, path)
     elif there == "none":
-        own = {name: tensor for name, tensor in model.state_dict().items() if name not in weights and "neuron." in name}
+        # what a dense model has not, and what fitting fills: the parameters of the neurons
+        neurons = tuple(f"{name}." for name in model.sites())
+        own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(neurons)}
         load_weights(model, {**{name: weights[name] for name in weights}, **own}, path)
         fit_neurons(model, ids)
     else:
