@@ -22,6 +22,10 @@ class EventProduct(nn.Module):
     A model in half precision keeps its rows in bfloat16.
     """
 
+    rows: Tensor
+    scale: Tensor | None
+    inputs_read: Tensor
+
     def __init__(self, linear: nn.Linear, weights: str):
         super().__init__()
         rows = linear.weight.detach().t().contiguous()
@@ -38,9 +42,8 @@ class EventProduct(nn.Module):
     def forward(self, spikes: Tensor) -> Tensor:
         """Return (B, T, out) of spikes (B, T, in)."""
         flat = spikes.flatten(0, -2)
-        self.inputs_read += flat.count_nonzero()
-        rows, scale = cast(Tensor, self.rows), cast(Tensor | None, self.scale)
-        return event_matvec(flat.contiguous(), rows, scale).unflatten(0, spikes.shape[:-1])
+        self.inputs_read.add_(flat.count_nonzero())
+        return event_matvec(flat.contiguous(), self.rows, self.scale).unflatten(0, spikes.shape[:-1])
 
 
 class EventDecoder:
@@ -73,13 +76,13 @@ class EventDecoder:
 
     def spike_counts(self) -> dict[str, int]:
         """Return layer of neurons that a product reads -> how many of them fired, over all tokens."""
-        return {name: int(cast(Tensor, product.inputs_read)) for name, product in self._products.items()}
+        return {name: int(product.inputs_read) for name, product in self._products.items()}
 
     def density(self) -> float:
         """Return the share of the weights that was read per token, real inputs read whole; 1 before any token was."""
         if not self._tokens_read:
             return 1.0
-        rows = {name: cast(Tensor, product.rows) for name, product in self._products.items()}
+        rows = {name: product.rows for name, product in self._products.items()}
         dense = self._weights - sum(part.numel() for part in rows.values())
         read = sum(count * rows[name].shape[1] for name, count in self.spike_counts().items())
         return dense / self._weights + read / self._weights / self._tokens_read

@@ -4,11 +4,10 @@ The only wing that knows both packages: `neuromorphic` counts any torch model, a
 """
 
 import platform
-import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -45,7 +44,7 @@ from ..model.network import ModelOutput, SpikeGPT
 # the published arithmetic has no row for the head
 LEFT_OUT = ("head",)
 BLOCKS = {"none": "dense", "output": "spikes added to the residual", "input": "spikes into every product"}
-HALVES = {"att": "time mix", "time_mix": "time mix", "ffn": "channel mix", "channel_mix": "channel mix"}
+HALVES = {"att": "time mix", "ffn": "channel mix"}
 DECODED = 64
 RASTER_TOKENS, RASTER_NEURONS = 96, 48
 SPEED_ROUNDS = 5
@@ -163,20 +162,22 @@ def measure_model(
         tokens_per_s=tokens_per_s or {},
         host=_host(model.device),
         uncounted=tuple(item._asdict() for item in tally.uncounted),
-        wording=Wording(
-            block=BLOCKS[config.spiking], places={layer: neuron_place(layer) for layer in evaluation.firing_rates}
-        ),
+        wording=Wording(block=BLOCKS[config.spiking], places=neuron_places(model, evaluation.firing_rates)),
     )
 
 
-def neuron_place(layer: str) -> NeuronPlace:
-    """Return where a layer of neurons stands in our blocks: blocks.3.att.key_neuron is "att key" of block 3, in the
+def neuron_places(model: SpikeGPT, layers: Iterable[str]) -> dict[str, NeuronPlace]:
+    """Return where `layers` that emit spikes stand in `model`: blocks.3.att.key_neuron is "att key" of block 3, in the
     time mix."""
-    inside = re.fullmatch(r"blocks\.(\d+)\.((att|ffn|time_mix|channel_mix).*)", layer)
-    part = (inside[2] if inside else layer).removesuffix("_neuron").replace("_", " ").replace(".", " ")
-    if inside is None:
-        return NeuronPlace("outside the blocks", part)
-    return NeuronPlace(HALVES[inside[3]], part, int(inside[1]))
+    sites = model.sites()
+    places = {}
+    for layer in layers:
+        placed = sites.get(layer)
+        inside = layer if placed is None or placed.block is None else layer.removeprefix(f"blocks.{placed.block}.")
+        part = inside.removesuffix("_neuron").replace("_", " ").replace(".", " ")
+        half = HALVES[placed.half] if placed is not None and placed.half else "outside the blocks"
+        places[layer] = NeuronPlace(half, part, None if placed is None else placed.block)
+    return places
 
 
 def _ids(model: SpikeGPT, tokens: np.ndarray) -> Tensor:

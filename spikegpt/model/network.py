@@ -5,9 +5,9 @@ Parameter names and shapes are those of the official checkpoints. One neuron ste
 Sources: github.com/BlinkDL/RWKV-LM, RWKV-v4neo/src/model.py; github.com/ridgerchu/SpikeGPT, src/model.py.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,10 @@ class PlacedSite(NamedTuple):
     """A site of a model: whose it is, its neurons, and the matrix product that reads their spikes, None where there is
     none."""
 
+    block: int | None
+    """None at the head"""
+    half: str
+    """att, ffn, or nothing at the head"""
     site: Site
     owner: nn.Module
     neuron: nn.Module
@@ -102,6 +106,8 @@ class SpikeGPT(nn.Module):
         init: fill every parameter with RWKV's initialisation; False leaves them for a checkpoint to fill.
     """
 
+    head_neuron: nn.Module
+
     def __init__(self, config: ModelConfig, neuron: NeuronFactory | None = None, init: bool = True):
         super().__init__()
         if config.mixer not in MIXERS:
@@ -109,7 +115,9 @@ class SpikeGPT(nn.Module):
         self.config = config
         make_neuron = neuron or our_neuron
         self.emb = nn.Embedding(config.vocab_size, config.n_embd)
-        self.blocks = nn.ModuleList(Block(config, layer, make_neuron) for layer in range(config.n_layer))
+        blocks = nn.ModuleList(Block(config, layer, make_neuron) for layer in range(config.n_layer))
+        # a module list that says what is in it
+        self.blocks = cast(Sequence[Block], blocks)
         self.ln_out = nn.LayerNorm(config.n_embd)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.head_site: Site | None = None
@@ -190,17 +198,22 @@ class SpikeGPT(nn.Module):
 
     def sites(self) -> dict[str, PlacedSite]:
         """Return every layer of neurons by the name of its module, in the order in which they fire."""
-        owners: list[tuple[str, nn.Module, tuple[Site, ...]]] = []
-        for layer, block in enumerate(self.blocks):
-            halves = (("att.", block.att), ("ffn.", block.ffn), ("", block))
-            owners += [(f"blocks.{layer}.{half}", owner, owner.sites) for half, owner in halves]
-        owners.append(("", self, (self.head_site,) if self.head_site is not None else ()))
         found = {}
-        for path, owner, sites in owners:
-            for site in sites:
-                product = getattr(owner, site.product) if site.product is not None else None
-                reader = product if isinstance(product, nn.Linear) else None
-                found[path + site.name] = PlacedSite(site, owner, getattr(owner, site.name), reader)
+
+        def place(path: str, block: int | None, half: str, owner: nn.Module, site: Site) -> None:
+            product = getattr(owner, site.product) if site.product is not None else None
+            reader = product if isinstance(product, nn.Linear) else None
+            found[path + site.name] = PlacedSite(block, half, site, owner, getattr(owner, site.name), reader)
+
+        for layer, block in enumerate(self.blocks):
+            path = f"blocks.{layer}."
+            for half, mixer in (("att", block.att), ("ffn", block.ffn)):
+                for site in mixer.sites:
+                    place(f"{path}{half}.", layer, half, mixer, site)
+            for half, site in zip(("att", "ffn"), block.sites, strict=False):
+                place(path, layer, half, block, site)
+        if self.head_site is not None:
+            place("", None, "", self, self.head_site)
         return found
 
     def synapses(self) -> dict[str, int]:

@@ -5,12 +5,19 @@ Its place is here, and not where published weights are read, because the configu
 whoever loads it. The block itself knows nothing of it.
 """
 
+from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from torch import nn
 
+from .mixers import Mixed
 
-def rescale_stream(blocks: nn.ModuleList, every: int) -> None:
+if TYPE_CHECKING:
+    from .network import Block
+
+
+def rescale_stream(blocks: "Sequence[Block]", every: int) -> None:
     """Halve what comes out of every `every`-th of `blocks`, and divide what both halves of block l add by 2^(l //
     every).
 
@@ -26,10 +33,10 @@ def rescale_stream(blocks: nn.ModuleList, every: int) -> None:
             block.register_forward_hook(_halve)
 
 
-def _weaken(half: nn.Module, inputs: tuple, mixed, drive: float):
+def _weaken(half: nn.Module, inputs: tuple, mixed: Mixed, drive: float) -> Mixed:
     return mixed._replace(y=drive * mixed.y)
 
 
-def _halve(block: nn.Module, inputs: tuple, output: tuple):
+def _halve(block: nn.Module, inputs: tuple, output: tuple) -> tuple:
     x, *rest = output
     return x / 2, *rest

@@ -10,6 +10,9 @@ from torch.utils._pytree import tree_leaves
 class _ForeignNeuron(nn.Module):
     """What both adapters share: the module inside, and the proof that it does not look ahead."""
 
+    # another library's: what it has besides `forward` is its own affair
+    neuron: Any
+
     def __init__(self, neuron: nn.Module):
         super().__init__()
         self.neuron = neuron

@@ -72,9 +72,7 @@ class LIF(nn.Module):
     """
 
     def __init__(self, channels: int, config: NeuronConfig | None = None, backend: str = "auto"):
-        if not isinstance(channels, int):
-            found = f"LIF: channels must be a whole number, got a {type(channels).__name__}"
-            raise ValueError(f"{found}; a neuron factory is given a site: LIF(site.channels, site.neuron)")
+        _check_channels(channels)
         super().__init__()
         self.config, self.backend, self.channels = config or NeuronConfig(), backend, channels
         # one of the two is used, as `config.is_integer` says
@@ -193,3 +191,9 @@ class LIF(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in self.config.to_dict().items())
+
+
+def _check_channels(channels: object) -> None:
+    if not isinstance(channels, int):
+        found = f"LIF: channels must be a whole number, got a {type(channels).__name__}"
+        raise ValueError(f"{found}; a neuron factory is given a site: LIF(site.channels, site.neuron)")

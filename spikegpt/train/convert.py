@@ -53,10 +53,12 @@ def defaults_from(start: Path, **changes) -> tuple[ModelConfig, TrainConfig]:
     if is_converted:
         # what only other blocks have, and what only published inference does; dense embeddings were never binary
         changes = {"neuron": None, "rescale_every": 0, "binary_embedding": False, **changes}
-    training = {"lr": 2e-3, "lr_final": 1e-4, "anneal": 0.3} if is_converted else {"lr": 3e-4, "lr_final": 3e-5}
-    return dataclasses.replace(there, **changes), TrainConfig(
-        tokenizer=str(find_model(start) / "tokenizer.json"), **training
-    )
+    tokenizer = str(find_model(start) / "tokenizer.json")
+    if is_converted:
+        training = TrainConfig(tokenizer=tokenizer, lr=2e-3, lr_final=1e-4, anneal=0.3)
+    else:
+        training = TrainConfig(tokenizer=tokenizer, lr=3e-4, lr_final=3e-5)
+    return dataclasses.replace(there, **changes), training
 
 
 def spread_windows(tokens: np.ndarray, ctx_len: int) -> Tensor:
@@ -105,8 +107,10 @@ def fit_neurons(model: SpikeGPT, ids: Tensor) -> None:
     if model.config.spiking == "output":
         # a published neuron stands behind its product, which has to drive it as much as its spikes are worth
         for block in model.blocks:
-            for half, neuron in ((block.att, block.time_mix_neuron), (block.ffn, block.channel_mix_neuron)):
-                half.get_submodule(half.last_product).weight.mul_(neuron.spike_worth)
+            for half, site in zip((block.att, block.ffn), block.sites, strict=True):
+                neuron = getattr(block, site.name)
+                if isinstance(neuron, LIF):
+                    half.scale(half.last_product, neuron.spike_worth)
         return
     sites = {name: placed for name, placed in model.sites().items() if isinstance(placed.neuron, LIF)}
     worths: dict[nn.Module, dict[str, Tensor]] = {placed.owner: {} for placed in sites.values()}

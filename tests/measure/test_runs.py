@@ -13,7 +13,7 @@ from spikegpt.common.errors import SpikegptError
 from spikegpt.config import ModelConfig
 from spikegpt.data.tokenizers import ByteTokenizer
 from spikegpt.evaluate.runs import evaluate_run
-from spikegpt.measure.runs import claims_of, measure_model, measure_runs, neuron_place, report_folder
+from spikegpt.measure.runs import claims_of, measure_model, measure_runs, neuron_places, report_folder
 from spikegpt.measure.twins import find_twin, make_twin
 from spikegpt.model.network import SpikeGPT
 from spikegpt.train.trainer import train
@@ -41,18 +41,23 @@ def test_a_measurement_agrees_with_the_evaluation(trained, cache):
 
 
 PLACES = {
-    "blocks.0.att.key_neuron": ("time mix", "att key", 0),
-    "blocks.11.ffn.value_neuron": ("channel mix", "ffn value", 11),
-    "blocks.3.time_mix_neuron": ("time mix", "time mix", 3),
-    "blocks.3.channel_mix_neuron": ("channel mix", "channel mix", 3),
-    "emb": ("outside the blocks", "emb", None),
-    "head_neuron": ("outside the blocks", "head", None),
+    "input": {
+        "blocks.0.att.key_neuron": ("time mix", "att key", 0),
+        "blocks.3.ffn.value_neuron": ("channel mix", "ffn value", 3),
+        "head_neuron": ("outside the blocks", "head", None),
+    },
+    "output": {
+        "blocks.3.time_mix_neuron": ("time mix", "time mix", 3),
+        "blocks.2.channel_mix_neuron": ("channel mix", "channel mix", 2),
+        "emb": ("outside the blocks", "emb", None),
+    },
 }
 
 
-@pytest.mark.parametrize("layer", PLACES)
-def test_a_report_is_told_in_which_half_of_which_block_a_layer_stands(layer):
-    assert neuron_place(layer) == PLACES[layer]
+@pytest.mark.parametrize("spiking", PLACES)
+def test_a_report_is_told_in_which_half_of_which_block_a_layer_stands(spiking):
+    model = SpikeGPT(ModelConfig(n_layer=4, n_embd=8, spiking=spiking, spiking_head=True))
+    assert neuron_places(model, PLACES[spiking]) == PLACES[spiking]
 
 
 def test_a_report_is_told_of_every_layer_and_how_spikes_enter(trained, cache):

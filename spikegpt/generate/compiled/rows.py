@@ -93,6 +93,10 @@ class Packer:
         self.model, self.weights = model, weights
         self.real = torch.float64 if model.emb.weight.dtype == torch.float64 else torch.float32
 
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(np.float64 if self.real == torch.float64 else np.float32)
+
     def array(self, tensor: Tensor) -> np.ndarray:
         return tensor.detach().to(self.real).contiguous().numpy()
 
@@ -119,7 +123,8 @@ class Packer:
         if not layers:
             return None
         rows = [neuron.rows(self.real) for neuron in layers if isinstance(neuron, LIF)]
-        decay, gain, pull, threshold = (self.rows([row[index] for row in rows]) for index in range(4))
+        decay, gain = self.rows([row.decay for row in rows]), self.rows([row.gain for row in rows])
+        pull, threshold = self.rows([row.pull for row in rows]), self.rows([row.threshold for row in rows])
         first = rows[0]
         memory = Memory(decay, gain, pull, np.zeros((1, *decay.shape), decay.dtype)) if first.remembers else None
         rest = decay.dtype.type(first.rest)

@@ -1,7 +1,8 @@
 """RWKV-4's token step on the CPU: every layer, every matrix product by rows, in one compiled call. The equations are in
 `model/mixers/rwkv4.py`, kernels/wkv/reference.py and kernels/event_wkv/reference.py."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from ...kernels import EventWKVState, WKVState
 from ...kernels.decay import decay_of, log_decay_of
 from ...kernels.event_wkv.reference import EVENT_KEY_LIMIT
-from ...model.mixers.rwkv4 import ChannelMixState, TimeMixState
+from ...model.mixers.rwkv4 import ChannelMix, ChannelMixState, TimeMix, TimeMixState
 from ...model.state import BlockState, State
 from .parts import begin_token, end_token, fire, layer_norm, lerp, look_at_spikes, multiply, sigmoid
 from .rows import Neurons, Norm, Packer, Product
@@ -90,28 +91,47 @@ class Shared(NamedTuple):
 
 def pack(packer: Packer) -> Layers:
     """Return the blocks of the packer's model."""
-    blocks = list(packer.model.blocks)
-    att, ffn = [block.att for block in blocks], [block.ffn for block in blocks]
-    nothing = np.zeros((1, len(blocks), packer.model.config.n_embd), packer.array(blocks[0].ln1.weight[:1]).dtype)
+    blocks = packer.model.blocks
+    att = [cast(TimeMix, block.att) for block in blocks]
+    ffn = [cast(ChannelMix, block.ffn) for block in blocks]
     has_events = att[0].has_events
-    decay, first = (decay_of, _event_first) if has_events else (log_decay_of, torch.clone)
+    decay: Callable[[Tensor], Tensor] = decay_of if has_events else log_decay_of
+    first: Callable[[Tensor], Tensor] = _event_first if has_events else torch.clone
+    nothing = np.zeros((1, len(blocks), packer.model.config.n_embd), packer.dtype)
     time_mix = TimeMixRows(
-        packer.norm([block.ln1 for block in blocks]),
-        *(packer.rows([getattr(half, name) for half in att]) for name in ("time_mix_k", "time_mix_v", "time_mix_r")),
-        packer.rows([decay(half.time_decay) for half in att]),
-        packer.rows([first(half.time_first) for half in att]),
-        *(packer.product([getattr(half, name) for half in att]) for name in ("key", "value", "receptance", "output")),
-        *(packer.neurons(att, site) for site in TIME_MIX_SITES),
-        packer.neurons(blocks, "time_mix_neuron"),
-        *(nothing.copy() for _ in range(4)),
+        norm=packer.norm([block.ln1 for block in blocks]),
+        mix_k=packer.rows([half.time_mix_k for half in att]),
+        mix_v=packer.rows([half.time_mix_v for half in att]),
+        mix_r=packer.rows([half.time_mix_r for half in att]),
+        decay=packer.rows([decay(half.time_decay) for half in att]),
+        first=packer.rows([first(half.time_first) for half in att]),
+        key=packer.product([half.key for half in att]),
+        value=packer.product([half.value for half in att]),
+        receptance=packer.product([half.receptance for half in att]),
+        output=packer.product([half.output for half in att]),
+        key_neuron=packer.neurons(att, "key_neuron"),
+        value_neuron=packer.neurons(att, "value_neuron"),
+        receptance_neuron=packer.neurons(att, "receptance_neuron"),
+        wkv_neuron=packer.neurons(att, "wkv_neuron"),
+        output_neuron=packer.neurons(att, "output_neuron"),
+        neuron_behind=packer.neurons(blocks, "time_mix_neuron"),
+        shift=nothing.copy(),
+        numerator=nothing.copy(),
+        denominator=nothing.copy(),
+        max_exponent=nothing.copy(),
     )
     channel_mix = ChannelMixRows(
-        packer.norm([block.ln2 for block in blocks]),
-        *(packer.rows([getattr(half, name) for half in ffn]) for name in ("time_mix_k", "time_mix_r")),
-        *(packer.product([getattr(half, name) for half in ffn]) for name in ("key", "receptance", "value")),
-        *(packer.neurons(ffn, site) for site in CHANNEL_MIX_SITES),
-        packer.neurons(blocks, "channel_mix_neuron"),
-        nothing.copy(),
+        norm=packer.norm([block.ln2 for block in blocks]),
+        mix_k=packer.rows([half.time_mix_k for half in ffn]),
+        mix_r=packer.rows([half.time_mix_r for half in ffn]),
+        key=packer.product([half.key for half in ffn]),
+        receptance=packer.product([half.receptance for half in ffn]),
+        value=packer.product([half.value for half in ffn]),
+        key_neuron=packer.neurons(ffn, "key_neuron"),
+        receptance_neuron=packer.neurons(ffn, "receptance_neuron"),
+        value_neuron=packer.neurons(ffn, "value_neuron"),
+        neuron_behind=packer.neurons(blocks, "channel_mix_neuron"),
+        shift=nothing.copy(),
     )
     return Layers(time_mix, channel_mix)
 
@@ -121,15 +141,17 @@ def _event_first(time_first: Tensor) -> Tensor:
 
 
 def share(layers: Layers) -> Shared:
+    """Return the memory in which the threads see each other's columns."""
     C, F = layers.ffn.key.weights.shape[1:]
-    return Shared(*(np.zeros(C, layers.att.decay.dtype) for _ in range(5)), np.zeros(F, layers.att.decay.dtype))
+    stream, key, value, receptance, mixed = np.zeros((5, C), layers.att.decay.dtype)
+    return Shared(stream, key, value, receptance, mixed, np.zeros(F, layers.att.decay.dtype))
 
 
 def products(layers: Layers) -> dict[str, Product]:
     """Return the matrix products by their names in a block."""
-    halves = {"att": (layers.att, ("key", "value", "receptance", "output"))}
-    halves["ffn"] = (layers.ffn, ("key", "receptance", "value"))
-    return {f"{half}.{name}": getattr(rows, name) for half, (rows, names) in halves.items() for name in names}
+    att, ffn = layers.att, layers.ffn
+    found = {"att.key": att.key, "att.value": att.value, "att.receptance": att.receptance, "att.output": att.output}
+    return {**found, "ffn.key": ffn.key, "ffn.receptance": ffn.receptance, "ffn.value": ffn.value}
 
 
 # --- state ---------------------------------------------------------------------------------------------------------
@@ -137,31 +159,42 @@ def products(layers: Layers) -> dict[str, Product]:
 
 def take(layers: Layers, state: State) -> Layers:
     """Return the layers with the memory of `state`, copied."""
-    dtype = layers.att.decay.dtype
+    dtype, texts = layers.att.decay.dtype, len(state[0].time_mix.shift)
+    time_mixes = [cast(TimeMixState, block.time_mix) for block in state]
+    channel_mixes = [cast(ChannelMixState, block.channel_mix) for block in state]
 
-    def memory(tensors: list[Tensor]) -> np.ndarray:
-        return torch.stack(tensors, dim=1).detach().numpy().astype(dtype)
-
-    texts = len(state[0].time_mix.shift)
+    def memory(tensors: Sequence[Tensor | None]) -> np.ndarray:
+        return torch.stack(cast(list[Tensor], tensors), dim=1).detach().numpy().astype(dtype)
 
     def carried(neurons: Neurons | None, potentials: list[Tensor | None]) -> Neurons | None:
         return None if neurons is None else neurons.with_potentials(potentials, texts)
 
-    def inside(rows: TimeMixRows | ChannelMixRows, sites: tuple[str, ...], half: str) -> dict[str, Neurons | None]:
-        kept = [getattr(block, half).neurons or {} for block in state]
-        return {site: carried(getattr(rows, site), [neurons.get(site) for neurons in kept]) for site in sites}
+    def inside(site: str, neurons: Neurons | None, halves: Sequence[TimeMixState | ChannelMixState]) -> Neurons | None:
+        return carried(neurons, [(half.neurons or {}).get(site) for half in halves])
 
-    sums = [block.time_mix.wkv for block in state]
-    att = layers.att._replace(
-        shift=memory([block.time_mix.shift for block in state]),
-        **{name: memory([getattr(part, name) for part in sums]) for name in sums[0]._fields},
-        **inside(layers.att, TIME_MIX_SITES, "time_mix"),
-        neuron_behind=carried(layers.att.neuron_behind, [block.time_mix_neuron for block in state]),
+    att, ffn = layers.att, layers.ffn
+    sums = [cast(WKVState | EventWKVState, half.wkv) for half in time_mixes]
+    has_scale = isinstance(sums[0], WKVState)
+    att = att._replace(
+        shift=memory([half.shift for half in time_mixes]),
+        numerator=memory([part.numerator for part in sums]),
+        denominator=memory([part.denominator for part in sums]),
+        max_exponent=memory([part.max_exponent for part in cast(list[WKVState], sums)])
+        if has_scale
+        else att.max_exponent,
+        key_neuron=inside("key_neuron", att.key_neuron, time_mixes),
+        value_neuron=inside("value_neuron", att.value_neuron, time_mixes),
+        receptance_neuron=inside("receptance_neuron", att.receptance_neuron, time_mixes),
+        wkv_neuron=inside("wkv_neuron", att.wkv_neuron, time_mixes),
+        output_neuron=inside("output_neuron", att.output_neuron, time_mixes),
+        neuron_behind=carried(att.neuron_behind, [block.time_mix_neuron for block in state]),
     )
-    ffn = layers.ffn._replace(
-        shift=memory([block.channel_mix.shift for block in state]),
-        **inside(layers.ffn, CHANNEL_MIX_SITES, "channel_mix"),
-        neuron_behind=carried(layers.ffn.neuron_behind, [block.channel_mix_neuron for block in state]),
+    ffn = ffn._replace(
+        shift=memory([half.shift for half in channel_mixes]),
+        key_neuron=inside("key_neuron", ffn.key_neuron, channel_mixes),
+        receptance_neuron=inside("receptance_neuron", ffn.receptance_neuron, channel_mixes),
+        value_neuron=inside("value_neuron", ffn.value_neuron, channel_mixes),
+        neuron_behind=carried(ffn.neuron_behind, [block.channel_mix_neuron for block in state]),
     )
     return Layers(att, ffn)
 

@@ -3,7 +3,7 @@
 Every column is computed by one thread in one order, so results do not depend on the number of threads.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -28,7 +28,7 @@ class Team(NamedTuple):
 
 
 @intrinsic
-def arrive(typing_context, gate):
+def _arrive(typing_context, gate):
     """Add one to gate[0] and return its new value, seen by all threads."""
 
     def generate(context, builder, signature, arguments):
@@ -40,7 +40,7 @@ def arrive(typing_context, gate):
 
 
 @intrinsic
-def look(typing_context, gate):
+def _look(typing_context, gate):
     """Return gate[0] as the other threads left it."""
 
     def generate(context, builder, signature, arguments):
@@ -51,7 +51,7 @@ def look(typing_context, gate):
 
 
 @intrinsic
-def give_way(typing_context):
+def _give_way(typing_context):
     """Let another thread have this core: the one that is awaited may need it."""
 
     def generate(context, builder, signature, arguments):
@@ -61,6 +61,12 @@ def give_way(typing_context):
         return builder.call(function, [])
 
     return types.int32(), generate
+
+
+# what numba passes to an intrinsic first, its callers do not: hidden from type checkers
+arrive: Any = _arrive
+look: Any = _look
+give_way: Any = _give_way
 
 
 @fused

@@ -96,7 +96,13 @@ class Mixer(nn.Module):
         """
         product = next(placed.product for placed in self.sites if placed.name == site)
         if product is not None:
-            self.get_submodule(product).weight.mul_(worths[site])
+            self.scale(product, worths[site])
+
+    def scale(self, product: str, factor: float | Tensor) -> None:
+        """Multiply the weights of `product` by `factor`: a number, or (in,)."""
+        matrix = self.get_submodule(product)
+        assert isinstance(matrix, nn.Linear), product
+        matrix.weight.mul_(factor)
 
     def place_neurons(self, sites: tuple[Site, ...], make_neuron: NeuronFactory) -> None:
         """Put the neurons of `sites` into this mixer."""

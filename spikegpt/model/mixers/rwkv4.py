@@ -7,7 +7,7 @@ src/model.py.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -73,9 +73,10 @@ class TimeMix(Mixer):
         receptance = self.receptance(fire("receptance_neuron", torch.lerp(shifted, x, self.time_mix_r)))
         if self.has_events:
             value = fire("wkv_neuron", value)
-            mean, sums = event_wkv(self.time_decay, self.time_first, key, value, sums)
+            mean, sums = event_wkv(self.time_decay, self.time_first, key, value, cast(EventWKVState | None, sums))
             gated = torch.sigmoid(receptance) * mean
         else:
+            sums = cast(WKVState | None, sums)
             gated, sums = wkv(self.time_decay, self.time_first, key, value, sums, receptance=receptance)
         y = self.output(fire("output_neuron", gated))
         return Mixed(y, TimeMixState(x[:, -1], sums, fire.after), fire.spikes)
