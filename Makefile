@@ -5,7 +5,7 @@ BIN := .venv/bin
 RUNS := runs
 DEMO := $(RUNS)/demo
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-fast lint types format docs clean distclean
 
 demo: .venv/base
 	@echo "--- a spike-driven language model of about 1M parameters, trained on the text of Python's own documentation ---"
@@ -21,12 +21,27 @@ demo: .venv/base
 	@echo "--- open $(DEMO)-spiking/report/report.html; the runs: $(DEMO)-spiking, $(DEMO)-twin, $(DEMO)-published (config.json, metrics.jsonl, samples.txt, checkpoints/) ---"
 	@echo "    $(BIN)/spikegpt --help    shows what else there is; source .venv/bin/activate to leave out the path"
 
-test: .venv/test
-	$(BIN)/ruff check .
+test: lint types
 	$(BIN)/python -m pytest
+
+# what takes seconds: no long training, no compiler, no second process
+test-fast: .venv/test
+	$(BIN)/python -m pytest -m "not slow"
 
 lint: .venv/test
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/test
+	$(BIN)/mypy
+
+format: .venv/test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# the pages of docs/ are read as they are; this looks up every link, heading and file that they name
+docs: .venv/test
+	$(BIN)/python -m pytest tests/test_docs.py -k "not runs"
 
 .venv/base: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -40,4 +55,8 @@ lint: .venv/test
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path "./.venv/*" -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf .venv
