@@ -142,6 +142,8 @@ def _make_decoder(model: SpikeGPT, weights: str, threads: int) -> Decoder:
 def why_not_by_rows(model: SpikeGPT) -> str:
     """Return why rows of `model` cannot be gathered, or an empty string if they can."""
     device, dtype = model.device.type, model.emb.weight.dtype
+    if type(model).forward is not SpikeGPT.forward:
+        return f"{type(model).__name__} has a forward pass of its own"
     if device == "cuda":
         if not model.synapses():
             return "no product of it reads spikes"

@@ -214,7 +214,7 @@ def test_the_neuron_declares_what_a_loop_of_counting_numbers_does(reset, decay_i
 
 @pytest.mark.parametrize("backend", ["numba", "reference"])
 def test_the_plain_loop_and_the_kernel_emit_the_same_events(backend):
-    model = make(neuron=lambda site: LIF(site, NeuronConfig(), backend=backend))
+    model = make(neuron=lambda site: LIF(site.channels, NeuronConfig(), backend=backend))
     neuron = count(model).total(module="blocks")
     assert neuron.events_out == sum(int(spikes.sum()) for name, spikes in model(IDS).spikes.items() if name != "emb")
 

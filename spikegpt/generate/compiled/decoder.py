@@ -21,7 +21,7 @@ class RowDecoder:
     def __init__(self, model: SpikeGPT, weights: str, threads: int):
         self._step, packer = token_step(model.config.mixer), Packer(model, weights)
         self._network, self._layers = packer.network(), self._step.pack(packer)
-        self._shared = self._step.share(self._layers)
+        self._shared = self._step.share(self._layers, packer.places)
         self._vocab_size, self._dtype = model.config.vocab_size, self._network.embedding.dtype
         products = self._step.products(self._layers)
         widest = max(model.config.n_embd, *(product.weights.shape[1] for product in products.values()))
@@ -42,6 +42,8 @@ class RowDecoder:
         """Go on from `state`, which is copied."""
         self._layers = self._step.take(self._layers, state)
         texts = len(self._layers[0].shift)
+        head_neuron = self._network.head_neuron.with_potentials([], texts)
+        self._network = self._network._replace(head_neuron=head_neuron)
         self._logits = np.empty((texts, self._vocab_size), self._dtype)
 
     def give(self) -> State:
@@ -85,7 +87,7 @@ class RowDecoder:
         counts = {}
         for name, placed in self._sites.items():
             product, layer = self._products[self._name_of[id(placed.product)]]
-            counts[name] = int(product.inputs_read[layer])
+            counts[name] = int(self._shared.inputs_read[product.place, layer])
         return counts
 
     def density(self) -> float:
@@ -95,6 +97,6 @@ class RowDecoder:
         read = whole = 0
         for product, layer in self._products.values():
             inputs, outputs = product.weights.shape[1:]
-            read += int(product.inputs_read[layer]) * outputs
+            read += int(self._shared.inputs_read[product.place, layer]) * outputs
             whole += inputs * outputs
         return read / whole / self._tokens_read

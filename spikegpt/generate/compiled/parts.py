@@ -9,6 +9,7 @@ import numpy as np
 from numba.core import types
 from numba.extending import overload
 
+from .rows import DECAY, GAIN, PULL, THRESHOLD
 from .team import columns, fused, meet
 
 
@@ -31,7 +32,8 @@ def _add_rows(weights, scales, layer, active, amount, n, first, last, out):
     """out[first:last] = (amount @ weights[active])[first:last] * scales[layer], eight rows at a time."""
     y = out[first:last]
     width = last - first
-    y[:] = 0
+    for c in range(width):
+        y[c] = 0
     i = 0
     while i + 8 <= n:
         w0, w1, w2, w3 = (weights[active[i], first:last], weights[active[i + 1], first:last],
@@ -66,12 +68,12 @@ def _list_active(values, active, amount):
 
 
 @fused
-def multiply(product, layer, values, scratch, team, first, last, out):
+def multiply(product, layer, values, scratch, shared, team, first, last, out):
     """out[first:last] = (values @ weights)[first:last] in `layer`, of the inputs that are not zero; notes how many
     there were."""
     n = _list_active(values, scratch.active, scratch.amount)
     if team.part == 0:
-        product.inputs_read[layer] += n
+        shared.inputs_read[product.place, layer] += n
     weights = product.weights[layer]
     _add_rows(weights, product.scales, layer, scratch.active, scratch.amount, n, first, last, out)
 
@@ -112,58 +114,40 @@ def _count_spikes(quanta, most, signed):
 
 
 @fused
-def _spikes_in_place(rows, layer, text, current, threshold, most, signed, first, last):
-    """Replace current[first:last] by spikes; `rows` None: the neurons have no memory, and a current is a potential."""
-    if rows is None:
-        for c in range(first, last):
-            current[c] = _count_spikes(current[c] / threshold[c], most, signed)
+def fire(neurons, layer, text, current, first, last):
+    """Replace current[first:last] by spikes, and step the potentials there; where there are no neurons, leave both.
+
+    `kernels/integer_lif/reference.py`, and with one level `kernels/lif/reference.py`, one token.
+    """
+    if not neurons.remembers:
+        look_at_spikes(neurons, layer, text, current, first, last)
         return
-    decay, gain, pull, potential = rows.decay[layer], rows.gain[layer], rows.pull[layer], rows.potential[text, layer]
+    rows, potential, most = neurons.rows[layer], neurons.potential[text, layer], current.dtype.type(neurons.levels)
+    decay, gain, pull, threshold = rows[DECAY], rows[GAIN], rows[PULL], rows[THRESHOLD]
     for c in range(first, last):
         charged = decay[c] * potential[c] + gain[c] * current[c] + pull[c]
-        current[c] = _count_spikes(charged / threshold[c], most, signed)
-
-
-@fused
-def _step_potentials(rows, layer, text, current, threshold, most, signed, resets_to_rest, rest, first, last):
-    """Replace current[first:last] by spikes, and step the potentials there."""
-    if rows is None:
-        _spikes_in_place(rows, layer, text, current, threshold, most, signed, first, last)
-        return
-    decay, gain, pull, potential = rows.decay[layer], rows.gain[layer], rows.pull[layer], rows.potential[text, layer]
-    for c in range(first, last):
-        charged = decay[c] * potential[c] + gain[c] * current[c] + pull[c]
-        spikes = _count_spikes(charged / threshold[c], most, signed)
-        if resets_to_rest:
-            potential[c] = rest if spikes != 0 else charged
+        spikes = _count_spikes(charged / threshold[c], most, neurons.signed)
+        if neurons.resets_to_rest:
+            potential[c] = neurons.rest if spikes != 0 else charged
         else:
             potential[c] = charged - threshold[c] * spikes
         current[c] = spikes
 
 
 @fused
-def fire(neurons, layer, text, current, first, last):
-    """Replace current[first:last] by spikes, and step the potentials there; where there are no neurons, leave both.
-
-    `kernels/integer_lif/reference.py`, and with one level `kernels/lif/reference.py`, one token.
-    """
-    if neurons is None:
+def look_at_spikes(neurons, layer, text, current, first, last):
+    """Replace current[first:last] by spikes, without a step of the potentials: that is their owner's, later."""
+    if not neurons.exist:
         return
-    threshold, most = neurons.threshold[layer], current.dtype.type(neurons.levels)
-    _step_potentials(
-        neurons.memory, layer, text, current, threshold, most, neurons.signed, neurons.resets_to_rest, neurons.rest,
-        first, last,
-    )  # fmt: skip
-
-
-@fused
-def look_at_spikes(neurons, layer, text, current):
-    """Replace `current` by the spikes of all neurons, without a step of the potentials: that is their owner's,
-    later."""
-    if neurons is None:
+    rows, potential, most = neurons.rows[layer], neurons.potential[text, layer], current.dtype.type(neurons.levels)
+    decay, gain, pull, threshold = rows[DECAY], rows[GAIN], rows[PULL], rows[THRESHOLD]
+    if not neurons.remembers:
+        for c in range(first, last):
+            current[c] = _count_spikes((gain[c] * current[c] + pull[c]) / threshold[c], most, neurons.signed)
         return
-    threshold, most = neurons.threshold[layer], current.dtype.type(neurons.levels)
-    _spikes_in_place(neurons.memory, layer, text, current, threshold, most, neurons.signed, 0, current.size)
+    for c in range(first, last):
+        charged = decay[c] * potential[c] + gain[c] * current[c] + pull[c]
+        current[c] = _count_spikes(charged / threshold[c], most, neurons.signed)
 
 
 @fused
@@ -171,7 +155,8 @@ def begin_token(network, token, scratch, shared, team, meetings):
     """Put the normalised embedding of `token` into the residual stream."""
     first, last = columns(network.embedding.shape[1], team)
     layer_norm(network.embedding[token], network.ln0.weight[0], network.ln0.bias[0], scratch.y)
-    shared.stream[first:last] = scratch.y[first:last]
+    for c in range(first, last):
+        shared.stream[c] = scratch.y[c]
     return meet(team, meetings)
 
 
@@ -182,6 +167,6 @@ def end_token(network, text, scratch, shared, team, meetings, logits):
     first, last = columns(logits.size, team)
     layer_norm(shared.stream[:C], network.ln_out.weight[0], network.ln_out.bias[0], scratch.y)
     fire(network.head_neuron, 0, text, scratch.y, 0, C)
-    multiply(network.head, 0, scratch.y, scratch, team, first, last, logits)
+    multiply(network.head, 0, scratch.y, scratch, shared, team, first, last, logits)
     # the next text overwrites the stream
     return meet(team, meetings)

@@ -23,48 +23,47 @@ class Norm(NamedTuple):
 class Product(NamedTuple):
     """A matrix product: weights (L, in, out) in float32 or float64, or uint16 with the bits of bfloat16, or int8.
 
-    scales (L, out) multiply the outcome of int8 weights, None else. inputs_read (L,) counts the inputs that were not
-    0.
+    scales (L, out) multiply the outcome of int8 weights, None else. `place` is where its inputs are counted that were
+    not 0, in `inputs_read` (products, L) of what the threads share.
     """
 
     weights: np.ndarray
     scales: np.ndarray | None
-    inputs_read: np.ndarray
+    place: int
 
 
-class Memory(NamedTuple):
-    """What neurons need that carry their potential from token to token: rows (L, channels), potential (texts, L,
-    channels)."""
-
-    decay: np.ndarray
-    gain: np.ndarray
-    pull: np.ndarray
-    potential: np.ndarray
+# of one layer of neurons in `Neurons.rows`, see `neuron.lif.NeuronRows`
+DECAY, GAIN, PULL, THRESHOLD = range(4)
 
 
 class Neurons(NamedTuple):
-    """A layer of neurons: `neuron.lif.NeuronRows`, threshold (L, channels); memory is None where there is none."""
+    """The neurons at a site: rows (L, 4, channels), potential (texts, L, channels), and what `neuron.lif.NeuronRows`
+    says.
 
-    threshold: np.ndarray
+    One type for all, so that one compilation serves every block: where there are no neurons they do not `exist`.
+    """
+
+    rows: np.ndarray
+    potential: np.ndarray
     levels: int
     signed: bool
     resets_to_rest: bool
     rest: np.floating
-    memory: Memory | None
+    remembers: bool
+    exist: bool
 
     def with_potentials(self, potentials: Sequence[Tensor | None], texts: int) -> "Neurons":
         """Return these neurons with one potential (texts, channels) for each layer; 0 where it is None."""
-        if self.memory is None:
-            return self
-        found = np.zeros((texts, *self.threshold.shape), self.threshold.dtype)
+        L, _, channels = self.rows.shape
+        found = np.zeros((texts, L, channels), self.rows.dtype)
         for layer, potential in enumerate(potentials):
             if potential is not None:
                 found[:, layer] = potential.detach().numpy()
-        return self._replace(memory=self.memory._replace(potential=found))
+        return self._replace(potential=found)
 
-    def potential(self, layer: int) -> Tensor | None:
+    def potential_of(self, layer: int) -> Tensor | None:
         """Return a copy of the potential (texts, channels) of a layer; None where nothing is carried."""
-        return None if self.memory is None else torch.from_numpy(self.memory.potential[:, layer].copy())
+        return torch.from_numpy(self.potential[:, layer].copy()) if self.remembers else None
 
 
 class Network(NamedTuple):
@@ -74,7 +73,7 @@ class Network(NamedTuple):
     ln0: Norm
     ln_out: Norm
     head: Product
-    head_neuron: Neurons | None
+    head_neuron: Neurons
 
 
 class Scratch(NamedTuple):
@@ -90,7 +89,7 @@ class Packer:
     """Packs the parts of `model` in its precision, the weights of its products as `weights` says."""
 
     def __init__(self, model: SpikeGPT, weights: str):
-        self.model, self.weights = model, weights
+        self.model, self.weights, self.places = model, weights, 0
         self.real = torch.float64 if model.emb.weight.dtype == torch.float64 else torch.float32
 
     @property
@@ -108,27 +107,36 @@ class Packer:
         return Norm(self.rows([norm.weight for norm in norms]), self.rows([norm.bias for norm in norms]))
 
     def product(self, matrices: Sequence[nn.Linear]) -> Product:
+        """The same product of every layer; each has a place of its own."""
         stack = torch.stack([matrix.weight.detach().T for matrix in matrices]).contiguous()
-        inputs_read = np.zeros(len(matrices), np.int64)
+        place, self.places = self.places, self.places + 1
         if self.weights == "bfloat16":
-            return Product(stack.to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16), None, inputs_read)
+            return Product(stack.to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16), None, place)
         if self.weights == "int8":
             scales = (stack.abs().amax(dim=1) / 127).clamp(min=1e-30)
-            return Product((stack / scales.unsqueeze(1)).round().to(torch.int8).numpy(), scales.numpy(), inputs_read)
-        return Product(stack.numpy(), None, inputs_read)
+            return Product((stack / scales.unsqueeze(1)).round().to(torch.int8).numpy(), scales.numpy(), place)
+        return Product(stack.numpy(), None, place)
 
-    def neurons(self, owners: Sequence[nn.Module], site: str) -> Neurons | None:
-        """The neurons at `site` of the same half of every layer; None where the model has none."""
-        layers = [owner.get_submodule(site) for owner in owners if hasattr(owner, site)]
-        if not layers:
-            return None
-        rows = [neuron.rows(self.real) for neuron in layers if isinstance(neuron, LIF)]
-        decay, gain = self.rows([row.decay for row in rows]), self.rows([row.gain for row in rows])
-        pull, threshold = self.rows([row.pull for row in rows]), self.rows([row.threshold for row in rows])
-        first = rows[0]
-        memory = Memory(decay, gain, pull, np.zeros((1, *decay.shape), decay.dtype)) if first.remembers else None
-        rest = decay.dtype.type(first.rest)
-        return Neurons(threshold, first.levels, first.signed, first.resets_to_rest, rest, memory)
+    def neurons(self, owners: Sequence[nn.Module], site: str) -> Neurons:
+        """The neurons at `site` of the same half of every layer."""
+        layers = [getattr(owner, site) for owner in owners if hasattr(owner, site)]
+        found = [neuron.rows(self.real) for neuron in layers if isinstance(neuron, LIF)]
+        if not found:
+            nothing = np.zeros((len(owners), 4, 0), self.dtype)
+            return Neurons(nothing, nothing[None, :, 0], 1, False, False, self.dtype.type(0), False, False)
+        rows = torch.stack([torch.stack([row.decay, row.gain, row.pull, row.threshold]) for row in found])
+        L, _, channels = rows.shape
+        one = found[0]
+        return Neurons(
+            rows=self.array(rows),
+            potential=np.zeros((1, L, channels), self.dtype),
+            levels=one.levels,
+            signed=one.signed,
+            resets_to_rest=one.resets_to_rest,
+            rest=self.dtype.type(one.rest),
+            remembers=one.remembers,
+            exist=True,
+        )
 
     def network(self) -> Network:
         model = self.model

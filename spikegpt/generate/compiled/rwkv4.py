@@ -23,9 +23,9 @@ LOWEST_KEY, HIGHEST_KEY = np.float32(-EVENT_KEY_LIMIT), np.float32(EVENT_KEY_LIM
 
 
 class TimeMixRows(NamedTuple):
-    """A time mix of every layer: mixes, decay and first (L, C). Neurons are None where the block has none.
+    """A time mix of every layer: mixes, decay and first (L, C).
 
-    decay and first are the logarithm of the decay and time_first, or with value spikes their exponentials.
+    decay and first are the logarithm of the decay and time_first, or, if it `has_events`, their exponentials.
     shift, numerator, denominator, max_exponent (texts, L, C): the state.
     """
 
@@ -39,16 +39,17 @@ class TimeMixRows(NamedTuple):
     value: Product
     receptance: Product
     output: Product
-    key_neuron: Neurons | None
-    value_neuron: Neurons | None
-    receptance_neuron: Neurons | None
-    wkv_neuron: Neurons | None
-    output_neuron: Neurons | None
-    neuron_behind: Neurons | None
+    key_neuron: Neurons
+    value_neuron: Neurons
+    receptance_neuron: Neurons
+    wkv_neuron: Neurons
+    output_neuron: Neurons
+    neuron_behind: Neurons
     shift: np.ndarray
     numerator: np.ndarray
     denominator: np.ndarray
     max_exponent: np.ndarray
+    has_events: bool
 
 
 class ChannelMixRows(NamedTuple):
@@ -60,10 +61,10 @@ class ChannelMixRows(NamedTuple):
     key: Product
     receptance: Product
     value: Product
-    key_neuron: Neurons | None
-    receptance_neuron: Neurons | None
-    value_neuron: Neurons | None
-    neuron_behind: Neurons | None
+    key_neuron: Neurons
+    receptance_neuron: Neurons
+    value_neuron: Neurons
+    neuron_behind: Neurons
     shift: np.ndarray
 
 
@@ -84,6 +85,7 @@ class Shared(NamedTuple):
     receptance: np.ndarray
     mixed: np.ndarray
     hidden: np.ndarray
+    inputs_read: np.ndarray
 
 
 # --- packing -------------------------------------------------------------------------------------------------------
@@ -119,6 +121,7 @@ def pack(packer: Packer) -> Layers:
         numerator=nothing.copy(),
         denominator=nothing.copy(),
         max_exponent=nothing.copy(),
+        has_events=has_events,
     )
     channel_mix = ChannelMixRows(
         norm=packer.norm([block.ln2 for block in blocks]),
@@ -140,11 +143,12 @@ def _event_first(time_first: Tensor) -> Tensor:
     return torch.exp(time_first.clamp(-EVENT_KEY_LIMIT, EVENT_KEY_LIMIT))
 
 
-def share(layers: Layers) -> Shared:
-    """Return the memory in which the threads see each other's columns."""
+def share(layers: Layers, places: int) -> Shared:
+    """Return the memory in which the threads see each other's columns, and the counts of so many products."""
     C, F = layers.ffn.key.weights.shape[1:]
     stream, key, value, receptance, mixed = np.zeros((5, C), layers.att.decay.dtype)
-    return Shared(stream, key, value, receptance, mixed, np.zeros(F, layers.att.decay.dtype))
+    counts = np.zeros((places, len(layers.att.decay)), np.int64)
+    return Shared(stream, key, value, receptance, mixed, np.zeros(F, layers.att.decay.dtype), counts)
 
 
 def products(layers: Layers) -> dict[str, Product]:
@@ -166,11 +170,8 @@ def take(layers: Layers, state: State) -> Layers:
     def memory(tensors: Sequence[Tensor | None]) -> np.ndarray:
         return torch.stack(cast(list[Tensor], tensors), dim=1).detach().numpy().astype(dtype)
 
-    def carried(neurons: Neurons | None, potentials: list[Tensor | None]) -> Neurons | None:
-        return None if neurons is None else neurons.with_potentials(potentials, texts)
-
-    def inside(site: str, neurons: Neurons | None, halves: Sequence[TimeMixState | ChannelMixState]) -> Neurons | None:
-        return carried(neurons, [(half.neurons or {}).get(site) for half in halves])
+    def inside(site: str, neurons: Neurons, halves: Sequence[TimeMixState | ChannelMixState]) -> Neurons:
+        return neurons.with_potentials([(half.neurons or {}).get(site) for half in halves], texts)
 
     att, ffn = layers.att, layers.ffn
     sums = [cast(WKVState | EventWKVState, half.wkv) for half in time_mixes]
@@ -187,14 +188,14 @@ def take(layers: Layers, state: State) -> Layers:
         receptance_neuron=inside("receptance_neuron", att.receptance_neuron, time_mixes),
         wkv_neuron=inside("wkv_neuron", att.wkv_neuron, time_mixes),
         output_neuron=inside("output_neuron", att.output_neuron, time_mixes),
-        neuron_behind=carried(att.neuron_behind, [block.time_mix_neuron for block in state]),
+        neuron_behind=att.neuron_behind.with_potentials([block.time_mix_neuron for block in state], texts),
     )
     ffn = ffn._replace(
         shift=memory([half.shift for half in channel_mixes]),
         key_neuron=inside("key_neuron", ffn.key_neuron, channel_mixes),
         receptance_neuron=inside("receptance_neuron", ffn.receptance_neuron, channel_mixes),
         value_neuron=inside("value_neuron", ffn.value_neuron, channel_mixes),
-        neuron_behind=carried(ffn.neuron_behind, [block.channel_mix_neuron for block in state]),
+        neuron_behind=ffn.neuron_behind.with_potentials([block.channel_mix_neuron for block in state], texts),
     )
     return Layers(att, ffn)
 
@@ -205,28 +206,25 @@ def give(layers: Layers) -> State:
 
     def potentials(rows: TimeMixRows | ChannelMixRows, sites: tuple[str, ...], layer: int) -> dict | None:
         neurons = {site: getattr(rows, site) for site in sites}
-        return {site: _potential(found, layer) for site, found in neurons.items()} if neurons[sites[0]] else None
+        has_neurons = any(found.exist for found in neurons.values())
+        return {site: found.potential_of(layer) for site, found in neurons.items()} if has_neurons else None
 
     blocks = []
     for layer in range(len(att.decay)):
         numerator, denominator = _copy(att.numerator[:, layer]), _copy(att.denominator[:, layer])
         wkv: WKVState | EventWKVState = EventWKVState(numerator, denominator)
-        if att.wkv_neuron is None:
+        if not att.has_events:
             wkv = WKVState(numerator, denominator, _copy(att.max_exponent[:, layer]))
         inner = potentials(att, TIME_MIX_SITES, layer)
         time_mix = TimeMixState(_copy(att.shift[:, layer]), wkv, inner)
         channel_mix = ChannelMixState(_copy(ffn.shift[:, layer]), potentials(ffn, CHANNEL_MIX_SITES, layer))
-        behind = _potential(att.neuron_behind, layer), _potential(ffn.neuron_behind, layer)
+        behind = att.neuron_behind.potential_of(layer), ffn.neuron_behind.potential_of(layer)
         blocks.append(BlockState(time_mix, behind[0], channel_mix, behind[1]))
     return tuple(blocks)
 
 
 def _copy(array: np.ndarray) -> Tensor:
     return torch.from_numpy(array.copy())
-
-
-def _potential(neurons: Neurons | None, layer: int) -> Tensor | None:
-    return None if neurons is None else neurons.potential(layer)
 
 
 # --- the step ------------------------------------------------------------------------------------------------------
@@ -268,37 +266,22 @@ def _event_wkv(rows, layer, text, key, value, first, last):
 
 
 @fused
-def _weighted_mean(wkv_neuron, rows, layer, text, key, value, first, last):
-    if wkv_neuron is None:
-        _wkv(rows, layer, text, key, value, first, last)
-    else:
-        fire(wkv_neuron, layer, text, value, first, last)
-        _event_wkv(rows, layer, text, key, value, first, last)
-
-
-@fused
-def _project(product, neurons, mix, layer, text, previous, scratch, team, first, last, out):
+def _project(product, neurons, mix, layer, text, previous, scratch, shared, team, first, last, out):
     """out[first:last] = product of the spikes of a token-shift mix, or of the mix itself where there are no neurons.
 
     Every thread fires all neurons before a product itself; the potentials are stepped by their owner, in `_remember`.
     """
     lerp(previous, scratch.y, mix[layer], scratch.z)
-    look_at_spikes(neurons, layer, text, scratch.z)
-    multiply(product, layer, scratch.z, scratch, team, first, last, out)
-
-
-@fused
-def _step_own(memory, neurons, mix, layer, text, previous, scratch, first, last):
-    if memory is not None:
-        lerp(previous, scratch.y, mix[layer], scratch.z)
-        fire(neurons, layer, text, scratch.z, first, last)
+    look_at_spikes(neurons, layer, text, scratch.z, 0, scratch.z.size)
+    multiply(product, layer, scratch.z, scratch, shared, team, first, last, out)
 
 
 @fused
 def _remember(neurons, mix, layer, text, previous, scratch, first, last):
     """Step the potentials of own neurons in front of a product."""
-    if neurons is not None:
-        _step_own(neurons.memory, neurons, mix, layer, text, previous, scratch, first, last)
+    if neurons.remembers:
+        lerp(previous, scratch.y, mix[layer], scratch.z)
+        fire(neurons, layer, text, scratch.z, first, last)
 
 
 @fused
@@ -308,10 +291,27 @@ def _time_mix(rows, layer, text, scratch, shared, team, meetings):
     x, k, v, r, mixed = shared.stream, shared.key, shared.value, shared.receptance, shared.mixed
     previous = rows.shift[text, layer]
     layer_norm(x[:C], rows.norm.weight[layer], rows.norm.bias[layer], scratch.y)
-    _project(rows.key, rows.key_neuron, rows.mix_k, layer, text, previous, scratch, team, first, last, k)
-    _project(rows.value, rows.value_neuron, rows.mix_v, layer, text, previous, scratch, team, first, last, v)
-    _project(rows.receptance, rows.receptance_neuron, rows.mix_r, layer, text, previous, scratch, team, first, last, r)
-    _weighted_mean(rows.wkv_neuron, rows, layer, text, k, v, first, last)
+    _project(rows.key, rows.key_neuron, rows.mix_k, layer, text, previous, scratch, shared, team, first, last, k)
+    _project(rows.value, rows.value_neuron, rows.mix_v, layer, text, previous, scratch, shared, team, first, last, v)
+    _project(
+        rows.receptance,
+        rows.receptance_neuron,
+        rows.mix_r,
+        layer,
+        text,
+        previous,
+        scratch,
+        shared,
+        team,
+        first,
+        last,
+        r,
+    )
+    if rows.has_events:
+        fire(rows.wkv_neuron, layer, text, v, first, last)
+        _event_wkv(rows, layer, text, k, v, first, last)
+    else:
+        _wkv(rows, layer, text, k, v, first, last)
     for c in range(first, last):
         mixed[c] = sigmoid(r[c]) * v[c]
     fire(rows.output_neuron, layer, text, mixed, first, last)
@@ -320,8 +320,9 @@ def _time_mix(rows, layer, text, scratch, shared, team, meetings):
     _remember(rows.key_neuron, rows.mix_k, layer, text, previous, scratch, first, last)
     _remember(rows.value_neuron, rows.mix_v, layer, text, previous, scratch, first, last)
     _remember(rows.receptance_neuron, rows.mix_r, layer, text, previous, scratch, first, last)
-    previous[first:last] = scratch.y[first:last]
-    multiply(rows.output, layer, mixed[:C], scratch, team, first, last, k)
+    for c in range(first, last):
+        previous[c] = scratch.y[c]
+    multiply(rows.output, layer, mixed[:C], scratch, shared, team, first, last, k)
     fire(rows.neuron_behind, layer, text, k, first, last)
     for c in range(first, last):
         x[c] += k[c]
@@ -337,9 +338,33 @@ def _channel_mix(rows, layer, text, scratch, shared, team, meetings):
     previous = rows.shift[text, layer]
     layer_norm(x[:C], rows.norm.weight[layer], rows.norm.bias[layer], scratch.y)
     _project(
-        rows.key, rows.key_neuron, rows.mix_k, layer, text, previous, scratch, team, first_hidden, last_hidden, hidden
+        rows.key,
+        rows.key_neuron,
+        rows.mix_k,
+        layer,
+        text,
+        previous,
+        scratch,
+        shared,
+        team,
+        first_hidden,
+        last_hidden,
+        hidden,
     )
-    _project(rows.receptance, rows.receptance_neuron, rows.mix_r, layer, text, previous, scratch, team, first, last, r)
+    _project(
+        rows.receptance,
+        rows.receptance_neuron,
+        rows.mix_r,
+        layer,
+        text,
+        previous,
+        scratch,
+        shared,
+        team,
+        first,
+        last,
+        r,
+    )
     for c in range(first_hidden, last_hidden):
         hidden[c] = max(hidden[c], hidden.dtype.type(0)) ** 2
     fire(rows.value_neuron, layer, text, hidden, first_hidden, last_hidden)
@@ -347,8 +372,9 @@ def _channel_mix(rows, layer, text, scratch, shared, team, meetings):
 
     _remember(rows.key_neuron, rows.mix_k, layer, text, previous, scratch, first, last)
     _remember(rows.receptance_neuron, rows.mix_r, layer, text, previous, scratch, first, last)
-    previous[first:last] = scratch.y[first:last]
-    multiply(rows.value, layer, hidden[:F], scratch, team, first, last, v)
+    for c in range(first, last):
+        previous[c] = scratch.y[c]
+    multiply(rows.value, layer, hidden[:F], scratch, shared, team, first, last, v)
     for c in range(first, last):
         v[c] = sigmoid(r[c]) * v[c]
     fire(rows.neuron_behind, layer, text, v, first, last)

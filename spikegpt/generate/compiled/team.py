@@ -10,7 +10,9 @@ import numpy as np
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-fused = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+# nothing is allocated and no array is kept beyond a call, so no reference is counted: with the dozens of arrays of a
+# token that took longer than a small layer
+fused = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"}, _nrt=False)
 
 # columns are shared out in runs of this many, so that two threads never write to one cache line
 GRAIN = 16
