@@ -286,8 +286,7 @@ class Recorder:
     def scaled_bias(
         self, site: Site, bias: Tensor, result: Tensor, beta: float = 1, alpha: float = 1, **_: Any
     ) -> None:
-        """Count beta * bias + alpha * product: a factor other than 1 multiplies every element, a beta of 0 leaves the
-        bias out."""
+        """Count beta * bias + alpha * product: a factor other than 1 multiplies all, a beta of 0 drops the bias."""
         if beta != 0:
             self.bias(site, bias, result)
         factors = (beta not in (0, 1)) + (alpha != 1)

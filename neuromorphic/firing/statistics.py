@@ -124,8 +124,10 @@ class FiringStatistics:
         )
 
     def to_dict(self, layers: Iterable[str] | None = None, arrays: bool = False) -> dict[str, Any]:
-        """Return total and layers as plain JSON values; `arrays` adds what is per neuron, position and token id. Raises
-        as `total`."""
+        """Return total and layers as plain JSON values.
+
+        `arrays` adds what is per neuron, position and token id. Raises as `total`.
+        """
         chosen = self._choose(layers)
         return {
             "total": asdict(self.total(chosen)),
@@ -207,8 +209,7 @@ class FiringStatistics:
 
 
 def read_spikes(name: str, values: Tensor, live: np.ndarray) -> tuple[Tensor, int | None]:
-    """Return (fired (B, T, C) bool on the CPU, False at padding; the sum of |value|, or None if every spike is of
-    height 1).
+    """Return (fired (B, T, C) bool on the CPU, False at padding; the sum of |value|, None if all are of height 1).
 
     Raises:
         ValueError: a value that counts is not a whole number.

@@ -82,8 +82,7 @@ def to_svg(figure: Figure) -> str:
 
 
 def inline_svg(figure: Figure, name: str) -> str:
-    """Return the figure as SVG to stand inside HTML, described by its title; `name` keeps its ids apart from other
-    figures'."""
+    """Return the figure as SVG to stand inside HTML, described by its title; `name` keeps its ids its own."""
     svg = ET.fromstring(to_svg(figure))
     svg.attrib = {
         "role": "img",

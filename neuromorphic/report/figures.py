@@ -51,8 +51,7 @@ from .measurement import Measurement
 
 @styled
 def operations(measurements: Sequence[Measurement]) -> Figure:
-    """Return the operations per token: dense, as built and idealised, with MACs, ACs and elementwise operations
-    apart."""
+    """Return the operations per token, dense, as built and idealised: MACs, ACs and elementwise operations apart."""
     views = [(model.name, work_by_kind(model)) for model in measurements]
     n_bars = sum(len(works) for _, works in views)
     figure, [axes] = canvas(_operations_title(measurements), 0.95 + 0.24 * n_bars + 0.36 * len(views))

@@ -113,8 +113,7 @@ def page(measurements: Sequence[Measurement], drawn: dict[str, Figure], *, title
 
 
 def _picture(name: str, figure: Figure) -> str:
-    """A figure with its caption. One that is wider than a column keeps the size of its letters, and scrolls on a
-    phone."""
+    """A figure with its caption; a wide one keeps the size of its letters, and scrolls on a phone."""
     svg, caption = inline_svg(figure, name), CAPTIONS.get(name, RASTER_CAPTION)
     if figure.get_figwidth() > WIDTH:
         least = f'<svg style="min-width: {72 * figure.get_figwidth():.0f}px"'
@@ -123,8 +122,7 @@ def _picture(name: str, figure: Figure) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
-    """A table whose first column names its rows; a row of empty cells is a heading, an indented name stands below
-    it."""
+    """A table whose first column names its rows; a row of empty cells is a heading, an indented name is below it."""
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
     body = "\n".join(_row(row, has_note=header[-1] == "note") for row in rows)
     table = f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>"

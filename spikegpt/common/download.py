@@ -1,5 +1,4 @@
-"""Fetch a file over HTTP so that it arrives whole: resumed, retried, checked, renamed into place. Standard library
-only.
+"""Fetch a file over HTTP so that it arrives whole: resumed, retried, checked, renamed. Standard library only.
 
 What has arrived lies in PATH.part, and beside it in PATH.part.json what tells whether the server still has the same
 file.

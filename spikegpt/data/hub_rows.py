@@ -19,8 +19,7 @@ def split_names(name: str, config: str | None) -> list[str]:
 
 
 def own_splits(names: list[str]) -> dict[str, str]:
-    """Return {"train": ..., "valid": ..., "test": ...} if `names` has all three, whatever it calls the second; else
-    {}."""
+    """Return {"train": ..., "valid": ..., "test": ...} if `names` has all three by any of their names, else {}."""
     found = {SPLIT_OF_STEM[name]: name for name in names if name in SPLIT_OF_STEM}
     return found if len(found) == 3 else {}
 

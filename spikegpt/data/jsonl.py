@@ -66,8 +66,7 @@ def documents(path: Path, column: str) -> Iterator[bytes]:
 
 
 def text_file(path: Path, column: str, folder: Path) -> Path:
-    """Return a file in `folder` with the texts of a JSONL file, joined by newlines. Written once per content and
-    column.
+    """Return a file in `folder` with the joined texts of a JSONL file; written once per content and column.
 
     Raises:
         SpikegptError: as `documents`; or `folder` cannot be written.

@@ -35,8 +35,7 @@ BATCH, LOGITS = 8, 1 << 26
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Sums over a text; the first token is never predicted and so counts nowhere. `nats` is the summed
-    cross-entropy."""
+    """Sums over a text, `nats` that of the cross-entropy; the first token is never predicted and counts nowhere."""
 
     protocol: str
     tokens: int
@@ -111,8 +110,7 @@ def perplexity_of(nats: float, count: int) -> float:
 
 
 def mean_firing_rate(rates: dict[str, float], synapses: dict[str, int]) -> float | None:
-    """Return the mean of `rates` weighted by synapses where matrix products read the spikes, else over all layers of
-    neurons.
+    """Return the mean of `rates`, by synapses where matrix products read the spikes, else over all neuron layers.
 
     The binary embedding is not a neuron. None if there is nothing to average.
     """

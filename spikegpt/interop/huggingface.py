@@ -1,5 +1,7 @@
-"""Our models as Hugging Face's: Auto classes, save_pretrained, generate with carried state, Trainer, pipeline. Needs
-the extra hf.
+"""Our models as Hugging Face's: Auto classes, save_pretrained, generate with carried state, Trainer, pipeline.
+
+Needs the extra `hf`. Thin: the network is `SpikeGPT`, here it only changes clothes. Importing this module registers the
+classes with the Auto classes:
 
 Thin: the network is `SpikeGPT`, here it only changes clothes. Importing this module registers the classes with the Auto
 classes:
@@ -70,8 +72,7 @@ class SpikeGPTConfig(PreTrainedConfig):
 
 @dataclass
 class SpikeGPTOutput(ModelOutput):
-    """`logits`: (B, T, vocab_size), or (B, num_labels) of a classifier; `state`: put it in to read on; `spikes`: module
-    name -> (B, T, C)."""
+    """`logits` (B, T, vocab_size), of a classifier (B, num_labels); `state`, put in to read on; `spikes` by layer."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None
@@ -89,8 +90,7 @@ class _SpikeGPTPreTrained(PreTrainedModel):
     _is_stateful = True
 
     def _make_network(self) -> SpikeGPT:
-        """The network, with our own initialisation; within from_pretrained, which builds on the meta device, without
-        numbers."""
+        """The network, initialised by us; without numbers in from_pretrained, which builds on the meta device."""
         is_filled_later = torch.empty(0).is_meta
         network = SpikeGPT(self.config.to_model_config(), init=not is_filled_later)
         for module in network.modules() if not is_filled_later else ():

@@ -81,8 +81,7 @@ def huggingface_name(name: str) -> str:
 
 
 def infer_config(weights: Mapping[str, Tensor], source: Path, spiking: Spiking | None, ctx_len: int) -> ModelConfig:
-    """Return the configuration of official tensors, after checking that each is there, has its shape, and none is left
-    over.
+    """Return the configuration of official tensors, each checked to be there and of its shape, with none left over.
 
     Raises:
         SpikegptError: see `import_weights`.

@@ -1,5 +1,4 @@
-"""Weights in the files of others: the author's SpikeGPT and official RWKV-4 `.pth`, Hugging Face's RwkvForCausalLM
-folders, our own.
+"""Weights in the files of others: the author's SpikeGPT, official RWKV-4, Hugging Face's RwkvForCausalLM; our own.
 
 Import makes a folder that every verb takes as a run; export writes the same tensors back under the names of the other
 side. Loading never runs code. Tensors are mapped or read one at a time, so that no file is in memory twice.
@@ -120,8 +119,7 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
 
 
 def open_weights(source: Path) -> Mapping[str, Tensor]:
-    """Return name -> tensor of a file or folder, under the names that stand there; nothing is read before it is asked
-    for.
+    """Return name -> tensor of a file or folder, under the names there; nothing is read before it is asked for.
 
     Raises:
         SpikegptError: it is missing, broken, holds something else than tensors, or would run code.

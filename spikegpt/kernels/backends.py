@@ -80,8 +80,7 @@ def is_installed(backend: str) -> bool:
 
 
 def what_to_install(backend: str) -> str:
-    """Return the name under which pip knows the package behind `backend`: CuPy has one for each major version of
-    CUDA."""
+    """Return pip's name of the package behind `backend`: CuPy has one for each major version of CUDA."""
     version = torch.version.cuda or "13"
     return f"cupy-cuda{version.split('.')[0]}x" if backend == "cupy" else PACKAGE[backend]
 

@@ -17,8 +17,9 @@ def check_known(operation: str, name: str, value: str, known: tuple[str, ...]) -
 def check_neuron_inputs(
     operation: str, current: Tensor, potential: Tensor | None, decay_input: bool, **per_channel: float | Tensor
 ) -> list[Tensor]:
-    """Return [potential, *per_channel] in the dtype that the state is kept in: at rest (zeros) if `potential` is None,
-    a number of `per_channel` as a tensor (C,).
+    """Return [potential, *per_channel] in the dtype that the state is kept in.
+
+    At rest (zeros) if `potential` is None; a number of `per_channel` as a tensor (C,).
 
     Args:
         per_channel: `membrane_decay` and whatever else each neuron has its own of, by name.
@@ -57,8 +58,7 @@ def check_neuron_inputs(
 def check_wkv_inputs(
     operation: str, empty_state: Any, time_decay: Tensor, time_first: Tensor, key: Tensor, value: Tensor, state: Any
 ) -> Any:
-    """Return (time_decay, time_first, state) in the dtype that the state is kept in; `empty_state` makes the one before
-    the first token.
+    """Return (time_decay, time_first, state) in the state's dtype; `empty_state` makes the one before the first token.
 
     Raises:
         ValueError: a shape, dtype or device does not fit; the message begins with `operation` and names what was found

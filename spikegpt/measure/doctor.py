@@ -65,8 +65,7 @@ def _examine_all(device: str) -> dict[str, dict[str, Any]]:
 
 
 def decoding() -> dict[str, Any]:
-    """Return how texts are decoded here, and how fast one text is: a new model of the preset `small` and its dense
-    twin."""
+    """Return how texts are decoded here, and how fast one text is: a new `small` model and its dense twin."""
     speeds, density = {}, 1.0
     for spiking in ("input", "none"):
         torch.manual_seed(0)

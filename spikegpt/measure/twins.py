@@ -38,8 +38,7 @@ _NEURON_SETTINGS = {"neuron", "hidden_levels", "spiking_head", "binary_embedding
 
 
 def find_twin(run: Path) -> Path | None:
-    """Return a run beside `run` that is its dense twin: the same sizes, text, seed and training; None if there is
-    none."""
+    """Return a run beside `run` that is its dense twin (same sizes, text, seed and training); None without one."""
     config = read_run_config(run)
     wanted = _twin_key(ModelConfig.from_dict(config["model"]).twin(), config)
     for folder in sorted(run.resolve().parent.iterdir()):

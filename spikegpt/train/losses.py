@@ -135,14 +135,12 @@ class SynopBudget:
 
 
 def firing_rate(spikes: Tensor) -> Tensor:
-    """Return the share of neurons that fired (scalar); its gradient pushes single spikes, straight through, towards
-    silence."""
+    """Return the share of neurons that fired (scalar); its gradient, straight through, pushes towards silence."""
     return spikes.float().abs().clamp(max=1).mean()
 
 
 def synop_share(spikes: dict[str, Tensor], synapses: dict[str, int]) -> Tensor:
-    """Return the share of the dense products' operations that these spikes cost: firing rates weighted by synapses
-    (scalar)."""
+    """Return the share of the dense products' operations that spikes cost (scalar): rates weighted by synapses."""
     total = sum(synapses.values())
     return torch.stack([firing_rate(spikes[name]) * (count / total) for name, count in synapses.items()]).sum()
 

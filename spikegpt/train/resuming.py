@@ -1,5 +1,6 @@
-"""What a run keeps beside its weights so that it goes on bit for bit: optimizer, generators, sampler position, carried
-state, the best evaluation so far.
+"""What a run keeps beside its weights so that it goes on bit for bit.
+
+Optimizer, generators, sampler position, carried state, the best evaluation so far:
 
     training.safetensors  optimizer.N.*   rng.cpu, rng.cuda, state.N: one row from each process
     training.json         sampler_position, processes, threads, best, scaler

@@ -53,8 +53,7 @@ class _Sampler:
 
 
 class WindowSampler(_Sampler):
-    """Random windows of ctx_len tokens: in each epoch, adjacent windows from a random phase, in a random order, each
-    once.
+    """Random windows of ctx_len tokens: per epoch, adjacent windows from a random phase, in random order, each once.
 
     Processes share the order that one process with world_size times the batch would draw; each takes its rows of every
     batch. An epoch is up to two windows short of the split, so that every phase is possible and all epochs are equally
@@ -95,8 +94,7 @@ class WindowSampler(_Sampler):
 
 
 class StreamSampler(_Sampler):
-    """Text in order, for a state carried from step to step: one lane per row of the global batch, ctx_len tokens per
-    step.
+    """Text in order, for a carried state: one lane per row of the global batch, ctx_len tokens per step.
 
     Lanes are equal, adjacent parts of the split; all end together and start again, from another random phase.
     """
@@ -116,8 +114,7 @@ class StreamSampler(_Sampler):
         self.samples_per_epoch = self._steps * self.global_batch
 
     def next(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return ids and targets, each (B, T) int64, and starts (B,) bool: rows whose state must be reset before; and
-        advance.
+        """Return ids and targets, each (B, T) int64, and starts (B,) bool, rows to be reset before; and advance.
 
         Raises:
             SpikegptError: `position` was set to something else than whole global batches.

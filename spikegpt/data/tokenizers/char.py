@@ -42,8 +42,9 @@ class CharTokenizer(Tokenizer):
 
     @classmethod
     def from_text(cls, *texts: bytes | Iterable[bytes]) -> "CharTokenizer":
-        """Return the tokenizer whose alphabet is every character of `texts`, sorted; a text is bytes, or blocks of
-        bytes in order.
+        """Return the tokenizer whose alphabet is every character of `texts`, sorted.
+
+        A text is bytes, or blocks of bytes in order.
 
         Raises:
             SpikegptError: a text is not UTF-8, or all are empty.

@@ -85,8 +85,7 @@ class Tokenizer(ABC):
 
 
 class TextStream:
-    """Text from ids, one at a time: whole characters only; U+FFFD stands for bytes that are no UTF-8, never for half a
-    character."""
+    """Text from ids, one at a time: whole characters; U+FFFD for what is no UTF-8, never for half a character."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer

@@ -1,5 +1,4 @@
-"""Token files of Megatron-LM and of RWKV-LM ("binidx"): PREFIX.bin holds the tokens, PREFIX.idx says where each
-document begins.
+"""Token files of Megatron-LM and RWKV-LM ("binidx"): PREFIX.bin is the tokens, PREFIX.idx where documents begin.
 
 The index, all little-endian: 9 bytes magic, u64 version, u8 code of the token type, u64 number of sequences S, u64
 number of document bounds D, then S x i32 lengths in tokens, S x i64 offsets in bytes, D x i64 bounds (numbers of
@@ -31,8 +30,7 @@ LONGEST_SEQUENCE = 2**31 - 1
 
 @dataclass(frozen=True)
 class Binidx:
-    """A pair of files, memory-mapped and checked: `tokens` (N,) read-only, and `starts` (S,) int64, the first token of
-    each sequence."""
+    """A pair of files, memory-mapped and checked: `tokens` (N,) read-only, `starts` (S,) int64 of each sequence."""
 
     path: Path
     tokens: np.ndarray
@@ -83,8 +81,10 @@ def read_binidx(path: Path) -> Binidx:
 
 
 def _check_index(opening: bytes, index: np.ndarray) -> tuple[str, np.ndarray]:
-    """(token type, lengths of the sequences) of an index whose parts fit each other; the messages continue a sentence
-    about the file."""
+    """(token type, lengths of the sequences) of an index whose parts fit each other.
+
+    The messages continue a sentence about the file.
+    """
     if len(opening) < _HEADER.size:
         raise SpikegptError(f"has {len(opening)} bytes, an index has at least {_HEADER.size}")
     magic, version, code, sequences, bounds = _HEADER.unpack(opening)

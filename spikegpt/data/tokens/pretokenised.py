@@ -25,8 +25,7 @@ COUNTED_TOKENS = 1 << 22
 
 
 def prepare_binidx(paths: list[Path], which: str | Path | Tokenizer) -> TokenData:
-    """Return the tokens of PREFIX.bin where they are, split 90 / 5 / 5 between documents. They are all read once, to be
-    counted.
+    """Return the tokens of PREFIX.bin where they are, split 90 / 5 / 5 between documents; all are read, to be counted.
 
     Args:
         which: the tokenizer that made them: "byte", the path of a tokenizer JSON, or a tokenizer.
@@ -60,8 +59,7 @@ def prepare_binidx(paths: list[Path], which: str | Path | Tokenizer) -> TokenDat
 
 
 def _split_documents(found: Binidx) -> dict[str, tuple[int, int]]:
-    """First token and end of each split: 90 / 5 / 5 percent, moved forward to the beginning of a document where enough
-    is left then."""
+    """First token and end of each split: 90 / 5 / 5 %, moved on to the next document where enough is left then."""
     total = len(found.tokens)
     bounds = [total * percent // 100 for percent in (90, 95)]
     moved = [
@@ -104,8 +102,7 @@ def export_binidx(
     end_token: int | None = None,
     processes: int | None = None,
 ) -> Binidx:
-    """Write the tokens of `source` as PREFIX.bin and PREFIX.idx: a document for every file, and for every line of a
-    JSONL file.
+    """Write the tokens of `source` as PREFIX.bin and PREFIX.idx: a document for every file, or line of a JSONL file.
 
     Args:
         end_token: id put after each document; default none.

@@ -26,8 +26,7 @@ _SIZES = ("offset", "tokens", "bytes", "characters")
 
 @dataclass(frozen=True, kw_only=True)
 class TokenData:
-    """A tokenised corpus: the tokenizer, the header of the token file, and its tokens, memory-mapped from byte `start`
-    on."""
+    """A tokenised corpus: the tokenizer, the file's header, and its tokens, memory-mapped from byte `start` on."""
 
     path: Path
     tokenizer: Tokenizer

@@ -67,8 +67,7 @@ def _list_active(values, active, amount):
 
 @fused
 def multiply(product, layer, values, scratch, team, first, last, out):
-    """out[first:last] = (values @ weights)[first:last] in `layer`, of the inputs that are not zero; notes how many
-    there were."""
+    """out[first:last] = (values @ weights)[first:last] in `layer`, of inputs not zero; notes how many there were."""
     n = _list_active(values, scratch.active, scratch.amount)
     if team.part == 0:
         product.inputs_read[layer] += n
@@ -158,8 +157,7 @@ def fire(neurons, layer, text, current, first, last):
 
 @fused
 def look_at_spikes(neurons, layer, text, current):
-    """Replace `current` by the spikes of all neurons, without a step of the potentials: that is their owner's,
-    later."""
+    """Replace `current` by the spikes of all neurons; their owner steps the potentials, later."""
     if neurons is None:
         return
     threshold, most = neurons.threshold[layer], current.dtype.type(neurons.levels)

@@ -33,8 +33,7 @@ class Product(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What neurons need that carry their potential from token to token: rows (L, channels), potential (texts, L,
-    channels)."""
+    """What neurons that carry their potential need: rows (L, channels), potential (texts, L, channels)."""
 
     decay: np.ndarray
     gain: np.ndarray

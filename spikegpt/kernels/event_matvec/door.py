@@ -1,5 +1,7 @@
-"""The one door to the event-driven matrix-vector product: checks, choice of backend, and the torch custom operator
-`spikegpt::event_matvec`.
+"""The one door to the event-driven matrix-vector product: checks, choice of backend, `spikegpt::event_matvec`.
+
+The last is a torch custom operator. The definition is `reference.event_matvec`; nothing is computed here. For decoding:
+there is no gradient.
 
 The definition is `reference.event_matvec`. Nothing is computed here. For decoding: there is no gradient.
 """
@@ -17,8 +19,10 @@ WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 
 
 def event_matvec(spikes: Tensor, weight: Tensor, scale: Tensor | None = None, backend: str = "auto") -> Tensor:
-    """Return spikes @ weight, times `scale`: on CUDA only the rows of inputs that fired are read, and sums are always
-    made in one order.
+    """Return spikes @ weight, times `scale`; on CUDA only rows whose input fired are read, summed in one order.
+
+    On the CPU this is the reference: the fast CPU engine runs whole tokens (`generate/compiled`) and does not come
+    here.
 
     On the CPU this is the reference: the fast CPU engine runs whole tokens (`generate/compiled`) and does not come
     here.
@@ -104,8 +108,10 @@ def _(spikes, weight, scale):
 
 
 def _op_cost(args: tuple, kwargs: dict, output: Tensor) -> dict[str, Any]:
-    """What one call computes, for dispatch-mode counters: the product of two operands, which is counted by their
-    values, and the scale of each output."""
+    """What one call computes, for dispatch-mode counters.
+
+    The product of two operands, which is counted by their values, and the scale of each output.
+    """
     spikes, weight, scale = args
     scaled = 0 if scale is None else spikes.shape[:-1].numel() * weight.shape[1]
     return {"kind": "matmul", "product": (spikes, weight), "mul": scaled}

@@ -71,8 +71,7 @@ def _first(time_first: Tensor) -> Tensor:
 
 @fused
 def _weight(key, value):
-    """`reference.event_weight`: exp of the limited key at an event, NaN for NaN; 1 where silent, whatever the key
-    is."""
+    """`reference.event_weight`: exp of the limited key at an event, NaN for NaN; 1 where silent, whatever the key."""
     key = LIMIT if key > LIMIT else key
     key = -LIMIT if key < -LIMIT else key
     # the series of exp_nonpositive holds on either side of 0, its power of two up to 2^127

@@ -1,5 +1,4 @@
-"""The event-driven WKV on CUDA: allocates what cuda/event_wkv.cu writes and launches it; the door of `event_wkv` leads
-here.
+"""The event-driven WKV on CUDA: allocates what cuda/event_wkv.cu writes and launches it, for the door of `event_wkv`.
 
 The values are spikes as elements, or packed: planes (planes, B, ceil(T / 32), C) int32, bit i of word w being step 32 w
 + i and 0 beyond T. Plane j is bit j of |value|, of at most 127; if `signed`, one last plane has 1 where the value is
