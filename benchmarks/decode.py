@@ -189,8 +189,8 @@ def measure_batch(repetitions: int) -> dict:
                 times = alternate({"rows": step, "dense": forward}, repetitions * 2)
             ratios[f"{rate:.2f} x {texts}"] = found = ratio(times["dense"], times["rows"])
             print(
-                f"firing {rate:.2f}, {texts:2d} texts: {rate * texts:.2f} rows read per weight row; dense / rows "
-                f"{found['median']:.2f}"
+                f"firing {rate:.2f}, {texts:2d} texts: {rate * texts:.2f} rows read per weight row; "
+                f"dense / rows {found['median']:.2f}"
             )
     return {"ratios": ratios, "gathered_texts": GATHERED_TEXTS}
 

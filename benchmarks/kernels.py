@@ -146,8 +146,8 @@ def main() -> None:
         print(f"{name:20s} median {sorted(times)[len(times) // 2] * 1e3:9.2f} ms   fastest {min(times) * 1e3:9.2f} ms")
     for name, found in ratios.items():
         print(
-            f"{name:20s} median {found['median']:9.2f}      quartiles {found['quartiles'][0]:.2f} to "
-            f"{found['quartiles'][1]:.2f}"
+            f"{name:20s} median {found['median']:9.2f}      quartiles "
+            f"{found['quartiles'][0]:.2f} to {found['quartiles'][1]:.2f}"
         )
     if not arguments.quick:
         command = f"python benchmarks/kernels.py --threads {arguments.threads}"

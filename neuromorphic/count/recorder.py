@@ -93,8 +93,8 @@ class Recorder:
         unknown = sorted(set(declared) - set(QUANTITIES))
         if unknown or kind not in KINDS:
             raise CountError(
-                f"op_cost of {name} declares {unknown or kind!r}; quantities are fields of Counts, kinds are "
-                f"{', '.join(KINDS)}"
+                f"op_cost of {name} declares {unknown or kind!r}; "
+                f"quantities are fields of Counts, kinds are {', '.join(KINDS)}"
             )
         site = self._site(name, kind)
         self.state_elements[module, name] = max(state, self.state_elements.get((module, name), 0))
@@ -110,8 +110,8 @@ class Recorder:
         """Count x (..., K) times the weight w (K, M) as torch's own products are counted."""
         if x.dim() == 0 or w.dim() != 2 or x.shape[-1] != w.shape[0]:
             raise CountError(
-                f"op_cost of {site.operator} declares a product of {tuple(x.shape)} and {tuple(w.shape)}; want "
-                f"(..., K) and (K, M)"
+                f"op_cost of {site.operator} declares a product of {tuple(x.shape)} and {tuple(w.shape)}; "
+                "want (..., K) and (K, M)"
             )
         # it may have been prepared before anything was counted
         if not self._is_weight(w):

@@ -343,8 +343,8 @@ def _why_unpriced(profile: Profile, footprint_bytes: int) -> str:
         return "the table prices no memory"
     largest = profile.memories[-1]
     return (
-        f"the model needs {footprint_bytes} bytes, the largest memory with a price is {largest.name} "
-        f"({largest.capacity_bytes} bytes)"
+        f"the model needs {footprint_bytes} bytes, "
+        f"the largest memory with a price is {largest.name} ({largest.capacity_bytes} bytes)"
     )
 
 

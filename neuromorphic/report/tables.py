@@ -86,8 +86,8 @@ def comparison_table(measurements: Sequence[Measurement]) -> str:
     """Return the side-by-side table for a terminal of 120 columns: three models to a row, more of them below."""
     blocks = [_text_table(measurements[first : first + 3]) for first in range(0, len(measurements), 3)]
     note = (
-        f"energies are estimates from price tables; > means that some terms have no price there; state at "
-        f"{STATE_BITS} bits"
+        "energies are estimates from price tables; > means that some terms have no price there; "
+        f"state at {STATE_BITS} bits"
     )
     return "\n\n".join(blocks) + "\n" + note
 

@@ -183,8 +183,8 @@ class Export:
     layout: Annotated[
         Literal["pth", "huggingface", "auto"],
         arg(
-            help="official names in a file of torch.save; RwkvForCausalLM's folder; a folder for "
-            "AutoModelForCausalLM with spikegpt.huggingface"
+            help="official names in a file of torch.save; RwkvForCausalLM's folder; "
+            "a folder for AutoModelForCausalLM with spikegpt.huggingface"
         ),
     ] = "pth"
 

@@ -61,8 +61,8 @@ def fetch(source: Path) -> Path:
         ) from None
     except RepositoryNotFoundError:
         raise SpikegptError(
-            f"there is neither a file or folder {source} here nor a repository {repository} on the hub (or it is "
-            f"private)"
+            f"there is neither a file or folder {source} here "
+            f"nor a repository {repository} on the hub (or it is private)"
         ) from None
     except LocalEntryNotFoundError:
         raise SpikegptError(

@@ -100,8 +100,8 @@ def obtain(name: str, out: Path | None = None, cache_dir: Path | None = None, **
         return named_corpus(name, out, cache_dir)
     if Path(name).is_file():
         raise SpikegptError(
-            f"{name} is a file: train on it as it is, --data {name}, or write its tokens, --tokenizer FILE --binidx "
-            f"PREFIX"
+            f"{name} is a file: train on it as it is, --data {name}, or write its tokens, "
+            "--tokenizer FILE --binidx PREFIX"
         )
     if "/" not in name and not Path(name).is_dir():
         raise SpikegptError(

@@ -54,8 +54,8 @@ def texts(name: str, config: str | None, split: str, column: str) -> Iterator[by
         if not isinstance(row[column], str):
             kind = type(row[column]).__name__
             raise SpikegptError(
-                f"{name}, row {number} of {split}: the column {column!r} holds a {kind}, not text; name another "
-                f"--column"
+                f"{name}, row {number} of {split}: the column {column!r} holds a {kind}, not text; "
+                "name another --column"
             )
         yield row[column].encode()
 

@@ -116,8 +116,8 @@ def make_task(name: str, train: list[_Found], valid: list[_Found] | None, test: 
     )
     if len(classes) < 2:
         raise SpikegptError(
-            f"{name}: train has {len(train)} examples of {len(classes)} class(es) ({', '.join(classes)}); at least "
-            f"two are needed"
+            f"{name}: train has {len(train)} examples of {len(classes)} class(es) ({', '.join(classes)}); "
+            "at least two are needed"
         )
     number = {label: index for index, label in enumerate(classes)}
 

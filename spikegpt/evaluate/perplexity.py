@@ -222,8 +222,8 @@ def evaluate_windows(
             state = membranes_of(after) if keep_membrane else None
             if keep_membrane and not any(isinstance(part, Tensor) for part in tree_leaves(state)):
                 raise SpikegptError(
-                    "this model has no membranes to keep: it is dense, or its neurons are memoryless; leave out "
-                    "--keep-membrane"
+                    "this model has no membranes to keep: it is dense, or its neurons are memoryless; "
+                    "leave out --keep-membrane"
                 )
             is_new = torch.zeros(len(batch), ctx_len, dtype=torch.bool, device=device)
             for row, start in enumerate(batch):

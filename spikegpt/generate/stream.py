@@ -56,8 +56,8 @@ def stream(
     for prompt, ids in zip(prompts, encoded, strict=True):
         if len(ids) == 0:
             raise SpikegptError(
-                f"the prompt {prompt!r} is empty; the model needs at least one token to continue, a newline for "
-                f"instance"
+                f"the prompt {prompt!r} is empty; "
+                "the model needs at least one token to continue, a newline for instance"
             )
     device = model.device
     was_training = model.training

@@ -247,8 +247,8 @@ class SpikeGPTForSequenceClassification(_SpikeGPTPreTrained):
             wrong = (labels < 0) | (labels >= self.n_classes)
             if bool(wrong.any()):
                 raise ValueError(
-                    f"label {int(labels[wrong][0])} is outside [0, {self.n_classes}); set num_labels to the "
-                    f"number of classes"
+                    f"label {int(labels[wrong][0])} is outside [0, {self.n_classes}); "
+                    "set num_labels to the number of classes"
                 )
             loss = F.cross_entropy(logits.float(), labels)
         output = SpikeGPTOutput(loss=loss, logits=logits, spikes=spikes if output_spikes else None)
@@ -303,8 +303,8 @@ def to_huggingface_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
         library.decoder = decoders.Fuse()
     else:
         raise SpikegptError(
-            f"{type(tokenizer).__name__} has no equal in Hugging Face's library; train with --tokenizer byte, char "
-            f"or bpe"
+            f"{type(tokenizer).__name__} has no equal in Hugging Face's library; "
+            "train with --tokenizer byte, char or bpe"
         )
     end = END if library.token_to_id(END) is not None else None
     return PreTrainedTokenizerFast(

@@ -96,13 +96,13 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
     config = model.config
     if config.mixer != "rwkv4":
         raise SpikegptError(
-            f"layout {layout!r} names RWKV-4's tensors, the model's mixer is {config.mixer!r}; export it with --layout "
-            "auto"
+            f"layout {layout!r} names RWKV-4's tensors, the model's mixer is {config.mixer!r}; "
+            "export it with --layout auto"
         )
     if config.spiking == "input":
         raise SpikegptError(
-            "a spike-driven model has neurons with parameters, which no other library's layout names; export it with "
-            "--layout auto"
+            "a spike-driven model has neurons with parameters, which no other library's layout names; "
+            "export it with --layout auto"
         )
     weights = model.state_dict()
     if layout == "pth":
@@ -165,9 +165,8 @@ def _open_pickle(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         reason = str(error).split("\n")[0]
         raise SpikegptError(
-            f"{path} holds more than tensors, and opening it could run code: refused ({reason}). Ask its author for "
-            f"a file of tensors alone, "
-            "or convert it to safetensors on a machine where that code may run"
+            f"{path} holds more than tensors, and opening it could run code: refused ({reason}). Ask its author for a "
+            "file of tensors alone, or convert it to safetensors on a machine where that code may run"
         ) from None
     except (EOFError, RuntimeError, ValueError, OSError) as error:
         raise SpikegptError(f"{path} is not a whole file of torch.save ({error}); get it again") from None
@@ -190,13 +189,13 @@ def _find_tokenizer(source: Path, given: Path | None, vocab_size: int) -> Tokeni
         # released models have a few rows more than tokens
         if tokenizer.vocab_size > vocab_size:
             raise SpikegptError(
-                f"{given or beside[0]} has {tokenizer.vocab_size} tokens, the model {vocab_size}: it is not this "
-                f"model's tokenizer"
+                f"{given or beside[0]} has {tokenizer.vocab_size} tokens, the model {vocab_size}: "
+                "it is not this model's tokenizer"
             )
         return tokenizer
     if vocab_size == 256:
         return ByteTokenizer()
     raise SpikegptError(
-        f"the vocabulary has {vocab_size} tokens and no tokenizer.json lies beside {source}; give one with "
-        f"--tokenizer FILE"
+        f"the vocabulary has {vocab_size} tokens and no tokenizer.json lies beside {source}; "
+        "give one with --tokenizer FILE"
     )

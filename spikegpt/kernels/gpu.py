@@ -100,8 +100,8 @@ def import_cupy():
     if installed and wanted not in installed:
         found = " ".join(installed)
         raise RuntimeError(
-            f"torch was built for CUDA {torch.version.cuda}, CuPy is {found}: pip uninstall {found}; pip install "
-            f"{wanted}"
+            f"torch was built for CUDA {torch.version.cuda}, CuPy is {found}: "
+            f"pip uninstall {found}; pip install {wanted}"
         )
     return importlib.import_module("cupy")
 

@@ -76,8 +76,8 @@ def make_twin(run: Path, *, cache: Path | None = None, quiet: bool = False, devi
     start = config.get("started_from") and Path(config["started_from"])
     if start and read_model_config(start).spiking != "none":
         raise SpikegptError(
-            f"{run} began with the spiking weights of {start}, which have no dense twin; name a run: spikegpt "
-            f"compare {run} RUN"
+            f"{run} began with the spiking weights of {start}, which have no dense twin; "
+            f"name a run: spikegpt compare {run} RUN"
         )
     twin = find_twin(run)
     if twin is None:

@@ -185,8 +185,8 @@ class SpikeGPT(nn.Module):
         if lowest < 0 or highest >= self.config.vocab_size:
             wrong = lowest if lowest < 0 else highest
             raise ValueError(
-                f"token id {wrong} is outside the vocabulary [0, {self.config.vocab_size}); is this the model's own "
-                f"tokenizer?"
+                f"token id {wrong} is outside the vocabulary [0, {self.config.vocab_size}); "
+                "is this the model's own tokenizer?"
             )
 
     @property

@@ -89,8 +89,8 @@ def start_from(model: SpikeGPT, start: Path, ids: Tensor) -> None:
         fit_neurons(model, ids)
     else:
         raise SpikegptError(
-            f"{start} has --spiking {there}, wanted is {here}; only dense weights (--spiking none) can become "
-            f"another block's"
+            f"{start} has --spiking {there}, wanted is {here}; "
+            "only dense weights (--spiking none) can become another block's"
         )
 
 

@@ -32,8 +32,8 @@ class _Sampler:
         ):
             if value < lowest or (highest is not None and value > highest):
                 raise SpikegptError(
-                    f"{name} must be at least {lowest}{'' if highest is None else f' and at most {highest}'}, got "
-                    f"{value}"
+                    f"{name} must be at least {lowest}{'' if highest is None else f' and at most {highest}'}, "
+                    f"got {value}"
                 )
         self.tokens, self.ctx_len, self.batch_size, self.seed = tokens, ctx_len, batch_size, seed
         self.rank, self.world_size, self.position = rank, world_size, 0
@@ -66,8 +66,8 @@ class WindowSampler(_Sampler):
         super().__init__(tokens, ctx_len, batch_size, seed, rank, world_size)
         if len(tokens) < ctx_len + 1:
             raise SpikegptError(
-                f"the split has {len(tokens)} tokens, a window of ctx_len {ctx_len} needs {ctx_len + 1}; shorten "
-                f"ctx_len"
+                f"the split has {len(tokens)} tokens, a window of ctx_len {ctx_len} needs {ctx_len + 1}; "
+                "shorten ctx_len"
             )
         self.samples_per_epoch = max(1, len(tokens) // ctx_len - 1)
         self._epoch, self._starts = -1, np.empty(0, np.int64)

@@ -181,8 +181,8 @@ def test_every_verb_has_help(verb):
 
 def test_help_imports_no_torch():
     code = (
-        "import sys, spikegpt.cli.verbs as m; sys.argv = ['spikegpt', '--help']; m.main(); sys.exit('torch' in "
-        "sys.modules)"
+        "import sys, spikegpt.cli.verbs as m; sys.argv = ['spikegpt', '--help']; m.main(); "
+        "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 

@@ -90,8 +90,8 @@ class BPETokenizer(Tokenizer):
         check_values(values, str(path))
         if "model" not in values:
             raise SpikegptError(
-                f"{path} is a {values['tokenizer']} tokenizer, not of the tokenizers library; read it with "
-                f"load_tokenizer"
+                f"{path} is a {values['tokenizer']} tokenizer, not of the tokenizers library; "
+                "read it with load_tokenizer"
             )
         return cls(values, str(path))
 

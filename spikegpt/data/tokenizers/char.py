@@ -32,8 +32,8 @@ class CharTokenizer(Tokenizer):
             ) from None
         if not characters or len(set(characters)) < len(characters):
             raise SpikegptError(
-                f"the alphabet has {len(characters)} characters, {len(set(characters))} of them different; list each "
-                f"once"
+                f"the alphabet has {len(characters)} characters, {len(set(characters))} of them different; "
+                "list each once"
             )
         self.characters, self.vocab_size = characters, len(characters)
         # one row beyond the alphabet, for every character that lies above it

@@ -116,6 +116,6 @@ def check_values(values: Any, source: str) -> None:
     """Raise SpikegptError unless `values`, the content of `source`, are those of a tokenizer of some kind."""
     if not isinstance(values, dict) or not values.keys() & {"model", "tokenizer"}:
         raise SpikegptError(
-            f"{source} is not a tokenizer: it has neither a 'model' (Hugging Face tokenizers) nor a 'tokenizer' "
-            f"(spikegpt)"
+            f"{source} is not a tokenizer: "
+            "it has neither a 'model' (Hugging Face tokenizers) nor a 'tokenizer' (spikegpt)"
         )

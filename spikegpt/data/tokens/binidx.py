@@ -61,8 +61,8 @@ def read_binidx(path: Path) -> Binidx:
         ends = np.cumsum(sizes, dtype=np.int64)
         if ends[-1] * dtype.itemsize != bin_bytes:
             raise SpikegptError(
-                f"counts {ends[-1]:,} tokens of {dtype.itemsize} byte(s), but {tokens_path.name} has {bin_bytes:,} "
-                f"bytes"
+                f"counts {ends[-1]:,} tokens of {dtype.itemsize} byte(s), "
+                f"but {tokens_path.name} has {bin_bytes:,} bytes"
             )
         starts = ends - sizes
         pointers = index[_HEADER.size + 4 * len(sizes) :][: 8 * len(sizes)].view("<i8")
@@ -70,8 +70,8 @@ def read_binidx(path: Path) -> Binidx:
         if len(wrong):
             first = wrong[0]
             raise SpikegptError(
-                f"places sequence {first} at byte {pointers[first]}, but it begins at byte "
-                f"{starts[first] * dtype.itemsize}"
+                f"places sequence {first} at byte {pointers[first]}, "
+                f"but it begins at byte {starts[first] * dtype.itemsize}"
             )
     except SpikegptError as error:
         raise SpikegptError(
@@ -143,7 +143,7 @@ def write_binidx(prefix: Path, pieces: Iterable[tuple[np.ndarray, bool]], vocab_
                 if size > LONGEST_SEQUENCE:
                     raise SpikegptError(
                         f"document {len(sizes)} has more than the {LONGEST_SEQUENCE:,} tokens that the format holds; "
-                        f"cut the text"
+                        "cut the text"
                     )
                 if ends_document:
                     sizes.append(size)

@@ -37,8 +37,8 @@ def prepare_binidx(paths: list[Path], which: str | Path | Tokenizer) -> TokenDat
         raise SpikegptError(f"{len(paths)} sources with tokens among them; give one PREFIX.bin alone, or texts")
     if which in ("char", "bpe"):
         raise SpikegptError(
-            f"{paths[0]} holds tokens already: give the file of the tokenizer that made them, --tokenizer FILE, not "
-            f"{which!r}"
+            f"{paths[0]} holds tokens already: "
+            f"give the file of the tokenizer that made them, --tokenizer FILE, not {which!r}"
         )
     tokenizer = which if isinstance(which, Tokenizer) else ByteTokenizer() if which == "byte" else load_tokenizer(which)
     found = read_binidx(paths[0])
@@ -112,8 +112,8 @@ def export_binidx(
     """
     if end_token is not None and not 0 <= end_token < tokenizer.vocab_size:
         raise SpikegptError(
-            f"end token {end_token} is outside the vocabulary of {tokenizer.vocab_size} (0 to "
-            f"{tokenizer.vocab_size - 1})"
+            f"end token {end_token} is outside the vocabulary of {tokenizer.vocab_size} "
+            f"(0 to {tokenizer.vocab_size - 1})"
         )
     texts, size = _documents(source, text_column)
     ends: deque[bool] = deque()

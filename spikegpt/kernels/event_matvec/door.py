@@ -48,8 +48,8 @@ def event_matvec(spikes: Tensor, weight: Tensor, scale: Tensor | None = None, ba
     chosen = choose_backend(backend, "event_matvec", spikes)
     if chosen == "numba":
         raise ValueError(
-            "event_matvec: backend 'numba' has no kernel for this product alone; use backend='auto', or the engine "
-            "for whole tokens"
+            "event_matvec: backend 'numba' has no kernel for this product alone; "
+            "use backend='auto', or the engine for whole tokens"
         )
     return (reference.event_matvec if chosen == "reference" else event_matvec_operator)(spikes, weight, scale)
 
@@ -61,15 +61,15 @@ def _check_inputs(spikes: Tensor, weight: Tensor, scale: Tensor | None) -> None:
         raise ValueError(f"event_matvec: spikes must be a floating-point tensor, got {spikes.dtype}")
     if weight.dim() != 2 or weight.shape[0] != spikes.shape[1] or 0 in weight.shape:
         raise ValueError(
-            f"event_matvec: weight is {tuple(weight.shape)}, spikes are {tuple(spikes.shape)}; want "
-            f"({spikes.shape[1]}, out)"
+            f"event_matvec: weight is {tuple(weight.shape)}, spikes are {tuple(spikes.shape)}; "
+            f"want ({spikes.shape[1]}, out)"
         )
     if weight.dtype not in WEIGHT_DTYPES:
         raise ValueError(f"event_matvec: weight must be float32, bfloat16 or int8, got {weight.dtype}")
     if not weight.is_contiguous():
         raise ValueError(
-            f"event_matvec: weight has strides {weight.stride()}, want one contiguous row per input; call "
-            f".contiguous() once before"
+            f"event_matvec: weight has strides {weight.stride()}, want one contiguous row per input; "
+            "call .contiguous() once before"
         )
     if (scale is not None) != (weight.dtype == torch.int8):
         found = "none" if scale is None else "one"
@@ -91,8 +91,8 @@ def _check_inputs(spikes: Tensor, weight: Tensor, scale: Tensor | None) -> None:
     learning = [name for name, tensor in tensors.items() if tensor.requires_grad]
     if learning and torch.is_grad_enabled():
         raise ValueError(
-            f"event_matvec: {', '.join(learning)} would need a gradient and there is none; call it under "
-            f"torch.no_grad()"
+            f"event_matvec: {', '.join(learning)} would need a gradient and there is none; "
+            "call it under torch.no_grad()"
         )
 
 
