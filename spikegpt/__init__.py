@@ -2,9 +2,6 @@
 
 Importing this loads nothing heavy. The verbs are functions of the wings of their name: `from spikegpt.train import
 train`, `from spikegpt.generate import generate`.
-
-The verbs are functions of the wings of their name: `from spikegpt.train import train`, `from spikegpt.generate import
-generate`.
 """
 
 import importlib

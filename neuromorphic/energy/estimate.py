@@ -370,10 +370,6 @@ def break_even_density(profile: Profile, *, reuse: float = 1, footprint_bytes: i
     lies there too; the dense side keeps its sum in a register. Without a footprint no level is known, and
     `with_memory` is None.
 
-    Central prices. Fixed costs of events and addressing are 0. Both sides fetch from the level that holds
-    `footprint_bytes`, and the accumulator lies there too; the dense side keeps its sum in a register. Without a
-    footprint no level is known, and `with_memory` is None.
-
     Args:
         reuse: how many vectors share one dense fetch of a weight (batch, or tokens of a prefill), at least 1.
 

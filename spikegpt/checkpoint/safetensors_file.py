@@ -2,9 +2,6 @@
 
 The library writes all at once. Format: eight bytes, the length of a JSON header; the header, name -> dtype, shape and
 place; the numbers, little-endian. Source: github.com/huggingface/safetensors, README, "Format".
-
-Format: eight bytes, the length of a JSON header; the header, name -> dtype, shape and place; the numbers,
-little-endian. Source: github.com/huggingface/safetensors, README, "Format".
 """
 
 import json

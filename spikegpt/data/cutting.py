@@ -43,8 +43,6 @@ def cut_pieces(
     """Yield the text that `blocks` add up to in pieces of at least `size` bytes (>= 1), the last may be shorter.
 
     Pieces are cut where `next_cut` says. Where there is no place to cut, a piece grows until there is one.
-
-    Where there is no place to cut, a piece grows until there is one.
     """
     held = bytearray()
     searched = size

@@ -3,9 +3,6 @@
 Needs the extra `hf`. Thin: the network is `SpikeGPT`, here it only changes clothes. Importing this module registers the
 classes with the Auto classes:
 
-Thin: the network is `SpikeGPT`, here it only changes clothes. Importing this module registers the classes with the Auto
-classes:
-
     import spikegpt.huggingface
     model = AutoModelForCausalLM.from_pretrained(FOLDER)
 """

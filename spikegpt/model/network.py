@@ -3,9 +3,6 @@
 What a half of a block is, mixers/ say. Parameter names and shapes are those of the official checkpoints. One neuron
 step is one token.
 Sources: github.com/BlinkDL/RWKV-LM, RWKV-v4neo/src/model.py; github.com/ridgerchu/SpikeGPT, src/model.py.
-
-Parameter names and shapes are those of the official checkpoints. One neuron step is one token.
-Sources: github.com/BlinkDL/RWKV-LM, RWKV-v4neo/src/model.py; github.com/ridgerchu/SpikeGPT, src/model.py.
 """
 
 from collections.abc import Iterator, Sequence

@@ -54,8 +54,6 @@ class BPETokenizer(Tokenizer):
 
         Equal for equal text, which is bytes, or blocks of bytes in order, wherever they are cut.
 
-        `text` is bytes, or blocks of bytes in order, wherever they are cut.
-
         Raises:
             SpikegptError: vocab_size is below 256, or the text is not UTF-8.
         """

@@ -134,7 +134,7 @@ class Packer:
         embedding = model.emb.weight.detach()
         if model.has_binary_embedding:
             embedding = embedding >= 0
-        head_neuron = self.neurons([model], "head_neuron")
+        head_neuron = None if model.head_site is None else self.neurons([model], model.head_site.name)
         ln0, ln_out = self.norm([model.blocks[0].ln0]), self.norm([model.ln_out])
         return Network(self.array(embedding), ln0, ln_out, self.product([model.head]), head_neuron)
 

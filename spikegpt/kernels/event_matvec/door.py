@@ -2,8 +2,6 @@
 
 The last is a torch custom operator. The definition is `reference.event_matvec`; nothing is computed here. For decoding:
 there is no gradient.
-
-The definition is `reference.event_matvec`. Nothing is computed here. For decoding: there is no gradient.
 """
 
 from typing import Any
@@ -20,9 +18,6 @@ WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 
 def event_matvec(spikes: Tensor, weight: Tensor, scale: Tensor | None = None, backend: str = "auto") -> Tensor:
     """Return spikes @ weight, times `scale`; on CUDA only rows whose input fired are read, summed in one order.
-
-    On the CPU this is the reference: the fast CPU engine runs whole tokens (`generate/compiled`) and does not come
-    here.
 
     On the CPU this is the reference: the fast CPU engine runs whole tokens (`generate/compiled`) and does not come
     here.

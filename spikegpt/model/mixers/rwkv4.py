@@ -3,10 +3,6 @@
 With `spiking` "input" every matrix product reads spikes, and the WKV is the event-driven one of value spikes; else both
 halves are dense. Parameter names and shapes are those of the official checkpoints.
 Sources: github.com/BlinkDL/RWKV-LM, RWKV-v4neo/src/model.py; github.com/ridgerchu/SpikeGPT, src/model.py.
-
-With `spiking` "input" every matrix product reads spikes, and the WKV is the event-driven one of value spikes; else both
-halves are dense. Sources: github.com/BlinkDL/RWKV-LM, RWKV-v4neo/src/model.py; github.com/ridgerchu/SpikeGPT,
-src/model.py.
 """
 
 import math
