@@ -87,8 +87,7 @@ def own_forward(model: SpikeGPT, tokens: np.ndarray):
 
 
 def rwkv_package(model: SpikeGPT, tokens: np.ndarray, folder: str):
-    """Return a callable that reads `tokens` with the `rwkv` package, given the dense twin's weights; None without the
-    package."""
+    """Return a callable that reads `tokens` with the `rwkv` package and the twin's weights; None without it."""
     try:
         from rwkv.model import RWKV
     except ImportError:

@@ -1,5 +1,4 @@
-"""How much memory importing and loading takes, at the published sizes: SpikeGPT-216M and RWKV-4-169M as `.pth` of
-random numbers.
+"""How much memory importing and loading takes: SpikeGPT-216M and RWKV-4-169M as `.pth` of random numbers.
 
     python benchmarks/import_memory.py               both sizes, about two minutes and 4 GB of disk
     python benchmarks/import_memory.py --quick       a model of 5M, no published number

@@ -1,5 +1,4 @@
-"""What the faults of the published inference script cost: one model of the published block, with each fault alone and
-with all.
+"""What the faults of the published inference script cost: one published block, with each fault alone and with all.
 
     python benchmarks/published_faults.py RUN   a run, a checkpoint, or what `spikegpt import` wrote
     python benchmarks/published_faults.py RUN --data FILE   on another text than the run's own test split

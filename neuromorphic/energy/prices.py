@@ -1,4 +1,4 @@
-"""Prices of single operations, read from cited tables; what they are multiplied with is in `energy.py`.
+"""Prices of single operations, read from cited tables; what they are multiplied with is in `estimate.py`.
 
 A table is a TOML file: where its figures come from, how good they are, what they include, and a price in picojoule for
 every term that its source prices. A term without a price is unpriced, which is not the same as free. The bundled tables

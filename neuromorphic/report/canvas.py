@@ -1,7 +1,6 @@
 """How figures look and how they are saved: one style, one palette, the parts that several figures share.
 
-No pyplot and no state outlives a call. What is drawn stands in `figures.py` and
-`firing_figures.py`.
+No pyplot and no state outlives a call. What is drawn stands in `figures.py` and `firing_figures.py`.
 """
 
 import functools

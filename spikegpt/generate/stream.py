@@ -1,7 +1,7 @@
-"""Text from a model, token by token, in constant memory: several prompts at once, streaming. How one token is drawn:
-sample.py.
+"""Text from a model, token by token, in constant memory: several prompts at once, streaming.
 
-Each prompt has its own random generator, so what it yields does not depend on its neighbours in the batch.
+How one token is drawn: sample.py. Each prompt has its own random generator, so what it yields does not depend on its
+neighbours in the batch.
 """
 
 from collections.abc import Iterator

@@ -1,5 +1,7 @@
-"""The command line as a user types it: every verb, its JSON, and errors of one or two lines. What is a fact about the
-process (streaming, signals, exit status, a quick start) is tested in one of its own."""
+"""The command line as a user types it: every verb, its JSON, and errors of one or two lines.
+
+What is a fact about the process (streaming, signals, exit status, a quick start) is tested in one of its own.
+"""
 
 import dataclasses
 import json

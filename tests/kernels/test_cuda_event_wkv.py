@@ -43,8 +43,7 @@ def make_inputs(B, T, C, dtype=torch.float32, rate=0.3, spikes="signed"):
 
 
 def pack(value):
-    """Return (planes (planes, B, ceil(T / 32), C) int32, signed): the bits of |value| and, if any is negative, the
-    sign."""
+    """Return (planes (planes, B, ceil(T / 32), C) int32, signed): the bits of |value|; the sign if any is negative."""
     B, T, C = value.shape
     whole, signed = value.int(), bool((value < 0).any())
     bits = [whole.abs() >> j & 1 for j in range(max(int(whole.abs().max()).bit_length(), 1))] + [

@@ -1,5 +1,4 @@
-"""The numba kernel of the event-driven WKV against the reference, and the reference against its parallel form and by
-hand."""
+"""The numba kernel of the event-driven WKV against the reference, that against its parallel form and by hand."""
 
 import math
 

@@ -1,5 +1,4 @@
-"""The numba kernels against the reference, and the reference against finite differences: outputs, states, gradients,
-memory.
+"""The numba kernels against the reference, and that against finite differences: outputs, states, gradients, memory.
 
 `test_golden.py` holds the comparison with other libraries.
 """

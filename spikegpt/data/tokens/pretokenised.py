@@ -1,5 +1,7 @@
-"""Tokens in the files of Megatron-LM and RWKV-LM: train on those of others, and write ours for others. The format:
-binidx.py."""
+"""Tokens in the files of Megatron-LM and RWKV-LM: train on those of others, and write ours for others.
+
+The format: binidx.py.
+"""
 
 from collections import deque
 from collections.abc import Iterable, Iterator

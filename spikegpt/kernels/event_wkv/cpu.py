@@ -122,7 +122,7 @@ def _forward_task(
     last_denominator[row, start:end] = lanes[DENOMINATOR, :n]
 
 
-# what the way forward keeps of each step for the way back: the state before it, the weight, 1 / (sum of weights)
+# what the walk forward keeps of each step for that backward: the state before it, the weight, 1 / (sum of weights)
 BEFORE_NUMERATOR, BEFORE_DENOMINATOR, WEIGHT, INVERSE = range(4)
 # rows of the gradients carried back
 G_NUMERATOR, G_DENOMINATOR, G_LOG_DECAY, G_TIME_FIRST = range(4)

@@ -13,7 +13,7 @@ from ..decay import decay_of, log_decay_of, time_decay_gradient
 from ..operators import new_like
 from .reference import EVENT_KEY_LIMIT
 
-# steps between two checkpoints of the way back: STEPS of cuda/event_wkv.cu
+# steps between two checkpoints of the backward pass: STEPS of cuda/event_wkv.cu
 STEPS = 32
 
 

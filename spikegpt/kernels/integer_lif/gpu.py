@@ -10,7 +10,7 @@ from .. import gpu
 from ..operators import new_like
 from .options import IntegerLIFOptions
 
-# steps between two checkpoints of the way back: BACK_STEPS of cuda/integer_lif.cu
+# steps between two checkpoints of the backward pass: BACK_STEPS of cuda/integer_lif.cu
 BACK_STEPS = 16
 SPIKES_PER_WORD = 32
 

@@ -9,7 +9,7 @@ from .. import gpu
 from ..decay import log_decay_of, time_decay_gradient
 from ..operators import new_like
 
-# steps between two checkpoints of the way back: BACK_STEPS of cuda/wkv.cu
+# steps between two checkpoints of the backward pass: BACK_STEPS of cuda/wkv.cu
 BACK_STEPS = 8
 # a split of the time is a multiple of this, which STEPS and BACK_STEPS divide, and not shorter than the second
 SPLIT_MULTIPLE, SHORTEST_SPLIT = 16, 64
