@@ -71,8 +71,8 @@ def lif_contenders() -> dict:
         target[: B // 2].copy_(source[: B // 2])
 
     def fresh_copy():
-        # the same bytes into new memory, as lif must: its two outputs are new tensors, whose pages the system has to
-        # hand out
+        # the same bytes into new memory, as lif must: its two outputs are new tensors,
+        # whose pages the system has to hand out
         copies = source.clone(), source.clone()
         target[: B // 2].copy_(source[: B // 2])
         return copies

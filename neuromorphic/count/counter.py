@@ -114,8 +114,8 @@ class OpCounter:
         for parameter in self.model.parameters():
             recorder.weights.add(parameter, storage_key(parameter), parameter.numel())
         for buffer in self.model.buffers():
-            # a single number is a constant; anything larger may be the state of a neuron, and is counted where it is
-            # used
+            # a single number is a constant; anything larger may be the state of a neuron,
+            # and is counted where it is used
             storages = recorder.weights if buffer.numel() == 1 else recorder.buffers
             storages.add(buffer, storage_key(buffer), buffer.numel())
         self._names = {id(module): name for name, module in self.model.named_modules()}

@@ -18,8 +18,8 @@ from ..count.counts import ELEMENTWISE
 GRADES = ("unstated", "projected", "derived", "simulated", "measured", "metered", "convention")
 SCOPES = ("per_term", "all_in")
 
-# term -> its units. An accumulation in pJ/event is one spike through one synapse: additions of numbers have no such
-# price
+# term -> its units. An accumulation in pJ/event is one spike through one synapse:
+# additions of numbers have no such price
 TERM_UNITS = {
     "mac": ("pJ/op",),
     "ac": ("pJ/op", "pJ/event"),

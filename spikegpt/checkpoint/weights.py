@@ -45,8 +45,8 @@ class TensorFile(Mapping):
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
             raise KeyError(name)
-        # opened anew each time: a file that stays open keeps all that was read of it in memory, and a model would be
-        # there twice
+        # opened anew each time: a file that stays open keeps all that was read of it in memory,
+        # and a model would be there twice
         with safe_open(self._path, framework="pt") as file:
             return file.get_tensor(name)
 

@@ -25,8 +25,8 @@ def write_atomically(path: str | Path, data: bytes | str) -> None:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, to be written in the block; it becomes `path` when the block ends well."""
     path = Path(path)
-    # a name of its own: two processes may write the same file at once. Not tempfile: its files are readable by their
-    # owner only
+    # a name of its own: two processes may write the same file at once.
+    # Not tempfile: its files are readable by their owner only
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         yield temporary

@@ -9,8 +9,8 @@ LONGEST_CHARACTER = 4
 # a letter or digit; anything else that is seen
 _WORD, _MARK = r"[^\W_]", r"(?:[^\w\s]|_)"
 # where byte pairs may be cut: before a newline, and before the one space in front of a word. An example, as text before
-# and after the place, on which each tokenizer is asked whether the cut changes its tokens; and what all such places
-# look like
+# and after the place, on which each tokenizer is asked whether the cut changes its tokens;
+# and what all such places look like
 PAIR_CUTS = {
     ("a", "\na"): rf"(?<={_WORD})(?=\n)",
     ("a.", "\na"): rf"(?<={_MARK})(?=\n)",

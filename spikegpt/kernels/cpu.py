@@ -26,11 +26,11 @@ SMALL = 1 << 15  # neuron-steps below which starting a second thread costs more 
 
 ZERO, ONE = np.float32(0), np.float32(1)
 
-# neurons: every operation rounds as torch's does, so that spikes are bit-identical to the reference and to the
-# recomputation
+# neurons: every operation rounds as torch's does, so that spikes are bit-identical
+# to the reference and to the recomputation
 exact = numba.njit(cache=True, nogil=True, error_model="numpy")
-# gradients and wkv: a multiplication and an addition may become one fused instruction; NaN and infinity keep their
-# meaning
+# gradients and wkv: a multiplication and an addition may become one fused instruction;
+# NaN and infinity keep their meaning
 fused = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 
 
@@ -44,8 +44,8 @@ def as_arrays(*tensors: Tensor) -> list[np.ndarray]:
 
 def exp_of_few(exponents: Tensor) -> Tensor:
     """Return exp of a float32 tensor with one number per channel."""
-    # by numpy: torch hands even these few numbers to all its threads, and on a busy machine waits for them for
-    # milliseconds
+    # by numpy: torch hands even these few numbers to all its threads,
+    # and on a busy machine waits for them for milliseconds
     return torch.from_numpy(np.exp(exponents.detach().numpy()))
 
 

@@ -144,8 +144,8 @@ def _examine(make: Callable, run: Callable, device: str) -> dict[str, Any]:
 
     fast = _output_and_gradients(inputs(torch.float32), run, "auto")
     exact = _output_and_gradients(inputs(torch.float64), run, "reference")
-    # a potential within rounding of the threshold may fire in one precision and not in the other: one in 10,000 is
-    # allowed
+    # a potential within rounding of the threshold may fire in one precision and not in the other:
+    # one in 10,000 is allowed
     errors = [
         ((a.double() - b).abs() > TOLERANCE * b.abs().max()).double().mean().item()
         for a, b in zip(fast, exact, strict=True)

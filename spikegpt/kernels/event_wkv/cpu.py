@@ -28,8 +28,8 @@ from ..decay import decay_of, log_decay_of, time_decay_gradient
 from .reference import EVENT_KEY_LIMIT
 
 LIMIT = np.float32(EVENT_KEY_LIMIT)
-# what only decays ends among the subnormal numbers, where many processors are slow, some a hundred times; below this it
-# is 0
+# what only decays ends among the subnormal numbers, where many processors are slow, some a hundred times;
+# below this it is 0
 SMALLEST = np.float32(1e-37)
 
 

@@ -28,8 +28,8 @@ class Site:
     """share of the neurons that fires before the first step, where thresholds may learn"""
 
 
-# makes the neurons of a site; returns a module like `neuron.LIF`: (current (B, T, C), state) -> (spikes (B, T, C),
-# state)
+# makes the neurons of a site; returns a module like `neuron.LIF`:
+# (current (B, T, C), state) -> (spikes (B, T, C), state)
 NeuronFactory = Callable[[Site], nn.Module]
 
 
