@@ -57,8 +57,8 @@ class HubTask:
     published_216m: float
 
 
-# the labels of sst2's test split are secret: as usual its validation split is the test, and validation is held out of
-# train
+# the labels of sst2's test split are secret: as usual its validation split is the test,
+# and validation is held out of train
 TASKS = {
     "sst2": HubTask("stanfordnlp/sst2", "sentence", "validation", 80.39, 88.76),
     "sst5": HubTask("SetFit/sst5", "text", "test", 37.69, 51.27),

@@ -91,8 +91,8 @@ def load_training(
         if "state.0" in own:
             objective.state = _carried_state(own, objective.bare_model, accelerator.device)
         # last, for reading a token above may have drawn a dropout
-        # cloned: torch 2.13 reads a generator's state from the front of the storage, which for a row is another
-        # process's
+        # cloned: torch 2.13 reads a generator's state from the front of the storage,
+        # which for a row is another process's
         torch.set_rng_state(own["rng.cpu"].clone())
         if "rng.cuda" in own and torch.cuda.is_available():
             torch.cuda.set_rng_state(own["rng.cuda"].clone())
