@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 from ..common.errors import SpikegptError
 from ..data.tokenizers import Tokenizer
 from ..data.tokens.token_file import count_characters
-from ..model.network import ModelOutput, SpikeGPT, evaluating
+from ..model.network import EMBEDDING, ModelOutput, SpikeGPT, evaluating
 from ..model.state import membranes_of
 
 # windows read at once: so many, or fewer where their logits would be more than this
@@ -116,7 +116,7 @@ def mean_firing_rate(rates: dict[str, float], synapses: dict[str, int]) -> float
     """
     if synapses:
         return sum(rates[name] * count for name, count in synapses.items()) / sum(synapses.values())
-    neurons = [rate for name, rate in rates.items() if name != "emb"]
+    neurons = [rate for name, rate in rates.items() if name != EMBEDDING]
     return sum(neurons) / len(neurons) if neurons else None
 
 

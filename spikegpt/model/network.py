@@ -21,6 +21,9 @@ from .mixers import MIXERS, Mixer, NeuronFactory, Site
 from .published import rescale_stream
 from .state import BlockState, State
 
+# the binary embedding among the spikes, by the name of its module: it is no layer of neurons
+EMBEDDING = "emb"
+
 
 class ModelOutput(NamedTuple):
     logits: Tensor
@@ -162,7 +165,7 @@ class SpikeGPT(nn.Module):
         x = self.emb(ids)
         spikes = {}
         if self.has_binary_embedding:
-            x = spikes["emb"] = heaviside(x, "atan", 2.0)
+            x = spikes[EMBEDDING] = heaviside(x, "atan", 2.0)
         x = self.blocks[0].ln0(x)
         new_state = []
         for layer, block in enumerate(self.blocks):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..config import TrainConfig
-from ..model.network import l2wrap
+from ..model.network import EMBEDDING, l2wrap
 from .schedules import synop_budget
 
 # share of the dense products below which a budget is small: its excess weighs more
@@ -117,7 +117,7 @@ class FiringRate:
     target: float
 
     def __call__(self, reading: Reading) -> Tensor:
-        rates = torch.stack([firing_rate(spike) for name, spike in reading.spikes.items() if name != "emb"])
+        rates = torch.stack([firing_rate(spike) for name, spike in reading.spikes.items() if name != EMBEDDING])
         return self.weight * (rates - self.target).square().mean()
 
 
