@@ -23,8 +23,7 @@ from spikegpt.model.network import SpikeGPT
 
 
 def trained_like(spiking: str) -> SpikeGPT:
-    """`small` with matrices as dense as after a training; RWKV's initialisation has zeros, which would cost less to
-    count."""
+    """`small` with matrices as dense as after a training; RWKV's initialisation has zeros, which cost less to count."""
     torch.manual_seed(0)
     model = SpikeGPT(model_preset("small", spiking=spiking)).eval()
     for parameter in model.parameters():
@@ -51,8 +50,7 @@ def overhead(model: SpikeGPT, ids: torch.Tensor, repetitions: int) -> dict:
 
 
 def bytes_kept_per_token(model: SpikeGPT, ids: torch.Tensor, calls: int) -> dict:
-    """Return the growth of memory over the second half of `calls`, in bytes per token: counted, plain, and the
-    difference.
+    """Return the growth of memory over the last half of `calls`, in bytes per token: counted, plain, the difference.
 
     The plain growth is torch's and Python's own, whose caches fill for a while.
     """

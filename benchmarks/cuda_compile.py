@@ -39,8 +39,7 @@ class Kernel:
 
 
 def compile_job(job: tuple[str, torch.dtype, str]) -> tuple[int, str]:
-    """Return (size of the machine code in bytes, 0 if there is none; the compiler's log) for a source, element type and
-    target."""
+    """Return (bytes of machine code, 0 if there is none; the compiler's log) for a source, element type and target."""
     source, dtype, target = job
     options = [f"--gpu-architecture={target}".encode(), f"-DELEMENT={ELEMENTS[dtype]}".encode(), b"--ptxas-options=-v"]
     _, program = nvrtc.nvrtcCreateProgram(read_source(source).encode(), f"{source}.cu".encode(), 0, [], [])

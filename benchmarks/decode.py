@@ -87,8 +87,7 @@ def own_forward(model: SpikeGPT, tokens: np.ndarray):
 
 
 def rwkv_package(model: SpikeGPT, tokens: np.ndarray, folder: str):
-    """Return a callable that reads `tokens` with the `rwkv` package, given the dense twin's weights; None without the
-    package."""
+    """Return a callable that reads `tokens` with the `rwkv` package and the twin's weights; None without it."""
     try:
         from rwkv.model import RWKV
     except ImportError:
@@ -189,8 +188,8 @@ def measure_batch(repetitions: int) -> dict:
                 times = alternate({"rows": step, "dense": forward}, repetitions * 2)
             ratios[f"{rate:.2f} x {texts}"] = found = ratio(times["dense"], times["rows"])
             print(
-                f"firing {rate:.2f}, {texts:2d} texts: {rate * texts:.2f} rows read per weight row; dense / rows "
-                f"{found['median']:.2f}"
+                f"firing {rate:.2f}, {texts:2d} texts: {rate * texts:.2f} rows read per weight row; "
+                f"dense / rows {found['median']:.2f}"
             )
     return {"ratios": ratios, "gathered_texts": GATHERED_TEXTS}
 

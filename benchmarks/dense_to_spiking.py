@@ -1,5 +1,4 @@
-"""A trained dense model becomes a spike-driven one: how its loss recovers, against training from scratch for as many
-steps.
+"""A trained dense model becomes spike-driven: how its loss recovers, against training from scratch for as many steps.
 
     python benchmarks/dense_to_spiking.py DENSE_RUN --data FOLDER_OR_FILES   300 steps of 8 windows: about 20 minutes
     python benchmarks/dense_to_spiking.py --quick   a minute: a dense model is trained first, no published number

@@ -21,8 +21,7 @@ BACKWARD_RATES = (0.1, 1.0)
 
 
 def keep_freed_memory() -> None:
-    """Tell the C library to keep what is freed: else who comes first in a round pays for new pages, more than for its
-    work."""
+    """Tell the C library to keep what is freed: else the first in a round pays for new pages, not for its work."""
     if sys.platform == "linux":
         mmap_threshold, trim_threshold = -3, -1
         for option in (mmap_threshold, trim_threshold):

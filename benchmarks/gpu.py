@@ -1,5 +1,4 @@
-"""Everything that needs a GPU, in one call of at most 9 minutes: kernel tests, then bandwidth, training and decoding
-speed.
+"""Everything that needs a GPU, in one call of at most 9 minutes: kernel tests, bandwidth, training, decoding speed.
 
     python benchmarks/gpu.py [--minutes 9] [--corpus FILE --corpus-minutes 2]
     python benchmarks/gpu.py --rehearse   every section on the CPU at toy sizes; checks the script, writes nothing
@@ -337,8 +336,7 @@ def measure_event_matvec(machine: Machine) -> dict[str, Any]:
 
 
 def train_on_corpus(machine: Machine, corpus: Path | None, minutes: float) -> dict[str, Any] | str:
-    """Bits per byte on the last twentieth of a file after `minutes` of training each block on its bytes, 46M,
-    bfloat16."""
+    """Bits per byte on the last twentieth of a file after `minutes` of training on its bytes: 46M, bfloat16."""
     if corpus is None:
         return "not measured: no --corpus"
     text = torch.frombuffer(bytearray(corpus.read_bytes()), dtype=torch.uint8)

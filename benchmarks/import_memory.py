@@ -1,5 +1,4 @@
-"""How much memory importing and loading takes, at the published sizes: SpikeGPT-216M and RWKV-4-169M as `.pth` of
-random numbers.
+"""How much memory importing and loading takes: SpikeGPT-216M and RWKV-4-169M as `.pth` of random numbers.
 
     python benchmarks/import_memory.py               both sizes, about two minutes and 4 GB of disk
     python benchmarks/import_memory.py --quick       a model of 5M, no published number
@@ -25,8 +24,8 @@ from spikegpt.interop.names import empty_model
 # layers, width, vocabulary, and the number type of the published file
 SIZES = {"spikegpt-216m": (18, 768, 50277, torch.float32), "rwkv-4-169m": (12, 768, 50277, torch.bfloat16)}
 QUICK = {"rwkv-5m": (6, 256, 256, torch.float32)}
-# peak memory of the process so far, in bytes (getrusage would begin with its parent's); what the libraries take is not
-# the model's
+# peak memory of the process so far, in bytes (getrusage would begin with its parent's);
+# what the libraries take is not the model's
 MEASURED = """
 import json, re, sys
 from pathlib import Path

@@ -71,8 +71,8 @@ def lif_contenders() -> dict:
         target[: B // 2].copy_(source[: B // 2])
 
     def fresh_copy():
-        # the same bytes into new memory, as lif must: its two outputs are new tensors, whose pages the system has to
-        # hand out
+        # the same bytes into new memory, as lif must: its two outputs are new tensors,
+        # whose pages the system has to hand out
         copies = source.clone(), source.clone()
         target[: B // 2].copy_(source[: B // 2])
         return copies
@@ -146,8 +146,8 @@ def main() -> None:
         print(f"{name:20s} median {sorted(times)[len(times) // 2] * 1e3:9.2f} ms   fastest {min(times) * 1e3:9.2f} ms")
     for name, found in ratios.items():
         print(
-            f"{name:20s} median {found['median']:9.2f}      quartiles {found['quartiles'][0]:.2f} to "
-            f"{found['quartiles'][1]:.2f}"
+            f"{name:20s} median {found['median']:9.2f}      quartiles "
+            f"{found['quartiles'][0]:.2f} to {found['quartiles'][1]:.2f}"
         )
     if not arguments.quick:
         command = f"python benchmarks/kernels.py --threads {arguments.threads}"

@@ -86,8 +86,8 @@ def main() -> None:
     killed, steps_at_kill = 0, []
     while killed < options.kills:
         process = start(continued(broken, options.steps), log)
-        # from before the first import to well into the training; short enough that the run is not done before the last
-        # kill
+        # from before the first import to well into the training;
+        # short enough that the run is not done before the last kill
         delay = moments.uniform(0.4, 1.0) * (4 + 0.4 * length / options.kills)
         try:
             process.wait(timeout=delay)

@@ -1,5 +1,4 @@
-"""What the benchmark scripts share: the machine in words, alternating timing, ratios with their spread, the result
-file."""
+"""What the benchmarks share: the machine in words, alternating timing, ratios with their spread, the result file."""
 
 import datetime
 import json
@@ -17,8 +16,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def machine() -> dict:
-    """Return what ran the measurement: processor, cores, threads, versions; and the load, for a busy machine spoils
-    timings."""
+    """Return what ran the measurement: processor, cores, threads, versions; the load, for a busy one spoils timings."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     model = next(

@@ -1,5 +1,4 @@
-"""What the faults of the published inference script cost: one model of the published block, with each fault alone and
-with all.
+"""What the faults of the published inference script cost: one published block, with each fault alone and with all.
 
     python benchmarks/published_faults.py RUN   a run, a checkpoint, or what `spikegpt import` wrote
     python benchmarks/published_faults.py RUN --data FILE   on another text than the run's own test split
@@ -77,13 +76,13 @@ def main() -> None:
     model, tokenizer = load_model(options.run)
     if model.config.spiking != "output":
         parser.error(
-            f"{options.run} is a model with spiking={model.config.spiking!r}; the faults are of the published block, "
-            f"'output'"
+            f"{options.run} is a model with spiking={model.config.spiking!r}; "
+            "the faults are of the published block, 'output'"
         )
     if options.rescale_every >= model.config.n_layer:
         print(
-            f"note: the model has {model.config.n_layer} layers, so rescaling every {options.rescale_every} reaches "
-            f"no neuron"
+            f"note: the model has {model.config.n_layer} layers, "
+            f"so rescaling every {options.rescale_every} reaches no neuron"
         )
     tokens, source = read_text(options.run, tokenizer, file=options.data, limit=options.tokens)
     ctx_len = min(options.ctx_len or model.config.ctx_len, len(tokens) - 1)
@@ -100,8 +99,8 @@ def main() -> None:
         print(f"{name:20s}{found.bits_per_byte:12.4f}{difference:+12.3%}{found.firing_rate:13.2%}")
     if not options.quick:
         command = (
-            f"python benchmarks/published_faults.py RUN --rescale-every {options.rescale_every} --tokens "
-            f"{options.tokens}"
+            "python benchmarks/published_faults.py RUN --rescale-every "
+            f"{options.rescale_every} --tokens {options.tokens}"
         )
         # where the text lay is nobody's business
         text = {"text": Path(source).name, "tokens": len(tokens), "protocol": f"windows of {ctx_len}, stride {ctx_len}"}

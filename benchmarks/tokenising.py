@@ -1,5 +1,4 @@
-"""Measure tokenising: byte pairs with one and two processes against the `tokenizers` library, and the memory that a
-large file takes.
+"""Measure tokenising: byte pairs with one and two processes against `tokenizers`, and the memory of a large file.
 
     python benchmarks/tokenising.py --data TEXT [--megabytes 1000] [--quick]
 

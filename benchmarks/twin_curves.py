@@ -1,5 +1,4 @@
-"""Train a spiking model and its dense twin with equal data, seed and steps; write both curves, final bits and firing
-rates.
+"""Train a spiking model and its dense twin on equal data, seed and steps; write curves, final bits and firing rates.
 
     python benchmarks/twin_curves.py --data FOLDER_OR_FILES   `small`, 2,000 steps of 8 x 256 tokens, both models
     python benchmarks/twin_curves.py --spiking output --data ...   the published block in place of the spike-driven one

@@ -18,7 +18,7 @@
 
 // one word of packed spikes
 #define STEPS 32
-// the way back holds the sums and the incoming gradient of so many steps in registers
+// the backward pass holds the sums and the incoming gradient of so many steps in registers
 #define BACK_STEPS 8
 // THREADS of spikegpt/kernels/gpu.py
 #define THREADS 64
@@ -255,7 +255,7 @@ __device__ __forceinline__ void walk_back(
     }
 }
 
-// The sums are computed once more: a first walk leaves them before every stretch, from there the way back fills in the rest.
+// The sums are computed once more: a first walk leaves them before every stretch, from there the backward pass fills in the rest.
 // The pointers are those of the channel; the next in `checkpoints` lies `channels` on.
 template <class Spikes>
 __device__ __forceinline__ Grads backward(

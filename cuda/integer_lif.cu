@@ -14,7 +14,7 @@
 #include "elements.cuh"
 
 #define STEPS 32
-// the way back holds current, incoming gradient and potential of a stretch in registers
+// the backward pass holds current, incoming gradient and potential of a stretch in registers
 #define BACK_STEPS 16
 // of levels up to 127
 #define MOST_MAGNITUDES 7

@@ -17,7 +17,7 @@
 #include "surrogate.cuh"
 
 #define STEPS 32
-// the way back holds current, incoming gradient and potential of a stretch in registers
+// the backward pass holds current, incoming gradient and potential of a stretch in registers
 #define BACK_STEPS 16
 
 struct Neuron {
@@ -86,7 +86,7 @@ extern "C" __global__ void lif_forward(
     last_potential[at] = v;
 }
 
-// What the way back needs to know beside the neuron.
+// What the backward pass needs to know beside the neuron.
 struct Rule {
     float own_input, through_reset, rest, slope;
     int surrogate;

@@ -265,7 +265,7 @@ __device__ __forceinline__ void walk_back(
     }
 }
 
-// The way back through the steps from `end` to `begin`; the pointers are those of the channel.
+// The backward pass through the steps from `end` to `begin`; the pointers are those of the channel.
 __device__ __forceinline__ void back(
     Grads& grad, const element* key, const element* value, const element* receptance, const element* grad_output, const float* checkpoints,
     float log_decay, float time_first, const Targets& to, int begin, int end, int T, int C, int neurons, int at

@@ -1,8 +1,7 @@
-"""spikegpt: train spiking language models, and compare them with their dense RWKV twin. Importing this loads nothing
-heavy.
+"""spikegpt: train spiking language models, and compare them with their dense RWKV twin.
 
-The verbs are functions of the wings of their name: `from spikegpt.train import train`, `from spikegpt.generate import
-generate`.
+Importing this loads nothing heavy. The verbs are functions of the wings of their name: `from spikegpt.train import
+train`, `from spikegpt.generate import generate`.
 """
 
 import importlib

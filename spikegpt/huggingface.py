@@ -1,5 +1,4 @@
-"""The door that users of Hugging Face know: `import spikegpt.huggingface` registers the Auto classes. All of it is in
-interop."""
+"""The door that users of Hugging Face know: `import spikegpt.huggingface` registers the Auto classes of interop."""
 
 from .interop.huggingface import (
     SpikeGPTConfig,

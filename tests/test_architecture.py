@@ -1,5 +1,7 @@
-"""The rules of the house: who may import whom, and what importing may do. The table is the one of
-docs/architecture.md, and is read from there."""
+"""The rules of the house: who may import whom, and what importing may do.
+
+The table is the one of docs/architecture.md, and is read from there.
+"""
 
 import ast
 import re
@@ -100,8 +102,7 @@ def test_counting_imports_nothing_of_the_models_and_points_down(own):
     ("package", "modules"), [("spikegpt", SPIKEGPT), ("neuromorphic", NEUROMORPHIC)], ids=["spikegpt", "neuromorphic"]
 )
 def test_no_cycle(package, modules):
-    """A wing's `__init__` counts as everything in it that it imports; a file may import its own wing's files, not its
-    window."""
+    """A wing's `__init__` counts as all of the wing that it imports; a file imports its neighbours, not its window."""
     waiting = {own: set(imports_of(package, own, path)) & set(modules) for own, path in modules.items()}
     while waiting:
         free = {own for own, targets in waiting.items() if not targets}

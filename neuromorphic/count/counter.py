@@ -93,8 +93,8 @@ class OpCounter:
                 raise CountError(f"mask must be (B, T) bool, False at padding; got {mask.dtype} {tuple(mask.shape)}")
             if mask.shape[1] in {side for parameter in self.model.parameters() for side in parameter.shape}:
                 raise CountError(
-                    f"the padded length {mask.shape[1]} is also a width of the model, so (B, T) cannot be told from "
-                    f"(B, C); pad by one more"
+                    f"the padded length {mask.shape[1]} is also a width of the model, "
+                    "so (B, T) cannot be told from (B, C); pad by one more"
                 )
         self._recorder.mask = mask
 
@@ -114,8 +114,8 @@ class OpCounter:
         for parameter in self.model.parameters():
             recorder.weights.add(parameter, storage_key(parameter), parameter.numel())
         for buffer in self.model.buffers():
-            # a single number is a constant; anything larger may be the state of a neuron, and is counted where it is
-            # used
+            # a single number is a constant; anything larger may be the state of a neuron,
+            # and is counted where it is used
             storages = recorder.weights if buffer.numel() == 1 else recorder.buffers
             storages.add(buffer, storage_key(buffer), buffer.numel())
         self._names = {id(module): name for name, module in self.model.named_modules()}
@@ -157,8 +157,8 @@ class OpCounter:
         recorder = self._recorder
         if self.outside_operators and not self._tokens:
             raise CountError(
-                f"{self.outside_operators} operators ran, but not in this {type(self.model).__name__}; was another "
-                f"model called?"
+                f"{self.outside_operators} operators ran, but not in this {type(self.model).__name__}; "
+                "was another model called?"
             )
         sites = {
             site: counts + Counts(weights_once=recorder.weights_once(site)) for site, counts in recorder.sites.items()

@@ -138,8 +138,7 @@ class Counts:
 
     @property
     def is_spike_driven(self) -> bool:
-        """True if every vector that a matrix product read was of spikes, and one at least held a spike: silence proves
-        nothing."""
+        """True if every vector that a matrix product read was of spikes, one not silent: silence proves nothing."""
         return self.alphabet in SPIKES
 
     @property

@@ -34,8 +34,8 @@ class OperatorMode(TorchDispatchMode):
         if self._looks_away:
             return func(*args, **kwargs)
         if _is_composite(func) and not hasattr(func, "op_cost"):
-            # inference_mode shows operators that are made of others; everywhere else torch shows the parts, which have
-            # the rules
+            # inference_mode shows operators that are made of others;
+            # everywhere else torch shows the parts, which have the rules
             with self:
                 return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
         output = func(*args, **kwargs)

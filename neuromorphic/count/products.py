@@ -97,8 +97,7 @@ def _split(counts: Counts, effective: dict[int, int], weight_alphabet: int) -> N
 
 
 def activation_product(a: Tensor, b: Tensor) -> Counts:
-    """Return the counts of a (G, N, K) times b (G, K, M), neither a weight; alphabets are decided per matrix of the
-    batch."""
+    """Return the counts of a (G, N, K) times b (G, K, M), neither a weight; alphabets are decided for each matrix."""
     (G, N, K), M = a.shape, b.shape[2]
     a_codes, b_codes = classify_rows(a.reshape(G, N * K)), classify_rows(b.reshape(G, K * M))
     a_columns, b_rows = (a != 0).sum(dim=1), (b != 0).sum(dim=2)

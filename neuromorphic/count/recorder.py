@@ -93,8 +93,8 @@ class Recorder:
         unknown = sorted(set(declared) - set(QUANTITIES))
         if unknown or kind not in KINDS:
             raise CountError(
-                f"op_cost of {name} declares {unknown or kind!r}; quantities are fields of Counts, kinds are "
-                f"{', '.join(KINDS)}"
+                f"op_cost of {name} declares {unknown or kind!r}; "
+                f"quantities are fields of Counts, kinds are {', '.join(KINDS)}"
             )
         site = self._site(name, kind)
         self.state_elements[module, name] = max(state, self.state_elements.get((module, name), 0))
@@ -110,8 +110,8 @@ class Recorder:
         """Count x (..., K) times the weight w (K, M) as torch's own products are counted."""
         if x.dim() == 0 or w.dim() != 2 or x.shape[-1] != w.shape[0]:
             raise CountError(
-                f"op_cost of {site.operator} declares a product of {tuple(x.shape)} and {tuple(w.shape)}; want "
-                f"(..., K) and (K, M)"
+                f"op_cost of {site.operator} declares a product of {tuple(x.shape)} and {tuple(w.shape)}; "
+                "want (..., K) and (K, M)"
             )
         # it may have been prepared before anything was counted
         if not self._is_weight(w):
@@ -286,8 +286,7 @@ class Recorder:
     def scaled_bias(
         self, site: Site, bias: Tensor, result: Tensor, beta: float = 1, alpha: float = 1, **_: Any
     ) -> None:
-        """Count beta * bias + alpha * product: a factor other than 1 multiplies every element, a beta of 0 leaves the
-        bias out."""
+        """Count beta * bias + alpha * product: a factor other than 1 multiplies all, a beta of 0 drops the bias."""
         if beta != 0:
             self.bias(site, bias, result)
         factors = (beta not in (0, 1)) + (alpha != 1)

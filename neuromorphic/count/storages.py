@@ -1,5 +1,4 @@
-"""A set of tensors by the memory they lie in, which neither keeps that memory alive nor mistakes it for later
-memory."""
+"""A set of tensors by the memory they lie in: it neither keeps it alive nor mistakes it for later memory."""
 
 from collections.abc import Hashable
 from typing import NamedTuple

@@ -17,8 +17,10 @@ class WeightUse:
         self._sizes: dict[Hashable, int] = {}
 
     def add(self, site: Site, weight: Tensor, member: Member, touched: Tensor) -> None:
-        """Note that of `weight`, a view of `member`, so many numbers were needed: `touched` has one element for each
-        input, or one for all."""
+        """Note that of `weight`, a view of `member`, so many numbers were needed.
+
+        `touched` has one element for each input, or one for all.
+        """
         self._sizes[member.name] = member.size
         views = self._views.setdefault(site, {}).setdefault(member.name, {})
         key = (weight.storage_offset(), tuple(weight.shape), weight.stride())

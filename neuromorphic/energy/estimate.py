@@ -22,8 +22,7 @@ INCLUDED_IN_ALL_IN = ("neuron_update", "weights", "activations", "state", "event
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """One part of an estimate. `count` is of the whole measurement, energies are per token, and None without a
-    price."""
+    """One part of an estimate: `count` is of the whole measurement, energies are per token, None without a price."""
 
     name: str
     count: int
@@ -189,8 +188,7 @@ class _SiteArithmetic(NamedTuple):
 
 
 def _arithmetic(sites: Mapping[Site, Counts], profile: Profile) -> list[_Charge]:
-    """Return the charges of matrix products. `high` performs the products with a zero too, where real numbers are
-    read."""
+    """Return the charges of matrix products; `high` performs the products with a zero too, where numbers are real."""
     mac, ac = profile.prices.get("mac"), profile.prices.get("ac")
     parts = [_site_arithmetic(counts, mac, ac) for counts in sites.values()]
     macs, acs = sum(part.macs for part in parts), sum(part.acs for part in parts)
@@ -245,8 +243,7 @@ def _join(*notes: str | None) -> str:
 def _neurons_and_elementwise(
     sites: Mapping[Site, Counts], neurons: Mapping[Site, Counts], profile: Profile
 ) -> list[_Charge]:
-    """Return one charge for neuron updates, if they have a price, and one for each class of what else is
-    elementwise."""
+    """Return one charge for neuron updates, if they have a price, and one for each other class of elementwise work."""
     price = profile.prices.get("neuron_update")
     if price is None:
         return _elementwise(sites, {}, profile)
@@ -346,8 +343,8 @@ def _why_unpriced(profile: Profile, footprint_bytes: int) -> str:
         return "the table prices no memory"
     largest = profile.memories[-1]
     return (
-        f"the model needs {footprint_bytes} bytes, the largest memory with a price is {largest.name} "
-        f"({largest.capacity_bytes} bytes)"
+        f"the model needs {footprint_bytes} bytes, "
+        f"the largest memory with a price is {largest.name} ({largest.capacity_bytes} bytes)"
     )
 
 
@@ -366,12 +363,12 @@ class BreakEven:
 
 
 def break_even_density(profile: Profile, *, reuse: float = 1, footprint_bytes: int | None = None) -> BreakEven:
-    """Return the densities s* with s* (fetch + AC + read and write of the accumulator) = fetch / reuse + MAC, per
-    weight.
+    """Return the densities s* at which spikes and a dense product cost the same, per weight.
 
-    Central prices. Fixed costs of events and addressing are 0. Both sides fetch from the level that holds
-    `footprint_bytes`, and the accumulator lies there too; the dense side keeps its sum in a register. Without a
-    footprint no level is known, and `with_memory` is None.
+    s* (fetch + AC + read and write of the accumulator) = fetch / reuse + MAC, at central prices. Fixed costs of
+    events and addressing are 0. Both sides fetch from the level that holds `footprint_bytes`, and the accumulator
+    lies there too; the dense side keeps its sum in a register. Without a footprint no level is known, and
+    `with_memory` is None.
 
     Args:
         reuse: how many vectors share one dense fetch of a weight (batch, or tokens of a prefill), at least 1.

@@ -1,4 +1,4 @@
-"""Prices of single operations, read from cited tables; what they are multiplied with is in `energy.py`.
+"""Prices of single operations, read from cited tables; what they are multiplied with is in `estimate.py`.
 
 A table is a TOML file: where its figures come from, how good they are, what they include, and a price in picojoule for
 every term that its source prices. A term without a price is unpriced, which is not the same as free. The bundled tables
@@ -18,8 +18,8 @@ from ..count.counts import ELEMENTWISE
 GRADES = ("unstated", "projected", "derived", "simulated", "measured", "metered", "convention")
 SCOPES = ("per_term", "all_in")
 
-# term -> its units. An accumulation in pJ/event is one spike through one synapse: additions of numbers have no such
-# price
+# term -> its units. An accumulation in pJ/event is one spike through one synapse:
+# additions of numbers have no such price
 TERM_UNITS = {
     "mac": ("pJ/op",),
     "ac": ("pJ/op", "pJ/event"),
@@ -111,8 +111,8 @@ def load_profile(name_or_path: str | Path) -> Profile:
         if name_or_path not in bundled_profiles():
             known = ", ".join(bundled_profiles())
             raise PriceError(
-                f"there is no price profile {name_or_path!r}; known: {known}; for your own give the path of a file "
-                f"that ends in .toml"
+                f"there is no price profile {name_or_path!r}; known: {known}; "
+                "for your own give the path of a file that ends in .toml"
             )
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -177,8 +177,8 @@ def _profile(values: dict[str, Any], where: str) -> Profile:
     if values["scope"] == "all_in" and (set(prices) != {"ac"} or memories):
         found = ", ".join([*prices, *(memory.name for memory in memories)]) or "nothing"
         raise PriceError(
-            f"{where}: an all_in profile prices ac and nothing else, because its price contains the rest; this one "
-            f"prices {found}"
+            f"{where}: an all_in profile prices ac and nothing else, because its price contains the rest; "
+            f"this one prices {found}"
         )
     texts = {field: tuple(values[field]) for field in ("includes", "excludes")}
     return Profile(**values | texts | {"prices": prices, "memories": memories})
@@ -210,9 +210,8 @@ def _check_ascending(memories: tuple[Memory, ...], where: str) -> None:
         sizes = [math.inf if memory.capacity_bytes is None else memory.capacity_bytes for memory in (smaller, larger)]
         if sizes[0] >= sizes[1]:
             raise PriceError(
-                f"{where}: memories must be in ascending capacity, but {larger.name!r} ({sizes[1]} bytes) "
-                f"follows {smaller.name!r} ({sizes[0]} bytes); without capacity_bytes a memory is unlimited and "
-                f"comes last"
+                f"{where}: memories must be in ascending capacity, but {larger.name!r} ({sizes[1]} bytes) follows "
+                f"{smaller.name!r} ({sizes[0]} bytes); without capacity_bytes a memory is unlimited and comes last"
             )
 
 

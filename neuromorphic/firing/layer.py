@@ -99,8 +99,10 @@ class LayerStatistics:
         ids: np.ndarray | None,
         continued: bool,
     ) -> None:
-        """Add what `read_spikes` returned; column t of row b stands at position offset[b] + t; `ids` (N,) of the tokens
-        in `live`."""
+        """Add what `read_spikes` returned.
+
+        Column t of row b stands at position offset[b] + t; `ids` (N,) are of the tokens in `live`.
+        """
         B, T, C = fired.shape
         # torch sums bytes into int32 several times faster than booleans into int64
         per_train = fired.view(torch.uint8).sum(1, dtype=torch.int32).numpy().astype(np.int64)
@@ -192,8 +194,10 @@ class LayerStatistics:
         return Synchrony(correlations=pairs, neurons=len(varying), constant=len(self.sampled_neurons) - len(varying))
 
     def to_dict(self, arrays: bool = False) -> dict[str, Any]:
-        """Return plain JSON values; `arrays` adds what is per neuron, position and token id, None where a rate is
-        unknown."""
+        """Return plain JSON values, None where a rate is unknown.
+
+        `arrays` adds what is per neuron, position and token id.
+        """
         values = {
             name: getattr(self, name)
             for name in ("tokens", "neurons", "firing_rate", "mean_level", "dead", "saturated", "mean_interval")
@@ -212,8 +216,10 @@ class LayerStatistics:
 
 
 def _gaps(fired: Tensor, per_train: np.ndarray, offset: np.ndarray, last_spike: np.ndarray) -> np.ndarray:
-    """Return for every spike the tokens since the spike before it in its train (b, c), 0 if it is the first; update
-    `last_spike` (B, C)."""
+    """Return for every spike the tokens since the one before it in its train (b, c), 0 if it is the first.
+
+    Updates `last_spike` (B, C).
+    """
     T, C = fired.shape[1:]
     times = np.flatnonzero(fired.transpose(1, 2).contiguous().numpy())
     trains = np.flatnonzero(per_train)

@@ -21,8 +21,8 @@ def raster(spikes: Tensor, neurons: int, seed: int = 0) -> tuple[np.ndarray, np.
     """
     if spikes.dim() != 2 or neurons < 1:
         raise ValueError(
-            f"raster needs spikes (T, C) and at least 1 neuron, got {tuple(spikes.shape)} and {neurons}; take one "
-            f"row of a batch"
+            f"raster needs spikes (T, C) and at least 1 neuron, got {tuple(spikes.shape)} and {neurons}; "
+            "take one row of a batch"
         )
     rows = sample_neurons(spikes.shape[1], neurons, seed)
     tokens, plotted = np.nonzero((spikes.detach() != 0).cpu().numpy()[:, rows])

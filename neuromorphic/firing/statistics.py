@@ -43,8 +43,8 @@ class FiringStatistics:
     def __init__(self, *, vocab_size: int | None = None, n_positions: int = 1024, sample: int = 64, seed: int = 0):
         if n_positions < 1 or sample < 0 or (vocab_size is not None and vocab_size < 1):
             raise ValueError(
-                f"want n_positions >= 1, sample >= 0, vocab_size >= 1 or None; got {n_positions}, {sample}, "
-                f"{vocab_size}"
+                "want n_positions >= 1, sample >= 0, vocab_size >= 1 or None; "
+                f"got {n_positions}, {sample}, {vocab_size}"
             )
         self.vocab_size, self.n_positions, self.sample, self.seed = vocab_size, n_positions, sample, seed
         self.tokens = 0
@@ -102,8 +102,8 @@ class FiringStatistics:
         """
         if not self.tokens:
             raise ValueError(
-                "no token has been seen, so nothing has a rate; call update(spikes) with at least one token that is "
-                "not padding"
+                "no token has been seen, so nothing has a rate; "
+                "call update(spikes) with at least one token that is not padding"
             )
         return dict(self._layers)
 
@@ -124,8 +124,10 @@ class FiringStatistics:
         )
 
     def to_dict(self, layers: Iterable[str] | None = None, arrays: bool = False) -> dict[str, Any]:
-        """Return total and layers as plain JSON values; `arrays` adds what is per neuron, position and token id. Raises
-        as `total`."""
+        """Return total and layers as plain JSON values.
+
+        `arrays` adds what is per neuron, position and token id. Raises as `total`.
+        """
         chosen = self._choose(layers)
         return {
             "total": asdict(self.total(chosen)),
@@ -150,18 +152,18 @@ class FiringStatistics:
                 raise ValueError(f"{name} is {tuple(values.shape)}; want (B, T, C) with no empty side")
             if values.shape[:2] != shape[:2]:
                 raise ValueError(
-                    f"{name} is {tuple(values.shape)} and {first} is {tuple(shape)}; all layers of one update must "
-                    f"share B and T"
+                    f"{name} is {tuple(values.shape)} and {first} is {tuple(shape)}; "
+                    "all layers of one update must share B and T"
                 )
             if name in self._layers and values.shape[2] != self._layers[name].neurons:
                 raise ValueError(
-                    f"{name} has {values.shape[2]} neurons and had {self._layers[name].neurons}; one "
-                    f"FiringStatistics per model"
+                    f"{name} has {values.shape[2]} neurons and had {self._layers[name].neurons}; "
+                    "one FiringStatistics per model"
                 )
         if self._layers and spikes.keys() != self._layers.keys():
             raise ValueError(
-                f"got the layers {', '.join(spikes)} and before {', '.join(self._layers)}; give the same in every "
-                f"update"
+                f"got the layers {', '.join(spikes)} and before {', '.join(self._layers)}; "
+                "give the same in every update"
             )
         return shape[0], shape[1]
 
@@ -171,8 +173,8 @@ class FiringStatistics:
             return None
         if ids is None:
             raise ValueError(
-                f"rates by token id were asked for (vocab_size={self.vocab_size}), but ids is None; give ids or no "
-                f"vocab_size"
+                f"rates by token id were asked for (vocab_size={self.vocab_size}), but ids is None; "
+                "give ids or no vocab_size"
             )
         if tuple(ids.shape) != live.shape or ids.is_floating_point() or ids.dtype == torch.bool:
             raise ValueError(
@@ -182,8 +184,8 @@ class FiringStatistics:
         outside = tokens[(tokens < 0) | (tokens >= self.vocab_size)]
         if outside.size:
             raise ValueError(
-                f"id {outside[0]} lies outside the vocabulary of {self.vocab_size}; mask padding, or give the "
-                f"tokenizer's vocab_size"
+                f"id {outside[0]} lies outside the vocabulary of {self.vocab_size}; "
+                "mask padding, or give the tokenizer's vocab_size"
             )
         return tokens
 
@@ -195,20 +197,19 @@ class FiringStatistics:
             return np.full(B, start)
         if len(self._clock) != B:
             raise ValueError(
-                f"{B} rows cannot continue {len(self._clock)}; keep the batch, or give continued=False for new "
-                f"sequences"
+                f"{B} rows cannot continue {len(self._clock)}; "
+                "keep the batch, or give continued=False for new sequences"
             )
         if start and (self._clock != start).any():
             raise ValueError(
-                f"start is {start}, but the rows go on at {sorted(set(self._clock.tolist()))}; leave start out when "
-                f"continued"
+                f"start is {start}, but the rows go on at {sorted(set(self._clock.tolist()))}; "
+                "leave start out when continued"
             )
         return self._clock
 
 
 def read_spikes(name: str, values: Tensor, live: np.ndarray) -> tuple[Tensor, int | None]:
-    """Return (fired (B, T, C) bool on the CPU, False at padding; the sum of |value|, or None if every spike is of
-    height 1).
+    """Return (fired (B, T, C) bool on the CPU, False at padding; the sum of |value|, None if all are of height 1).
 
     Raises:
         ValueError: a value that counts is not a whole number.
@@ -225,8 +226,8 @@ def read_spikes(name: str, values: Tensor, live: np.ndarray) -> tuple[Tensor, in
     broken = values[whole.to(values.dtype) != values]
     if broken.numel():
         raise ValueError(
-            f"{name} holds {broken[0].item()}; spikes are whole numbers: divide by the height of a spike, or give "
-            f"spikes != 0"
+            f"{name} holds {broken[0].item()}; spikes are whole numbers: "
+            "divide by the height of a spike, or give spikes != 0"
         )
     return fired.cpu(), int(whole.abs().sum())
 

@@ -1,7 +1,6 @@
 """How figures look and how they are saved: one style, one palette, the parts that several figures share.
 
-No pyplot and no state outlives a call. What is drawn stands in `figures.py` and
-`firing_figures.py`.
+No pyplot and no state outlives a call. What is drawn stands in `figures.py` and `firing_figures.py`.
 """
 
 import functools
@@ -82,8 +81,7 @@ def to_svg(figure: Figure) -> str:
 
 
 def inline_svg(figure: Figure, name: str) -> str:
-    """Return the figure as SVG to stand inside HTML, described by its title; `name` keeps its ids apart from other
-    figures'."""
+    """Return the figure as SVG to stand inside HTML, described by its title; `name` keeps its ids its own."""
     svg = ET.fromstring(to_svg(figure))
     svg.attrib = {
         "role": "img",

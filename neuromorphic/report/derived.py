@@ -53,8 +53,7 @@ def built_work(measurement: Measurement) -> Work:
 
 
 def idealised_work(measurement: Measurement) -> Work | None:
-    """Return what the published arithmetic would say: hypothetical ACs, and as built what it leaves out; None without
-    spikes."""
+    """Return what the published arithmetic would say, and as built what it leaves out; None without spikes."""
     covered = [layer.idealised_acs for layer in measurement.layers if layer.idealised_acs is not None]
     if not covered:
         return None

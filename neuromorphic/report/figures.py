@@ -51,8 +51,7 @@ from .measurement import Measurement
 
 @styled
 def operations(measurements: Sequence[Measurement]) -> Figure:
-    """Return the operations per token: dense, as built and idealised, with MACs, ACs and elementwise operations
-    apart."""
+    """Return the operations per token, dense, as built and idealised: MACs, ACs and elementwise operations apart."""
     views = [(model.name, work_by_kind(model)) for model in measurements]
     n_bars = sum(len(works) for _, works in views)
     figure, [axes] = canvas(_operations_title(measurements), 0.95 + 0.24 * n_bars + 0.36 * len(views))
@@ -99,8 +98,8 @@ def _operations_title(measurements: Sequence[Measurement]) -> str:
         return "Operations per token: every product is a multiply-accumulate"
     if len(shares) > 2:
         return (
-            f"{percent(min(shares.values()))} to {percent(max(shares.values()))} of the spiking models' products "
-            f"are accumulations"
+            f"{percent(min(shares.values()))} to {percent(max(shares.values()))} "
+            "of the spiking models' products are accumulations"
         )
     reads = {name: f"{percent(share)} of the products are accumulations" for name, share in shares.items() if share}
     return "; ".join(f"{shorten(name, 28)}: {reads.get(name, 'no matrix product reads a spike')}" for name in shares)
@@ -184,8 +183,8 @@ def _energy_title(by_model: list[dict[str, Estimate]], phase: str) -> str:
     if len(priced) < 2:
         return f"Estimated energy of one token ({phase})"
     return (
-        f"Estimates of one token ({phase}) run from {joule(min(priced))} to {joule(max(priced))}, by model and "
-        f"price table"
+        f"Estimates of one token ({phase}) run from {joule(min(priced))} to {joule(max(priced))}, "
+        "by model and price table"
     )
 
 
@@ -286,7 +285,7 @@ def _state_title(measurements: Sequence[Measurement]) -> str:
             passed = math.floor(state_bytes(model) / cache) + 1
             carried = si(state_bytes(model), "B")
             return (
-                f"{shorten(model.name, 28)} carries {carried} at any length; a Transformer's cache is larger from "
-                f"token {passed:,} on"
+                f"{shorten(model.name, 28)} carries {carried} at any length; "
+                f"a Transformer's cache is larger from token {passed:,} on"
             )
     return "Memory carried for one text"

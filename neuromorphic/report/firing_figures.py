@@ -1,5 +1,7 @@
-"""The figures of spikes: the raster of a prompt, and the firing rate by layer. Colours are of the groups of layers that
-the caller names."""
+"""The figures of spikes: the raster of a prompt, and the firing rate by layer.
+
+Colours are of the groups of layers that the caller names.
+"""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -89,8 +91,7 @@ def _band_label(place: NeuronPlace) -> str:
 
 @styled
 def firing_rates(measurements: Sequence[Measurement]) -> Figure:
-    """Return the firing rate by layer: one panel per spiking model, one curve per part of its blocks, one colour per
-    group of layers."""
+    """Return the firing rate by layer: a panel per spiking model, a curve per part, a colour per group of layers."""
     shown = [model for model in measurements if firing_layers(model)]
     if not shown:
         return statement("No model here has spikes.")

@@ -35,8 +35,10 @@ class ReportError(ValueError):
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ReportError if a report in `folder` would replace what is no report of ours: worth asking before a long
-    measurement."""
+    """Raise ReportError if a report in `folder` would replace what is no report of ours.
+
+    Worth asking before a long measurement.
+    """
     if (stranger := _stranger(folder)) is not None:
         raise ReportError(
             f"{folder} is no report: {stranger} is none of its files; give another folder, or move it away"
@@ -82,8 +84,7 @@ def write_report(
 
 
 def _stranger(folder: Path) -> Path | None:
-    """Return something that a report does not have, and that would be lost if one were written here; None if there is
-    nothing."""
+    """Return something that a report does not have and one written here would destroy; None if there is nothing."""
     if not folder.is_dir():
         return folder if folder.exists() else None
     inside = {path for path in folder.iterdir() if path.name != "figures"} | set((folder / "figures").glob("*"))

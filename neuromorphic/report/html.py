@@ -67,13 +67,13 @@ CAPTIONS = {
     "would say if every product read spikes.",
     "quality_against_operations": "Filled circles are what was measured; an open circle is where the published "
     "recipe would put the same model.",
-    "energy": "Estimates, not measurements: circles are central readings, lines run from the most to the least "
-    "favourable one. "
-    "An open circle and > say that some of the work has no price in that table, so that the truth is higher.",
+    "energy": "Estimates, not measurements: circles are central readings, "
+    "lines run from the most to the least favourable one. An open circle and > say that some of the "
+    "work has no price in that table, so that the truth is higher.",
     "state_memory": "What is kept between two tokens. The dashed line is the key-value cache of a Transformer of the "
     "same layers and width.",
-    "firing_rates": "Mean over neurons and tokens. Dead neurons never fired on this text, saturated ones fired at "
-    "every token.",
+    "firing_rates": "Mean over neurons and tokens. "
+    "Dead neurons never fired on this text, saturated ones fired at every token.",
 }
 
 RASTER_CAPTION = "Every stroke is a spike, every row a neuron, every column a token; ␣ is a space, ↵ a new line."
@@ -113,8 +113,7 @@ def page(measurements: Sequence[Measurement], drawn: dict[str, Figure], *, title
 
 
 def _picture(name: str, figure: Figure) -> str:
-    """A figure with its caption. One that is wider than a column keeps the size of its letters, and scrolls on a
-    phone."""
+    """A figure with its caption; a wide one keeps the size of its letters, and scrolls on a phone."""
     svg, caption = inline_svg(figure, name), CAPTIONS.get(name, RASTER_CAPTION)
     if figure.get_figwidth() > WIDTH:
         least = f'<svg style="min-width: {72 * figure.get_figwidth():.0f}px"'
@@ -123,8 +122,7 @@ def _picture(name: str, figure: Figure) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
-    """A table whose first column names its rows; a row of empty cells is a heading, an indented name stands below
-    it."""
+    """A table whose first column names its rows; a row of empty cells is a heading, an indented name is below it."""
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
     body = "\n".join(_row(row, has_note=header[-1] == "note") for row in rows)
     table = f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>"
@@ -157,8 +155,8 @@ def _summary(measurements: Sequence[Measurement]) -> list[str]:
     if not spiking(measurements):
         model = measurements[0]
         return [
-            f"{_strong(model)} has no spikes: a token costs {si(dense_work(model).macs)} multiply-accumulates, zeros "
-            f"included."
+            f"{_strong(model)} has no spikes: "
+            f"a token costs {si(dense_work(model).macs)} multiply-accumulates, zeros included."
         ]
     return [_summary_of(model, twin) for model in spiking(measurements)]
 
@@ -205,8 +203,8 @@ def _comparison(measurements: Sequence[Measurement]) -> str:
     header = ["", *(shorten(measurement.name, 40) for measurement in measurements)]
     first = measurements[0]
     caption = (
-        f"{first.text}: {first.tokens:,} tokens; {first.protocol}. Energies are estimates; > means that some "
-        f"terms have no price."
+        f"{first.text}: {first.tokens:,} tokens; {first.protocol}. Energies are estimates; "
+        "> means that some terms have no price."
     )
     hosts = ", ".join(dict.fromkeys(measurement.host for measurement in measurements))
     return (
@@ -240,8 +238,8 @@ def _layers(measurement: Measurement) -> str:
     )
     table = _table(LAYER_HEADER, layer_rows(measurement), caption)
     return (
-        f"<details><summary>{escape(measurement.name)}: {len(measurement.layers)} products, layer by "
-        f"layer</summary>{table}</details>"
+        f"<details><summary>{escape(measurement.name)}: "
+        f"{len(measurement.layers)} products, layer by layer</summary>{table}</details>"
     )
 
 
@@ -327,19 +325,15 @@ def _method(measurements: Sequence[Measurement]) -> list[str]:
     return [
         f"Blocks: {blocks}.",
         "Counts are exact integers, taken from the tensors that the operators consumed. A product is an accumulation "
-        "(AC) only if "
-        "the vector that it read held nothing but 0 and 1, or -1, 0 and 1, or whole numbers: an integer spike of n "
-        "counts as n unit "
-        "spikes, n accumulations. Everything else is a multiply-accumulate (MAC). As built leaves out products with "
-        "a zero on either "
-        "side, which pays only on hardware that skips them; dense counts them all. What depends on parameters alone "
-        "is not counted.",
-        "The idealised column is the published recipe, operations times a firing rate. It never asks what a product "
-        "reads.",
-        "Energies are estimates from the named price tables, not measurements. The interval runs from weights "
-        "fetched once and zeros "
-        "skipped to every weight fetched for every token. A term without a price is left out and said to be "
-        "unpriced, so the sum is "
-        "too low by it; prices of different scope are never added. Static power, host and network are in none of them.",
+        "(AC) only if the vector that it read held nothing but 0 and 1, or -1, 0 and 1, or whole numbers: an integer "
+        "spike of n counts as n unit spikes, n accumulations. Everything else is a multiply-accumulate (MAC). As "
+        "built leaves out products with a zero on either side, which pays only on hardware that skips them; dense "
+        "counts them all. What depends on parameters alone is not counted.",
+        "The idealised column is the published recipe, operations times a firing rate. "
+        "It never asks what a product reads.",
+        "Energies are estimates from the named price tables, not measurements. The interval runs from weights fetched "
+        "once and zeros skipped to every weight fetched for every token. A term without a price is left out and said "
+        "to be unpriced, so the sum is too low by it; prices of different scope are never added. Static power, host "
+        "and network are in none of them.",
         "report.json beside this page holds everything, report.csv the products by layer.",
     ]

@@ -119,8 +119,7 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class Claims:
-    """What was published, the same recipe on a model, and what that model saves as built: ratios of dense to
-    spiking."""
+    """What was published, the same recipe on a model, and what it saves as built: ratios of dense to spiking."""
 
     per_projection_ratio: float
     total_ratio: float

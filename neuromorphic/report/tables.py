@@ -1,5 +1,4 @@
-"""The rows that the terminal and the HTML report share: one list of cells per row, a title first, one column per
-model."""
+"""The rows that the terminal and the HTML report share: lists of cells, a title first, one column per model."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -84,12 +83,11 @@ def speed_cell(measurement: Measurement, phase: str) -> str:
 
 
 def comparison_table(measurements: Sequence[Measurement]) -> str:
-    """Return the side-by-side table for a terminal of 120 columns: three models beside each other, more of them
-    below."""
+    """Return the side-by-side table for a terminal of 120 columns: three models to a row, more of them below."""
     blocks = [_text_table(measurements[first : first + 3]) for first in range(0, len(measurements), 3)]
     note = (
-        f"energies are estimates from price tables; > means that some terms have no price there; state at "
-        f"{STATE_BITS} bits"
+        "energies are estimates from price tables; > means that some terms have no price there; "
+        f"state at {STATE_BITS} bits"
     )
     return "\n\n".join(blocks) + "\n" + note
 
@@ -161,8 +159,10 @@ def firing_rows(measurement: Measurement) -> list[list[str]]:
 
 
 def term_rows(measurements: Sequence[Measurement], phase: str, profile: str) -> list[list[str]]:
-    """Return one row per term that some model has, one column per model and the note; the sum first, the memory level
-    last."""
+    """Return one row per term that some model has: a column per model, and the note.
+
+    The sum is first, the memory level last.
+    """
     energies = [
         measurement.energy.get(phase, {}).get(profile, {"terms": (), "tokens": 0, "memory_level": None})
         for measurement in measurements

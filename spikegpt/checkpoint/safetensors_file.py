@@ -1,8 +1,7 @@
-"""Writes a safetensors file tensor by tensor, so that a model need not be in memory twice; the library writes all at
-once.
+"""Writes a safetensors file tensor by tensor, so that a model need not be in memory twice.
 
-Format: eight bytes, the length of a JSON header; the header, name -> dtype, shape and place; the numbers,
-little-endian. Source: github.com/huggingface/safetensors, README, "Format".
+The library writes all at once. Format: eight bytes, the length of a JSON header; the header, name -> dtype, shape and
+place; the numbers, little-endian. Source: github.com/huggingface/safetensors, README, "Format".
 """
 
 import json
@@ -17,8 +16,7 @@ from ..common.files import atomic_path
 
 
 def write_safetensors(path: Path, shapes: dict[str, tuple[int, ...]], tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Write float32 `tensors`, which come one after the other in the order of `shapes`; the file appears when it is
-    whole.
+    """Write float32 `tensors`, which come in the order of `shapes`; the file appears when it is whole.
 
     Raises:
         OSError: it cannot be written; what was there before is untouched.

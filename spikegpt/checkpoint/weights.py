@@ -1,5 +1,7 @@
-"""Reading tensors back: a safetensors file, the model of a run, what training needs to go on. Nothing here is a pickle;
-loading runs no code."""
+"""Reading tensors back: a safetensors file, the model of a run, what training needs to go on.
+
+Nothing here is a pickle; loading runs no code.
+"""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,8 +21,7 @@ from .run import check_format, find_model, read_json
 
 
 class TensorFile(Mapping):
-    """Name -> tensor of a safetensors file; each is read when it is asked for, and its part of the file is let go with
-    it.
+    """Name -> tensor of a safetensors file; each is read when asked for, and its part of the file let go with it.
 
     Raises:
         SpikegptError: missing, truncated, or not safetensors; a pickle is named as such and never opened.
@@ -44,8 +45,8 @@ class TensorFile(Mapping):
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
             raise KeyError(name)
-        # opened anew each time: a file that stays open keeps all that was read of it in memory, and a model would be
-        # there twice
+        # opened anew each time: a file that stays open keeps all that was read of it in memory,
+        # and a model would be there twice
         with safe_open(self._path, framework="pt") as file:
             return file.get_tensor(name)
 
@@ -83,8 +84,11 @@ def load_model(
 
 @torch.no_grad()
 def load_weights(model: SpikeGPT, weights: Mapping[str, Tensor], source: Path) -> None:
-    """Copy `weights` into `model`, one after the other; SpikegptError names the first tensor that is missing, too many
-    or of another shape."""
+    """Copy `weights` into `model`, one after the other.
+
+    Raises:
+        SpikegptError: a tensor is missing, too many or of another shape; the first one is named.
+    """
     wanted = model.state_dict()
     advice = "the checkpoint is of another configuration"
     for name in sorted(wanted.keys() ^ set(weights)):

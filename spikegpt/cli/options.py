@@ -35,8 +35,10 @@ class Start:
 
 @dataclass(kw_only=True)
 class Train(Resume):
-    """Train a model, fine-tune or convert one, or continue a run: spikegpt train [--preset NAME | --from RUN | --resume
-    RUN] [flags]"""
+    """Train a model, fine-tune or convert one, or continue a run.
+
+    spikegpt train [--preset NAME | --from RUN | --resume RUN] [flags]
+    """
 
     preset: Annotated[
         Literal["tiny", "small", "spikegpt-46m", "spikegpt-216m"], arg(help="sizes and optimizer defaults")
@@ -149,8 +151,7 @@ class Compare(Measuring):
 
 @dataclass(kw_only=True)
 class Import:
-    """Turn the weights of the published SpikeGPT, of RWKV-4 or of Hugging Face's RwkvForCausalLM into a folder that
-    every verb takes."""
+    """Turn weights of SpikeGPT, RWKV-4 or Hugging Face's RwkvForCausalLM into a folder that every verb takes."""
 
     source: Annotated[
         Positional[Path],
@@ -182,8 +183,8 @@ class Export:
     layout: Annotated[
         Literal["pth", "huggingface", "auto"],
         arg(
-            help="official names in a file of torch.save; RwkvForCausalLM's folder; a folder for "
-            "AutoModelForCausalLM with spikegpt.huggingface"
+            help="official names in a file of torch.save; RwkvForCausalLM's folder; "
+            "a folder for AutoModelForCausalLM with spikegpt.huggingface"
         ),
     ] = "pth"
 

@@ -49,8 +49,10 @@ def train_verb(arguments: list[str]) -> int:
 
 
 def _train_defaults(start: Start) -> Train:
-    """The defaults that `--preset`, `--from` and `--spiking` ask for (each block has its own neuron), so that other
-    flags change those."""
+    """The defaults that `--preset`, `--from` and `--spiking` ask for, so that other flags change those.
+
+    Each block has its own neuron.
+    """
     # an unknown name is left to the parser, which lists the known ones
     changes = {"spiking": start.spiking} if start.spiking in SPIKING else {}
     if start.from_ is None:

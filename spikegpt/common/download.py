@@ -1,5 +1,4 @@
-"""Fetch a file over HTTP so that it arrives whole: resumed, retried, checked, renamed into place. Standard library
-only.
+"""Fetch a file over HTTP so that it arrives whole: resumed, retried, checked, renamed. Standard library only.
 
 What has arrived lies in PATH.part, and beside it in PATH.part.json what tells whether the server still has the same
 file.
@@ -63,8 +62,8 @@ def fetch(
         if fault is not None:
             _discard(part)
             raise SpikegptError(
-                f"{url} {fault}: it is not the file it was, or was changed on the way; run again, or fetch it "
-                f"yourself to {path}"
+                f"{url} {fault}: it is not the file it was, or was changed on the way; "
+                f"run again, or fetch it yourself to {path}"
             )
         with part.open("r+b") as file:
             os.fsync(file.fileno())
@@ -107,8 +106,8 @@ def _fetch_part(
                 if failures == attempts:
                     kept = f"; the {arrived:,} bytes that arrived are kept" if arrived else ""
                     raise SpikegptError(
-                        f"cannot fetch {url}: {error}. Is this machine online? Run again later, or fetch it yourself "
-                        f"to {part.with_suffix('')}{kept}"
+                        f"cannot fetch {url}: {error}. "
+                        f"Is this machine online? Run again later, or fetch it yourself to {part.with_suffix('')}{kept}"
                     ) from None
                 time.sleep(wait_s * 2 ** max(failures - 1, 0))
 

@@ -1,5 +1,7 @@
-"""Files that survive a crash: written under a temporary name, flushed to disk, renamed. Readers see the old file or the
-new one."""
+"""Files that survive a crash: written under a temporary name, flushed to disk, renamed.
+
+Readers see the old file or the new one.
+"""
 
 import hashlib
 import os
@@ -21,11 +23,10 @@ def write_atomically(path: str | Path, data: bytes | str) -> None:
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path in the folder of `path`, to be written inside the block; it becomes `path` when the block
-    ends well."""
+    """Yield a temporary path beside `path`, to be written in the block; it becomes `path` when the block ends well."""
     path = Path(path)
-    # a name of its own: two processes may write the same file at once. Not tempfile: its files are readable by their
-    # owner only
+    # a name of its own: two processes may write the same file at once.
+    # Not tempfile: its files are readable by their owner only
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         yield temporary

@@ -12,8 +12,7 @@ PICKLED_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
 def is_hub_name(source: Path) -> bool:
-    """Whether `source` reads OWNER/NAME or OWNER/NAME/FILE, and cannot be meant as a path: nothing of its first
-    folder's name is here."""
+    """Whether `source` reads OWNER/NAME or OWNER/NAME/FILE and is no path: nothing here has its first name."""
     return (
         not source.is_absolute()
         and NAME.fullmatch(source.as_posix()) is not None
@@ -22,8 +21,7 @@ def is_hub_name(source: Path) -> bool:
 
 
 def fetch(source: Path) -> Path:
-    """Return the local path of OWNER/NAME/FILE, or of the folder of OWNER/NAME, downloaded unless it is in the hub's
-    cache.
+    """Return the local path of OWNER/NAME/FILE or of the folder OWNER/NAME, downloaded if the cache lacks it.
 
     Raises:
         SpikegptError: no network, no such repository or file, or a repository without config.json, whose file must be
@@ -63,8 +61,8 @@ def fetch(source: Path) -> Path:
         ) from None
     except RepositoryNotFoundError:
         raise SpikegptError(
-            f"there is neither a file or folder {source} here nor a repository {repository} on the hub (or it is "
-            f"private)"
+            f"there is neither a file or folder {source} here "
+            f"nor a repository {repository} on the hub (or it is private)"
         ) from None
     except LocalEntryNotFoundError:
         raise SpikegptError(

@@ -7,8 +7,7 @@ _EVERY_S = 0.2
 
 
 class Progress:
-    """Within `with Progress(...) as progress:` each `progress.advance(bytes)` moves the line; at the end the line is
-    cleared."""
+    """A line that each `progress.advance(bytes)` moves within `with Progress(...) as progress:`; cleared at the end."""
 
     def __init__(self, title: str, total: int | None):
         """`total`: bytes of the whole work; None if nobody knows."""

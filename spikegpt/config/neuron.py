@@ -101,8 +101,8 @@ class NeuronConfig(Config):
         return cls(membrane_decay=1 - 1 / tau, **options)
 
 
-# the neuron of the spike-driven block: ON/OFF, up to four spikes a token, memoryless; what measured best in
-# benchmarks/tradeoff.py
+# the neuron of the spike-driven block: ON/OFF, up to four spikes a token, memoryless;
+# what measured best in benchmarks/tradeoff.py
 INPUT_NEURON = NeuronConfig(
     membrane_decay=0.0,
     reset="subtract",

@@ -1,5 +1,4 @@
-"""What every configuration can do and how it is checked: plain dictionaries there and back, ValueErrors that name the
-value."""
+"""What every configuration can do: plain dictionaries there and back, ValueErrors that name the value."""
 
 import dataclasses
 import difflib

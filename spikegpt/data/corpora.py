@@ -1,5 +1,4 @@
-"""`spikegpt data`: well-known corpora by name, and any data set of Hugging Face, as a folder of train, valid and test
-that `--data` takes."""
+"""`spikegpt data`: well-known corpora by name, and any data set of Hugging Face, as a folder that `--data` takes."""
 
 import json
 import os
@@ -24,8 +23,10 @@ NOTES = "corpus.json"
 
 @dataclass(frozen=True, kw_only=True)
 class NamedCorpus:
-    """Where a corpus is fetched. `members` of the archive: none if it is no archive, one to be split 90 / 5 / 5, or one
-    per split."""
+    """Where a corpus is fetched, and which `members` of the archive it is.
+
+    None if it is no archive, one to be split 90 / 5 / 5, or one per split.
+    """
 
     urls: tuple[str, ...]
     file: str
@@ -90,8 +91,7 @@ CORPORA = {
 
 
 def obtain(name: str, out: Path | None = None, cache_dir: Path | None = None, **hub_options: Any) -> Path:
-    """Return the folder with the corpus that `name` means: one of CORPORA, or else a data set (`hub_corpus`, with its
-    options).
+    """Return the folder of the corpus `name`: one of CORPORA, or else a data set (`hub_corpus`, with its options).
 
     Raises:
         SpikegptError: nothing has this name; or as `named_corpus` and `hub_corpus`.
@@ -100,8 +100,8 @@ def obtain(name: str, out: Path | None = None, cache_dir: Path | None = None, **
         return named_corpus(name, out, cache_dir)
     if Path(name).is_file():
         raise SpikegptError(
-            f"{name} is a file: train on it as it is, --data {name}, or write its tokens, --tokenizer FILE --binidx "
-            f"PREFIX"
+            f"{name} is a file: train on it as it is, --data {name}, or write its tokens, "
+            "--tokenizer FILE --binidx PREFIX"
         )
     if "/" not in name and not Path(name).is_dir():
         raise SpikegptError(
@@ -263,8 +263,7 @@ def _paths(folder: Path) -> dict[str, Path]:
 
 @contextmanager
 def _writing(folder: Path, request: dict[str, Any]) -> Iterator[None]:
-    """Within this block the three files of `folder` are written; at its end their sizes, which say that they are
-    whole."""
+    """Within this block the three files of `folder` are written; then their sizes, which say that they are whole."""
 
     def note(splits: dict[str, Any]) -> None:
         write_atomically(folder / NOTES, json.dumps({"request": request, "splits": splits}, indent=1))

@@ -9,8 +9,8 @@ LONGEST_CHARACTER = 4
 # a letter or digit; anything else that is seen
 _WORD, _MARK = r"[^\W_]", r"(?:[^\w\s]|_)"
 # where byte pairs may be cut: before a newline, and before the one space in front of a word. An example, as text before
-# and after the place, on which each tokenizer is asked whether the cut changes its tokens; and what all such places
-# look like
+# and after the place, on which each tokenizer is asked whether the cut changes its tokens;
+# and what all such places look like
 PAIR_CUTS = {
     ("a", "\na"): rf"(?<={_WORD})(?=\n)",
     ("a.", "\na"): rf"(?<={_MARK})(?=\n)",
@@ -27,8 +27,10 @@ def pair_pattern(cuts: Iterable[tuple[str, str]]) -> re.Pattern[str]:
 
 
 def next_character(text: bytes | bytearray, position: int) -> int:
-    """Return the first position at or after `position` where a UTF-8 character begins or the text ends; where no UTF-8
-    is, `position`."""
+    """Return the first position from `position` on where a UTF-8 character begins or the text ends.
+
+    Where no UTF-8 is, that is `position`.
+    """
     for candidate in range(position, position + 4):
         if candidate >= len(text) or text[candidate] & 0xC0 != 0x80:
             return candidate
@@ -38,10 +40,9 @@ def next_character(text: bytes | bytearray, position: int) -> int:
 def cut_pieces(
     blocks: Iterable[bytes], size: int, next_cut: Callable[[bytes | bytearray, int], int | None]
 ) -> Iterator[bytes]:
-    """Yield the text that `blocks` add up to in pieces of at least `size` bytes (>= 1), cut where `next_cut` says; the
-    last may be shorter.
+    """Yield the text that `blocks` add up to in pieces of at least `size` bytes (>= 1), the last may be shorter.
 
-    Where there is no place to cut, a piece grows until there is one.
+    Pieces are cut where `next_cut` says. Where there is no place to cut, a piece grows until there is one.
     """
     held = bytearray()
     searched = size
@@ -64,8 +65,7 @@ def next_character_cut(text: bytes | bytearray, start: int) -> int | None:
 
 
 def next_pair_cut(text: bytes | bytearray, start: int, pattern: re.Pattern[str]) -> int | None:
-    """Return the first place at or after `start` that `pattern`, a `pair_pattern`, matches; None if there is none, or
-    the end hides it."""
+    """Return the first place from `start` on that `pattern`, a `pair_pattern`, matches; None without one in sight."""
     for found in _CANDIDATES.finditer(text, start):
         place = found.start()
         # the characters around the place, without the bytes of others that the windows cut

@@ -19,8 +19,7 @@ def split_names(name: str, config: str | None) -> list[str]:
 
 
 def own_splits(names: list[str]) -> dict[str, str]:
-    """Return {"train": ..., "valid": ..., "test": ...} if `names` has all three, whatever it calls the second; else
-    {}."""
+    """Return {"train": ..., "valid": ..., "test": ...} if `names` has all three by any of their names, else {}."""
     found = {SPLIT_OF_STEM[name]: name for name in names if name in SPLIT_OF_STEM}
     return found if len(found) == 3 else {}
 
@@ -55,8 +54,8 @@ def texts(name: str, config: str | None, split: str, column: str) -> Iterator[by
         if not isinstance(row[column], str):
             kind = type(row[column]).__name__
             raise SpikegptError(
-                f"{name}, row {number} of {split}: the column {column!r} holds a {kind}, not text; name another "
-                f"--column"
+                f"{name}, row {number} of {split}: the column {column!r} holds a {kind}, not text; "
+                "name another --column"
             )
         yield row[column].encode()
 

@@ -48,14 +48,14 @@ def documents(path: Path, column: str) -> Iterator[bytes]:
     for place, values in rows(path):
         if column not in values:
             raise SpikegptError(
-                f"{place}, has no {column!r}, only {', '.join(values) or 'nothing'}; name the one that holds the "
-                f"text: --text-column"
+                f"{place}, has no {column!r}, only {', '.join(values) or 'nothing'}; "
+                "name the one that holds the text: --text-column"
             )
         text = values[column]
         if not isinstance(text, str):
             raise SpikegptError(
-                f"{place}, has a {type(text).__name__} as {column!r}, not text; mend the line or name another "
-                f"--text-column"
+                f"{place}, has a {type(text).__name__} as {column!r}, not text; "
+                "mend the line or name another --text-column"
             )
         try:
             yield text.encode()
@@ -66,8 +66,7 @@ def documents(path: Path, column: str) -> Iterator[bytes]:
 
 
 def text_file(path: Path, column: str, folder: Path) -> Path:
-    """Return a file in `folder` with the texts of a JSONL file, joined by newlines. Written once per content and
-    column.
+    """Return a file in `folder` with the joined texts of a JSONL file; written once per content and column.
 
     Raises:
         SpikegptError: as `documents`; or `folder` cannot be written.

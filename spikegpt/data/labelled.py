@@ -1,5 +1,4 @@
-"""Labelled texts: the four tasks of the paper from the Hugging Face hub, or TSV and JSONL files, checked line by
-line."""
+"""Labelled texts: the paper's four tasks from the Hugging Face hub, or TSV and JSONL files, checked by line."""
 
 import csv
 import random
@@ -39,8 +38,7 @@ class Task:
     test: list[Example]
 
     def majority(self) -> float:
-        """Return the share of the test examples that have the most frequent label of the train examples: what knowing
-        nothing gives."""
+        """Return the share of test examples with train's most frequent label: what knowing nothing gives."""
         most = Counter(example.label for example in self.train).most_common(1)[0][0]
         return sum(example.label == most for example in self.test) / len(self.test)
 
@@ -59,8 +57,8 @@ class HubTask:
     published_216m: float
 
 
-# the labels of sst2's test split are secret: as usual its validation split is the test, and validation is held out of
-# train
+# the labels of sst2's test split are secret: as usual its validation split is the test,
+# and validation is held out of train
 TASKS = {
     "sst2": HubTask("stanfordnlp/sst2", "sentence", "validation", 80.39, 88.76),
     "sst5": HubTask("SetFit/sst5", "text", "test", 37.69, 51.27),
@@ -70,8 +68,7 @@ TASKS = {
 
 
 def load_hub_task(name: str) -> Task:
-    """Return a task of the paper, from the Hugging Face hub; 10 % of train are held out for validation, the same
-    always.
+    """Return a task of the paper, from the hub; the same 10 % of train are always held out for validation.
 
     Raises:
         SpikegptError: the task is unknown, or the hub cannot be reached.
@@ -97,8 +94,7 @@ def load_hub_task(name: str) -> Task:
 def load_file_task(
     train: Path, valid: Path | None, test: Path, *, text_column: str = "text", label_column: str = "label"
 ) -> Task:
-    """Return the task in TSV files (first line: column names) or JSONL files; without `valid`, 10 % of train are held
-    out.
+    """Return the task in TSV (first line: column names) or JSONL files; without `valid`, 10 % of train are held out.
 
     Raises:
         SpikegptError: a file cannot be read, a column is missing, a line is broken, a text is empty, a label is not one
@@ -112,8 +108,7 @@ def load_file_task(
 
 
 def make_task(name: str, train: list[_Found], valid: list[_Found] | None, test: list[_Found]) -> Task:
-    """Return the task of what was read; labels are numbered in sorted order. See `load_file_task` for what is
-    refused."""
+    """Return the task of what was read, labels numbered in sorted order; `load_file_task` says what is refused."""
     labels = {str(found.label) for found in train}
     # numbers in their order, not 10 before 2
     classes = tuple(
@@ -121,8 +116,8 @@ def make_task(name: str, train: list[_Found], valid: list[_Found] | None, test: 
     )
     if len(classes) < 2:
         raise SpikegptError(
-            f"{name}: train has {len(train)} examples of {len(classes)} class(es) ({', '.join(classes)}); at least "
-            f"two are needed"
+            f"{name}: train has {len(train)} examples of {len(classes)} class(es) ({', '.join(classes)}); "
+            "at least two are needed"
         )
     number = {label: index for index, label in enumerate(classes)}
 

@@ -82,8 +82,7 @@ def _make_tokenizer(
 
 
 def _sample(text: Text) -> Text:
-    """The text, or parts of it spread evenly if it is long: the counts of all words of a very long text do not fit into
-    memory."""
+    """The text, or evenly spread parts of a long one: the counts of all its words do not fit into memory."""
     if len(text) <= TRAINING_BYTES:
         return text
     size = TRAINING_BYTES // TRAINING_PARTS

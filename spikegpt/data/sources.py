@@ -1,5 +1,4 @@
-"""What `--data` names: text files, JSONL files, folders of them, the documentation of Python; read as a corpus in three
-splits."""
+"""What `--data` names: text files, JSONL files, folders of them, the documentation of Python; read in three splits."""
 
 import hashlib
 import platform
@@ -115,8 +114,7 @@ def text_files(paths: list[Path]) -> list[Path]:
 
 
 def split_text(name: str, text: Text, metadata: dict[str, Any] | None = None) -> Corpus:
-    """Return `text` cut into its first 90 %, the next 5 % and the last 5 %, each cut moved forward to a character's
-    first byte."""
+    """Return `text` as its first 90 %, next 5 % and last 5 %, each cut moved on to a character's first byte."""
     if not any(len(block.strip()) > 1 for block in text.blocks()):
         raise SpikegptError(
             f"corpus {name} has {len(text)} byte(s) of text; give a text of at least some hundred characters"

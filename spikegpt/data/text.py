@@ -1,5 +1,4 @@
-"""A text of any size: ranges of files and bytes at hand, joined; read in pieces, so that no text need fit into
-memory."""
+"""A text of any size: ranges of files and bytes, joined and read in pieces, so that none need fit into memory."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -86,8 +85,7 @@ class Text:
         return Text(parts)
 
     def next_character(self, position: int) -> int:
-        """Return the first place at or after `position` where a UTF-8 character begins; where no UTF-8 is,
-        `position`."""
+        """Return the first place from `position` on where a UTF-8 character begins; `position` if it is not UTF-8."""
         return position + next_character(self.cut(position, position + LONGEST_CHARACTER).read(), 0)
 
     def blocks(self) -> Iterator[bytes]:

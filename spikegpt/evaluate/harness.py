@@ -1,8 +1,8 @@
-"""Our models in EleutherAI's lm-evaluation-harness: `spikegpt lm-eval --model spikegpt --model_args pretrained=RUN
---tasks ...`.
+"""Our models in lm-eval: `spikegpt lm-eval --model spikegpt --model_args pretrained=RUN --tasks ...`.
 
-Needs the extra `eval`. Three kinds of requests: log probabilities of continuations (scoring.py), of whole texts with
-carried state, however long they are, and continuations to be written (generate.py).
+EleutherAI's lm-evaluation-harness, which needs the extra `eval`. Three kinds of requests: log probabilities of
+continuations (evaluate/scoring.py), of whole texts with carried state, however long they are, and continuations to be
+written (generate/).
 
 What stands before a text that has no context is `prefix`: <|endoftext|> where the tokenizer has it, else a newline.
 """

@@ -1,5 +1,4 @@
-"""Last-word accuracy, as LAMBADA measures it: does a model name the last word of a passage from all that stands before
-it?
+"""Last-word accuracy, as LAMBADA measures it: does a model name a passage's last word from all before it?
 
 The word is what follows the last white space, and that white space belongs to it (" word"). It is found if each of its
 tokens is the most likely one after those before it. The perplexity is per word: exp of the mean of its negative log
@@ -53,8 +52,7 @@ class LastWords:
 
 
 def read_passages(file: Path) -> list[tuple[str, str, str]]:
-    """Return (where: FILE, line N; all before the last word; the last word with the white space before it) of every
-    passage.
+    """Return (where: FILE, line N; all before the last word; the last word and the space before it) of every passage.
 
     A .jsonl file holds an object with a "text" per line, any other a passage per line. White space around a passage is
     cut, and empty lines are skipped.

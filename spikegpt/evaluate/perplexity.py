@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 from ..common.errors import SpikegptError
 from ..data.tokenizers import Tokenizer
 from ..data.tokens.token_file import count_characters
-from ..model.network import ModelOutput, SpikeGPT, evaluating
+from ..model.network import EMBEDDING, ModelOutput, SpikeGPT, evaluating
 from ..model.state import membranes_of
 
 # windows read at once: so many, or fewer where their logits would be more than this
@@ -35,8 +35,7 @@ BATCH, LOGITS = 8, 1 << 26
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Sums over a text; the first token is never predicted and so counts nowhere. `nats` is the summed
-    cross-entropy."""
+    """Sums over a text, `nats` that of the cross-entropy; the first token is never predicted and counts nowhere."""
 
     protocol: str
     tokens: int
@@ -111,14 +110,13 @@ def perplexity_of(nats: float, count: int) -> float:
 
 
 def mean_firing_rate(rates: dict[str, float], synapses: dict[str, int]) -> float | None:
-    """Return the mean of `rates` weighted by synapses where matrix products read the spikes, else over all layers of
-    neurons.
+    """Return the mean of `rates`, by synapses where matrix products read the spikes, else over all neuron layers.
 
     The binary embedding is not a neuron. None if there is nothing to average.
     """
     if synapses:
         return sum(rates[name] * count for name, count in synapses.items()) / sum(synapses.values())
-    neurons = [rate for name, rate in rates.items() if name != "emb"]
+    neurons = [rate for name, rate in rates.items() if name != EMBEDDING]
     return sum(neurons) / len(neurons) if neurons else None
 
 
@@ -224,8 +222,8 @@ def evaluate_windows(
             state = membranes_of(after) if keep_membrane else None
             if keep_membrane and not any(isinstance(part, Tensor) for part in tree_leaves(state)):
                 raise SpikegptError(
-                    "this model has no membranes to keep: it is dense, or its neurons are memoryless; leave out "
-                    "--keep-membrane"
+                    "this model has no membranes to keep: it is dense, or its neurons are memoryless; "
+                    "leave out --keep-membrane"
                 )
             is_new = torch.zeros(len(batch), ctx_len, dtype=torch.bool, device=device)
             for row, start in enumerate(batch):

@@ -118,8 +118,7 @@ def _read(model: SpikeGPT, texts: list[Sequence[int]], state: State | None) -> t
 def _read_continuations(
     model: SpikeGPT, logits: Tensor, state: State, continuations: list[Sequence[int]]
 ) -> list[Score]:
-    """The scores of N continuations of at least one token, from the logits (N, vocab_size) and the state before
-    each."""
+    """The scores of N continuations of at least one token, from logits (N, vocab_size) and state before each."""
     device = logits.device
     totals = torch.zeros(len(continuations), dtype=torch.float64, device=device)
     is_greedy = torch.ones(len(continuations), dtype=torch.bool, device=device)

@@ -104,8 +104,7 @@ class Engine:
         return output.logits[:, -1]
 
     def _choose(self, decoder: Decoder, texts: int) -> None:
-        """Go on with the model's forward pass if it is faster; one text is always read by rows, for it shares its pass
-        with none."""
+        """Go on with the model's forward pass if it is faster; one text is always read by rows."""
         self._is_chosen = True
         if texts > 1 and texts * decoder.density() > GATHERED_TEXTS:
             self._state, self.by_rows = decoder.give(), False
@@ -122,8 +121,7 @@ class Engine:
         return self._decoder.density() if self._decoder is not None else 1.0
 
     def spike_counts(self) -> dict[str, int]:
-        """Return layer of neurons -> how many of its neurons fired, over all tokens read by rows; of a spike-driven
-        model."""
+        """Return layer of neurons -> how many fired, over all tokens read by rows; of a spike-driven model."""
         return self._decoder.spike_counts() if self._decoder is not None else {}
 
 

@@ -1,5 +1,4 @@
-"""Decoding with event-driven products: the model's own forward pass, in which every product of spikes reads the rows
-that fired.
+"""Decoding with event-driven products: the model's forward pass, each product of spikes reading the rows that fired.
 
 For a GPU, where one kernel does such a product; for any mixer and any neurons, because only the products are exchanged.
 """
@@ -16,8 +15,7 @@ from ..model.state import State
 
 
 class EventProduct(nn.Module):
-    """The matrix product of `linear`, whose input is spikes: its weights by rows, float32, bfloat16, or int8 with
-    scales.
+    """The matrix product of `linear` with spikes: its weights by rows, float32, bfloat16, or int8 with scales.
 
     A model in half precision keeps its rows in bfloat16.
     """
@@ -47,8 +45,7 @@ class EventProduct(nn.Module):
 
 
 class EventDecoder:
-    """Reads one token of each text by `model`, whose products of spikes are event-driven; all other weights are shared
-    with it."""
+    """Reads one token of each text by `model`, its products of spikes event-driven, other weights shared with it."""
 
     def __init__(self, model: SpikeGPT, weights: str):
         # parameters are not copied, only the modules that hold them

@@ -1,7 +1,7 @@
-"""Text from a model, token by token, in constant memory: several prompts at once, streaming. How one token is drawn:
-sample.py.
+"""Text from a model, token by token, in constant memory: several prompts at once, streaming.
 
-Each prompt has its own random generator, so what it yields does not depend on its neighbours in the batch.
+How one token is drawn: sample.py. Each prompt has its own random generator, so what it yields does not depend on its
+neighbours in the batch.
 """
 
 from collections.abc import Iterator
@@ -56,8 +56,8 @@ def stream(
     for prompt, ids in zip(prompts, encoded, strict=True):
         if len(ids) == 0:
             raise SpikegptError(
-                f"the prompt {prompt!r} is empty; the model needs at least one token to continue, a newline for "
-                f"instance"
+                f"the prompt {prompt!r} is empty; "
+                "the model needs at least one token to continue, a newline for instance"
             )
     device = model.device
     was_training = model.training

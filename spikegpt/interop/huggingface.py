@@ -1,8 +1,7 @@
-"""Our models as Hugging Face's: Auto classes, save_pretrained, generate with carried state, Trainer, pipeline. Needs
-the extra hf.
+"""Our models as Hugging Face's: Auto classes, save_pretrained, generate with carried state, Trainer, pipeline.
 
-Thin: the network is `SpikeGPT`, here it only changes clothes. Importing this module registers the classes with the Auto
-classes:
+Needs the extra `hf`. Thin: the network is `SpikeGPT`, here it only changes clothes. Importing this module registers the
+classes with the Auto classes:
 
     import spikegpt.huggingface
     model = AutoModelForCausalLM.from_pretrained(FOLDER)
@@ -70,8 +69,7 @@ class SpikeGPTConfig(PreTrainedConfig):
 
 @dataclass
 class SpikeGPTOutput(ModelOutput):
-    """`logits`: (B, T, vocab_size), or (B, num_labels) of a classifier; `state`: put it in to read on; `spikes`: module
-    name -> (B, T, C)."""
+    """`logits` (B, T, vocab_size), of a classifier (B, num_labels); `state`, put in to read on; `spikes` by layer."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None
@@ -89,8 +87,7 @@ class _SpikeGPTPreTrained(PreTrainedModel):
     _is_stateful = True
 
     def _make_network(self) -> SpikeGPT:
-        """The network, with our own initialisation; within from_pretrained, which builds on the meta device, without
-        numbers."""
+        """The network, initialised by us; without numbers in from_pretrained, which builds on the meta device."""
         is_filled_later = torch.empty(0).is_meta
         network = SpikeGPT(self.config.to_model_config(), init=not is_filled_later)
         for module in network.modules() if not is_filled_later else ():
@@ -247,8 +244,8 @@ class SpikeGPTForSequenceClassification(_SpikeGPTPreTrained):
             wrong = (labels < 0) | (labels >= self.n_classes)
             if bool(wrong.any()):
                 raise ValueError(
-                    f"label {int(labels[wrong][0])} is outside [0, {self.n_classes}); set num_labels to the "
-                    f"number of classes"
+                    f"label {int(labels[wrong][0])} is outside [0, {self.n_classes}); "
+                    "set num_labels to the number of classes"
                 )
             loss = F.cross_entropy(logits.float(), labels)
         output = SpikeGPTOutput(loss=loss, logits=logits, spikes=spikes if output_spikes else None)
@@ -303,8 +300,8 @@ def to_huggingface_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
         library.decoder = decoders.Fuse()
     else:
         raise SpikegptError(
-            f"{type(tokenizer).__name__} has no equal in Hugging Face's library; train with --tokenizer byte, char "
-            f"or bpe"
+            f"{type(tokenizer).__name__} has no equal in Hugging Face's library; "
+            "train with --tokenizer byte, char or bpe"
         )
     end = END if library.token_to_id(END) is not None else None
     return PreTrainedTokenizerFast(

@@ -81,8 +81,7 @@ def huggingface_name(name: str) -> str:
 
 
 def infer_config(weights: Mapping[str, Tensor], source: Path, spiking: Spiking | None, ctx_len: int) -> ModelConfig:
-    """Return the configuration of official tensors, after checking that each is there, has its shape, and none is left
-    over.
+    """Return the configuration of official tensors, each checked to be there and of its shape, with none left over.
 
     Raises:
         SpikegptError: see `import_weights`.
@@ -93,8 +92,8 @@ def infer_config(weights: Mapping[str, Tensor], source: Path, spiking: Spiking |
     layers = {int(found[1]) for name in weights if (found := re.match(r"blocks\.(\d+)\.", name))}
     if "emb.weight" not in weights or not layers:
         raise SpikegptError(
-            f"{source} has no emb.weight and blocks.0.*: neither RWKV-4 nor SpikeGPT. It begins with "
-            f"{_some(list(weights))}"
+            f"{source} has no emb.weight and blocks.0.*: neither RWKV-4 nor SpikeGPT. "
+            f"It begins with {_some(list(weights))}"
         )
     vocab_size, n_embd = weights["emb.weight"].shape
     n_layer = max(layers) + 1
@@ -102,9 +101,9 @@ def infer_config(weights: Mapping[str, Tensor], source: Path, spiking: Spiking |
     block = spiking or known
     if block is None:
         raise SpikegptError(
-            f"{source}: {n_layer} layers, width {n_embd}, vocabulary {vocab_size}. The published SpikeGPT and dense "
-            f"RWKV-4 have the same "
-            "tensors, and neither size nor name tells which this is: say --spiking output or --spiking none"
+            f"{source}: {n_layer} layers, width {n_embd}, vocabulary {vocab_size}. "
+            "The published SpikeGPT and dense RWKV-4 have the same tensors, "
+            "and neither size nor name tells which this is: say --spiking output or --spiking none"
         )
     config = ModelConfig(n_layer=n_layer, n_embd=n_embd, vocab_size=vocab_size, ctx_len=ctx_len, spiking=block)
     _check_tensors(weights, config, source)

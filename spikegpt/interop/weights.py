@@ -1,5 +1,4 @@
-"""Weights in the files of others: the author's SpikeGPT and official RWKV-4 `.pth`, Hugging Face's RwkvForCausalLM
-folders, our own.
+"""Weights in the files of others: the author's SpikeGPT, official RWKV-4, Hugging Face's RwkvForCausalLM; our own.
 
 Import makes a folder that every verb takes as a run; export writes the same tensors back under the names of the other
 side. Loading never runs code. Tensors are mapped or read one at a time, so that no file is in memory twice.
@@ -97,13 +96,13 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
     config = model.config
     if config.mixer != "rwkv4":
         raise SpikegptError(
-            f"layout {layout!r} names RWKV-4's tensors, the model's mixer is {config.mixer!r}; export it with --layout "
-            "auto"
+            f"layout {layout!r} names RWKV-4's tensors, the model's mixer is {config.mixer!r}; "
+            "export it with --layout auto"
         )
     if config.spiking == "input":
         raise SpikegptError(
-            "a spike-driven model has neurons with parameters, which no other library's layout names; export it with "
-            "--layout auto"
+            "a spike-driven model has neurons with parameters, which no other library's layout names; "
+            "export it with --layout auto"
         )
     weights = model.state_dict()
     if layout == "pth":
@@ -120,8 +119,7 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
 
 
 def open_weights(source: Path) -> Mapping[str, Tensor]:
-    """Return name -> tensor of a file or folder, under the names that stand there; nothing is read before it is asked
-    for.
+    """Return name -> tensor of a file or folder, under the names there; nothing is read before it is asked for.
 
     Raises:
         SpikegptError: it is missing, broken, holds something else than tensors, or would run code.
@@ -167,9 +165,8 @@ def _open_pickle(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         reason = str(error).split("\n")[0]
         raise SpikegptError(
-            f"{path} holds more than tensors, and opening it could run code: refused ({reason}). Ask its author for "
-            f"a file of tensors alone, "
-            "or convert it to safetensors on a machine where that code may run"
+            f"{path} holds more than tensors, and opening it could run code: refused ({reason}). Ask its author for a "
+            "file of tensors alone, or convert it to safetensors on a machine where that code may run"
         ) from None
     except (EOFError, RuntimeError, ValueError, OSError) as error:
         raise SpikegptError(f"{path} is not a whole file of torch.save ({error}); get it again") from None
@@ -192,13 +189,13 @@ def _find_tokenizer(source: Path, given: Path | None, vocab_size: int) -> Tokeni
         # released models have a few rows more than tokens
         if tokenizer.vocab_size > vocab_size:
             raise SpikegptError(
-                f"{given or beside[0]} has {tokenizer.vocab_size} tokens, the model {vocab_size}: it is not this "
-                f"model's tokenizer"
+                f"{given or beside[0]} has {tokenizer.vocab_size} tokens, the model {vocab_size}: "
+                "it is not this model's tokenizer"
             )
         return tokenizer
     if vocab_size == 256:
         return ByteTokenizer()
     raise SpikegptError(
-        f"the vocabulary has {vocab_size} tokens and no tokenizer.json lies beside {source}; give one with "
-        f"--tokenizer FILE"
+        f"the vocabulary has {vocab_size} tokens and no tokenizer.json lies beside {source}; "
+        "give one with --tokenizer FILE"
     )

@@ -45,8 +45,8 @@ def choose_backend(backend: str, operation: str, tensor: torch.Tensor) -> str:
             return "reference"
         if not is_installed(fast):
             _warn_once(
-                f"{operation}: {PACKAGE[fast]} is missing, using the slow reference; pip install "
-                f"{what_to_install(fast)}"
+                f"{operation}: {PACKAGE[fast]} is missing, using the slow reference; "
+                f"pip install {what_to_install(fast)}"
             )
             return "reference"
         return fast
@@ -56,8 +56,8 @@ def choose_backend(backend: str, operation: str, tensor: torch.Tensor) -> str:
         )
     if tensor.dtype not in FAST_DTYPES:
         raise ValueError(
-            f"{operation}: backend {backend!r} takes float32, bfloat16 or float16, got {tensor.dtype}; use "
-            f"backend='reference'"
+            f"{operation}: backend {backend!r} takes float32, bfloat16 or float16, got {tensor.dtype}; "
+            "use backend='reference'"
         )
     if not is_installed(backend):
         raise ModuleNotFoundError(
@@ -80,8 +80,7 @@ def is_installed(backend: str) -> bool:
 
 
 def what_to_install(backend: str) -> str:
-    """Return the name under which pip knows the package behind `backend`: CuPy has one for each major version of
-    CUDA."""
+    """Return pip's name of the package behind `backend`: CuPy has one for each major version of CUDA."""
     version = torch.version.cuda or "13"
     return f"cupy-cuda{version.split('.')[0]}x" if backend == "cupy" else PACKAGE[backend]
 

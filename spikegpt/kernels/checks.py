@@ -17,8 +17,9 @@ def check_known(operation: str, name: str, value: str, known: tuple[str, ...]) -
 def check_neuron_inputs(
     operation: str, current: Tensor, potential: Tensor | None, decay_input: bool, **per_channel: float | Tensor
 ) -> list[Tensor]:
-    """Return [potential, *per_channel] in the dtype that the state is kept in: at rest (zeros) if `potential` is None,
-    a number of `per_channel` as a tensor (C,).
+    """Return [potential, *per_channel] in the dtype that the state is kept in.
+
+    At rest (zeros) if `potential` is None; a number of `per_channel` as a tensor (C,).
 
     Args:
         per_channel: `membrane_decay` and whatever else each neuron has its own of, by name.
@@ -34,8 +35,8 @@ def check_neuron_inputs(
         potential = torch.zeros(B, C, dtype=state_dtype, device=device)
     elif potential.shape != (B, C) or potential.dtype != state_dtype:
         raise ValueError(
-            f"{operation}: potential is {potential.dtype} {tuple(potential.shape)}, want {state_dtype} {(B, C)} for a "
-            f"{current.dtype} current"
+            f"{operation}: potential is {potential.dtype} {tuple(potential.shape)}, "
+            f"want {state_dtype} {(B, C)} for a {current.dtype} current"
         )
     tensors = [potential]
     for name, value in per_channel.items():
@@ -57,8 +58,7 @@ def check_neuron_inputs(
 def check_wkv_inputs(
     operation: str, empty_state: Any, time_decay: Tensor, time_first: Tensor, key: Tensor, value: Tensor, state: Any
 ) -> Any:
-    """Return (time_decay, time_first, state) in the dtype that the state is kept in; `empty_state` makes the one before
-    the first token.
+    """Return (time_decay, time_first, state) in the state's dtype; `empty_state` makes the one before the first token.
 
     Raises:
         ValueError: a shape, dtype or device does not fit; the message begins with `operation` and names what was found
@@ -67,8 +67,8 @@ def check_wkv_inputs(
     state_dtype = _check_sequence(operation, "key", key)
     if value.shape != key.shape or value.dtype != key.dtype:
         raise ValueError(
-            f"{operation}: value is {value.dtype} {tuple(value.shape)}, key is {key.dtype} {tuple(key.shape)}; they "
-            f"must agree"
+            f"{operation}: value is {value.dtype} {tuple(value.shape)}, key is {key.dtype} {tuple(key.shape)}; "
+            "they must agree"
         )
     B, _, C = key.shape
     for name, parameter in (("time_decay", time_decay), ("time_first", time_first)):
@@ -103,6 +103,6 @@ def _check_decay(operation: str, membrane_decay: float | Tensor, decay_input: bo
     if not 0.0 <= membrane_decay <= 1.0 or (decay_input and membrane_decay == 1.0):
         highest = "below 1 (with decay_input a decay of 1 takes in nothing)" if decay_input else "at most 1"
         raise ValueError(
-            f"{operation}: membrane_decay must be at least 0 and {highest}, got {membrane_decay}; tau = 2 is "
-            f"decay = 0.5"
+            f"{operation}: membrane_decay must be at least 0 and {highest}, got {membrane_decay}; "
+            "tau = 2 is decay = 0.5"
         )

@@ -1,5 +1,4 @@
-"""What the fast CPU kernels share: how they are run, and the exponential they use. The kernels are in the `cpu` of each
-operation.
+"""What the fast CPU kernels, the `cpu` of each operation, share: how they are run, and the exponential they use.
 
 One task is one batch row times up to BLOCK channels: time is the outer loop, channels the inner one, so that LLVM turns
 the inner loop into vector instructions and the running state stays in the first-level cache. The backward passes keep
@@ -27,11 +26,11 @@ SMALL = 1 << 15  # neuron-steps below which starting a second thread costs more 
 
 ZERO, ONE = np.float32(0), np.float32(1)
 
-# neurons: every operation rounds as torch's does, so that spikes are bit-identical to the reference and to the
-# recomputation
+# neurons: every operation rounds as torch's does, so that spikes are bit-identical
+# to the reference and to the recomputation
 exact = numba.njit(cache=True, nogil=True, error_model="numpy")
-# gradients and wkv: a multiplication and an addition may become one fused instruction; NaN and infinity keep their
-# meaning
+# gradients and wkv: a multiplication and an addition may become one fused instruction;
+# NaN and infinity keep their meaning
 fused = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 
 
@@ -45,8 +44,8 @@ def as_arrays(*tensors: Tensor) -> list[np.ndarray]:
 
 def exp_of_few(exponents: Tensor) -> Tensor:
     """Return exp of a float32 tensor with one number per channel."""
-    # by numpy: torch hands even these few numbers to all its threads, and on a busy machine waits for them for
-    # milliseconds
+    # by numpy: torch hands even these few numbers to all its threads,
+    # and on a busy machine waits for them for milliseconds
     return torch.from_numpy(np.exp(exponents.detach().numpy()))
 
 
@@ -59,8 +58,7 @@ _pool: tuple[int, int, ThreadPoolExecutor] | None = None
 
 
 def run_tasks(task, shape: Sequence[int], *arguments) -> None:
-    """Call `task(batch row, first channel, channels, *arguments)` for all rows and channels, on torch.get_num_threads()
-    threads."""
+    """Call `task(batch row, first channel, channels, *arguments)` for all rows and channels, on torch's threads."""
     B, T, C = shape
     width, small = BLOCK, B * T * C <= SMALL
     # by the shape alone, never by the number of threads: the same rounding everywhere
@@ -84,8 +82,7 @@ def run_tasks(task, shape: Sequence[int], *arguments) -> None:
 
 
 def helper_pool(threads: int) -> ThreadPoolExecutor:
-    """Return a pool of at least `threads` threads, made at first use and again in a forked process, where threads are
-    gone."""
+    """Return a pool of at least `threads` threads, made at first use and again in a fork, where threads are gone."""
     global _pool
     if _pool is None or _pool[0] != os.getpid() or _pool[1] < threads:
         _pool = os.getpid(), threads, ThreadPoolExecutor(threads, thread_name_prefix="spikegpt")

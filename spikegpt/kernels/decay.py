@@ -26,6 +26,5 @@ def decay_of(time_decay: Tensor, exp: Exponential = torch.exp) -> Tensor:
 
 
 def time_decay_gradient(grad_log_decay: Tensor, time_decay: Tensor, log_decay: Tensor) -> Tensor:
-    """Return the gradient of `time_decay` for the one of `log_decay` = log_decay_of(time_decay), as autograd would: 0
-    beyond the limit."""
+    """Return the gradient of `time_decay` from that of `log_decay_of(time_decay)`, as autograd; 0 beyond the limit."""
     return torch.where(time_decay.detach() > TIME_DECAY_LIMIT, 0.0, grad_log_decay * log_decay)

@@ -1,5 +1,4 @@
-"""Finds the CUDA sources, compiles them at first use through CuPy (NVRTC, no compiler needed) and launches their
-kernels.
+"""Finds the CUDA sources, compiles them at first use through CuPy (NVRTC, no compiler needed), launches their kernels.
 
 A kernel runs on torch's current stream and the device of its tensors, on their memory as it lies: nothing is copied.
 What the arguments of each kernel are stands at the top of its `.cu` file; who calls it, in the `gpu` of each operation.
@@ -54,9 +53,9 @@ def read_source(name: str) -> str:
 
 
 def launch(source: str, kernel: str, element: torch.dtype, threads: int | tuple[int, ...], *arguments) -> None:
-    """Run `kernel` of `source`.cu, compiled for `element`, on `threads` threads: as many as that along x, and blocks
-    along y and z.
+    """Run `kernel` of `source`.cu, compiled for `element`, on `threads` threads.
 
+    Of a tuple the first is the threads along x, the others are blocks along y and z.
     A tensor is passed as its address, None as a null pointer, a number as int or float.
 
     Raises:
@@ -101,14 +100,13 @@ def import_cupy():
     if installed and wanted not in installed:
         found = " ".join(installed)
         raise RuntimeError(
-            f"torch was built for CUDA {torch.version.cuda}, CuPy is {found}: pip uninstall {found}; pip install "
-            f"{wanted}"
+            f"torch was built for CUDA {torch.version.cuda}, CuPy is {found}: "
+            f"pip uninstall {found}; pip install {wanted}"
         )
     return importlib.import_module("cupy")
 
 
 def installed_cupy() -> dict[str, str]:
-    """Return {name: version} of the CuPy packages that pip installed; one built from source has the name cupy and fits
-    any CUDA."""
+    """Return {name: version} of pip's CuPy packages; one built from source is named cupy and fits any CUDA."""
     packages = {dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions()}
     return {name: version for name, version in sorted(packages.items()) if re.fullmatch(r"cupy-cuda\d+x", name or "")}

@@ -13,8 +13,7 @@ from ..model.network import SpikeGPT
 
 
 def describe_model(what: str, with_tensors: bool = False) -> dict[str, Any]:
-    """Return sizes and configuration of a preset, run or checkpoint as plain values, and the shape of each tensor by
-    its name.
+    """Return sizes and configuration of a preset, run or checkpoint as plain values, and each tensor's shape by name.
 
     Raises:
         SpikegptError: `what` is none of them.

@@ -65,8 +65,7 @@ def _examine_all(device: str) -> dict[str, dict[str, Any]]:
 
 
 def decoding() -> dict[str, Any]:
-    """Return how texts are decoded here, and how fast one text is: a new model of the preset `small` and its dense
-    twin."""
+    """Return how texts are decoded here, and how fast one text is: a new `small` model and its dense twin."""
     speeds, density = {}, 1.0
     for spiking in ("input", "none"):
         torch.manual_seed(0)
@@ -145,8 +144,8 @@ def _examine(make: Callable, run: Callable, device: str) -> dict[str, Any]:
 
     fast = _output_and_gradients(inputs(torch.float32), run, "auto")
     exact = _output_and_gradients(inputs(torch.float64), run, "reference")
-    # a potential within rounding of the threshold may fire in one precision and not in the other: one in 10,000 is
-    # allowed
+    # a potential within rounding of the threshold may fire in one precision and not in the other:
+    # one in 10,000 is allowed
     errors = [
         ((a.double() - b).abs() > TOLERANCE * b.abs().max()).double().mean().item()
         for a, b in zip(fast, exact, strict=True)

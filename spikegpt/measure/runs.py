@@ -167,8 +167,10 @@ def measure_model(
 
 
 def neuron_places(model: SpikeGPT, layers: Iterable[str]) -> dict[str, NeuronPlace]:
-    """Return where `layers` that emit spikes stand in `model`: blocks.3.att.key_neuron is "att key" of block 3, in the
-    time mix."""
+    """Return where `layers` that emit spikes stand in `model`.
+
+    blocks.3.att.key_neuron is "att key" of block 3, in the time mix.
+    """
     sites = model.sites()
     places = {}
     for layer in layers:
@@ -198,8 +200,7 @@ def _decode(model: SpikeGPT, ids: Tensor) -> None:
 
 
 def _decoder(model: SpikeGPT, ids: Tensor) -> Callable[[Tensor], None]:
-    """Return a function that reads ids (1, T) one by one in the engine, as `generate` does, after the first of
-    `ids`."""
+    """Return a function that reads ids (1, T) one by one, as `generate` does, after the first of `ids`."""
     engine = Engine(model)
     engine.start(model(ids[:, :1]).state)
 
@@ -212,8 +213,7 @@ def _decoder(model: SpikeGPT, ids: Tensor) -> Callable[[Tensor], None]:
 
 @torch.inference_mode()
 def measure_speed(models: Sequence[SpikeGPT], texts: Sequence[np.ndarray]) -> list[dict[str, float]]:
-    """Return phase -> tokens per second of each model on this host: medians of rounds in which the models take
-    turns."""
+    """Return phase -> tokens per second of each model on this host: medians of rounds in which they take turns."""
     seconds: list[dict[str, list[float]]] = [{"prefill": [], "decode": []} for _ in models]
     sizes: list[dict[str, int]] = [{} for _ in models]
     # one round more, to warm up
@@ -249,8 +249,7 @@ def _processor() -> str:
 
 
 def _rasters(model: SpikeGPT, tokenizer: Tokenizer, tokens: np.ndarray, prompt: str | None) -> tuple[Raster, ...]:
-    """The spikes of one layer of neurons in both halves of the first, the middle and the last block while the prompt is
-    read."""
+    """The spikes of one layer of both halves of the first, middle and last block while the prompt is read."""
     read = tokens if prompt is None else tokenizer.encode(prompt.encode())
     read = np.asarray(read[:RASTER_TOKENS])
     if not len(read):
@@ -284,14 +283,12 @@ def _shown_layers(model: SpikeGPT) -> list[str]:
 
 
 def report_folder(run: Path) -> Path:
-    """Return where the report of a run, or of one of its checkpoints, is kept: inside the run, never inside a
-    checkpoint."""
+    """Return where the report of a run or of one of its checkpoints is kept: in the run, never in a checkpoint."""
     return (run.resolve().parent.parent if (run / "manifest.json").is_file() else run) / "report"
 
 
 def claims_of(measurement: Measurement) -> Claims | None:
-    """Return the published saving, the same recipe on this model, and what this model saves as built; None if it is
-    dense."""
+    """Return the published saving, the same recipe on this model, and its saving as built; None if it is dense."""
     if measurement.firing_rate is None:
         return None
     published = published_saving()

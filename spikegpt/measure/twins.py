@@ -38,8 +38,7 @@ _NEURON_SETTINGS = {"neuron", "hidden_levels", "spiking_head", "binary_embedding
 
 
 def find_twin(run: Path) -> Path | None:
-    """Return a run beside `run` that is its dense twin: the same sizes, text, seed and training; None if there is
-    none."""
+    """Return a run beside `run` that is its dense twin (same sizes, text, seed and training); None without one."""
     config = read_run_config(run)
     wanted = _twin_key(ModelConfig.from_dict(config["model"]).twin(), config)
     for folder in sorted(run.resolve().parent.iterdir()):
@@ -77,8 +76,8 @@ def make_twin(run: Path, *, cache: Path | None = None, quiet: bool = False, devi
     start = config.get("started_from") and Path(config["started_from"])
     if start and read_model_config(start).spiking != "none":
         raise SpikegptError(
-            f"{run} began with the spiking weights of {start}, which have no dense twin; name a run: spikegpt "
-            f"compare {run} RUN"
+            f"{run} began with the spiking weights of {start}, which have no dense twin; "
+            f"name a run: spikegpt compare {run} RUN"
         )
     twin = find_twin(run)
     if twin is None:

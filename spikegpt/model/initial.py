@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def initialise(model: "SpikeGPT") -> None:
-    """Fill every parameter of `model`, drawn from torch's default generator: embedding and head here, halves of blocks
-    as they do.
+    """Fill `model` from torch's default generator: embedding and head here, halves of blocks as they do.
 
     Source: RWKV-v4neo `generate_init_weight`. The published SpikeGPT script skips it by accident and trains from
     torch's defaults.
@@ -41,8 +40,7 @@ def initialise(model: "SpikeGPT") -> None:
 
 @torch.no_grad()
 def calibrate_thresholds(model: "SpikeGPT", rate: float | None = None, tokens: int = 64) -> None:
-    """Set the learnable thresholds of every layer, one number per layer, so that `rate` of its neurons fire on random
-    text.
+    """Set the learnable thresholds, one number per layer, so that `rate` of its neurons fire on random text.
 
     None takes what each site asks for. Layer after layer in one pass over 4 x `tokens` random ids, drawn from torch's
     default generator.

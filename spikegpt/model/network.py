@@ -1,7 +1,7 @@
-"""The whole network: Block and SpikeGPT. One class: spike-driven, as published, and dense; what a half of a block is,
-mixers/ say.
+"""The whole network, Block and SpikeGPT: one class for spike-driven, published and dense models.
 
-Parameter names and shapes are those of the official checkpoints. One neuron step is one token.
+What a half of a block is, mixers/ say. Parameter names and shapes are those of the official checkpoints. One neuron
+step is one token.
 Sources: github.com/BlinkDL/RWKV-LM, RWKV-v4neo/src/model.py; github.com/ridgerchu/SpikeGPT, src/model.py.
 """
 
@@ -21,6 +21,9 @@ from .mixers import MIXERS, Mixer, NeuronFactory, Site
 from .published import rescale_stream
 from .state import BlockState, State
 
+# the binary embedding among the spikes, by the name of its module: it is no layer of neurons
+EMBEDDING = "emb"
+
 
 class ModelOutput(NamedTuple):
     logits: Tensor
@@ -29,8 +32,7 @@ class ModelOutput(NamedTuple):
 
 
 class PlacedSite(NamedTuple):
-    """A site of a model: whose it is, its neurons, and the matrix product that reads their spikes, None where there is
-    none."""
+    """A site of a model: whose it is, its neurons, and the matrix product that reads their spikes, if any."""
 
     block: int | None
     """None at the head"""
@@ -81,8 +83,7 @@ class Block(nn.Module):
         return x + mixed, BlockState(time_mix, time_mix_neuron, channel_mix, channel_mix_neuron), spikes
 
     def _fire(self, site: str, current: Tensor, before: Any, spikes: dict[str, Tensor]) -> tuple[Tensor, Any]:
-        """(what is added to the stream, neuron state): spikes of the neurons behind a half, noted, or the current
-        itself."""
+        """(what is added to the stream, neuron state): spikes of the neurons behind a half, noted, or the current."""
         neuron = self._modules.get(site)
         if neuron is None:
             return current, None
@@ -96,8 +97,7 @@ def our_neuron(site: Site) -> LIF:
 
 
 class SpikeGPT(nn.Module):
-    """A language model of RWKV blocks whose matrix products read spikes, or whose outputs are spikes, or its dense
-    twin.
+    """A language model of RWKV blocks whose products read spikes, whose outputs are spikes, or its dense twin.
 
     Args:
         config: sizes and `spiking`; the configuration of our own neurons.
@@ -148,8 +148,7 @@ class SpikeGPT(nn.Module):
         return ModelOutput(self.read_out(x[:, -1:] if last_only else x, spikes), new_state, spikes)
 
     def read_out(self, x: Tensor, spikes: dict[str, Tensor]) -> Tensor:
-        """Return the logits (B, T, vocab_size) of x (B, T, n_embd) from `hidden`; spikes of the head's neurons are put
-        into `spikes`."""
+        """Return logits (B, T, vocab_size) of x (B, T, n_embd) from `hidden`; adds the head's spikes to `spikes`."""
         if self.head_site is not None:
             # memoryless: the state belongs to the blocks
             x, _ = self.head_neuron(x)
@@ -157,8 +156,7 @@ class SpikeGPT(nn.Module):
         return self.head(x)
 
     def hidden(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State, dict[str, Tensor]]:
-        """Return (what the head reads, before its neurons, if it has any: (B, T, n_embd); state; spikes), as `forward`
-        would."""
+        """Return (what the head or its neurons read (B, T, n_embd); state; spikes), as `forward` would."""
         self._check_ids(ids)
         if state is not None and len(state) != len(self.blocks):
             raise ValueError(
@@ -167,7 +165,7 @@ class SpikeGPT(nn.Module):
         x = self.emb(ids)
         spikes = {}
         if self.has_binary_embedding:
-            x = spikes["emb"] = heaviside(x, "atan", 2.0)
+            x = spikes[EMBEDDING] = heaviside(x, "atan", 2.0)
         x = self.blocks[0].ln0(x)
         new_state = []
         for layer, block in enumerate(self.blocks):
@@ -187,8 +185,8 @@ class SpikeGPT(nn.Module):
         if lowest < 0 or highest >= self.config.vocab_size:
             wrong = lowest if lowest < 0 else highest
             raise ValueError(
-                f"token id {wrong} is outside the vocabulary [0, {self.config.vocab_size}); is this the model's own "
-                f"tokenizer?"
+                f"token id {wrong} is outside the vocabulary [0, {self.config.vocab_size}); "
+                "is this the model's own tokenizer?"
             )
 
     @property
@@ -217,8 +215,7 @@ class SpikeGPT(nn.Module):
         return found
 
     def synapses(self) -> dict[str, int]:
-        """Return name of each layer of neurons whose spikes a matrix product reads -> number of its weights; empty
-        unless `input`.
+        """Return layer whose spikes a matrix product reads -> number of its weights; empty unless `input`.
 
         A spike costs as many synaptic operations as it has synapses, so these are the weights of a mean firing rate.
         """

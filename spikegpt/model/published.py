@@ -1,5 +1,4 @@
-"""A fault of the published inference, for those who want its numbers: the residual stream is rescaled from layer to
-layer.
+"""A fault of the published inference, for those who want its numbers: the stream rescaled from layer to layer.
 
 Its place is here, and not where published weights are read, because the configuration of a folder brings it back,
 whoever loads it. The block itself knows nothing of it.
@@ -18,8 +17,7 @@ if TYPE_CHECKING:
 
 
 def rescale_stream(blocks: "Sequence[Block]", every: int) -> None:
-    """Halve what comes out of every `every`-th of `blocks`, and divide what both halves of block l add by 2^(l //
-    every).
+    """Halve what each `every`-th of `blocks` gives, and divide what both halves of block l add by 2^(l // every).
 
     Exact for a dense model; before a neuron it weakens the current. Source: github.com/ridgerchu/SpikeGPT,
     src/model_run.py.

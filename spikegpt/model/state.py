@@ -1,5 +1,4 @@
-"""What a model carries from token to token, as a tree of tensors with the texts first: joined, picked apart, cut
-off."""
+"""What a model carries from token to token, a tree of tensors with the texts first: joined, picked apart, cut off."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,8 +9,7 @@ from torch.utils._pytree import tree_map
 
 
 class BlockState(NamedTuple):
-    """What one block carries: of each half what its mixer says, and of neurons behind the half, which the published
-    block has."""
+    """What one block carries: of each half what its mixer says, and of the published block's neurons behind it."""
 
     time_mix: Any
     time_mix_neuron: Any

@@ -41,8 +41,8 @@ class _ForeignNeuron(nn.Module):
             before, after = self(current)[0], self(changed)[0]
         if not torch.equal(before[:, :-1], after[:, :-1]):
             raise ValueError(
-                f"{type(self.neuron).__name__} lets a token see later tokens, which a language model must not; use a "
-                f"causal one"
+                f"{type(self.neuron).__name__} lets a token see later tokens, which a language model must not; "
+                "use a causal one"
             )
 
 
@@ -93,8 +93,8 @@ class SpikingJellyNeuron(_ForeignNeuron):
         longest = getattr(self.neuron, "T", None)
         if longest is not None and whole.shape[1] > longest:
             raise ValueError(
-                f"{type(self.neuron).__name__} was made for T={longest} tokens, the text has {whole.shape[1]}; make "
-                f"it with a larger T"
+                f"{type(self.neuron).__name__} was made for T={longest} tokens, the text has {whole.shape[1]}; "
+                "make it with a larger T"
             )
         padding = 0 if longest is None else longest - whole.shape[1]
         drive = nn.functional.pad(whole, (0, 0, 0, padding)).transpose(0, 1).contiguous()
@@ -120,8 +120,8 @@ class SnnTorchNeuron(_ForeignNeuron):
         super().__init__(neuron)
         if getattr(neuron, "init_hidden", False):
             raise ValueError(
-                f"{type(neuron).__name__} was made with init_hidden=True; make it with init_hidden=False, the model "
-                f"carries the state"
+                f"{type(neuron).__name__} was made with init_hidden=True; "
+                "make it with init_hidden=False, the model carries the state"
             )
 
     def forward(self, current: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -129,8 +129,7 @@ class LIF(nn.Module):
 
     @property
     def spike_worth(self) -> float | Tensor:
-        """The current that one unit spike stands for: (1 + 1/levels) thresholds, for whole thresholds are counted,
-        downwards.
+        """The current that one unit spike stands for: (1 + 1/levels) thresholds, as whole ones are counted, downwards.
 
         With it, and the best threshold for it, the squared error of spikes for Gaussian currents is within 1 % of the
         least that a worth of any size allows (levels 1, 2, 4, 8: 0.19, 0.10, 0.044, 0.017 of the variance).

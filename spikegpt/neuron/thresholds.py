@@ -1,5 +1,4 @@
-"""Thresholds from currents: at which a share of the neurons fires, and with which spikes stand best for real
-numbers."""
+"""Thresholds from currents: at which a share of neurons fires, and with which spikes best stand for real numbers."""
 
 import torch
 from torch import Tensor
@@ -12,15 +11,13 @@ TRIED_THRESHOLDS = torch.logspace(-1.3, 0.6, 24)
 
 
 def threshold_of_rate(current: Tensor, rate: float, signed: bool) -> Tensor:
-    """Return the threshold (scalar) at which `rate` of all currents (any shape) fire at once; neither sign counts if
-    not `signed`."""
+    """Return the threshold (scalar) at which `rate` of all currents fire at once; if `signed`, negative ones too."""
     driven = (current.abs() if signed else current).flatten()
     return driven.kthvalue(max(round((1 - rate) * driven.numel()), 1)).values
 
 
 def best_thresholds(currents: Tensor, neuron: LIF) -> Tensor:
-    """Return the thresholds (C,) with which the spikes of `currents` (N, C), at their worth, err least; 1 where none
-    arrives."""
+    """Return the thresholds (C,) at which spikes of `currents` (N, C) err least at their worth, 1 without any."""
     currents = currents[:: -(-len(currents) // FITTED_CURRENTS)]
     size = currents.square().mean(0).sqrt()
     best, least = torch.ones_like(size), torch.full_like(size, torch.inf)

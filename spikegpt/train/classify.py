@@ -41,8 +41,7 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.score.bias)
 
     def forward(self, ids: Tensor, lengths: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return (logits (B, n_classes), spikes) of texts ids (B, T), of which the first lengths (B,) tokens are
-        real."""
+        """Return (logits (B, n_classes), spikes) of texts ids (B, T), whose first lengths (B,) tokens are real."""
         x, _, spikes = self.network.hidden(ids)
         return self.score(x[torch.arange(len(ids), device=ids.device), lengths - 1]), spikes
 
@@ -60,8 +59,7 @@ class _Batch(NamedTuple):
 def finetune(
     run: Path, task: Task, config: ClassifyConfig, out: Path, device: str | torch.device = "auto"
 ) -> dict[str, Any]:
-    """Train one classifier per seed from the model in `run`, keep each in OUT/seed-N, and return how they did, as plain
-    values.
+    """Train one classifier per seed from the model in `run`, keep each in OUT/seed-N, and return plain results.
 
     Raises:
         SpikegptError: no whole model is there, the device is not there, a text cannot be encoded, or `out` cannot be
@@ -101,8 +99,7 @@ def finetune(
 
 
 def save_classifier(folder: Path, classifier: Classifier, tokenizer: Tokenizer, classes: tuple[str, ...]) -> None:
-    """Write model.safetensors, config.json and tokenizer.json into `folder`; SpikegptError if they cannot be
-    written."""
+    """Write model.safetensors, config.json and tokenizer.json into `folder`; SpikegptError if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save(folder / "tokenizer.json")
@@ -158,8 +155,11 @@ def _batches(encoded: list[_Encoded], size: int, device: torch.device) -> Iterat
 
 
 class _Classification:
-    """The classes of texts as what a loop trains for: in each epoch every example once, in a new order; an epoch ends
-    with an evaluation, and the weights of the best are remembered."""
+    """The classes of texts as what a loop trains for.
+
+    In each epoch every example comes once, in a new order; an epoch ends with an evaluation, and the weights of the
+    best are remembered.
+    """
 
     def __init__(self, classifier: Classifier, train: list[_Encoded], valid: list[_Encoded], config: ClassifyConfig):
         self.classifier, self.train, self.valid, self.config = classifier, train, valid, config
@@ -200,8 +200,7 @@ class _Classification:
 def _train(
     classifier: Classifier, train: list[_Encoded], valid: list[_Encoded], config: ClassifyConfig
 ) -> tuple[float, int]:
-    """Leave the classifier with the weights of its best epoch; return (its accuracy on valid, the epoch). It stays
-    where it is."""
+    """Leave the classifier, where it is, with the weights of its best epoch; return (accuracy on valid, epoch)."""
     from accelerate import Accelerator
 
     objective = _Classification(classifier, train, valid, config)
@@ -242,8 +241,7 @@ def _measure(classifier: Classifier, encoded: list[_Encoded], batch_size: int) -
 
 
 def table(task: Task, results: list[dict[str, Any]], published: dict[str, float]) -> str:
-    """Return the accuracies of several models side by side, with what knowing nothing gives and what was published, as
-    text."""
+    """Return accuracies of several models side by side as text, with what knowing nothing gives and the published."""
     sizes = f"{len(task.train)} train, {len(task.valid)} valid, {len(task.test)} test"
     lines = [f"{task.name}: {len(task.classes)} classes; {sizes}; chosen on valid, test read once per seed", ""]
     rows = [("majority class", f"{task.majority():.2%}", "", "")]

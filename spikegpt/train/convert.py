@@ -1,5 +1,4 @@
-"""Starting from trained weights: those of the same kind of model as they are, dense ones turned into a model with
-neurons.
+"""Starting from trained weights: of the same kind of model as they are, of a dense one turned into one with neurons.
 
 A dense model becomes a spiking one in two steps. Here thresholds are fitted to the currents of real text, and what a
 spike stands for is multiplied into the weights, so that the model with its neurons left out is still the dense model,
@@ -72,8 +71,7 @@ def spread_windows(tokens: np.ndarray, ctx_len: int) -> Tensor:
 
 
 def start_from(model: SpikeGPT, start: Path, ids: Tensor) -> None:
-    """Fill `model` with the weights in `start`; dense weights for a spiking model are converted, on the text `ids` (B,
-    T).
+    """Fill `model` with the weights in `start`; dense ones for a spiking model are converted on text `ids` (B, T).
 
     Raises:
         SpikegptError: the weights are of other sizes, or of another spiking block.
@@ -91,15 +89,14 @@ def start_from(model: SpikeGPT, start: Path, ids: Tensor) -> None:
         fit_neurons(model, ids)
     else:
         raise SpikegptError(
-            f"{start} has --spiking {there}, wanted is {here}; only dense weights (--spiking none) can become "
-            f"another block's"
+            f"{start} has --spiking {there}, wanted is {here}; "
+            "only dense weights (--spiking none) can become another block's"
         )
 
 
 @torch.no_grad()
 def fit_neurons(model: SpikeGPT, ids: Tensor) -> None:
-    """Fit the learnable thresholds of `model`, whose weights are dense, to `ids` (B, T), and scale its weights for
-    spikes.
+    """Fit the learnable thresholds of `model`, whose weights are dense, to `ids` (B, T), and scale its weights.
 
     Afterwards a neuron that passes on current / spike_worth in the place of spikes leaves every logit as it was. Leaky
     neurons are fitted as if they were memoryless.
@@ -140,7 +137,6 @@ def fit_neurons(model: SpikeGPT, ids: Tensor) -> None:
 
 
 def anneal(model: nn.Module, share: float) -> None:
-    """Let every LIF of `model`, while it trains, spike with probability `share`, and else pass on what its spikes stand
-    for."""
+    """Let every LIF of `model` in training spike with probability `share`, else pass on what spikes stand for."""
     for neuron in (module for module in model.modules() if isinstance(module, LIF)):
         neuron.spike_share = share

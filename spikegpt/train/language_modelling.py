@@ -1,5 +1,7 @@
-"""Language modelling as what a loop trains for: windows or streams of a text, the next token of each, and what the
-configuration adds to the loss; judged by bits per byte on the valid split."""
+"""Language modelling as what a loop trains for; judged by bits per byte on the valid split.
+
+Windows or streams of a text, the next token of each, and what the configuration adds to the loss.
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -114,8 +116,7 @@ class LanguageModelling:
         return valid
 
     def _is_settled(self, step: int) -> bool:
-        """Whether all neurons spike and the whole budget is in force: a model from before is not what the run is
-        for."""
+        """Whether all neurons spike and the whole budget is in force: a model from before is not the run's aim."""
         has_budget = self.synapses and self.config.synop_budget
         return spike_share(step, self.config) == 1 and (
             not has_budget or synop_budget(step, self.config) == self.config.synop_budget

@@ -62,8 +62,10 @@ class Objective(Protocol):
 
 
 class StepDone(NamedTuple):
-    """Facts of one optimizer step: means over its micro steps and over all processes, but for the spikes, which are
-    those of this process's last batch."""
+    """Facts of one optimizer step, means over its micro steps and all processes.
+
+    But for the spikes, which are those of this process's last batch.
+    """
 
     cross_entropy: float
     losses: dict[str, float]

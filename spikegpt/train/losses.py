@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..config import TrainConfig
-from ..model.network import l2wrap
+from ..model.network import EMBEDDING, l2wrap
 from .schedules import synop_budget
 
 # share of the dense products below which a budget is small: its excess weighs more
@@ -117,7 +117,7 @@ class FiringRate:
     target: float
 
     def __call__(self, reading: Reading) -> Tensor:
-        rates = torch.stack([firing_rate(spike) for name, spike in reading.spikes.items() if name != "emb"])
+        rates = torch.stack([firing_rate(spike) for name, spike in reading.spikes.items() if name != EMBEDDING])
         return self.weight * (rates - self.target).square().mean()
 
 
@@ -135,14 +135,12 @@ class SynopBudget:
 
 
 def firing_rate(spikes: Tensor) -> Tensor:
-    """Return the share of neurons that fired (scalar); its gradient pushes single spikes, straight through, towards
-    silence."""
+    """Return the share of neurons that fired (scalar); its gradient, straight through, pushes towards silence."""
     return spikes.float().abs().clamp(max=1).mean()
 
 
 def synop_share(spikes: dict[str, Tensor], synapses: dict[str, int]) -> Tensor:
-    """Return the share of the dense products' operations that these spikes cost: firing rates weighted by synapses
-    (scalar)."""
+    """Return the share of the dense products' operations that spikes cost (scalar): rates weighted by synapses."""
     total = sum(synapses.values())
     return torch.stack([firing_rate(spikes[name]) * (count / total) for name, count in synapses.items()]).sum()
 

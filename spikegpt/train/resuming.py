@@ -1,5 +1,6 @@
-"""What a run keeps beside its weights so that it goes on bit for bit: optimizer, generators, sampler position, carried
-state, the best evaluation so far.
+"""What a run keeps beside its weights so that it goes on bit for bit.
+
+Optimizer, generators, sampler position, carried state, the best evaluation so far:
 
     training.safetensors  optimizer.N.*   rng.cpu, rng.cuda, state.N: one row from each process
     training.json         sampler_position, processes, threads, best, scaler
@@ -90,8 +91,8 @@ def load_training(
         if "state.0" in own:
             objective.state = _carried_state(own, objective.bare_model, accelerator.device)
         # last, for reading a token above may have drawn a dropout
-        # cloned: torch 2.13 reads a generator's state from the front of the storage, which for a row is another
-        # process's
+        # cloned: torch 2.13 reads a generator's state from the front of the storage,
+        # which for a row is another process's
         torch.set_rng_state(own["rng.cpu"].clone())
         if "rng.cuda" in own and torch.cuda.is_available():
             torch.cuda.set_rng_state(own["rng.cuda"].clone())

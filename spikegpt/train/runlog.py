@@ -8,6 +8,7 @@ from typing import Any
 
 from ..common.errors import SpikegptError
 from ..common.files import write_atomically
+from ..model.network import EMBEDDING
 
 DEAD, SATURATED = 0.001, 0.95
 
@@ -63,7 +64,7 @@ class RunLog:
         """Warn, once per layer and fault, of neurons that never or always fire."""
         for name, rate in rates.items():
             fault = "dead" if rate < DEAD else "saturated" if rate > SATURATED else None
-            if name != "emb" and fault and (name, fault) not in self.warned:
+            if name != EMBEDDING and fault and (name, fault) not in self.warned:
                 self.warned.add((name, fault))
                 advice = "lower the threshold or raise firing_rate_target" if fault == "dead" else "raise the threshold"
                 print(

@@ -32,8 +32,8 @@ class _Sampler:
         ):
             if value < lowest or (highest is not None and value > highest):
                 raise SpikegptError(
-                    f"{name} must be at least {lowest}{'' if highest is None else f' and at most {highest}'}, got "
-                    f"{value}"
+                    f"{name} must be at least {lowest}{'' if highest is None else f' and at most {highest}'}, "
+                    f"got {value}"
                 )
         self.tokens, self.ctx_len, self.batch_size, self.seed = tokens, ctx_len, batch_size, seed
         self.rank, self.world_size, self.position = rank, world_size, 0
@@ -53,8 +53,7 @@ class _Sampler:
 
 
 class WindowSampler(_Sampler):
-    """Random windows of ctx_len tokens: in each epoch, adjacent windows from a random phase, in a random order, each
-    once.
+    """Random windows of ctx_len tokens: per epoch, adjacent windows from a random phase, in random order, each once.
 
     Processes share the order that one process with world_size times the batch would draw; each takes its rows of every
     batch. An epoch is up to two windows short of the split, so that every phase is possible and all epochs are equally
@@ -67,8 +66,8 @@ class WindowSampler(_Sampler):
         super().__init__(tokens, ctx_len, batch_size, seed, rank, world_size)
         if len(tokens) < ctx_len + 1:
             raise SpikegptError(
-                f"the split has {len(tokens)} tokens, a window of ctx_len {ctx_len} needs {ctx_len + 1}; shorten "
-                f"ctx_len"
+                f"the split has {len(tokens)} tokens, a window of ctx_len {ctx_len} needs {ctx_len + 1}; "
+                "shorten ctx_len"
             )
         self.samples_per_epoch = max(1, len(tokens) // ctx_len - 1)
         self._epoch, self._starts = -1, np.empty(0, np.int64)
@@ -95,8 +94,7 @@ class WindowSampler(_Sampler):
 
 
 class StreamSampler(_Sampler):
-    """Text in order, for a state carried from step to step: one lane per row of the global batch, ctx_len tokens per
-    step.
+    """Text in order, for a carried state: one lane per row of the global batch, ctx_len tokens per step.
 
     Lanes are equal, adjacent parts of the split; all end together and start again, from another random phase.
     """
@@ -116,8 +114,7 @@ class StreamSampler(_Sampler):
         self.samples_per_epoch = self._steps * self.global_batch
 
     def next(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return ids and targets, each (B, T) int64, and starts (B,) bool: rows whose state must be reset before; and
-        advance.
+        """Return ids and targets, each (B, T) int64, and starts (B,) bool, rows to be reset before; and advance.
 
         Raises:
             SpikegptError: `position` was set to something else than whole global batches.

@@ -14,8 +14,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 
 def synop_budget(step: int, config: TrainConfig) -> float:
-    """Return the budget of a step: it shrinks from 1 to synop_budget, for a sudden one drives the firing far below
-    itself."""
+    """Return the budget of a step: it shrinks from 1 to synop_budget, as a sudden one drives firing far below it."""
     left = 1 - min(step / (config.synop_warmup * config.steps), 1.0) if config.synop_warmup else 0.0
     return config.synop_budget + (1 - config.synop_budget) * left
 

@@ -1,5 +1,4 @@
-"""Training into a run folder: one program for one process, several processes, several GPUs and several nodes
-(`accelerate launch`).
+"""Training into a run folder: one program for one or several processes, GPUs and nodes (`accelerate launch`).
 
 A run that is killed at any moment and resumed ends with the weights of the unbroken run, byte for byte, on the same
 machine with the same number of threads and processes: weights, optimizer, random generators, sampler position and
@@ -40,8 +39,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended: the folder, steps done, the last evaluation, whether a signal stopped it, and whether this
-    process is the one that speaks (with several processes, only the main one evaluates and reports)."""
+    """How a run ended: the folder, steps done, the last evaluation, and whether a signal stopped it.
+
+    And whether this process is the one that speaks (with several processes, only the main one evaluates and
+    reports).
+    """
 
     run: Path
     step: int

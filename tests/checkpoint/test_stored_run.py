@@ -1,8 +1,7 @@
 """A run that commit f7666a2 made, before the house had wings: it loads, decodes and resumes as it did then.
 
 Spike-driven, leaky neurons that learn their decay, a spiking head, carried state: all that a checkpoint can hold.
-`expected.npz` and `final.safetensors` are what that commit gave, on another machine perhaps: sums may be rounded
-otherwise.
+`expected.npz` and `final.safetensors` are what that commit gave, perhaps on another machine: sums may round otherwise.
 """
 
 import shutil

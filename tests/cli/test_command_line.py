@@ -1,5 +1,7 @@
-"""The command line as a user types it: every verb, its JSON, and errors of one or two lines. What is a fact about the
-process (streaming, signals, exit status, a quick start) is tested in one of its own."""
+"""The command line as a user types it: every verb, its JSON, and errors of one or two lines.
+
+What is a fact about the process (streaming, signals, exit status, a quick start) is tested in one of its own.
+"""
 
 import dataclasses
 import json
@@ -181,8 +183,8 @@ def test_every_verb_has_help(verb):
 
 def test_help_imports_no_torch():
     code = (
-        "import sys, spikegpt.cli.verbs as m; sys.argv = ['spikegpt', '--help']; m.main(); sys.exit('torch' in "
-        "sys.modules)"
+        "import sys, spikegpt.cli.verbs as m; sys.argv = ['spikegpt', '--help']; m.main(); "
+        "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 

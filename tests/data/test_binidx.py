@@ -1,5 +1,4 @@
-"""The token files of Megatron-LM and RWKV-LM: read as others wrote them, written as others read them, refused when
-corrupt."""
+"""Token files of Megatron-LM and RWKV-LM: read as others wrote them, written as they read them, refused if corrupt."""
 
 import json
 import struct

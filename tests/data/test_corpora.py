@@ -1,5 +1,4 @@
-"""Corpora are fetched, split and noted once; data sets are read from folders that the library `datasets` reads, without
-a network."""
+"""Corpora are fetched, split and noted once; data sets are read from folders as `datasets` does, without a network."""
 
 import dataclasses
 import errno
@@ -22,8 +21,7 @@ SPLIT = ("train", "valid", "test")
 
 @pytest.fixture
 def serve(monkeypatch):
-    """Serve `content` as the download of the corpus `name`; the addresses, size and checksum of the table are
-    replaced."""
+    """Serve `content` as the download of the corpus `name`: addresses, size and checksum of the table are replaced."""
 
     def make(server_url, name, content, urls=None):
         facts = {"urls": urls or (server_url,), "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}

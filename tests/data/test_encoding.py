@@ -27,8 +27,10 @@ def random_text(seed, words=400):
 
 
 def gpt2_like(normalizer=None, pattern=None, added=()):
-    """A byte-level tokenizer of the library; without merges but for the runs of spaces and of letters that a wrong cut
-    would break."""
+    """A byte-level tokenizer of the library; its only merges are runs that a wrong cut would break.
+
+    The runs are of spaces and of letters.
+    """
     letters = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     merges = [("Ġ", "Ġ"), ("Ċ", "Ċ"), ("Ġ", "n"), (".", "Ċ"), ("1", "2"), ("Ċ", "Ġ")]
     library = Library(

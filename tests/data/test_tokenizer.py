@@ -178,8 +178,10 @@ def test_encoding_in_pieces_gives_the_tokens_of_the_whole(monkeypatch):
 
 
 def save_neox_like(path) -> None:
-    """As GPT-NeoX's file: byte level, NFC, a special token, runs of spaces as added tokens; and holes, the ids 256 and
-    259 to 299."""
+    """As GPT-NeoX's file: byte level, NFC, a special token, runs of spaces as added tokens, and holes among the ids.
+
+    The holes are the ids 256 and 259 to 299.
+    """
     letters = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     library = Library(models.BPE(vocab=letters | {"ĠĠ": 300}, merges=[("Ġ", "Ġ")]))
     library.normalizer, library.pre_tokenizer, library.decoder = (

@@ -146,8 +146,10 @@ def test_one_window_over_the_whole_text_is_the_stream(model, tokens):
 
 
 def forgetful(n_layer: int) -> SpikeGPT:
-    """A dense model whose WKV keeps the token before and nothing older: a layer sees 3 tokens back (two token shifts
-    and that)."""
+    """A dense model whose WKV keeps the token before and nothing older.
+
+    A layer sees 3 tokens back: two token shifts and that.
+    """
     torch.manual_seed(0)
     model = SpikeGPT(ModelConfig(n_layer=n_layer, n_embd=16, spiking="none", ctx_len=16)).eval()
     with torch.no_grad():

@@ -1,5 +1,4 @@
-"""Our model in lm_eval: its answers against plain forward passes, and a multiple-choice task through the real command
-line."""
+"""Our model in lm_eval: its answers against plain forward passes, and a task through the real command line."""
 
 import json
 import os

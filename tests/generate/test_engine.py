@@ -1,5 +1,4 @@
-"""The engine against the model's own forward pass: logits, spikes, state, for every block, dtype and number of
-threads."""
+"""The engine against the model's own forward pass: logits, spikes, state, for every block, dtype and thread count."""
 
 import dataclasses
 
@@ -114,8 +113,7 @@ def test_the_number_of_threads_changes_no_bit(block, ids):
 @pytest.mark.parametrize(("weights", "error"), [("bfloat16", 0.02), ("int8", 0.03)])
 @pytest.mark.parametrize("block", ["none", "input, spiking head"])
 def test_short_weights_are_those_numbers_rounded(block, weights, error, ids):
-    """The same as a float32 engine of a model that holds the rounded weights, and in the dense twin near the true
-    ones."""
+    """The same as a float32 engine of the rounded weights, and in the dense twin near the true ones."""
     model = make(block, torch.float32)
     rounded = make(block, torch.float32)
     with torch.no_grad():

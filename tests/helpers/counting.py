@@ -45,7 +45,7 @@ def brute_force(x, weight):
 
 
 def operations(counts):
-    """(MACs, ACs, dense products)"""
+    """(MACs, ACs, dense products)."""
     return counts.effective_macs, counts.effective_acs, counts.dense_ops
 
 

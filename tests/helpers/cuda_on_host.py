@@ -1,5 +1,4 @@
-"""Runs the CUDA sources on the CPU: compiled by g++ under tests/helpers/cuda_host/host.h, in the place of
-`gpu.launch`.
+"""Runs the CUDA sources on the CPU, compiled by g++ under tests/helpers/cuda_host/host.h, in place of `gpu.launch`.
 
 Every argument is copied between guards before the call and back after it, so that a write beyond a tensor is seen;
 working memory and outputs begin as NaN. Only for kernels whose threads share nothing, which a test asserts of every

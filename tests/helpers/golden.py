@@ -14,7 +14,7 @@ CASES = {"spikegpt_train_a": "output", "rwkv4_a": "none"}
 
 
 def load(name: str, dtype: torch.dtype):
-    """(model with the stored weights, all stored arrays, ids, targets)"""
+    """(model with the stored weights, all stored arrays, ids, targets)."""
     arrays = np.load(GOLDEN / f"{name}.npz")
     weights = {
         key.removeprefix("param."): torch.from_numpy(arrays[key]).to(dtype)

@@ -6,8 +6,7 @@ from contextlib import contextmanager
 
 
 class Reply:
-    """One answer of the server: the bytes from the asked-for place on, as a good server would, changed by keyword
-    arguments."""
+    """One answer of the server: the bytes from the asked-for place on, as a good server; arguments change it."""
 
     def __init__(self, content, status=None, cut=None, length=None, etag='"one"', honours_range=True, headers=()):
         self.content, self.status, self.cut, self.length, self.etag = content, status, cut, length, etag

@@ -1,5 +1,4 @@
-"""A Hugging Face hub of our own: serves the folders ROOT/OWNER/NAME, with the addresses, headers and errors of the real
-one."""
+"""A Hugging Face hub of our own: it serves ROOT/OWNER/NAME with the real one's addresses, headers and errors."""
 
 import hashlib
 import json

@@ -1,5 +1,7 @@
-"""A program: runs what runs a model, `python on_second_device.py RUN FOLDER`, on the CPU and on a second device, and
-prints (what, its figure on the CPU, its figure there) as JSON."""
+"""A program: runs what runs a model on the CPU and on a second device: `python on_second_device.py RUN FOLDER`.
+
+Prints (what, its figure on the CPU, its figure there) as JSON.
+"""
 
 import json
 import sys

@@ -1,5 +1,4 @@
-"""Our models in Hugging Face's clothes: the same text, the same logits, padding that changes nothing, Trainer and
-pipeline."""
+"""Our models in Hugging Face's clothes: same text, same logits, padding that changes nothing, Trainer and pipeline."""
 
 import json
 import subprocess

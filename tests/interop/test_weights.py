@@ -1,5 +1,4 @@
-"""Weights of others: the authors' files import by the command, give the authors' logits, and export to the same
-tensors."""
+"""Weights of others: the authors' files import by the command, give their logits, and export to the same tensors."""
 
 import json
 import os

@@ -1,5 +1,4 @@
-"""The CUDA kernels, run on the CPU by `cuda_on_host`, against the reference: outputs, final state and every
-gradient."""
+"""The CUDA kernels, run on the CPU by `cuda_on_host`, against the reference: outputs, last state, every gradient."""
 
 import dataclasses
 import importlib

@@ -1,5 +1,4 @@
-"""The event-driven matrix-vector product: its CUDA kernels, run on the CPU by `cuda_on_host`, against the reference;
-its door and cost."""
+"""The event-driven matrix-vector product: CUDA kernels, on the CPU by `cuda_on_host`, against the reference."""
 
 import pytest
 import torch

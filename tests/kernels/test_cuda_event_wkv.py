@@ -43,8 +43,7 @@ def make_inputs(B, T, C, dtype=torch.float32, rate=0.3, spikes="signed"):
 
 
 def pack(value):
-    """Return (planes (planes, B, ceil(T / 32), C) int32, signed): the bits of |value| and, if any is negative, the
-    sign."""
+    """Return (planes (planes, B, ceil(T / 32), C) int32, signed): the bits of |value|; the sign if any is negative."""
     B, T, C = value.shape
     whole, signed = value.int(), bool((value < 0).any())
     bits = [whole.abs() >> j & 1 for j in range(max(int(whole.abs().max()).bit_length(), 1))] + [
@@ -131,8 +130,8 @@ def test_event_wkv_matches_reference_at_and_beyond_the_limits(host, size, place)
     inputs = make_inputs(2, 63, 33)
     inputs[place].copy_(size * inputs[place].sign())
     found = everything(inputs)
-    # in float64: autograd's gradient of time_first is a small difference of large numbers here, in float32 nothing but
-    # noise
+    # in float64: autograd's gradient of time_first is a small difference of large numbers here,
+    # in float32 nothing but noise
     for ours, wanted in zip(found, everything_of_reference(inputs, torch.float64), strict=True):
         assert_close(ours, wanted.float())
     assert all(tensor.isfinite().all() for tensor in found)
@@ -142,8 +141,8 @@ def test_event_wkv_matches_reference_at_and_beyond_the_limits(host, size, place)
 @both
 @pytest.mark.parametrize("key", [-20.0, -21.0, -math.inf])
 def test_a_tiny_weight_is_not_lost_and_not_undercut(host, key, packed):
-    # one event of weight exp(-20) = 2e-9 in an empty memory: beside the 1 of a silent token, float32 could not tell it
-    # from 0
+    # one event of weight exp(-20) = 2e-9 in an empty memory: beside the 1 of a silent token,
+    # float32 could not tell it from 0
     value, zero = torch.tensor([[[3.0]]]), torch.zeros(1)
     output, numerator, denominator = forward(
         [zero, zero, torch.full_like(value, key), value, zero.view(1, 1), zero.view(1, 1)], packed

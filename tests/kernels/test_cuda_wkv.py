@@ -1,5 +1,4 @@
-"""The CUDA kernels of the WKV, run on the CPU by `cuda_on_host`, against the reference: every split of time, gated and
-not."""
+"""The CUDA kernels of the WKV, on the CPU by `cuda_on_host`, against the reference: every split of time, gated too."""
 
 import pytest
 import torch

@@ -1,5 +1,4 @@
-"""exp(-exp(time_decay)) far beyond anything trained: every backend takes the limit of the reference, and no gradient
-breaks."""
+"""exp(-exp(time_decay)) far beyond anything trained: every backend has the reference's limit, no gradient breaks."""
 
 import math
 

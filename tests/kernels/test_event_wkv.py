@@ -1,5 +1,4 @@
-"""The numba kernel of the event-driven WKV against the reference, and the reference against its parallel form and by
-hand."""
+"""The numba kernel of the event-driven WKV against the reference, that against its parallel form and by hand."""
 
 import math
 
@@ -91,8 +90,8 @@ def test_event_wkv_matches_reference_at_and_beyond_the_limits(size, place):
     inputs = make_inputs(2, 63, 33)
     inputs[place].data.copy_(size * inputs[place].detach().sign())
     found = everything(inputs, "numba")
-    # in float64: autograd's gradient of time_first is a small difference of large numbers here, in float32 nothing but
-    # noise
+    # in float64: autograd's gradient of time_first is a small difference of large numbers here,
+    # in float32 nothing but noise
     exact = everything([tensor.detach().double().requires_grad_() for tensor in inputs], "reference")
     for ours, wanted in zip(found, exact, strict=True):
         assert_close(ours, wanted.float())
@@ -103,8 +102,8 @@ def test_event_wkv_matches_reference_at_and_beyond_the_limits(size, place):
 @both
 @pytest.mark.parametrize("key", [-20.0, -21.0, -math.inf])
 def test_a_tiny_weight_is_not_lost_and_not_undercut(key, backend):
-    # one event of weight exp(-20) = 2e-9 in an empty memory: beside the 1 of a silent token, float32 could not tell it
-    # from 0
+    # one event of weight exp(-20) = 2e-9 in an empty memory: beside the 1 of a silent token,
+    # float32 could not tell it from 0
     value = torch.tensor([[[3.0]]])
     output, state = event_wkv(torch.zeros(1), torch.zeros(1), torch.full_like(value, key), value, backend=backend)
     assert output.item() == pytest.approx(3.0)

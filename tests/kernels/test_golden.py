@@ -1,5 +1,4 @@
-"""LIF and WKV against vectors computed elsewhere: SpikingJelly 2.0, snnTorch 1.0, and a naive float64 WKV
-(tests/golden)."""
+"""LIF and WKV against vectors made elsewhere (tests/golden): SpikingJelly 2.0, snnTorch 1.0, a naive float64 WKV."""
 
 import json
 from pathlib import Path

@@ -129,7 +129,7 @@ def test_cupy_cannot_serve_a_cpu_tensor():
         lif(torch.zeros(1, 1, 1), backend="cupy")
 
 
-def test_the_wheel_carries_the_sources(tmp_path):
+def test_the_wheel_carries_every_module_and_the_cuda_sources(tmp_path):
     tree = tmp_path / "tree"
     for part in ("spikegpt", "neuromorphic", "cuda", "pyproject.toml", "README.md", "LICENSE"):
         copy = shutil.copytree if (TREE / part).is_dir() else shutil.copy
@@ -139,6 +139,8 @@ def test_the_wheel_carries_the_sources(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
-    wanted = {f"spikegpt/cuda/{path.name}" for path in (TREE / "cuda").glob("*.cu*")}
-    assert wanted <= set(names) and wanted
+    sources = {f"spikegpt/cuda/{path.name}" for path in (TREE / "cuda").glob("*.cu*")}
+    packages = TREE / "spikegpt", TREE / "neuromorphic"
+    modules = {path.relative_to(TREE).as_posix() for package in packages for path in package.rglob("*.py")}
+    assert sources and not (sources | modules) - set(names)
     assert not any(name.startswith("cuda/") or name == "spikegpt/cuda/__init__.py" for name in names)

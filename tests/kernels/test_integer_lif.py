@@ -1,5 +1,4 @@
-"""The numba kernel of the integer LIF neuron against the reference: outputs, states, gradients, memory, declared
-cost."""
+"""The numba kernel of the integer LIF neuron against the reference: outputs, states, gradients, memory, cost."""
 
 import itertools
 import math

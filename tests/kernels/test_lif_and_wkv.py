@@ -1,5 +1,4 @@
-"""The numba kernels against the reference, and the reference against finite differences: outputs, states, gradients,
-memory.
+"""The numba kernels against the reference, and that against finite differences: outputs, states, gradients, memory.
 
 `test_golden.py` holds the comparison with other libraries.
 """
@@ -144,8 +143,8 @@ def test_wkv_matches_reference_at_extreme_decays(time_decay):
 
 
 def test_wkv_with_an_infinite_decay_has_no_memory_and_finite_gradients():
-    # exp(100) is infinite in float32: only the last token is left, with weight 1 beside exp(time_first + key - last
-    # key)
+    # exp(100) is infinite in float32: only the last token is left,
+    # with weight 1 beside exp(time_first + key - last key)
     time_decay = torch.tensor([100.0], requires_grad=True)
     key, value = torch.zeros(1, 4, 1), torch.tensor([[[1.0], [2.0], [3.0], [4.0]]])
     output, state = wkv(time_decay, torch.zeros(1), key, value, backend="numba")

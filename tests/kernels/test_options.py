@@ -1,5 +1,4 @@
-"""Options of a neuron: checked when they are made, one value through every backend, and the same as keywords at the
-door."""
+"""Options of a neuron: checked when made, one value through every backend, the same as keywords at the door."""
 
 import dataclasses
 

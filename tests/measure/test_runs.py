@@ -1,5 +1,4 @@
-"""Runs measured and set side by side: the same text, the right twin, honest claims, reports that are whole or not
-there."""
+"""Runs measured and set side by side: the same text, the right twin, honest claims, reports whole or absent."""
 
 import dataclasses
 import json

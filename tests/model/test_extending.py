@@ -1,5 +1,7 @@
-"""A mixer made by the recipe of docs/extending.md, taken from the page word for word, goes through everything that the
-product does, with no file of the product changed."""
+"""A mixer made by the recipe of docs/extending.md goes through everything that the product does.
+
+It is taken from the page word for word, and no file of the product is changed.
+"""
 
 import dataclasses
 import json

@@ -1,5 +1,4 @@
-"""What foreign torch models cost, by formulas worked out by hand: fused layers, every mode of torch, weights in
-disguise.
+"""What foreign torch models cost, by formulas worked out by hand: fused layers, modes of torch, weights in disguise.
 
 No peer is asked here; see `test_counter_peers.py` for those.
 """

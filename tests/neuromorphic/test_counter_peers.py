@@ -40,8 +40,8 @@ def spikingjelly_counts(model, x, mode=torch.no_grad):
 
 def assert_still(peer, found, known):
     assert found == known, (
-        f"{peer} now says {found}; when this was written it said {known}. If it is mended, move this case to the "
-        f"equal ones"
+        f"{peer} now says {found}; when this was written it said {known}. "
+        "If it is mended, move this case to the equal ones"
     )
 
 

@@ -43,7 +43,7 @@ def make_tally(phase="prefill", tokens=2, uncounted=(), parameters=10, **operato
 
 
 def price(tally, profile="horowitz45-fp32", phase=None):
-    """(estimate, term name -> term)"""
+    """(estimate, term name -> term)."""
     result = estimate(tally, load_profile(profile), phase)
     return result, {term.name: term for term in result.terms}
 

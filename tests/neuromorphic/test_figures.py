@@ -145,7 +145,7 @@ GROUPED = model(
 
 
 def legend_of(figure):
-    """group -> colour"""
+    """Group -> colour."""
     (legend,) = figure.legends
     return {text.get_text(): key.get_color() for text, key in zip(legend.get_texts(), legend.get_lines(), strict=True)}
 

@@ -60,8 +60,7 @@ def state(layer):
 
 
 class Loops:
-    """The definition: one value at a time, over (spikes (t, c), ids (t,), position of the first token) of each
-    sequence."""
+    """The definition: one value at a time, over (spikes (t, c), ids (t,), first token's position) of each sequence."""
 
     def __init__(self, sequences, n_positions):
         self.tokens, self.counts, self.level_sum, self.intervals = 0, [0] * C, 0, []

@@ -1,5 +1,4 @@
-"""Classification: what is read is checked line by line, padding changes nothing, test examples are read once, and it
-learns."""
+"""Classification: what is read is checked by line, padding changes nothing, test examples are read once, it learns."""
 
 import dataclasses
 import json

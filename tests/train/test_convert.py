@@ -1,5 +1,4 @@
-"""Training that begins with trained weights: dense ones become spiking without a change of a logit, then neurons are
-annealed in."""
+"""Training that begins with trained weights: dense ones turn spiking without a change of a logit, then are annealed."""
 
 import dataclasses
 import json

@@ -1,5 +1,7 @@
-"""Byte pairs, by the Hugging Face `tokenizers` library, which is imported only when a tokenizer is made, for it takes
-time."""
+"""Byte pairs, by the Hugging Face `tokenizers` library.
+
+It is imported only when a tokenizer is made, for it takes time.
+"""
 
 import json
 import re
@@ -48,10 +50,9 @@ class BPETokenizer(Tokenizer):
 
     @classmethod
     def train(cls, text: bytes | Iterable[bytes], vocab_size: int) -> "BPETokenizer":
-        """Return a byte-level BPE of at most `vocab_size` tokens, fewer if the text has no more pairs; equal for equal
-        text.
+        """Return a byte-level BPE of at most `vocab_size` tokens, fewer if the text has no more pairs.
 
-        `text` is bytes, or blocks of bytes in order, wherever they are cut.
+        Equal for equal text, which is bytes, or blocks of bytes in order, wherever they are cut.
 
         Raises:
             SpikegptError: vocab_size is below 256, or the text is not UTF-8.
@@ -87,8 +88,8 @@ class BPETokenizer(Tokenizer):
         check_values(values, str(path))
         if "model" not in values:
             raise SpikegptError(
-                f"{path} is a {values['tokenizer']} tokenizer, not of the tokenizers library; read it with "
-                f"load_tokenizer"
+                f"{path} is a {values['tokenizer']} tokenizer, not of the tokenizers library; "
+                "read it with load_tokenizer"
             )
         return cls(values, str(path))
 
@@ -171,8 +172,7 @@ class BPETokenizer(Tokenizer):
 
 
 class _LibraryStream(TextStream):
-    """As TextStream, by the library's own DecodeStream: for tokens that depend on their neighbours and so have no bytes
-    of their own."""
+    """As TextStream, by the library's DecodeStream: for tokens that depend on their neighbours and so have no bytes."""
 
     def __init__(self, tokenizer: BPETokenizer, library: Any):
         from tokenizers.decoders import DecodeStream

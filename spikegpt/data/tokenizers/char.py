@@ -32,8 +32,8 @@ class CharTokenizer(Tokenizer):
             ) from None
         if not characters or len(set(characters)) < len(characters):
             raise SpikegptError(
-                f"the alphabet has {len(characters)} characters, {len(set(characters))} of them different; list each "
-                f"once"
+                f"the alphabet has {len(characters)} characters, {len(set(characters))} of them different; "
+                "list each once"
             )
         self.characters, self.vocab_size = characters, len(characters)
         # one row beyond the alphabet, for every character that lies above it
@@ -42,8 +42,9 @@ class CharTokenizer(Tokenizer):
 
     @classmethod
     def from_text(cls, *texts: bytes | Iterable[bytes]) -> "CharTokenizer":
-        """Return the tokenizer whose alphabet is every character of `texts`, sorted; a text is bytes, or blocks of
-        bytes in order.
+        """Return the tokenizer whose alphabet is every character of `texts`, sorted.
+
+        A text is bytes, or blocks of bytes in order.
 
         Raises:
             SpikegptError: a text is not UTF-8, or all are empty.

@@ -85,8 +85,7 @@ class Tokenizer(ABC):
 
 
 class TextStream:
-    """Text from ids, one at a time: whole characters only; U+FFFD stands for bytes that are no UTF-8, never for half a
-    character."""
+    """Text from ids, one at a time: whole characters; U+FFFD for what is no UTF-8, never for half a character."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
@@ -117,6 +116,6 @@ def check_values(values: Any, source: str) -> None:
     """Raise SpikegptError unless `values`, the content of `source`, are those of a tokenizer of some kind."""
     if not isinstance(values, dict) or not values.keys() & {"model", "tokenizer"}:
         raise SpikegptError(
-            f"{source} is not a tokenizer: it has neither a 'model' (Hugging Face tokenizers) nor a 'tokenizer' "
-            f"(spikegpt)"
+            f"{source} is not a tokenizer: "
+            "it has neither a 'model' (Hugging Face tokenizers) nor a 'tokenizer' (spikegpt)"
         )

@@ -39,8 +39,7 @@ Begin = Callable[[Batch], Callable[[], list[np.ndarray]]]
 def encode_text(
     tokenizer: Tokenizer, text: Text, processes: int | None = None, title: str = "tokenising"
 ) -> Generator[tuple[bytes, np.ndarray], None, None]:
-    """Yield (piece, its ids (N,)) through the whole text; the pieces add up to the text, the ids to those of the text
-    at once.
+    """Yield (piece, its ids (N,)) through the whole text: the pieces add up to it, the ids to its ids in one go.
 
     A tokenizer of the library that is not byte-level can be cut nowhere: such a text is one piece.
 
@@ -142,8 +141,10 @@ def _in_workers(tokenizer: Tokenizer, processes: int, stack: ExitStack) -> Begin
 
 
 class _Worker:
-    """A child process that encodes one batch after the other. Messages: one byte (1 if it went well), eight bytes
-    length, content."""
+    """A child process that encodes one batch after the other.
+
+    Messages: one byte (1 if it went well), eight bytes length, content.
+    """
 
     def __init__(self, tokenizer: Tokenizer):
         code = f"import sys; sys.path[:] = {sys.path!r}; from spikegpt.data.tokenizers.encoding import serve; serve()"

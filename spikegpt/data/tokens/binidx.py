@@ -1,5 +1,4 @@
-"""Token files of Megatron-LM and of RWKV-LM ("binidx"): PREFIX.bin holds the tokens, PREFIX.idx says where each
-document begins.
+"""Token files of Megatron-LM and RWKV-LM ("binidx"): PREFIX.bin is the tokens, PREFIX.idx where documents begin.
 
 The index, all little-endian: 9 bytes magic, u64 version, u8 code of the token type, u64 number of sequences S, u64
 number of document bounds D, then S x i32 lengths in tokens, S x i64 offsets in bytes, D x i64 bounds (numbers of
@@ -31,8 +30,7 @@ LONGEST_SEQUENCE = 2**31 - 1
 
 @dataclass(frozen=True)
 class Binidx:
-    """A pair of files, memory-mapped and checked: `tokens` (N,) read-only, and `starts` (S,) int64, the first token of
-    each sequence."""
+    """A pair of files, memory-mapped and checked: `tokens` (N,) read-only, `starts` (S,) int64 of each sequence."""
 
     path: Path
     tokens: np.ndarray
@@ -63,8 +61,8 @@ def read_binidx(path: Path) -> Binidx:
         ends = np.cumsum(sizes, dtype=np.int64)
         if ends[-1] * dtype.itemsize != bin_bytes:
             raise SpikegptError(
-                f"counts {ends[-1]:,} tokens of {dtype.itemsize} byte(s), but {tokens_path.name} has {bin_bytes:,} "
-                f"bytes"
+                f"counts {ends[-1]:,} tokens of {dtype.itemsize} byte(s), "
+                f"but {tokens_path.name} has {bin_bytes:,} bytes"
             )
         starts = ends - sizes
         pointers = index[_HEADER.size + 4 * len(sizes) :][: 8 * len(sizes)].view("<i8")
@@ -72,8 +70,8 @@ def read_binidx(path: Path) -> Binidx:
         if len(wrong):
             first = wrong[0]
             raise SpikegptError(
-                f"places sequence {first} at byte {pointers[first]}, but it begins at byte "
-                f"{starts[first] * dtype.itemsize}"
+                f"places sequence {first} at byte {pointers[first]}, "
+                f"but it begins at byte {starts[first] * dtype.itemsize}"
             )
     except SpikegptError as error:
         raise SpikegptError(
@@ -83,8 +81,10 @@ def read_binidx(path: Path) -> Binidx:
 
 
 def _check_index(opening: bytes, index: np.ndarray) -> tuple[str, np.ndarray]:
-    """(token type, lengths of the sequences) of an index whose parts fit each other; the messages continue a sentence
-    about the file."""
+    """(token type, lengths of the sequences) of an index whose parts fit each other.
+
+    The messages continue a sentence about the file.
+    """
     if len(opening) < _HEADER.size:
         raise SpikegptError(f"has {len(opening)} bytes, an index has at least {_HEADER.size}")
     magic, version, code, sequences, bounds = _HEADER.unpack(opening)
@@ -143,7 +143,7 @@ def write_binidx(prefix: Path, pieces: Iterable[tuple[np.ndarray, bool]], vocab_
                 if size > LONGEST_SEQUENCE:
                     raise SpikegptError(
                         f"document {len(sizes)} has more than the {LONGEST_SEQUENCE:,} tokens that the format holds; "
-                        f"cut the text"
+                        "cut the text"
                     )
                 if ends_document:
                     sizes.append(size)

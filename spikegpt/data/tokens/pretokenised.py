@@ -1,5 +1,7 @@
-"""Tokens in the files of Megatron-LM and RWKV-LM: train on those of others, and write ours for others. The format:
-binidx.py."""
+"""Tokens in the files of Megatron-LM and RWKV-LM: train on those of others, and write ours for others.
+
+The format: binidx.py.
+"""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -25,8 +27,7 @@ COUNTED_TOKENS = 1 << 22
 
 
 def prepare_binidx(paths: list[Path], which: str | Path | Tokenizer) -> TokenData:
-    """Return the tokens of PREFIX.bin where they are, split 90 / 5 / 5 between documents. They are all read once, to be
-    counted.
+    """Return the tokens of PREFIX.bin where they are, split 90 / 5 / 5 between documents; all are read, to be counted.
 
     Args:
         which: the tokenizer that made them: "byte", the path of a tokenizer JSON, or a tokenizer.
@@ -38,8 +39,8 @@ def prepare_binidx(paths: list[Path], which: str | Path | Tokenizer) -> TokenDat
         raise SpikegptError(f"{len(paths)} sources with tokens among them; give one PREFIX.bin alone, or texts")
     if which in ("char", "bpe"):
         raise SpikegptError(
-            f"{paths[0]} holds tokens already: give the file of the tokenizer that made them, --tokenizer FILE, not "
-            f"{which!r}"
+            f"{paths[0]} holds tokens already: "
+            f"give the file of the tokenizer that made them, --tokenizer FILE, not {which!r}"
         )
     tokenizer = which if isinstance(which, Tokenizer) else ByteTokenizer() if which == "byte" else load_tokenizer(which)
     found = read_binidx(paths[0])
@@ -60,8 +61,7 @@ def prepare_binidx(paths: list[Path], which: str | Path | Tokenizer) -> TokenDat
 
 
 def _split_documents(found: Binidx) -> dict[str, tuple[int, int]]:
-    """First token and end of each split: 90 / 5 / 5 percent, moved forward to the beginning of a document where enough
-    is left then."""
+    """First token and end of each split: 90 / 5 / 5 %, moved on to the next document where enough is left then."""
     total = len(found.tokens)
     bounds = [total * percent // 100 for percent in (90, 95)]
     moved = [
@@ -104,8 +104,7 @@ def export_binidx(
     end_token: int | None = None,
     processes: int | None = None,
 ) -> Binidx:
-    """Write the tokens of `source` as PREFIX.bin and PREFIX.idx: a document for every file, and for every line of a
-    JSONL file.
+    """Write the tokens of `source` as PREFIX.bin and PREFIX.idx: a document for every file, or line of a JSONL file.
 
     Args:
         end_token: id put after each document; default none.
@@ -115,8 +114,8 @@ def export_binidx(
     """
     if end_token is not None and not 0 <= end_token < tokenizer.vocab_size:
         raise SpikegptError(
-            f"end token {end_token} is outside the vocabulary of {tokenizer.vocab_size} (0 to "
-            f"{tokenizer.vocab_size - 1})"
+            f"end token {end_token} is outside the vocabulary of {tokenizer.vocab_size} "
+            f"(0 to {tokenizer.vocab_size - 1})"
         )
     texts, size = _documents(source, text_column)
     ends: deque[bool] = deque()

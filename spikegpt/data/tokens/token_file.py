@@ -26,8 +26,7 @@ _SIZES = ("offset", "tokens", "bytes", "characters")
 
 @dataclass(frozen=True, kw_only=True)
 class TokenData:
-    """A tokenised corpus: the tokenizer, the header of the token file, and its tokens, memory-mapped from byte `start`
-    on."""
+    """A tokenised corpus: the tokenizer, the file's header, and its tokens, memory-mapped from byte `start` on."""
 
     path: Path
     tokenizer: Tokenizer
@@ -114,8 +113,8 @@ def write_token_file(
                 is_exact &= name == "train" or tokenizer.decode(ids) == piece
             if splits[name]["tokens"] < 2:
                 raise SpikegptError(
-                    f"corpus {corpus.name}: split {name!r} has {splits[name]['tokens']} token(s), needed are 2; give "
-                    f"more text"
+                    f"corpus {corpus.name}: split {name!r} has {splits[name]['tokens']} token(s), needed are 2; "
+                    "give more text"
                 )
         if text_digest.hexdigest() != corpus.sha256:
             raise SpikegptError(f"corpus {corpus.name} changed while it was tokenised; run again once nobody writes it")
@@ -124,8 +123,8 @@ def write_token_file(
         file.write(MAGIC + room.to_bytes(8, "little") + header.ljust(room))
     if not is_exact:
         warn(
-            f"tokenizer {tokenizer.name} does not give the text of {corpus.name} back exactly; figures per byte are "
-            f"of the text it gives"
+            f"tokenizer {tokenizer.name} does not give the text of {corpus.name} back exactly; "
+            "figures per byte are of the text it gives"
         )
 
 

@@ -15,8 +15,7 @@ from .team import OPEN, Team
 
 
 class RowDecoder:
-    """Reads one token of each text with the weights of `model`, which are copied; gathers the rows whose input is not
-    0."""
+    """Reads one token of each text with a copy of the weights of `model`; gathers the rows whose input is not 0."""
 
     def __init__(self, model: SpikeGPT, weights: str, threads: int):
         self._step, packer = token_step(model.config.mixer), Packer(model, weights)

@@ -1,5 +1,7 @@
-"""RWKV-4's token step on the CPU: every layer, every matrix product by rows, in one compiled call. The equations are in
-`model/mixers/rwkv4.py`, kernels/wkv/reference.py and kernels/event_wkv/reference.py."""
+"""RWKV-4's token step on the CPU: every layer, every matrix product by rows, in one compiled call.
+
+The equations are in `model/mixers/rwkv4.py`, `kernels/wkv/reference.py` and `kernels/event_wkv/reference.py`.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
@@ -76,8 +78,7 @@ class Layers(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """Where the threads see each other's columns: the residual stream, key, value, receptance and what they make (C,);
-    hidden (F,)."""
+    """Where threads see each other's columns: stream, key, value, receptance and their result (C,); hidden (F,)."""
 
     stream: np.ndarray
     key: np.ndarray
@@ -250,8 +251,7 @@ def _wkv(rows, layer, text, key, value, first, last):
 
 @fused
 def _event_wkv(rows, layer, text, key, value, first, last):
-    """One token of the WKV of value spikes; the weighted mean takes the place of the value. Only events look at their
-    key."""
+    """One token of the WKV of value spikes: the weighted mean replaces the value; only events look at their key."""
     numerator, denominator = rows.numerator[text, layer], rows.denominator[text, layer]
     decay, boost = rows.decay[layer], rows.first[layer]
     for c in range(first, last):
@@ -385,8 +385,7 @@ def _channel_mix(rows, layer, text, scratch, shared, team, meetings):
 
 @fused
 def decode(team, tokens, network, layers, scratch, shared, logits):
-    """Read one token of each text, tokens (texts,), and write the logits of the next (texts, vocab_size): this thread's
-    columns."""
+    """Read a token of each text, tokens (texts,), write this thread's columns of logits (texts, vocab_size)."""
     meetings = 1
     for text in range(tokens.size):
         meetings = begin_token(network, tokens[text], scratch, shared, team, meetings)

@@ -1,7 +1,7 @@
-"""The one door to the event-driven matrix-vector product: checks, choice of backend, and the torch custom operator
-`spikegpt::event_matvec`.
+"""The one door to the event-driven matrix-vector product: checks, choice of backend, `spikegpt::event_matvec`.
 
-The definition is `reference.event_matvec`. Nothing is computed here. For decoding: there is no gradient.
+The last is a torch custom operator. The definition is `reference.event_matvec`; nothing is computed here. For decoding:
+there is no gradient.
 """
 
 from typing import Any
@@ -17,8 +17,7 @@ WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 
 
 def event_matvec(spikes: Tensor, weight: Tensor, scale: Tensor | None = None, backend: str = "auto") -> Tensor:
-    """Return spikes @ weight, times `scale`: on CUDA only the rows of inputs that fired are read, and sums are always
-    made in one order.
+    """Return spikes @ weight, times `scale`; on CUDA only rows whose input fired are read, summed in one order.
 
     On the CPU this is the reference: the fast CPU engine runs whole tokens (`generate/compiled`) and does not come
     here.
@@ -44,8 +43,8 @@ def event_matvec(spikes: Tensor, weight: Tensor, scale: Tensor | None = None, ba
     chosen = choose_backend(backend, "event_matvec", spikes)
     if chosen == "numba":
         raise ValueError(
-            "event_matvec: backend 'numba' has no kernel for this product alone; use backend='auto', or the engine "
-            "for whole tokens"
+            "event_matvec: backend 'numba' has no kernel for this product alone; "
+            "use backend='auto', or the engine for whole tokens"
         )
     return (reference.event_matvec if chosen == "reference" else event_matvec_operator)(spikes, weight, scale)
 
@@ -57,15 +56,15 @@ def _check_inputs(spikes: Tensor, weight: Tensor, scale: Tensor | None) -> None:
         raise ValueError(f"event_matvec: spikes must be a floating-point tensor, got {spikes.dtype}")
     if weight.dim() != 2 or weight.shape[0] != spikes.shape[1] or 0 in weight.shape:
         raise ValueError(
-            f"event_matvec: weight is {tuple(weight.shape)}, spikes are {tuple(spikes.shape)}; want "
-            f"({spikes.shape[1]}, out)"
+            f"event_matvec: weight is {tuple(weight.shape)}, spikes are {tuple(spikes.shape)}; "
+            f"want ({spikes.shape[1]}, out)"
         )
     if weight.dtype not in WEIGHT_DTYPES:
         raise ValueError(f"event_matvec: weight must be float32, bfloat16 or int8, got {weight.dtype}")
     if not weight.is_contiguous():
         raise ValueError(
-            f"event_matvec: weight has strides {weight.stride()}, want one contiguous row per input; call "
-            f".contiguous() once before"
+            f"event_matvec: weight has strides {weight.stride()}, want one contiguous row per input; "
+            "call .contiguous() once before"
         )
     if (scale is not None) != (weight.dtype == torch.int8):
         found = "none" if scale is None else "one"
@@ -87,8 +86,8 @@ def _check_inputs(spikes: Tensor, weight: Tensor, scale: Tensor | None) -> None:
     learning = [name for name, tensor in tensors.items() if tensor.requires_grad]
     if learning and torch.is_grad_enabled():
         raise ValueError(
-            f"event_matvec: {', '.join(learning)} would need a gradient and there is none; call it under "
-            f"torch.no_grad()"
+            f"event_matvec: {', '.join(learning)} would need a gradient and there is none; "
+            "call it under torch.no_grad()"
         )
 
 
@@ -104,8 +103,10 @@ def _(spikes, weight, scale):
 
 
 def _op_cost(args: tuple, kwargs: dict, output: Tensor) -> dict[str, Any]:
-    """What one call computes, for dispatch-mode counters: the product of two operands, which is counted by their
-    values, and the scale of each output."""
+    """What one call computes, for dispatch-mode counters.
+
+    The product of two operands, which is counted by their values, and the scale of each output.
+    """
     spikes, weight, scale = args
     scaled = 0 if scale is None else spikes.shape[:-1].numel() * weight.shape[1]
     return {"kind": "matmul", "product": (spikes, weight), "mul": scaled}

@@ -1,5 +1,7 @@
-"""The event-driven matrix-vector product on CUDA: allocates what cuda/event_matvec.cu writes and launches it; reached
-only through its door."""
+"""The event-driven matrix-vector product on CUDA: allocates what cuda/event_matvec.cu writes and launches it.
+
+Reached only through its door.
+"""
 
 import torch
 from torch import Tensor
@@ -14,8 +16,7 @@ KERNELS = {torch.float32: "gather_rows_float32", torch.bfloat16: "gather_rows_bf
 
 
 def event_matvec_forward(spikes: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
-    """Return spikes (N, in) @ weight (in, out), times `scale` (out,) if there is one, as (N, out) in the dtype of
-    `spikes`."""
+    """Return spikes (N, in) @ weight (in, out), times `scale` (out,) if given, as (N, out) in the dtype of `spikes`."""
     (N, inputs), outputs = spikes.shape, weight.shape[1]
     threads = -(-outputs // (LANES * COLUMNS)) * LANES
     slices, slice_inputs = cut_inputs(inputs, threads)
@@ -30,8 +31,7 @@ def event_matvec_forward(spikes: Tensor, weight: Tensor, scale: Tensor | None) -
 
 
 def cut_inputs(inputs: int, threads: int) -> tuple[int, int]:
-    """Return (slices, inputs of a slice), such that `threads` for every slice are enough together; the size of the
-    batch has no say."""
+    """Return (slices, inputs of a slice): enough threads in all, with `threads` per slice; the batch has no say."""
     segments = -(-inputs // SEGMENT)
     wanted = min(max(ENOUGH_THREADS // threads, 1), segments)
     slice_segments = -(-segments // wanted)

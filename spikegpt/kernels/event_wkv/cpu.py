@@ -28,8 +28,8 @@ from ..decay import decay_of, log_decay_of, time_decay_gradient
 from .reference import EVENT_KEY_LIMIT
 
 LIMIT = np.float32(EVENT_KEY_LIMIT)
-# what only decays ends among the subnormal numbers, where many processors are slow, some a hundred times; below this it
-# is 0
+# what only decays ends among the subnormal numbers, where many processors are slow, some a hundred times;
+# below this it is 0
 SMALLEST = np.float32(1e-37)
 
 
@@ -71,8 +71,7 @@ def _first(time_first: Tensor) -> Tensor:
 
 @fused
 def _weight(key, value):
-    """`reference.event_weight`: exp of the limited key at an event, NaN for NaN; 1 where silent, whatever the key
-    is."""
+    """`reference.event_weight`: exp of the limited key at an event, NaN for NaN; 1 where silent, whatever the key."""
     key = LIMIT if key > LIMIT else key
     key = -LIMIT if key < -LIMIT else key
     # the series of exp_nonpositive holds on either side of 0, its power of two up to 2^127
@@ -123,7 +122,7 @@ def _forward_task(
     last_denominator[row, start:end] = lanes[DENOMINATOR, :n]
 
 
-# what the way forward keeps of each step for the way back: the state before it, the weight, 1 / (sum of weights)
+# what the walk forward keeps of each step for that backward: the state before it, the weight, 1 / (sum of weights)
 BEFORE_NUMERATOR, BEFORE_DENOMINATOR, WEIGHT, INVERSE = range(4)
 # rows of the gradients carried back
 G_NUMERATOR, G_DENOMINATOR, G_LOG_DECAY, G_TIME_FIRST = range(4)

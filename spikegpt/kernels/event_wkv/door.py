@@ -1,5 +1,4 @@
-"""The one door to the WKV of value spikes: checks, choice of backend, and the torch custom operator
-`spikegpt::event_wkv`.
+"""The one door to the WKV of value spikes: checks, choice of backend, the torch custom operator `spikegpt::event_wkv`.
 
 The equations are in `reference.event_wkv`. Nothing is computed here.
 """
@@ -113,8 +112,9 @@ event_wkv_operator.register_autograd(_backward, setup_context=_save_for_backward
 
 
 def _op_cost(args: tuple, kwargs: dict, output: tuple[Tensor, ...]) -> dict[str, int | str]:
-    """What one call computes, for dispatch-mode counters: `reference.event_wkv` line by line, decay and first prepared
-    once.
+    """What one call computes, for dispatch-mode counters: `reference.event_wkv` line by line.
+
+    Decay and first are prepared once.
 
                                                                               at an event          at a silent token
         is there an event: value != 0                                         1 compare            1 compare

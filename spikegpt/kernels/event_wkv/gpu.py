@@ -1,5 +1,4 @@
-"""The event-driven WKV on CUDA: allocates what cuda/event_wkv.cu writes and launches it; the door of `event_wkv` leads
-here.
+"""The event-driven WKV on CUDA: allocates what cuda/event_wkv.cu writes and launches it, for the door of `event_wkv`.
 
 The values are spikes as elements, or packed: planes (planes, B, ceil(T / 32), C) int32, bit i of word w being step 32 w
 + i and 0 beyond T. Plane j is bit j of |value|, of at most 127; if `signed`, one last plane has 1 where the value is
@@ -14,7 +13,7 @@ from ..decay import decay_of, log_decay_of, time_decay_gradient
 from ..operators import new_like
 from .reference import EVENT_KEY_LIMIT
 
-# steps between two checkpoints of the way back: STEPS of cuda/event_wkv.cu
+# steps between two checkpoints of the backward pass: STEPS of cuda/event_wkv.cu
 STEPS = 32
 
 

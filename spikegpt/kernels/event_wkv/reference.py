@@ -16,8 +16,7 @@ EVENT_KEY_LIMIT = 20.0
 def event_wkv(
     time_decay: Tensor, time_first: Tensor, key: Tensor, value: Tensor, numerator: Tensor, denominator: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (output (B, T, C) in the dtype of `key`, numerator, denominator), each state (B, C): the WKV of value
-    spikes.
+    """Return (output (B, T, C) in the dtype of `key`, numerator, denominator), each state (B, C): WKV of value spikes.
 
     A value spike is an event, and only there the key counts: `event_weight`. A token whose value is silent weighs 1,
     adds nothing to the numerator, and its key is never read:

@@ -46,8 +46,7 @@ def integer_lif_backward(
 
 
 def _scalars(options: IntegerLIFOptions) -> tuple[np.float32 | bool, ...]:
-    """Return (levels, below, subtracts, decay_input): a count of whole thresholds is multiplied by `below` where the
-    potential is negative."""
+    """Return (levels, below, subtracts, decay_input); `below` multiplies a count where the potential is negative."""
     levels, below = np.float32(options.levels), np.float32(-1 if options.signed else 0)
     return levels, below, options.reset == "subtract", options.decay_input
 

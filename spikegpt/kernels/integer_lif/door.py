@@ -1,5 +1,4 @@
-"""The one door to the integer LIF neuron: checks, choice of backend, and the torch custom operator
-`spikegpt::integer_lif`.
+"""The one door to the integer LIF neuron: checks, choice of backend, the torch custom operator `spikegpt::integer_lif`.
 
 The equations are in `reference.integer_lif_step`. Nothing is computed here.
 """
@@ -30,8 +29,7 @@ def integer_lif(
     backend: str = "auto",
     **changes: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Return (spikes, final membrane potential) of neurons that may fire several times within one token, over a
-    sequence.
+    """Return (spikes, final membrane potential) over a sequence, of neurons that may fire several times in a token.
 
     Args:
         current: (B, T, C) input current; float32, bfloat16, float16, or float64 (reference only).

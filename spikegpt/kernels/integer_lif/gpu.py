@@ -1,5 +1,7 @@
-"""The integer LIF neuron on CUDA: allocates what cuda/integer_lif.cu writes and launches it; reached only through the
-door of `integer_lif`."""
+"""The integer LIF neuron on CUDA: allocates what cuda/integer_lif.cu writes and launches it.
+
+Reached only through the door of `integer_lif`.
+"""
 
 import torch
 from torch import Tensor
@@ -8,7 +10,7 @@ from .. import gpu
 from ..operators import new_like
 from .options import IntegerLIFOptions
 
-# steps between two checkpoints of the way back: BACK_STEPS of cuda/integer_lif.cu
+# steps between two checkpoints of the backward pass: BACK_STEPS of cuda/integer_lif.cu
 BACK_STEPS = 16
 SPIKES_PER_WORD = 32
 
@@ -72,8 +74,7 @@ def integer_lif_backward(
     options: IntegerLIFOptions,
     membrane: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of (current, potential, membrane_decay, threshold); without a stored `membrane` it is
-    computed once more."""
+    """Return the gradients of (current, potential, membrane_decay, threshold); without `membrane` it is recomputed."""
     sizes = B, T, C = current.shape
     grad_current = new_like(current)
     # of potential, membrane_decay and threshold: one row per batch row

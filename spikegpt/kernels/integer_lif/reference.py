@@ -1,5 +1,6 @@
-"""The neuron that may fire several unit spikes within one token, defined in plain torch and written to be read: one
-loop over time. Gradients come from torch's autograd; the fast versions are tested against this file.
+"""The neuron that may fire several unit spikes within one token, in plain torch: one loop over time.
+
+Written to be read. Gradients come from torch's autograd; the fast versions are tested against this file.
 """
 
 import torch
@@ -24,8 +25,7 @@ class _CountSpikes(torch.autograd.Function):
 
 
 def count_spikes(quanta: Tensor, levels: int, signed: bool) -> Tensor:
-    """Return how many unit spikes `quanta` thresholds' worth of potential are: whole thresholds, at most `levels`, with
-    its sign.
+    """Return the unit spikes in `quanta` thresholds' worth of potential: whole ones, at most `levels`, with its sign.
 
     Below 0 nothing fires unless `signed` (ON/OFF pairs). Backward, straight through: derivative 1 from half a threshold
     below the lowest spike to half a threshold above the highest, 0 beyond. Unsigned with one level, that is the window
@@ -37,8 +37,7 @@ def count_spikes(quanta: Tensor, levels: int, signed: bool) -> Tensor:
 def integer_lif_step(
     current: Tensor, potential: Tensor, membrane_decay: Tensor, threshold: Tensor, options: IntegerLIFOptions
 ) -> tuple[Tensor, Tensor]:
-    """Return (spikes, membrane potential after the reset) of one step; current and potential (B, C), decay and
-    threshold (C,).
+    """Return (spikes, potential after the reset) of one step; current and potential (B, C), decay and threshold (C,).
 
     charge   potential <- membrane_decay * potential + gain * current,  gain = 1 - membrane_decay if decay_input else 1
     fire     spikes = whole thresholds in |potential|, at most `levels`, with the sign of the potential (`count_spikes`)
@@ -57,8 +56,7 @@ def integer_lif_step(
 def integer_lif(
     current: Tensor, potential: Tensor, membrane_decay: Tensor, threshold: Tensor, options: IntegerLIFOptions
 ) -> tuple[Tensor, Tensor]:
-    """Return (spikes (B, T, C) in the dtype of `current`, final membrane potential (B, C)): `integer_lif_step` over
-    time."""
+    """Return (spikes (B, T, C) in the dtype of `current`, final potential (B, C)): `integer_lif_step` over time."""
     spikes = []
     for drive in current.to(potential.dtype).unbind(dim=1):
         spike, potential = integer_lif_step(drive, potential, membrane_decay, threshold, options)

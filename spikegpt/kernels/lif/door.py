@@ -80,7 +80,7 @@ def _(current, potential, membrane_decay, *options):
 @torch.library.custom_op(
     "spikegpt::lif_backward",
     mutates_args=(),
-    schema=f"(Tensor grad_spikes, Tensor grad_final, Tensor current, Tensor potential, Tensor membrane_decay, "
+    schema="(Tensor grad_spikes, Tensor grad_final, Tensor current, Tensor potential, Tensor membrane_decay, "
     f"{_OPTIONS}) -> (Tensor, Tensor, Tensor)",
 )
 def lif_backward_operator(grad_spikes, grad_final, current, potential, membrane_decay, *options):

@@ -8,7 +8,7 @@ from ..operators import new_like
 from ..surrogates import SURROGATES
 from .options import LIFOptions
 
-# steps between two checkpoints of the way back: BACK_STEPS of cuda/lif.cu
+# steps between two checkpoints of the backward pass: BACK_STEPS of cuda/lif.cu
 BACK_STEPS = 16
 SPIKES_PER_WORD = 32
 

@@ -29,8 +29,8 @@ class LIFOptions:
             raise ValueError(f"lif: slope must be positive, got {self.slope}")
         if not self.threshold > self.reset_potential:
             raise ValueError(
-                f"lif: threshold ({self.threshold}) must lie above reset_potential ({self.reset_potential}), or every "
-                f"neuron fires at rest"
+                f"lif: threshold ({self.threshold}) must lie above reset_potential ({self.reset_potential}), "
+                "or every neuron fires at rest"
             )
         if self.reset == "subtract" and self.reset_potential != 0.0:
             raise ValueError(f"lif: reset_potential {self.reset_potential} needs reset='zero'; 'subtract' rests at 0")

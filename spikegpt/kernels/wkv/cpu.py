@@ -100,7 +100,7 @@ def _wkv_forward_task(
     last_exponent[row, start:end] = lanes[MAX_EXPONENT, :n]
 
 
-# what the way forward keeps of each step for the way back: the state before it, its share and the present token's in
+# what the walk forward keeps of each step for that backward: the state before it, its share and the present token's in
 # the output (weight / sum of weights), and their weights in the next state
 BEFORE_NUMERATOR, BEFORE_DENOMINATOR, PAST_SHARE, PRESENT_SHARE, PAST, PRESENT = range(6)
 # rows of the gradients carried back

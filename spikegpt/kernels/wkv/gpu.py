@@ -9,7 +9,7 @@ from .. import gpu
 from ..decay import log_decay_of, time_decay_gradient
 from ..operators import new_like
 
-# steps between two checkpoints of the way back: BACK_STEPS of cuda/wkv.cu
+# steps between two checkpoints of the backward pass: BACK_STEPS of cuda/wkv.cu
 BACK_STEPS = 8
 # a split of the time is a multiple of this, which STEPS and BACK_STEPS divide, and not shorter than the second
 SPLIT_MULTIPLE, SHORTEST_SPLIT = 16, 64
@@ -21,8 +21,7 @@ def wkv_forward(
     time_decay: Tensor, time_first: Tensor, key: Tensor, value: Tensor, numerator: Tensor, denominator: Tensor,
     max_exponent: Tensor, *, receptance: Tensor | None = None, splits: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return (output (B, T, C) in the dtype of `key`, numerator, denominator, max_exponent), the state (B, C) in
-    float32.
+    """Return (output (B, T, C) in the dtype of `key`, numerator, denominator, max_exponent), states (B, C) float32.
 
     With `receptance` the output is multiplied by its sigmoid. `splits` cuts the time; None chooses.
     """
@@ -43,8 +42,7 @@ def wkv_backward(
     key: Tensor, value: Tensor, numerator: Tensor, denominator: Tensor, max_exponent: Tensor, *, receptance: Tensor |
     None = None, splits: int | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Return the gradients of (time_decay, time_first, key, value, numerator, denominator) and, if it is given, of
-    receptance."""
+    """Return the gradients of (time_decay, time_first, key, value, numerator, denominator[, receptance if given])."""
     B, T, C = key.shape
     splits, split_steps = cut_time(B * C, T, splits)
     sizes, grid = (B, T, C, splits, split_steps), (B * C, splits)
@@ -87,8 +85,7 @@ def wkv_backward(
 
 
 def cut_time(neurons: int, T: int, splits: int | None = None) -> tuple[int, int]:
-    """Return (splits, steps of a split): as many as make WANTED_THREADS where there are few channels, or about as many
-    as asked for."""
+    """Return (splits, steps of a split): as many as make WANTED_THREADS of few neurons, or about `splits`."""
     if splits is None:
         splits = (
             1 if neurons >= ENOUGH_NEURONS else min(math.ceil(WANTED_THREADS / neurons), max(T // SHORTEST_SPLIT, 1))

@@ -1,5 +1,4 @@
-"""The generations of RWKV by name: `ModelConfig.mixer` chooses one. One more is one line here and one file beside this
-one."""
+"""The generations of RWKV by name, for `ModelConfig.mixer`; one more is a line here and a file beside this one."""
 
 from .contract import Mixed, Mixer, NeuronFactory, Site, rate_scales
 from .rwkv4 import ChannelMix, TimeMix

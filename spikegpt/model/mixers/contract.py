@@ -28,8 +28,8 @@ class Site:
     """share of the neurons that fires before the first step, where thresholds may learn"""
 
 
-# makes the neurons of a site; returns a module like `neuron.LIF`: (current (B, T, C), state) -> (spikes (B, T, C),
-# state)
+# makes the neurons of a site; returns a module like `neuron.LIF`:
+# (current (B, T, C), state) -> (spikes (B, T, C), state)
 NeuronFactory = Callable[[Site], nn.Module]
 
 
@@ -88,8 +88,7 @@ class Mixer(nn.Module):
         raise NotImplementedError
 
     def absorb(self, site: str, worths: dict[str, Tensor]) -> None:
-        """Multiply into own weights what a unit spike at `site` stands for, so that spikes may take the place of real
-        numbers.
+        """Multiply into own weights what a unit spike at `site` stands for: spikes may then replace real numbers.
 
         Args:
             worths: (channels,) by site, of `site` and of those that fire before it.
@@ -127,7 +126,6 @@ def shift_tokens(x: Tensor, previous: Tensor | None) -> Tensor:
 
 
 def token_shift_cost(args: tuple, kwargs: dict, output: Any) -> dict[str, int]:
-    """What a token shift of x = args[0] (B, T, C) carries: for every token the one before is read, and itself is
-    kept."""
+    """What a token shift of x = args[0] (B, T, C) carries: for every token the one before is read, itself kept."""
     elements = args[0].numel()
     return {"state_elements": args[0].shape[-1], "state_reads": elements, "state_writes": elements}

@@ -1,9 +1,8 @@
-"""RWKV-4's two halves of a block, dense and spike-driven. Parameter names and shapes are those of the official
-checkpoints.
+"""RWKV-4's two halves of a block, dense and spike-driven.
 
 With `spiking` "input" every matrix product reads spikes, and the WKV is the event-driven one of value spikes; else both
-halves are dense. Sources: github.com/BlinkDL/RWKV-LM, RWKV-v4neo/src/model.py; github.com/ridgerchu/SpikeGPT,
-src/model.py.
+halves are dense. Parameter names and shapes are those of the official checkpoints.
+Sources: github.com/BlinkDL/RWKV-LM, RWKV-v4neo/src/model.py; github.com/ridgerchu/SpikeGPT, src/model.py.
 """
 
 import math
@@ -99,8 +98,7 @@ class TimeMix(Mixer):
         nn.init.orthogonal_(self.value.weight, gain=1.0)
 
     def absorb(self, site: str, worths: dict[str, Tensor]) -> None:
-        """As any mixer, but the mean of the values is in units of their spikes: the output has to make up for that
-        too."""
+        """As any mixer; but the mean of values is in units of their spikes, and the output has to make up for it."""
         if site == "output_neuron" and "wkv_neuron" in worths:
             worths = {site: worths[site] * worths["wkv_neuron"]}
         super().absorb(site, worths)
@@ -157,8 +155,7 @@ def _ramp(channels: int, layer: int, n_layer: int) -> tuple[Tensor, float, Tenso
 
 
 def fill_for_spikes(*matrices: nn.Linear, last: nn.Linear) -> None:
-    """Draw matrices that read spikes, `last` half as large: it drives what a half of a block adds to the residual
-    stream.
+    """Draw matrices that read spikes, `last` half as large: it drives what is added to the residual stream.
 
     Zeros would leave the neurons behind them silent, and orthogonal ones learned no better.
     """
