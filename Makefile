@@ -22,11 +22,11 @@ demo: .venv/base
 	@echo "    $(BIN)/spikegpt --help    shows what else there is; source .venv/bin/activate to leave out the path"
 
 test: lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # what takes seconds: no long training, no compiler, no second process
 test-fast: .venv/test
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 lint: .venv/test
 	$(BIN)/ruff check .

@@ -137,6 +137,7 @@ def test_cuda_is_not_a_python_package():
     assert not (TREE / "cuda" / "__init__.py").exists()
 
 
+@pytest.mark.slow
 def test_importing_everything_compiles_nothing_and_prints_nothing():
     names = [f"spikegpt.{name}" for name in SPIKEGPT]
     code = (

@@ -118,6 +118,7 @@ def name_of(page: Path) -> str:
     return page.relative_to(TREE).with_suffix("").as_posix()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_what_a_page_says_runs(page, folder, network, mixers, cache, request):
     apart, program, blocks = {"lm-eval": {"HF_HUB_OFFLINE": "1"}}, {}, BLOCK.findall(page.read_text())

@@ -20,6 +20,7 @@ from spikegpt.config import INPUT_NEURON, NeuronConfig
 from spikegpt.train import trainer
 
 
+@pytest.mark.slow
 def test_train_then_evaluate_then_generate(tmp_path, cache):
     sizes = [
         "--n-layer",
@@ -97,6 +98,7 @@ def test_a_process_ends_with_the_status_of_its_verb(tmp_path):
     assert started("sing", check=False).returncode == 2
 
 
+@pytest.mark.slow
 def test_measure_and_compare_write_a_report(trained, tmp_path, cache):
     options = ["--tokens", "200", "--cache", cache, "--prices", "horowitz45-fp32", "--out", tmp_path / "report"]
     shown = spikegpt("measure", trained, *options).stdout
@@ -115,6 +117,7 @@ def test_measure_and_compare_write_a_report(trained, tmp_path, cache):
     }
 
 
+@pytest.mark.slow
 def test_a_price_table_of_ones_own_is_used_and_its_mistakes_are_named(trained, tmp_path, cache):
     table = tmp_path / "mine.toml"
     options = [
@@ -139,6 +142,7 @@ def test_a_price_table_of_ones_own_is_used_and_its_mistakes_are_named(trained, t
     assert refused.returncode == 1 and "mine.toml" in refused.stderr and "calories" in refused.stderr
 
 
+@pytest.mark.slow
 def test_an_interrupted_measurement_writes_nothing(trained, tmp_path, cache):
     out = tmp_path / "report"
     arguments = ["measure", trained, "--cache", cache, "--out", out, "--threads", "1"]
@@ -166,6 +170,7 @@ def test_info_gives_the_sizes_of_a_preset_and_of_a_run(trained):
     assert facts["matrix_macs_per_token"] == 2 * 13 * 16 * 16 + 256 * 16
 
 
+@pytest.mark.slow
 def test_doctor_finds_the_kernels_right():
     report = json.loads(spikegpt("doctor", "--json", "--threads", "1").stdout)
     assert report["healthy"] and report["kernels"]["cpu"] == "numba"
@@ -311,6 +316,7 @@ def test_text_that_is_not_utf8_trains_with_bytes_and_not_with_characters(tmp_pat
     assert refused.returncode == 1 and "UTF-8" in refused.stderr
 
 
+@pytest.mark.slow
 def test_second_start_of_generate_is_quick_beyond_torch(trained):
     # no timed assert: machines are shared. The fact is that the second start compiles nothing.
     spikegpt("generate", trained, "a", "--max-tokens", "2")

@@ -34,6 +34,7 @@ def dense(make_run):
     return make_run("dense", ModelConfig(n_layer=2, n_embd=16, ctx_len=16, spiking="none"))
 
 
+@pytest.mark.slow
 def test_a_folder_on_the_hub_becomes_a_model(hub, import_from, dense, tmp_path):
     export_weights(dense, hub[0] / "some" / "model", "huggingface")
     done = import_from("some/model", "--out", tmp_path / "model")
@@ -42,6 +43,7 @@ def test_a_folder_on_the_hub_becomes_a_model(hub, import_from, dense, tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.slow
 def test_a_file_on_the_hub_takes_its_tokenizer_from_another_repository(hub, import_from, dense, tmp_path):
     (hub[0] / "some" / "weights").mkdir(parents=True)
     export_weights(dense, hub[0] / "some" / "weights" / "rwkv.pth", "pth")
@@ -51,6 +53,7 @@ def test_a_file_on_the_hub_takes_its_tokenizer_from_another_repository(hub, impo
     assert load_model(tmp_path / "model")[1].vocab_size == 256
 
 
+@pytest.mark.slow
 def test_a_repository_of_files_asks_for_one_of_them(hub, import_from, dense):
     (hub[0] / "some" / "weights").mkdir(parents=True)
     export_weights(dense, hub[0] / "some" / "weights" / "rwkv.pth", "pth")
@@ -58,6 +61,7 @@ def test_a_repository_of_files_asks_for_one_of_them(hub, import_from, dense):
     assert done.returncode == 1 and "name one of its files, some/weights/FILE: it has rwkv.pth" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -152,6 +152,7 @@ def test_a_device_that_is_not_there_is_refused(trained, device):
         SpikeGPTHarness.create_from_arg_string(f"pretrained={trained},device={device}")
 
 
+@pytest.mark.slow
 def test_lm_eval_runs_a_multiple_choice_task_from_local_files(trained, tmp_path):
     questions, tasks, out = tmp_path / "questions.jsonl", tmp_path / "tasks", tmp_path / "out"
     questions.write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS))

@@ -23,7 +23,7 @@ class Scripted(SpikeGPT):
     """A model that continues with the given bytes whatever it reads."""
 
     def __init__(self, text: bytes):
-        super().__init__(ModelConfig(n_layer=1, n_embd=4))
+        super().__init__(ModelConfig(n_layer=1, n_embd=4), init=False)
         self.text = text
 
     def forward(self, ids, state=None, last_only=False):

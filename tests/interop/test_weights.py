@@ -256,6 +256,7 @@ def test_a_spike_driven_model_has_no_name_elsewhere(trained, tmp_path):
         export_weights(trained, tmp_path / "file.pth", "pth")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process is read from Linux' /proc")
 def test_importing_and_loading_need_less_than_twice_the_size(tmp_path):
     config = ModelConfig(n_layer=6, n_embd=512, vocab_size=20000, spiking="none")

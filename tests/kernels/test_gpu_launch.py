@@ -33,13 +33,14 @@ def test_a_source_is_one_text_that_asks_for_no_other_file(source):
     assert re.search(r'extern "C" __global__ void', text)
 
 
-def test_every_source_compiles_for_every_target_and_keeps_its_registers():
+@pytest.mark.slow
+def test_every_source_compiles_for_the_oldest_and_the_newest_target_and_keeps_its_registers():
     pytest.importorskip("cuda.bindings.nvrtc", reason="pip install cuda-bindings nvidia-cuda-nvrtc")
     done = subprocess.run(
         [sys.executable, TREE / "benchmarks" / "cuda_compile.py", "--check"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == {"compiled": len(SOURCES) * 3 * 4, "failed": 0, "spilled": []}
+    assert json.loads(done.stdout.splitlines()[-1]) == {"compiled": len(SOURCES) * 3 * 2, "failed": 0, "spilled": []}
 
 
 class FakeCupy(types.ModuleType):
@@ -129,6 +130,7 @@ def test_cupy_cannot_serve_a_cpu_tensor():
         lif(torch.zeros(1, 1, 1), backend="cupy")
 
 
+@pytest.mark.slow
 def test_the_wheel_carries_every_module_and_the_cuda_sources(tmp_path):
     tree = tmp_path / "tree"
     for part in ("spikegpt", "neuromorphic", "cuda", "pyproject.toml", "README.md", "LICENSE"):

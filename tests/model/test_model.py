@@ -271,6 +271,7 @@ def test_last_only_is_the_last_position(ids):
     same(model(ids, last_only=True).logits, model(ids).logits[:, -1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spiking", SPIKING)
 def test_compiles_with_torch(spiking, ids):
     model = make(spiking)

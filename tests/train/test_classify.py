@@ -33,6 +33,7 @@ def task(tmp_path):
     return load_file_task(files[0], None, files[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spiking", SPIKING)
 def test_it_learns_a_task_of_a_thousand_examples_beyond_the_majority(task, tmp_path, cache, spiking):
     model = dataclasses.replace(MODEL, spiking=spiking, neuron=None)
@@ -83,6 +84,7 @@ def test_firing_rates_leave_padding_out(trained):
     assert together == pytest.approx(sum(rate * count for rate, count in zip(alone, tokens, strict=True)) / sum(tokens))
 
 
+@pytest.mark.slow
 def test_the_best_epoch_is_kept_and_test_is_read_once_per_seed(trained, task, tmp_path, monkeypatch):
     accuracies, read = iter([0.5, 0.9, 0.7, 0.1, 0.6, 0.7, 0.7, 0.4, 0.3, 0.2]), []
 

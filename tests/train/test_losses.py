@@ -99,6 +99,7 @@ def test_another_term_is_one_class_and_one_line(make_run, monkeypatch):
     assert list(line["losses"]) == ["cross_entropy", "synop_budget", "toy"] and line["losses"]["toy"] > 0
 
 
+@pytest.mark.slow
 def test_firing_rate_target_pulls_the_rate(make_run):
     rates = [
         read_metrics(make_run(str(t), steps=80, lr=1e-2, firing_rate_target=t, firing_rate_weight=50))[-1][
@@ -119,6 +120,7 @@ def test_the_share_of_synaptic_operations_is_worked_out_by_hand():
     assert synop_share(spikes, {"a": 300, "b": 100}).item() == pytest.approx((0.5 * 300 + 0.25 * 100) / 400)
 
 
+@pytest.mark.slow
 def test_the_budget_silences_neurons(make_run):
     rates = {}
     for budget in (0.0, 0.02):
@@ -139,6 +141,7 @@ def test_distillation_is_the_divergence_worked_out_by_hand():
     assert distillation(theirs, theirs).item() == pytest.approx(0.0, abs=1e-7)
 
 
+@pytest.mark.slow
 def test_a_pupil_learns_what_its_teacher_predicts(make_run):
     teacher = make_run("teacher", model=MODEL.twin(), steps=120, lr=1e-2)
     alone = make_run("alone", steps=40, lr=1e-2)
@@ -149,6 +152,7 @@ def test_a_pupil_learns_what_its_teacher_predicts(make_run):
     assert distillation(others[1], taught) < distillation(others[0], taught)
 
 
+@pytest.mark.slow
 def test_a_resumed_pupil_ends_as_an_unbroken_one(make_run, cache):
     teacher = str(make_run("teacher", model=MODEL.twin()))
     whole = make_run("whole", teacher=teacher)

@@ -21,6 +21,7 @@ from spikegpt.train.language_modelling import LanguageModelling
 from spikegpt.train.runlog import read_metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [1, 4, 7, 11])
 @pytest.mark.parametrize(
     "changes", [{}, {"carry_state": True}, {"grad_accumulation": 2}, {"firing_rate_target": 0.2}], ids=str
@@ -44,6 +45,7 @@ def test_resumed_metrics_have_every_step_once(make_run, monkeypatch, tmp_path, c
     assert facts[0] == facts[1]
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(make_run):
     lines = [line["loss"] for line in read_metrics(make_run(steps=60, lr=1e-2)) if line["kind"] == "train"]
     assert lines[-1] < lines[0] - 1.5
@@ -133,6 +135,7 @@ def command(out: Path, cache: Path, *more: str) -> list[str]:
     return ["-m", "spikegpt", "train", "--out", str(out), "--cache", str(cache), *sizes, *more]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_saves_and_names_the_command_that_resumes(tmp_path, cache, number):
     arguments = [
@@ -149,6 +152,7 @@ def test_signal_saves_and_names_the_command_that_resumes(tmp_path, cache, number
     assert latest_checkpoint(tmp_path / "run") is not None
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one_with_the_doubled_batch(tmp_path, cache):
     common = ["--steps", "6", "--dropout", "0", "--log-every", "1", "--warmup-steps", "0"]
     one = [sys.executable, *command(tmp_path / "one", cache, *common, "--batch-size", "8")]

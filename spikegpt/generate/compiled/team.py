@@ -12,7 +12,8 @@ from numba.extending import intrinsic
 
 # nothing is allocated and no array is kept beyond a call, so no reference is counted: with the dozens of arrays of a
 # token that took longer than a small layer
-fused = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"}, _nrt=False)
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}, "_nrt": False}
+fused = numba.njit(cache=True, **_OPTIONS)
 
 # columns are shared out in runs of this many, so that two threads never write to one cache line
 GRAIN = 16
