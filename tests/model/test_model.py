@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from spikegpt.config import INPUT_NEURON, SPIKING, ModelConfig, NeuronConfig, model_preset
+from spikegpt.model import Site
 from spikegpt.model.initial import calibrate_thresholds, initialise
 from spikegpt.model.network import SpikeGPT
 from spikegpt.model.state import detach_state
@@ -305,3 +306,20 @@ def test_state_of_another_model_is_refused(ids):
     other = SpikeGPT(ModelConfig(n_layer=1, n_embd=20, vocab_size=31))
     with pytest.raises(ValueError, match="the state has 1 layers, the model 2"):
         make()(ids, other(ids).state)
+
+
+def test_a_factory_makes_the_neurons_of_every_site_hidden_and_head_included():
+    config = ModelConfig(n_layer=2, n_embd=8, vocab_size=31, spiking="input", spiking_head=True)
+    asked = []
+
+    def factory(site: Site) -> LIF:
+        asked.append((site.name, site.product, site.channels, site.neuron))
+        return LIF(site.channels, site.neuron)
+
+    model = SpikeGPT(config, neuron=factory)
+    half = [("key_neuron", "key"), ("value_neuron", "value"), ("receptance_neuron", "receptance"), ("wkv_neuron", None)]
+    att = [(name, product, 8, config.neuron) for name, product in [*half, ("output_neuron", "output")]]
+    ffn = [("key_neuron", "key", 8, config.neuron), ("receptance_neuron", "receptance", 8, config.neuron)]
+    hidden = ("value_neuron", "value", 32, config.hidden_neuron)
+    assert asked == 2 * [*att, *ffn, hidden] + [("head_neuron", "head", 8, config.head_neuron)]
+    assert len(model.sites()) == len(asked)
