@@ -148,10 +148,18 @@ class SpikeGPT(nn.Module):
         return ModelOutput(self.read_out(x[:, -1:] if last_only else x, spikes), new_state, spikes)
 
     def read_out(self, x: Tensor, spikes: dict[str, Tensor]) -> Tensor:
-        """Return logits (B, T, vocab_size) of x (B, T, n_embd) from `hidden`; adds the head's spikes to `spikes`."""
+        """Return logits (B, T, vocab_size) of x (B, T, n_embd) from `hidden`; adds the head's spikes to `spikes`.
+
+        Raises:
+            ValueError: the head's neurons, which a factory made, carry a state.
+        """
         if self.head_site is not None:
-            # memoryless: the state belongs to the blocks
-            x, _ = self.head_neuron(x)
+            x, carried = self.head_neuron(x)
+            if carried is not None:
+                raise ValueError(
+                    f"the neurons of the head ({type(self.head_neuron).__name__}) carry a state, which belongs to the "
+                    "blocks: let the factory return memoryless ones where site.name is 'head_neuron'"
+                )
             spikes[self.head_site.name] = x
         return self.head(x)
 

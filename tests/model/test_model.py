@@ -323,3 +323,10 @@ def test_a_factory_makes_the_neurons_of_every_site_hidden_and_head_included():
     hidden = ("value_neuron", "value", 32, config.hidden_neuron)
     assert asked == 2 * [*att, *ffn, hidden] + [("head_neuron", "head", 8, config.head_neuron)]
     assert len(model.sites()) == len(asked)
+
+
+def test_neurons_of_the_head_that_carry_a_state_are_refused():
+    leaky = NeuronConfig(membrane_decay=0.5)
+    config = ModelConfig(n_layer=1, n_embd=8, vocab_size=31, spiking="input", spiking_head=True)
+    with pytest.raises(ValueError, match=r"neurons of the head \(LIF\) carry a state.*site.name is 'head_neuron'"):
+        SpikeGPT(config, neuron=lambda site: LIF(site.channels, leaky))
