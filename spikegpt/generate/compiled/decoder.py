@@ -10,7 +10,7 @@ from torch import Tensor
 from ...model.network import SpikeGPT
 from ...model.state import State
 from . import token_step
-from .rows import Packer, scratch_of
+from .rows import Packer, Work, scratch_of
 from .team import OPEN, Team
 
 
@@ -24,9 +24,11 @@ class RowDecoder:
         self._vocab_size, self._dtype = model.config.vocab_size, self._network.embedding.dtype
         products = self._step.products(self._layers)
         widest = max(model.config.n_embd, *(product.weights.shape[1] for product in products.values()))
-        self._scratch = [scratch_of(model.config.n_embd, widest, self._dtype) for _ in range(threads)]
         self._gate = np.zeros(1, np.int64)
-        self._team = [Team(part, threads, self._gate) for part in range(threads)]
+        self._work = [
+            Work(Team(part, threads, self._gate), scratch_of(model.config.n_embd, widest, self._dtype), self._shared)
+            for part in range(threads)
+        ]
         # product by its name in the model -> (packed, layer)
         layers = range(len(model.blocks))
         self._products = {f"blocks.{n}.{name}": (found, n) for name, found in products.items() for n in layers}
@@ -59,7 +61,7 @@ class RowDecoder:
             )
         self._gate[0], helpers, is_done = 0, [], False
         try:
-            for part in range(1, len(self._team)):
+            for part in range(1, len(self._work)):
                 helpers.append(self._threads().submit(self._run, part, ids))
             self._run(0, ids)
             is_done = True
@@ -73,12 +75,11 @@ class RowDecoder:
         return torch.from_numpy(self._logits.copy())
 
     def _run(self, part: int, ids: np.ndarray) -> None:
-        team, scratch = self._team[part], self._scratch[part]
-        self._step.decode(team, ids, self._network, self._layers, scratch, self._shared, self._logits)
+        self._step.decode(self._work[part], ids, self._network, self._layers, self._logits)
 
     def _threads(self) -> ThreadPoolExecutor:
         if self._pool is None or self._pool[0] != os.getpid():
-            self._pool = os.getpid(), ThreadPoolExecutor(len(self._team) - 1, thread_name_prefix="spikegpt-decode")
+            self._pool = os.getpid(), ThreadPoolExecutor(len(self._work) - 1, thread_name_prefix="spikegpt-decode")
         return self._pool[1]
 
     def spike_counts(self) -> dict[str, int]:

@@ -68,14 +68,14 @@ def _list_active(values, active, amount):
 
 
 @fused
-def multiply(product, layer, values, scratch, shared, team, first, last, out):
+def multiply(product, layer, values, work, first, last, out):
     """out[first:last] = (values @ weights)[first:last] in `layer`, of the inputs that are not zero; notes how many
     there were."""
-    n = _list_active(values, scratch.active, scratch.amount)
-    if team.part == 0:
-        shared.inputs_read[product.place, layer] += n
+    n = _list_active(values, work.scratch.active, work.scratch.amount)
+    if work.team.part == 0:
+        work.shared.inputs_read[product.place, layer] += n
     weights = product.weights[layer]
-    _add_rows(weights, product.scales, layer, scratch.active, scratch.amount, n, first, last, out)
+    _add_rows(weights, product.scales, layer, work.scratch.active, work.scratch.amount, n, first, last, out)
 
 
 @fused
@@ -151,22 +151,22 @@ def look_at_spikes(neurons, layer, text, current, first, last):
 
 
 @fused
-def begin_token(network, token, scratch, shared, team, meetings):
+def begin_token(network, token, work, meetings):
     """Put the normalised embedding of `token` into the residual stream."""
-    first, last = columns(network.embedding.shape[1], team)
-    layer_norm(network.embedding[token], network.ln0.weight[0], network.ln0.bias[0], scratch.y)
+    first, last = columns(network.embedding.shape[1], work.team)
+    layer_norm(network.embedding[token], network.ln0.weight[0], network.ln0.bias[0], work.scratch.y)
     for c in range(first, last):
-        shared.stream[c] = scratch.y[c]
-    return meet(team, meetings)
+        work.shared.stream[c] = work.scratch.y[c]
+    return meet(work.team, meetings)
 
 
 @fused
-def end_token(network, text, scratch, shared, team, meetings, logits):
+def end_token(network, text, work, meetings, logits):
     """Write the logits of the next token."""
     C = network.embedding.shape[1]
-    first, last = columns(logits.size, team)
-    layer_norm(shared.stream[:C], network.ln_out.weight[0], network.ln_out.bias[0], scratch.y)
-    fire(network.head_neuron, 0, text, scratch.y, 0, C)
-    multiply(network.head, 0, scratch.y, scratch, shared, team, first, last, logits)
+    first, last = columns(logits.size, work.team)
+    layer_norm(work.shared.stream[:C], network.ln_out.weight[0], network.ln_out.bias[0], work.scratch.y)
+    fire(network.head_neuron, 0, text, work.scratch.y, 0, C)
+    multiply(network.head, 0, work.scratch.y, work, first, last, logits)
     # the next text overwrites the stream
-    return meet(team, meetings)
+    return meet(work.team, meetings)

@@ -1,7 +1,7 @@
 """A model's numbers as the token steps read them: stacked over layers, weights stored input first, neurons as rows."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...model.network import SpikeGPT
 from ...neuron.lif import LIF
+from .team import Team
 
 WEIGHTS = ("float32", "bfloat16", "int8")
 
@@ -83,6 +84,17 @@ class Scratch(NamedTuple):
     z: np.ndarray
     active: np.ndarray
     amount: np.ndarray
+
+
+class Work(NamedTuple):
+    """What a thread works with: its part in the team, its own memory, and the memory that all share.
+
+    The shared memory is the generation's; it has the residual `stream` (C,) and `inputs_read` (products, L).
+    """
+
+    team: Team
+    scratch: Scratch
+    shared: Any
 
 
 class Packer:

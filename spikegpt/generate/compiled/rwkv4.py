@@ -266,47 +266,35 @@ def _event_wkv(rows, layer, text, key, value, first, last):
 
 
 @fused
-def _project(product, neurons, mix, layer, text, previous, scratch, shared, team, first, last, out):
+def _project(product, neurons, mix, layer, text, previous, work, first, last, out):
     """out[first:last] = product of the spikes of a token-shift mix, or of the mix itself where there are no neurons.
 
     Every thread fires all neurons before a product itself; the potentials are stepped by their owner, in `_remember`.
     """
-    lerp(previous, scratch.y, mix[layer], scratch.z)
-    look_at_spikes(neurons, layer, text, scratch.z, 0, scratch.z.size)
-    multiply(product, layer, scratch.z, scratch, shared, team, first, last, out)
+    lerp(previous, work.scratch.y, mix[layer], work.scratch.z)
+    look_at_spikes(neurons, layer, text, work.scratch.z, 0, work.scratch.z.size)
+    multiply(product, layer, work.scratch.z, work, first, last, out)
 
 
 @fused
-def _remember(neurons, mix, layer, text, previous, scratch, first, last):
+def _remember(neurons, mix, layer, text, previous, work, first, last):
     """Step the potentials of own neurons in front of a product."""
     if neurons.remembers:
-        lerp(previous, scratch.y, mix[layer], scratch.z)
-        fire(neurons, layer, text, scratch.z, first, last)
+        lerp(previous, work.scratch.y, mix[layer], work.scratch.z)
+        fire(neurons, layer, text, work.scratch.z, first, last)
 
 
 @fused
-def _time_mix(rows, layer, text, scratch, shared, team, meetings):
+def _time_mix(rows, layer, text, work, meetings):
     C = rows.decay.shape[1]
-    first, last = columns(C, team)
+    first, last = columns(C, work.team)
+    shared = work.shared
     x, k, v, r, mixed = shared.stream, shared.key, shared.value, shared.receptance, shared.mixed
     previous = rows.shift[text, layer]
-    layer_norm(x[:C], rows.norm.weight[layer], rows.norm.bias[layer], scratch.y)
-    _project(rows.key, rows.key_neuron, rows.mix_k, layer, text, previous, scratch, shared, team, first, last, k)
-    _project(rows.value, rows.value_neuron, rows.mix_v, layer, text, previous, scratch, shared, team, first, last, v)
-    _project(
-        rows.receptance,
-        rows.receptance_neuron,
-        rows.mix_r,
-        layer,
-        text,
-        previous,
-        scratch,
-        shared,
-        team,
-        first,
-        last,
-        r,
-    )
+    layer_norm(x[:C], rows.norm.weight[layer], rows.norm.bias[layer], work.scratch.y)
+    _project(rows.key, rows.key_neuron, rows.mix_k, layer, text, previous, work, first, last, k)
+    _project(rows.value, rows.value_neuron, rows.mix_v, layer, text, previous, work, first, last, v)
+    _project(rows.receptance, rows.receptance_neuron, rows.mix_r, layer, text, previous, work, first, last, r)
     if rows.has_events:
         fire(rows.wkv_neuron, layer, text, v, first, last)
         _event_wkv(rows, layer, text, k, v, first, last)
@@ -315,81 +303,56 @@ def _time_mix(rows, layer, text, scratch, shared, team, meetings):
     for c in range(first, last):
         mixed[c] = sigmoid(r[c]) * v[c]
     fire(rows.output_neuron, layer, text, mixed, first, last)
-    meetings = meet(team, meetings)
+    meetings = meet(work.team, meetings)
 
-    _remember(rows.key_neuron, rows.mix_k, layer, text, previous, scratch, first, last)
-    _remember(rows.value_neuron, rows.mix_v, layer, text, previous, scratch, first, last)
-    _remember(rows.receptance_neuron, rows.mix_r, layer, text, previous, scratch, first, last)
+    _remember(rows.key_neuron, rows.mix_k, layer, text, previous, work, first, last)
+    _remember(rows.value_neuron, rows.mix_v, layer, text, previous, work, first, last)
+    _remember(rows.receptance_neuron, rows.mix_r, layer, text, previous, work, first, last)
     for c in range(first, last):
-        previous[c] = scratch.y[c]
-    multiply(rows.output, layer, mixed[:C], scratch, shared, team, first, last, k)
+        previous[c] = work.scratch.y[c]
+    multiply(rows.output, layer, mixed[:C], work, first, last, k)
     fire(rows.neuron_behind, layer, text, k, first, last)
     for c in range(first, last):
         x[c] += k[c]
-    return meet(team, meetings)
+    return meet(work.team, meetings)
 
 
 @fused
-def _channel_mix(rows, layer, text, scratch, shared, team, meetings):
+def _channel_mix(rows, layer, text, work, meetings):
     C, F = rows.key.weights.shape[1], rows.key.weights.shape[2]
-    first, last = columns(C, team)
-    first_hidden, last_hidden = columns(F, team)
+    first, last = columns(C, work.team)
+    first_hidden, last_hidden = columns(F, work.team)
+    shared = work.shared
     x, v, r, hidden = shared.stream, shared.value, shared.receptance, shared.hidden
     previous = rows.shift[text, layer]
-    layer_norm(x[:C], rows.norm.weight[layer], rows.norm.bias[layer], scratch.y)
-    _project(
-        rows.key,
-        rows.key_neuron,
-        rows.mix_k,
-        layer,
-        text,
-        previous,
-        scratch,
-        shared,
-        team,
-        first_hidden,
-        last_hidden,
-        hidden,
-    )
-    _project(
-        rows.receptance,
-        rows.receptance_neuron,
-        rows.mix_r,
-        layer,
-        text,
-        previous,
-        scratch,
-        shared,
-        team,
-        first,
-        last,
-        r,
-    )
+    layer_norm(x[:C], rows.norm.weight[layer], rows.norm.bias[layer], work.scratch.y)
+    _project(rows.key, rows.key_neuron, rows.mix_k, layer, text, previous, work, first_hidden, last_hidden, hidden)
+    _project(rows.receptance, rows.receptance_neuron, rows.mix_r, layer, text, previous, work, first, last, r)
     for c in range(first_hidden, last_hidden):
         hidden[c] = max(hidden[c], hidden.dtype.type(0)) ** 2
     fire(rows.value_neuron, layer, text, hidden, first_hidden, last_hidden)
-    meetings = meet(team, meetings)
+    meetings = meet(work.team, meetings)
 
-    _remember(rows.key_neuron, rows.mix_k, layer, text, previous, scratch, first, last)
-    _remember(rows.receptance_neuron, rows.mix_r, layer, text, previous, scratch, first, last)
+    _remember(rows.key_neuron, rows.mix_k, layer, text, previous, work, first, last)
+    _remember(rows.receptance_neuron, rows.mix_r, layer, text, previous, work, first, last)
     for c in range(first, last):
-        previous[c] = scratch.y[c]
-    multiply(rows.value, layer, hidden[:F], scratch, shared, team, first, last, v)
+        previous[c] = work.scratch.y[c]
+    multiply(rows.value, layer, hidden[:F], work, first, last, v)
     for c in range(first, last):
         v[c] = sigmoid(r[c]) * v[c]
     fire(rows.neuron_behind, layer, text, v, first, last)
     for c in range(first, last):
         x[c] += v[c]
-    return meet(team, meetings)
+    return meet(work.team, meetings)
 
 
 @fused
-def decode(team, tokens, network, layers, scratch, shared, logits):
+def decode(work, tokens, network, layers, logits):
     """Read a token of each text, tokens (texts,), write this thread's columns of logits (texts, vocab_size)."""
     meetings = 1
     for text in range(tokens.size):
-        meetings = begin_token(network, tokens[text], scratch, shared, team, meetings)
+        meetings = begin_token(network, tokens[text], work, meetings)
         for layer in range(layers.att.decay.shape[0]):
-            meetings = _time_mix(layers.att, layer, text, scratch, shared, team, meetings)
-            meetings = _channel_mix(layers.ffn, layer, text, scratch, shared, team, meetings)
-        meetings = end_token(network, text, scratch, shared, team, meetings, logits[text])
+            meetings = _time_mix(layers.att, layer, text, work, meetings)
+            meetings = _channel_mix(layers.ffn, layer, text, work, meetings)
+        meetings = end_token(network, text, work, meetings, logits[text])
