@@ -249,8 +249,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
-
-
-def l2wrap(logits: Tensor, strength: float) -> Tensor:
-    """Return RWKV's L2Wrap as a loss term, strength/2 * mean(max logit squared): its gradient is the published one."""
-    return strength / 2 * logits.float().amax(dim=-1).square().mean()

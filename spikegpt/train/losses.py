@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..config import TrainConfig
-from ..model.network import EMBEDDING, l2wrap
+from ..model.network import EMBEDDING
 from .schedules import synop_budget
 
 # share of the dense products below which a budget is small: its excess weighs more
@@ -132,6 +132,11 @@ class SynopBudget:
     def __call__(self, reading: Reading) -> Tensor:
         excess = synop_share(reading.spikes, self.synapses) - synop_budget(reading.step, self.config)
         return synop_weight(self.config) * excess.clamp(min=0)
+
+
+def l2wrap(logits: Tensor, strength: float) -> Tensor:
+    """Return RWKV's L2Wrap as a loss term, strength/2 * mean(max logit squared): its gradient is the published one."""
+    return strength / 2 * logits.float().amax(dim=-1).square().mean()
 
 
 def firing_rate(spikes: Tensor) -> Tensor:

@@ -34,13 +34,13 @@ def test_a_source_is_one_text_that_asks_for_no_other_file(source):
 
 
 @pytest.mark.slow
-def test_every_source_compiles_for_the_oldest_and_the_newest_target_and_keeps_its_registers():
+def test_every_source_compiles_for_every_target_and_keeps_its_registers():
     pytest.importorskip("cuda.bindings.nvrtc", reason="pip install cuda-bindings nvidia-cuda-nvrtc")
     done = subprocess.run(
         [sys.executable, TREE / "benchmarks" / "cuda_compile.py", "--check"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == {"compiled": len(SOURCES) * 3 * 2, "failed": 0, "spilled": []}
+    assert json.loads(done.stdout.splitlines()[-1]) == {"compiled": len(SOURCES) * 3 * 4, "failed": 0, "spilled": []}
 
 
 class FakeCupy(types.ModuleType):

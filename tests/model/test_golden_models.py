@@ -6,7 +6,7 @@ import torch
 from golden import CASES, load
 from torch.nn import functional as F
 
-from spikegpt.model.network import l2wrap
+from spikegpt.train.losses import l2wrap
 
 LOGITS = {torch.float32: 1e-4, torch.float64: 1e-9}
 GRADIENTS = {torch.float32: 1e-4, torch.float64: 1e-8}
