@@ -10,6 +10,7 @@ from torch import Tensor
 from ...model.network import SpikeGPT
 from ...model.state import State
 from . import token_step
+from .held import Held
 from .rows import Packer, Work, scratch_of
 from .team import OPEN, Team
 
@@ -46,6 +47,7 @@ class RowDecoder:
         head_neuron = self._network.head_neuron.with_potentials([], texts)
         self._network = self._network._replace(head_neuron=head_neuron)
         self._logits = np.empty((texts, self._vocab_size), self._dtype)
+        self._parts = [Held((work, self._network, self._layers)) for work in self._work]
 
     def give(self) -> State:
         """Return the state after the last token."""
@@ -75,7 +77,7 @@ class RowDecoder:
         return torch.from_numpy(self._logits.copy())
 
     def _run(self, part: int, ids: np.ndarray) -> None:
-        self._step.decode(self._work[part], ids, self._network, self._layers, self._logits)
+        self._step.decode(self._parts[part], ids, self._logits)
 
     def _threads(self) -> ThreadPoolExecutor:
         if self._pool is None or self._pool[0] != os.getpid():

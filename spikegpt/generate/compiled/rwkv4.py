@@ -15,6 +15,7 @@ from ...kernels.decay import decay_of, log_decay_of
 from ...kernels.event_wkv.reference import EVENT_KEY_LIMIT
 from ...model.mixers.rwkv4 import ChannelMix, ChannelMixState, TimeMix, TimeMixState
 from ...model.state import BlockState, State
+from .held import held_value
 from .parts import begin_token, end_token, fire, layer_norm, lerp, look_at_spikes, multiply, sigmoid
 from .rows import Neurons, Norm, Packer, Product
 from .team import columns, fused, meet
@@ -347,8 +348,12 @@ def _channel_mix(rows, layer, text, work, meetings):
 
 
 @fused
-def decode(work, tokens, network, layers, logits):
-    """Read a token of each text, tokens (texts,), write this thread's columns of logits (texts, vocab_size)."""
+def decode(held_part, tokens, logits):
+    """Read a token of each text, tokens (texts,), write this thread's columns of logits (texts, vocab_size).
+
+    `held_part` holds a thread's (Work, Network, Layers).
+    """
+    work, network, layers = held_value(held_part)
     meetings = 1
     for text in range(tokens.size):
         meetings = begin_token(network, tokens[text], work, meetings)
