@@ -31,6 +31,7 @@ test-fast: .venv/test
 lint: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror cuda/*.cu cuda/*.cuh
 
 types: .venv/test
 	$(BIN)/mypy
@@ -38,6 +39,7 @@ types: .venv/test
 format: .venv/test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i cuda/*.cu cuda/*.cuh
 
 # the pages of docs/ are read as they are; this looks up every link, heading and file that they name
 docs: .venv/test

@@ -1,8 +1,9 @@
 // The number type of the tensors, and how a thread reads a stretch of one channel.
 //
-// Every source is compiled once per type: ELEMENT is 0 for float32, 1 for bfloat16, 2 for float16. Arithmetic is float32.
-// No header is included, so that nothing but NVRTC is needed: the two half types are their 16 bits, converted here (for the tests a host compiler reads the sources too).
-// A sequence tensor is (B, T, C), row-major: the steps of one channel lie C elements apart.
+// Every source is compiled once per type: ELEMENT is 0 for float32, 1 for bfloat16, 2 for float16. Arithmetic is
+// float32. No header is included, so that nothing but NVRTC is needed: the two half types are their 16 bits, converted
+// here (for the tests a host compiler reads the sources too). A sequence tensor is (B, T, C), row-major: the steps of
+// one channel lie C elements apart.
 #pragma once
 
 typedef unsigned int word;  // 32 spikes of one channel: bit i is step i
@@ -55,8 +56,8 @@ __device__ __forceinline__ element from_float(float x) {
 #error "ELEMENT must be 0 (float32), 1 (bfloat16) or 2 (float16)"
 #endif
 
-// STEPS elements of one channel, in registers: with all loads issued before the first is used, memory stays busy although
-// each thread walks through time alone. What lies at or beyond `left` is not touched and reads as 0.
+// STEPS elements of one channel, in registers: with all loads issued before the first is used, memory stays busy
+// although each thread walks through time alone. What lies at or beyond `left` is not touched and reads as 0.
 template <int STEPS>
 struct Stretch {
     element at[STEPS];

@@ -1,11 +1,12 @@
-// The event-driven matrix-vector product, for decoding: y = spikes @ weight. spikegpt/kernels/event_matvec/reference.py, event_matvec.
+// The event-driven matrix-vector product, for decoding: y = spikes @ weight.
+// spikegpt/kernels/event_matvec/reference.py, event_matvec.
 //
-// What one input sends to all outputs is one row of `weight`: a spike is one contiguous read, and the rows of silent inputs
-// are not touched. Every thread finds the spikes itself, 32 inputs at a time: they are few bytes, and a kernel that listed them
-// first would be one more to launch. So that there are threads enough for one text, the inputs are cut into
-// slices: gather_rows adds up the rows of each slice, sum_slices the slices. The shape of the weight alone says what is added
-// in which order: the same sums always, whatever else is in the batch. The host need not know how many inputs fired, so CUDA
-// graphs can hold this. Threads share nothing.
+// What one input sends to all outputs is one row of `weight`: a spike is one contiguous read, and the rows of silent
+// inputs are not touched. Every thread finds the spikes itself, 32 inputs at a time: they are few bytes, and a kernel
+// that listed them first would be one more to launch. So that there are threads enough for one text, the inputs are cut
+// into slices: gather_rows adds up the rows of each slice, sum_slices the slices. The shape of the weight alone says
+// what is added in which order: the same sums always, whatever else is in the batch. The host need not know how many
+// inputs fired, so CUDA graphs can hold this. Threads share nothing.
 // Launch: gather_rows_* on LANES * ceil(outputs / (LANES * COLUMNS)) threads, `slices` blocks along y and N along z;
 // sum_slices on N * outputs threads.
 //
@@ -21,7 +22,8 @@
 // rows, and slices, that are on their way together
 #define ROWS 4
 #define SLICES 16
-// outputs of one thread, and how far apart they lie: neighbouring threads read neighbouring weights, whatever the width of a row
+// outputs of one thread, and how far apart they lie: neighbouring threads read neighbouring weights, whatever the width
+// of a row
 #define COLUMNS 8
 #define LANES 32
 // threads of a block (spikegpt/kernels/gpu.py), and blocks that share a multiprocessor: 64 registers for each thread.
@@ -33,7 +35,8 @@ __device__ __forceinline__ float widen(float weight) { return weight; }
 __device__ __forceinline__ float widen(unsigned short bits) { return __uint_as_float((unsigned int)bits << 16); }
 __device__ __forceinline__ float widen(signed char weight) { return weight; }
 
-// COUNT numbers that are `stride` apart, on their way together. What lies at or beyond `left` is not touched and reads as 0.
+// COUNT numbers that are `stride` apart, on their way together. What lies at or beyond `left` is not touched and reads
+// as 0.
 template <class number, int COUNT>
 struct Several {
     number at[COUNT];
@@ -55,7 +58,8 @@ __device__ __forceinline__ word find_spikes(const element* spikes, int left) {
 
 template <class stored>
 __device__ __forceinline__ void gather_rows(
-    const element* __restrict__ spikes, const stored* __restrict__ weight, float* __restrict__ partial, int inputs, int outputs, int slice_inputs
+    const element* __restrict__ spikes, const stored* __restrict__ weight, float* __restrict__ partial, int inputs,
+    int outputs, int slice_inputs
 ) {
     const int at = blockIdx.x * blockDim.x + threadIdx.x, slice = blockIdx.y, n = blockIdx.z, N = gridDim.z;
     const int column = at / LANES * (LANES * COLUMNS) + at % LANES;
@@ -92,8 +96,8 @@ __device__ __forceinline__ void gather_rows(
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) gather_rows_float32(
-    const element* __restrict__ spikes, const float* __restrict__ weight, float* __restrict__ partial,
-    int inputs, int outputs, int slice_inputs
+    const element* __restrict__ spikes, const float* __restrict__ weight, float* __restrict__ partial, int inputs,
+    int outputs, int slice_inputs
 ) {
     gather_rows(spikes, weight, partial, inputs, outputs, slice_inputs);
 }
@@ -106,15 +110,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) gather_rows_bfloat
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) gather_rows_int8(
-    const element* __restrict__ spikes, const signed char* __restrict__ weight, float* __restrict__ partial,
-    int inputs, int outputs, int slice_inputs
+    const element* __restrict__ spikes, const signed char* __restrict__ weight, float* __restrict__ partial, int inputs,
+    int outputs, int slice_inputs
 ) {
     gather_rows(spikes, weight, partial, inputs, outputs, slice_inputs);
 }
 
 // sums = N * outputs
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) sum_slices(
-    const float* __restrict__ partial, const float* __restrict__ scale, element* __restrict__ y, int sums, int outputs, int slices
+    const float* __restrict__ partial, const float* __restrict__ scale, element* __restrict__ y, int sums, int outputs,
+    int slices
 ) {
     const int at = blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= sums) return;

@@ -1,15 +1,17 @@
 // The WKV of value spikes over a sequence: spikegpt/kernels/event_wkv/reference.py, event_wkv.
 //
-// One thread per channel (b, c) walks through time, 32 steps at a stretch; neighbouring threads are neighbouring channels.
-// Of each stretch it first learns which steps are events, one bit each, then visits the set bits, and only there reads the key
-// and takes its exponential. The walk over the steps finds weight and value of the events in the thread's own column of shared
-// memory, which unlike registers can be indexed; silent steps weigh 1, and their keys are never read. Threads share nothing.
+// One thread per channel (b, c) walks through time, 32 steps at a stretch; neighbouring threads are neighbouring
+// channels. Of each stretch it first learns which steps are events, one bit each, then visits the set bits, and only
+// there reads the key and takes its exponential. The walk over the steps finds weight and value of the events in the
+// thread's own column of shared memory, which unlike registers can be indexed; silent steps weigh 1, and their keys are
+// never read. Threads share nothing.
 // Launch: 1-D grid over B * C channels, blocks of THREADS threads.
 //
 //   key, output, grad_output, grad_key, grad_value   (B, T, C) element
 //   value    (B, T, C) element, or null: then the values are whole numbers and come as bits, 32 steps to a word,
-//   planes   (magnitudes + is_signed, B, words, C) word, words = ceil(T / 32): bit i of word w is step 32 w + i, 0 beyond T.
-//            Plane j < magnitudes, of MOST_MAGNITUDES at most, is bit j of |value|; if is_signed, the last has 1 for negative.
+//   planes   (magnitudes + is_signed, B, words, C) word, words = ceil(T / 32): bit i of word w is step 32 w + i,
+//            0 beyond T. Plane j < magnitudes, of MOST_MAGNITUDES at most, is bit j of |value|; if is_signed, the last
+//            has 1 for negative.
 //   decay, first   (C) float, exp(-exp(time_decay)), spikegpt/kernels/decay.py, and exp(time_first)
 //   numerator, denominator, last_* (after the last step), and of these grad_* and grad_last_*   (B, C) float
 //   grad_log_decay, grad_log_first   (B, C) float, of the logarithms; one row per batch row
@@ -61,8 +63,13 @@ struct Planes {
     const word* planes;
     word magnitude[MOST_MAGNITUDES], negative;
 
-    __device__ __forceinline__ Planes(const word* planes, int channel, int B, int T, int C, int magnitudes, int is_signed)
-        : words((T + STEPS - 1) / STEPS), C(C), magnitudes(magnitudes), is_signed(is_signed), stride((long long)B * words * C),
+    __device__ __forceinline__
+    Planes(const word* planes, int channel, int B, int T, int C, int magnitudes, int is_signed)
+        : words((T + STEPS - 1) / STEPS),
+          C(C),
+          magnitudes(magnitudes),
+          is_signed(is_signed),
+          stride((long long)B * words * C),
           planes(planes + (long long)(channel / C) * words * C + channel % C) {}
 
     __device__ __forceinline__ void load(int stretch) {
@@ -88,8 +95,8 @@ struct Planes {
     }
 };
 
-// Weights and values of a channel, one stretch after the other, forwards or backwards. Memory is asked early: while a stretch
-// is walked through, the first keys of the next one and the spikes of the one after are on their way.
+// Weights and values of a channel, one stretch after the other, forwards or backwards. Memory is asked early: while a
+// stretch is walked through, the first keys of the next one and the spikes of the one after are on their way.
 template <class Spikes>
 struct Weighted {
     const element* key;
@@ -105,8 +112,16 @@ struct Weighted {
     // the one after
     Spikes ahead;
 
-    __device__ __forceinline__ Weighted(Spikes from, const element* key, int C, int begin, int direction, float* weights, float* values)
-        : key(key), C(C), direction(direction), weights(weights), values(values), stretch(begin - direction), spikes(from), ahead(from) {
+    __device__ __forceinline__
+    Weighted(Spikes from, const element* key, int C, int begin, int direction, float* weights, float* values)
+        : key(key),
+          C(C),
+          direction(direction),
+          weights(weights),
+          values(values),
+          stretch(begin - direction),
+          spikes(from),
+          ahead(from) {
         ahead.load(begin);
         ask();
         take();
@@ -157,8 +172,12 @@ struct Weighted {
         }
     }
 
-    __device__ __forceinline__ float weight(int step) const { return events >> step & 1 ? weights[step * THREADS] : 1.0f; }
-    __device__ __forceinline__ float value(int step) const { return events >> step & 1 ? values[step * THREADS] : 0.0f; }
+    __device__ __forceinline__ float weight(int step) const {
+        return events >> step & 1 ? weights[step * THREADS] : 1.0f;
+    }
+    __device__ __forceinline__ float value(int step) const {
+        return events >> step & 1 ? values[step * THREADS] : 0.0f;
+    }
 };
 
 struct Sums {
@@ -196,9 +215,9 @@ __device__ __forceinline__ void forward(
 // Reads `value` or, where that is null, `planes`.
 extern "C" __global__ void event_wkv_forward(
     const element* __restrict__ value, const word* __restrict__ planes, const element* __restrict__ key,
-    const float* __restrict__ decay, const float* __restrict__ first, const float* __restrict__ numerator, const float* __restrict__ denominator,
-    element* __restrict__ output, float* __restrict__ last_numerator, float* __restrict__ last_denominator,
-    int B, int T, int C, int magnitudes, int is_signed
+    const float* __restrict__ decay, const float* __restrict__ first, const float* __restrict__ numerator,
+    const float* __restrict__ denominator, element* __restrict__ output, float* __restrict__ last_numerator,
+    float* __restrict__ last_denominator, int B, int T, int C, int magnitudes, int is_signed
 ) {
     __shared__ float weights[STEPS * THREADS], values[STEPS * THREADS];
     const int at = blockIdx.x * blockDim.x + threadIdx.x;
@@ -208,8 +227,8 @@ extern "C" __global__ void event_wkv_forward(
     const Sums sums = {numerator[at], denominator[at]};
     const auto walk = [&](const auto& spikes) {
         forward(
-            spikes, key + begin, decay[c], first[c], sums, weights + threadIdx.x, values + threadIdx.x,
-            output + begin, last_numerator + at, last_denominator + at, T, C
+            spikes, key + begin, decay[c], first[c], sums, weights + threadIdx.x, values + threadIdx.x, output + begin,
+            last_numerator + at, last_denominator + at, T, C
         );
     };
     if (value)
@@ -223,11 +242,12 @@ struct Grads {
     float numerator, denominator, log_decay, log_first;
 };
 
-// BACK_STEPS of a stretch, from step `from` on. FULL: all lie within the text; no branch then parts them, and they overlap.
+// BACK_STEPS of a stretch, from step `from` on. FULL: all lie within the text; no branch then parts them, and they
+// overlap.
 template <bool FULL, class Spikes>
 __device__ __forceinline__ void walk_back(
-    const Weighted<Spikes>& weighted, int from, Sums sums, const Stretch<BACK_STEPS>& grad_output, float decay, float first, Grads& grad,
-    element* grad_key, element* grad_value, int steps, int C
+    const Weighted<Spikes>& weighted, int from, Sums sums, const Stretch<BACK_STEPS>& grad_output, float decay,
+    float first, Grads& grad, element* grad_key, element* grad_value, int steps, int C
 ) {
     Sums before[BACK_STEPS];
 #pragma unroll
@@ -255,12 +275,13 @@ __device__ __forceinline__ void walk_back(
     }
 }
 
-// The sums are computed once more: a first walk leaves them before every stretch, from there the backward pass fills in the rest.
-// The pointers are those of the channel; the next in `checkpoints` lies `channels` on.
+// The sums are computed once more: a first walk leaves them before every stretch, from there the backward pass fills in
+// the rest. The pointers are those of the channel; the next in `checkpoints` lies `channels` on.
 template <class Spikes>
 __device__ __forceinline__ Grads backward(
-    const Spikes& spikes, const element* key, float decay, float first, Sums sums, float* weights, float* values, Grads grad,
-    const element* grad_output, float* checkpoints, element* grad_key, element* grad_value, int T, int C, long long channels
+    const Spikes& spikes, const element* key, float decay, float first, Sums sums, float* weights, float* values,
+    Grads grad, const element* grad_output, float* checkpoints, element* grad_key, element* grad_value, int T, int C,
+    long long channels
 ) {
     const int last = (T - 1) / STEPS;
     {
@@ -292,9 +313,15 @@ __device__ __forceinline__ Grads backward(
 #pragma unroll BACK_STEPS
             for (int i = 0; i < from; i++) before.add(decay, weighted.weight(i), weighted.value(i));
             if (start + BACK_STEPS <= T)
-                walk_back<true>(weighted, from, before, grads, decay, first, grad, grad_key + begin, grad_value + begin, BACK_STEPS, C);
+                walk_back<true>(
+                    weighted, from, before, grads, decay, first, grad, grad_key + begin, grad_value + begin, BACK_STEPS,
+                    C
+                );
             else
-                walk_back<false>(weighted, from, before, grads, decay, first, grad, grad_key + begin, grad_value + begin, T - start, C);
+                walk_back<false>(
+                    weighted, from, before, grads, decay, first, grad, grad_key + begin, grad_value + begin, T - start,
+                    C
+                );
         }
         weighted.take();
     }
@@ -304,11 +331,12 @@ __device__ __forceinline__ Grads backward(
 // Reads `value` or, where that is null, `planes`.
 extern "C" __global__ void event_wkv_backward(
     const element* __restrict__ value, const word* __restrict__ planes, const element* __restrict__ grad_output,
-    const float* __restrict__ grad_last_numerator, const float* __restrict__ grad_last_denominator, const element* __restrict__ key,
-    const float* __restrict__ decay, const float* __restrict__ first, const float* __restrict__ numerator, const float* __restrict__ denominator,
-    float* __restrict__ checkpoints, element* __restrict__ grad_key, element* __restrict__ grad_value, float* __restrict__ grad_log_decay,
-    float* __restrict__ grad_log_first, float* __restrict__ grad_numerator, float* __restrict__ grad_denominator,
-    int B, int T, int C, int magnitudes, int is_signed
+    const float* __restrict__ grad_last_numerator, const float* __restrict__ grad_last_denominator,
+    const element* __restrict__ key, const float* __restrict__ decay, const float* __restrict__ first,
+    const float* __restrict__ numerator, const float* __restrict__ denominator, float* __restrict__ checkpoints,
+    element* __restrict__ grad_key, element* __restrict__ grad_value, float* __restrict__ grad_log_decay,
+    float* __restrict__ grad_log_first, float* __restrict__ grad_numerator, float* __restrict__ grad_denominator, int B,
+    int T, int C, int magnitudes, int is_signed
 ) {
     __shared__ float weights[STEPS * THREADS], values[STEPS * THREADS];
     const int at = blockIdx.x * blockDim.x + threadIdx.x;

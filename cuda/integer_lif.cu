@@ -1,14 +1,16 @@
-// Neurons that may fire several times within one token, over a sequence: spikegpt/kernels/integer_lif/reference.py, integer_lif_step.
+// Neurons that may fire several times within one token, over a sequence: spikegpt/kernels/integer_lif/reference.py,
+// integer_lif_step.
 //
-// One thread per neuron (b, c) walks through time; neighbouring threads are neighbouring channels. Threads share nothing.
+// One thread per neuron (b, c) walks through time; neighbouring threads are neighbouring channels. Threads share
+// nothing.
 // Launch: 1-D grid over B * C neurons.
 //
-//   current, spikes, grad_spikes, grad_current   (B, T, C) element; spikes are whole numbers from -levels or 0 to levels
+//   current, spikes, grad_spikes, grad_current   (B, T, C) element; spikes are whole numbers, -levels or 0 to levels
 //   planes       (magnitudes + is_signed, B, words, C) word, words = ceil(T / 32): bit i of word w is step 32 w + i.
 //                Plane j < magnitudes is bit j of |spikes|; if is_signed, one more has 1 for negative.
 //   membrane     (B, T, C) float, the potential after the charge and before the reset
-//   potential, last_potential, grad_final, grad_potential, grad_decay, grad_threshold   (B, C) float; the last two are one
-//                row per batch row
+//   potential, last_potential, grad_final, grad_potential, grad_decay, grad_threshold   (B, C) float; the last two have
+//                a row per batch row
 //   decay, threshold   (C) float
 //   checkpoints  (stretches, B, C) float, working memory: the potential every BACK_STEPS steps
 #include "elements.cuh"
@@ -23,10 +25,17 @@ struct Neuron {
     float decay, gain, threshold, levels;
     bool is_signed, subtracts;
 
-    __device__ __forceinline__ Neuron(float decay, float threshold, int levels, int is_signed, int subtracts, int decay_input)
-        : decay(decay), gain(decay_input ? 1.0f - decay : 1.0f), threshold(threshold), levels(levels), is_signed(is_signed), subtracts(subtracts) {}
+    __device__ __forceinline__
+    Neuron(float decay, float threshold, int levels, int is_signed, int subtracts, int decay_input)
+        : decay(decay),
+          gain(decay_input ? 1.0f - decay : 1.0f),
+          threshold(threshold),
+          levels(levels),
+          is_signed(is_signed),
+          subtracts(subtracts) {}
 
-    // rounded after every operation, as the reference does, never fused: the same spikes forward, backward and on the CPU
+    // rounded after every operation, as the reference does, never fused: the same spikes forward, backward and on the
+    // CPU
     __device__ __forceinline__ float charge(float potential, float current) const {
         return __fadd_rn(__fmul_rn(decay, potential), __fmul_rn(gain, current));
     }
@@ -53,7 +62,8 @@ struct Neuron {
 // FULL: all STEPS lie within the text. No branch then parts the steps, and they overlap.
 template <bool FULL>
 __device__ __forceinline__ void walk(
-    const Neuron& neuron, const Stretch<STEPS>& current, float& potential, element* spikes, float* membrane, int steps, int C
+    const Neuron& neuron, const Stretch<STEPS>& current, float& potential, element* spikes, float* membrane, int steps,
+    int C
 ) {
 #pragma unroll
     for (int i = 0; i < STEPS; i++) {
@@ -67,10 +77,11 @@ __device__ __forceinline__ void walk(
     }
 }
 
-// The same, with the spikes as one bit of each plane: planes[j] of the magnitudes, planes[MOST_MAGNITUDES] of the signs.
-// What lies beyond the text does not fire.
+// The same, with the spikes as one bit of each plane: planes[j] of the magnitudes, planes[MOST_MAGNITUDES] of the
+// signs. What lies beyond the text does not fire.
 __device__ __forceinline__ void walk_packed(
-    const Neuron& neuron, const Stretch<STEPS>& current, float& potential, word* planes, float* membrane, int steps, int C
+    const Neuron& neuron, const Stretch<STEPS>& current, float& potential, word* planes, float* membrane, int steps,
+    int C
 ) {
 #pragma unroll
     for (int j = 0; j <= MOST_MAGNITUDES; j++) planes[j] = 0;
@@ -91,9 +102,10 @@ __device__ __forceinline__ void walk_packed(
 
 // Writes spikes or, where that is null, planes; membrane where it is not null; and always the last potential.
 extern "C" __global__ void integer_lif_forward(
-    const element* __restrict__ current, const float* __restrict__ potential, const float* __restrict__ decay, const float* __restrict__ threshold,
-    element* __restrict__ spikes, word* __restrict__ planes, float* __restrict__ membrane, float* __restrict__ last_potential,
-    int B, int T, int C, int levels, int is_signed, int subtracts, int decay_input, int magnitudes
+    const element* __restrict__ current, const float* __restrict__ potential, const float* __restrict__ decay,
+    const float* __restrict__ threshold, element* __restrict__ spikes, word* __restrict__ planes,
+    float* __restrict__ membrane, float* __restrict__ last_potential, int B, int T, int C, int levels, int is_signed,
+    int subtracts, int decay_input, int magnitudes
 ) {
     const int at = blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= B * C) return;
@@ -135,8 +147,8 @@ struct Grads {
 
 template <bool FULL>
 __device__ __forceinline__ void walk_back(
-    const Neuron& neuron, float own_input, const Stretch<BACK_STEPS>& current, const Stretch<BACK_STEPS>& grad_spikes, const float* before,
-    Grads& grad, element* grad_current, int steps, int C
+    const Neuron& neuron, float own_input, const Stretch<BACK_STEPS>& current, const Stretch<BACK_STEPS>& grad_spikes,
+    const float* before, Grads& grad, element* grad_current, int steps, int C
 ) {
     const float highest = neuron.levels + 0.5f, lowest = neuron.is_signed ? -highest : 0.5f;
 #pragma unroll
@@ -158,9 +170,10 @@ __device__ __forceinline__ void walk_back(
 // checkpoint to checkpoint, and `checkpoints` is written and read.
 extern "C" __global__ void integer_lif_backward(
     const element* __restrict__ grad_spikes, const float* __restrict__ grad_final, const element* __restrict__ current,
-    const float* __restrict__ potential, const float* __restrict__ decay, const float* __restrict__ threshold, const float* __restrict__ membrane,
-    float* __restrict__ checkpoints, element* __restrict__ grad_current, float* __restrict__ grad_potential, float* __restrict__ grad_decay,
-    float* __restrict__ grad_threshold, int B, int T, int C, int levels, int is_signed, int subtracts, int decay_input
+    const float* __restrict__ potential, const float* __restrict__ decay, const float* __restrict__ threshold,
+    const float* __restrict__ membrane, float* __restrict__ checkpoints, element* __restrict__ grad_current,
+    float* __restrict__ grad_potential, float* __restrict__ grad_decay, float* __restrict__ grad_threshold, int B,
+    int T, int C, int levels, int is_signed, int subtracts, int decay_input
 ) {
     const int at = blockIdx.x * blockDim.x + threadIdx.x;
     const int neurons = B * C;
@@ -201,7 +214,8 @@ extern "C" __global__ void integer_lif_backward(
         if (membrane) {
             before[0] = start ? neuron.after(membrane[begin - C]) : potential[at];
 #pragma unroll
-            for (int i = 1; i < BACK_STEPS; i++) before[i] = i < steps ? neuron.after(membrane[begin + (long long)(i - 1) * C]) : 0.0f;
+            for (int i = 1; i < BACK_STEPS; i++)
+                before[i] = i < steps ? neuron.after(membrane[begin + (long long)(i - 1) * C]) : 0.0f;
         } else {
             before[0] = checkpoints[(long long)stretch * neurons + at];
 #pragma unroll

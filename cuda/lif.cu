@@ -1,15 +1,15 @@
 // Leaky integrate-and-fire neurons over a sequence: spikegpt/kernels/lif/reference.py, lif_step.
 //
-// One thread per neuron (b, c) walks through time; neighbouring threads are neighbouring channels, so that every step of a
-// warp is one contiguous read and one contiguous write. Threads share nothing.
+// One thread per neuron (b, c) walks through time; neighbouring threads are neighbouring channels, so that every step
+// of a warp is one contiguous read and one contiguous write. Threads share nothing.
 // Launch: 1-D grid over B * C neurons.
 //
 //   current, spikes, grad_spikes, grad_current   (B, T, C) element
-//   packed                                       (B, words, C) word, words = ceil(T / 32): bit i of word w is step 32 w + i
-//   membrane                                     (B, T, C) float, the potential after the charge and before the reset
-//   potential, last_potential, grad_final, grad_potential, grad_decay   (B, C) float; grad_decay is one row per batch row
-//   decay                                        (C) float, the fraction of the potential kept per step
-//   checkpoints                                  (stretches, B, C) float, working memory: the potential every STEPS steps
+//   packed         (B, words, C) word, words = ceil(T / 32): bit i of word w is step 32 w + i
+//   membrane       (B, T, C) float, the potential after the charge and before the reset
+//   potential, last_potential, grad_final, grad_potential, grad_decay   (B, C) float; grad_decay: a row per batch row
+//   decay          (C) float, the fraction of the potential kept per step
+//   checkpoints    (stretches, B, C) float, working memory: the potential every STEPS steps
 //
 // A spike turns the potential into keep * potential + offset: (0, reset_potential) resets to a value, (1, -threshold)
 // subtracts. `rest` is where the potential leaks to.
@@ -23,10 +23,17 @@
 struct Neuron {
     float decay, gain, pull, threshold, keep, offset;
 
-    __device__ __forceinline__ Neuron(float decay, float threshold, float keep, float offset, float rest, int decay_input)
-        : decay(decay), gain(decay_input ? 1.0f - decay : 1.0f), pull((1.0f - decay) * rest), threshold(threshold), keep(keep), offset(offset) {}
+    __device__ __forceinline__
+    Neuron(float decay, float threshold, float keep, float offset, float rest, int decay_input)
+        : decay(decay),
+          gain(decay_input ? 1.0f - decay : 1.0f),
+          pull((1.0f - decay) * rest),
+          threshold(threshold),
+          keep(keep),
+          offset(offset) {}
 
-    // rounded after every operation, as the reference does, never fused: the same spikes forward, backward and on the CPU
+    // rounded after every operation, as the reference does, never fused: the same spikes forward, backward and on the
+    // CPU
     __device__ __forceinline__ float charge(float potential, float current) const {
         return __fadd_rn(__fadd_rn(__fmul_rn(decay, potential), __fmul_rn(gain, current)), pull);
     }
@@ -40,7 +47,8 @@ struct Neuron {
 // FULL: all STEPS lie within the text. No branch then parts the steps, and they overlap.
 template <bool FULL>
 __device__ __forceinline__ word walk(
-    const Neuron& neuron, const Stretch<STEPS>& current, float& potential, element* spikes, float* membrane, int steps, int C
+    const Neuron& neuron, const Stretch<STEPS>& current, float& potential, element* spikes, float* membrane, int steps,
+    int C
 ) {
     const element one = from_float(1.0f), zero = from_float(0.0f);
     word fired = 0;
@@ -61,8 +69,9 @@ __device__ __forceinline__ word walk(
 // Writes spikes, packed and membrane where the pointer is not null, and always the last potential.
 extern "C" __global__ void lif_forward(
     const element* __restrict__ current, const float* __restrict__ potential, const float* __restrict__ decay,
-    element* __restrict__ spikes, word* __restrict__ packed, float* __restrict__ membrane, float* __restrict__ last_potential,
-    int B, int T, int C, float threshold, float keep, float offset, float rest, int decay_input
+    element* __restrict__ spikes, word* __restrict__ packed, float* __restrict__ membrane,
+    float* __restrict__ last_potential, int B, int T, int C, float threshold, float keep, float offset, float rest,
+    int decay_input
 ) {
     const int at = blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= B * C) return;
@@ -94,8 +103,8 @@ struct Rule {
 
 template <bool FULL>
 __device__ __forceinline__ void walk_back(
-    const Neuron& neuron, const Rule& rule, const Stretch<BACK_STEPS>& current, const Stretch<BACK_STEPS>& grad_spikes, const float* before,
-    float& grad, float& grad_of_decay, element* grad_current, int steps, int C
+    const Neuron& neuron, const Rule& rule, const Stretch<BACK_STEPS>& current, const Stretch<BACK_STEPS>& grad_spikes,
+    const float* before, float& grad, float& grad_of_decay, element* grad_current, int steps, int C
 ) {
 #pragma unroll
     for (int i = BACK_STEPS - 1; i >= 0; i--) {
@@ -103,7 +112,8 @@ __device__ __forceinline__ void walk_back(
             const float charged = neuron.charge(before[i], current[i]), distance = charged - neuron.threshold;
             const float jump = rule.through_reset * (neuron.keep * charged + neuron.offset - charged);
             const float kept = distance >= 0.0f ? neuron.keep * grad : grad;
-            const float grad_charged = kept + (grad_spikes[i] + grad * jump) * surrogate_derivative(distance, rule.surrogate, rule.slope);
+            const float grad_charged =
+                kept + (grad_spikes[i] + grad * jump) * surrogate_derivative(distance, rule.surrogate, rule.slope);
             grad_current[(long long)i * C] = from_float(neuron.gain * grad_charged);
             grad_of_decay += grad_charged * (before[i] - rule.own_input * current[i] - rule.rest);
             grad = neuron.decay * grad_charged;
@@ -111,13 +121,14 @@ __device__ __forceinline__ void walk_back(
     }
 }
 
-// membrane: as stored by lif_forward, or null: then the potential is computed once more from the current, from checkpoint to
-// checkpoint, and `checkpoints` is written and read.
+// membrane: as stored by lif_forward, or null: then the potential is computed once more from the current, from
+// checkpoint to checkpoint, and `checkpoints` is written and read.
 extern "C" __global__ void lif_backward(
     const element* __restrict__ grad_spikes, const float* __restrict__ grad_final, const element* __restrict__ current,
     const float* __restrict__ potential, const float* __restrict__ decay, const float* __restrict__ membrane,
-    float* __restrict__ checkpoints, element* __restrict__ grad_current, float* __restrict__ grad_potential, float* __restrict__ grad_decay,
-    int B, int T, int C, float threshold, float keep, float offset, float rest, int decay_input, int detach_reset, int surrogate, float slope
+    float* __restrict__ checkpoints, element* __restrict__ grad_current, float* __restrict__ grad_potential,
+    float* __restrict__ grad_decay, int B, int T, int C, float threshold, float keep, float offset, float rest,
+    int decay_input, int detach_reset, int surrogate, float slope
 ) {
     const int at = blockIdx.x * blockDim.x + threadIdx.x;
     const int neurons = B * C;
@@ -155,7 +166,8 @@ extern "C" __global__ void lif_backward(
         gs_ahead.load(grad_spikes + earlier, C, start);
         // the potential before each step
         float before[BACK_STEPS];
-        before[0] = membrane ? (start ? neuron.reset(membrane[begin - C]) : potential[at]) : checkpoints[(long long)stretch * neurons + at];
+        before[0] = membrane ? (start ? neuron.reset(membrane[begin - C]) : potential[at])
+                             : checkpoints[(long long)stretch * neurons + at];
 #pragma unroll
         for (int i = 1; i < BACK_STEPS; i++) {
             if (!membrane)

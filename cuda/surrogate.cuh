@@ -1,5 +1,6 @@
 // The stand-in for the derivative of the step at `distance` = potential - threshold: spikegpt/kernels/surrogates.py,
-// surrogate_derivative. `surrogate` is 0 atan, 1 sigmoid, 2 fast_sigmoid, 3 rectangular; it is the same for all threads.
+// surrogate_derivative. `surrogate` is 0 atan, 1 sigmoid, 2 fast_sigmoid, 3 rectangular; it is the same for all
+// threads.
 #pragma once
 
 __device__ __forceinline__ float surrogate_derivative(float distance, int surrogate, float slope) {

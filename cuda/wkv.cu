@@ -1,9 +1,9 @@
 // RWKV-4's WKV over a sequence, with the receptance gate if one is given: spikegpt/kernels/wkv/reference.py, wkv.
 //
 // A thread walks through time for one channel of one text, (b, c). Where these are few, time is cut into `splits` of
-// `split_steps` each, and there is a thread for every split: the recurrence is associative, so the state that enters a split is
-// the caller's, joined with what each split before it leaves behind alone. Gradients travel back in the same way.
-// Threads share nothing. Launch: B * C threads along x; along y one block per split (`wkv_split_*`: all but one).
+// `split_steps` each, and there is a thread for every split: the recurrence is associative, so the state that enters a
+// split is the caller's, joined with what each split before it leaves behind alone. Gradients travel back in the same
+// way. Threads share nothing. Launch: B * C threads along x; along y one block per split (`wkv_split_*`: all but one).
 //
 //   forward     wkv_split_states (splits > 1), wkv_forward
 //   backward    wkv_split_states (splits > 1), wkv_checkpoints, wkv_split_gradients (splits > 1), wkv_backward
@@ -14,7 +14,7 @@
 //   states        (3, splits, B, C) float: numerator, denominator, max_exponent that each split alone leaves behind
 //   checkpoints   (3, stretches, B, C) float: the state before every BACK_STEPS steps
 //   leaving       (splits, B, C) float: max_exponent after each split
-//   gradients     (2, splits, B, C) float: of numerator and denominator, what each split alone sends back to those before it
+//   gradients     (2, splits, B, C) float: of numerator and denominator, what each split alone sends to earlier ones
 //   grad_decay, grad_first   (splits, B, C) float, of log_decay and time_first
 #include "elements.cuh"
 
@@ -79,9 +79,8 @@ struct State {
 __device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + expf(-x)); }
 
 // The state that enters `split`.
-__device__ __forceinline__ State enter(
-    State state, const float* states, float log_decay, int splits, int split, int split_steps, int neurons, int at
-) {
+__device__ __forceinline__ State
+enter(State state, const float* states, float log_decay, int splits, int split, int split_steps, int neurons, int at) {
     for (int earlier = 0; earlier < split; earlier++) {
         State left;
         left.load(states, splits, earlier, neurons, at);
@@ -93,7 +92,8 @@ __device__ __forceinline__ State enter(
 // Walks from `begin` to `end` without writing an output. Before every STRETCH steps it calls at_stretch(step, state).
 template <int STRETCH, class AtStretch>
 __device__ __forceinline__ State sweep(
-    State state, const element* key, const element* value, float log_decay, int begin, int end, int C, const AtStretch& at_stretch
+    State state, const element* key, const element* value, float log_decay, int begin, int end, int C,
+    const AtStretch& at_stretch
 ) {
     Stretch<STRETCH> next_key, next_value;
     next_key.load(key + (long long)begin * C, C, end - begin);
@@ -120,30 +120,33 @@ __device__ __forceinline__ State sweep(
 
 // What each split but the last, beginning from nothing, leaves behind.
 extern "C" __global__ void wkv_split_states(
-    const element* __restrict__ key, const element* __restrict__ value, const float* __restrict__ log_decay, float* __restrict__ states,
-    int B, int T, int C, int splits, int split_steps
+    const element* __restrict__ key, const element* __restrict__ value, const float* __restrict__ log_decay,
+    float* __restrict__ states, int B, int T, int C, int splits, int split_steps
 ) {
     const int at = blockIdx.x * blockDim.x + threadIdx.x, split = blockIdx.y, neurons = B * C;
     if (at >= neurons) return;
     const long long first = (long long)(at / C) * T * C + at % C;
     const State empty = {0.0f, 0.0f, EMPTY_EXPONENT};
     const int begin = split * split_steps;
-    const State left = sweep<STEPS>(empty, key + first, value + first, log_decay[at % C], begin, begin + split_steps, C, [](int, const State&) {});
+    const State left = sweep<STEPS>(
+        empty, key + first, value + first, log_decay[at % C], begin, begin + split_steps, C, [](int, const State&) {}
+    );
     left.store(states, splits, split, neurons, at);
 }
 
 // One stretch of the way forward; the pointers are at its first step. FULL: all STEPS lie within the text.
 template <bool FULL>
 __device__ __forceinline__ void walk(
-    State& state, const Stretch<STEPS>& key, const Stretch<STEPS>& value, const Stretch<STEPS>& receptance, bool is_gated,
-    float log_decay, float time_first, element* output, int steps, int C
+    State& state, const Stretch<STEPS>& key, const Stretch<STEPS>& value, const Stretch<STEPS>& receptance,
+    bool is_gated, float log_decay, float time_first, element* output, int steps, int C
 ) {
 #pragma unroll
     for (int i = 0; i < STEPS; i++) {
         if (FULL || i < steps) {
             const float k = key[i], v = value[i];
             const Weights weights(state.max_exponent, time_first + k);
-            const float above = weights.past * state.numerator + weights.present * v, below = weights.past * state.denominator + weights.present;
+            const float above = weights.past * state.numerator + weights.present * v,
+                        below = weights.past * state.denominator + weights.present;
             const float mean = __fdividef(above, below);
             output[(long long)i * C] = from_float(is_gated ? sigmoid(receptance[i]) * mean : mean);
             state.add(log_decay, k, v);
@@ -155,15 +158,16 @@ extern "C" __global__ void wkv_forward(
     const element* __restrict__ key, const element* __restrict__ value, const element* __restrict__ receptance,
     const float* __restrict__ log_decay, const float* __restrict__ time_first, const float* __restrict__ numerator,
     const float* __restrict__ denominator, const float* __restrict__ max_exponent, const float* __restrict__ states,
-    element* __restrict__ output, float* __restrict__ last_numerator, float* __restrict__ last_denominator, float* __restrict__ last_exponent,
-    int B, int T, int C, int splits, int split_steps
+    element* __restrict__ output, float* __restrict__ last_numerator, float* __restrict__ last_denominator,
+    float* __restrict__ last_exponent, int B, int T, int C, int splits, int split_steps
 ) {
     const int at = blockIdx.x * blockDim.x + threadIdx.x, split = blockIdx.y, neurons = B * C;
     if (at >= neurons) return;
     const int c = at % C;
     const long long first = (long long)(at / C) * T * C + c;
     const float w = log_decay[c], u = time_first[c];
-    State state = enter({numerator[at], denominator[at], max_exponent[at]}, states, w, splits, split, split_steps, neurons, at);
+    State state =
+        enter({numerator[at], denominator[at], max_exponent[at]}, states, w, splits, split, split_steps, neurons, at);
     const int begin = split * split_steps, end = min(begin + split_steps, T);
     Stretch<STEPS> next_key, next_value, next_receptance;
     next_key.load(key + first + (long long)begin * C, C, end - begin);
@@ -191,20 +195,23 @@ extern "C" __global__ void wkv_forward(
 
 // The state before every BACK_STEPS steps, and the scale in which each split leaves it.
 extern "C" __global__ void wkv_checkpoints(
-    const element* __restrict__ key, const element* __restrict__ value, const float* __restrict__ log_decay, const float* __restrict__ numerator,
-    const float* __restrict__ denominator, const float* __restrict__ max_exponent, const float* __restrict__ states,
-    float* __restrict__ checkpoints, float* __restrict__ leaving, int B, int T, int C, int splits, int split_steps
+    const element* __restrict__ key, const element* __restrict__ value, const float* __restrict__ log_decay,
+    const float* __restrict__ numerator, const float* __restrict__ denominator, const float* __restrict__ max_exponent,
+    const float* __restrict__ states, float* __restrict__ checkpoints, float* __restrict__ leaving, int B, int T, int C,
+    int splits, int split_steps
 ) {
     const int at = blockIdx.x * blockDim.x + threadIdx.x, split = blockIdx.y, neurons = B * C;
     if (at >= neurons) return;
     const int stretches = (T + BACK_STEPS - 1) / BACK_STEPS;
     const long long first = (long long)(at / C) * T * C + at % C;
     const float w = log_decay[at % C];
-    const State state = enter({numerator[at], denominator[at], max_exponent[at]}, states, w, splits, split, split_steps, neurons, at);
+    const State state =
+        enter({numerator[at], denominator[at], max_exponent[at]}, states, w, splits, split, split_steps, neurons, at);
     const int begin = split * split_steps, end = min(begin + split_steps, T);
-    const State left = sweep<BACK_STEPS>(state, key + first, value + first, w, begin, end, C, [&](int start, const State& before) {
-        before.store(checkpoints, stretches, start / BACK_STEPS, neurons, at);
-    });
+    const State left =
+        sweep<BACK_STEPS>(state, key + first, value + first, w, begin, end, C, [&](int start, const State& before) {
+            before.store(checkpoints, stretches, start / BACK_STEPS, neurons, at);
+        });
     leaving[(long long)split * neurons + at] = left.max_exponent;
 }
 
@@ -227,8 +234,9 @@ struct Targets {
 
 template <bool FULL>
 __device__ __forceinline__ void walk_back(
-    State state, const Stretch<BACK_STEPS>& key, const Stretch<BACK_STEPS>& value, const Stretch<BACK_STEPS>& receptance,
-    const Stretch<BACK_STEPS>& grad_output, bool is_gated, float log_decay, float time_first, Grads& grad, const Targets& to, int steps, int C
+    State state, const Stretch<BACK_STEPS>& key, const Stretch<BACK_STEPS>& value,
+    const Stretch<BACK_STEPS>& receptance, const Stretch<BACK_STEPS>& grad_output, bool is_gated, float log_decay,
+    float time_first, Grads& grad, const Targets& to, int steps, int C
 ) {
     State before[BACK_STEPS];
     Weights taken[BACK_STEPS];
@@ -248,13 +256,15 @@ __device__ __forceinline__ void walk_back(
             float grad_mean = grad_output[i];
             if (is_gated) {
                 const float gate = sigmoid(receptance[i]);
-                if (to.receptance) to.receptance[(long long)i * C] = from_float(grad_mean * mean * gate * (1.0f - gate));
+                if (to.receptance)
+                    to.receptance[(long long)i * C] = from_float(grad_mean * mean * gate * (1.0f - gate));
                 grad_mean *= gate;
             }
             const float grad_past = grad_mean * past_share, grad_present = grad_mean * present_share;
             const float grad_boosted_key = grad_present * (v - mean);
             if (to.key) {
-                to.key[(long long)i * C] = from_float(grad_boosted_key + taken[i].present * (grad.numerator * v + grad.denominator));
+                to.key[(long long)i * C] =
+                    from_float(grad_boosted_key + taken[i].present * (grad.numerator * v + grad.denominator));
                 to.value[(long long)i * C] = from_float(grad_present + taken[i].present * grad.numerator);
             }
             grad.time_first += grad_boosted_key;
@@ -267,8 +277,9 @@ __device__ __forceinline__ void walk_back(
 
 // The backward pass through the steps from `end` to `begin`; the pointers are those of the channel.
 __device__ __forceinline__ void back(
-    Grads& grad, const element* key, const element* value, const element* receptance, const element* grad_output, const float* checkpoints,
-    float log_decay, float time_first, const Targets& to, int begin, int end, int T, int C, int neurons, int at
+    Grads& grad, const element* key, const element* value, const element* receptance, const element* grad_output,
+    const float* checkpoints, float log_decay, float time_first, const Targets& to, int begin, int end, int T, int C,
+    int neurons, int at
 ) {
     const int stretches = (T + BACK_STEPS - 1) / BACK_STEPS, last = (end - 1) / BACK_STEPS * BACK_STEPS;
     Stretch<BACK_STEPS> next_key, next_value, next_receptance, next_grad;
@@ -289,7 +300,8 @@ __device__ __forceinline__ void back(
         if (receptance) next_receptance.load(receptance + earlier, C, left);
         if (left > 0) next_state.load(checkpoints, stretches, start / BACK_STEPS - 1, neurons, at);
         const Targets there = {
-            to.key ? to.key + here : nullptr, to.value ? to.value + here : nullptr, to.receptance ? to.receptance + here : nullptr
+            to.key ? to.key + here : nullptr, to.value ? to.value + here : nullptr,
+            to.receptance ? to.receptance + here : nullptr
         };
         if (start + BACK_STEPS <= end)
             walk_back<true>(state, k, v, r, g, receptance, log_decay, time_first, grad, there, BACK_STEPS, C);
@@ -302,7 +314,8 @@ __device__ __forceinline__ void back(
 extern "C" __global__ void wkv_split_gradients(
     const element* __restrict__ key, const element* __restrict__ value, const element* __restrict__ receptance,
     const element* __restrict__ grad_output, const float* __restrict__ log_decay, const float* __restrict__ time_first,
-    const float* __restrict__ checkpoints, float* __restrict__ gradients, int B, int T, int C, int splits, int split_steps
+    const float* __restrict__ checkpoints, float* __restrict__ gradients, int B, int T, int C, int splits,
+    int split_steps
 ) {
     const int at = blockIdx.x * blockDim.x + threadIdx.x, split = blockIdx.y + 1, neurons = B * C;
     if (at >= neurons) return;
@@ -320,11 +333,13 @@ extern "C" __global__ void wkv_split_gradients(
 
 extern "C" __global__ void wkv_backward(
     const element* __restrict__ key, const element* __restrict__ value, const element* __restrict__ receptance,
-    const element* __restrict__ grad_output, const float* __restrict__ grad_last_numerator, const float* __restrict__ grad_last_denominator,
-    const float* __restrict__ log_decay, const float* __restrict__ time_first, const float* __restrict__ checkpoints,
-    const float* __restrict__ leaving, const float* __restrict__ gradients, element* __restrict__ grad_key, element* __restrict__ grad_value,
-    element* __restrict__ grad_receptance, float* __restrict__ grad_decay, float* __restrict__ grad_first, float* __restrict__ grad_numerator,
-    float* __restrict__ grad_denominator, int B, int T, int C, int splits, int split_steps
+    const element* __restrict__ grad_output, const float* __restrict__ grad_last_numerator,
+    const float* __restrict__ grad_last_denominator, const float* __restrict__ log_decay,
+    const float* __restrict__ time_first, const float* __restrict__ checkpoints, const float* __restrict__ leaving,
+    const float* __restrict__ gradients, element* __restrict__ grad_key, element* __restrict__ grad_value,
+    element* __restrict__ grad_receptance, float* __restrict__ grad_decay, float* __restrict__ grad_first,
+    float* __restrict__ grad_numerator, float* __restrict__ grad_denominator, int B, int T, int C, int splits,
+    int split_steps
 ) {
     const int at = blockIdx.x * blockDim.x + threadIdx.x, split = blockIdx.y, neurons = B * C;
     if (at >= neurons) return;

@@ -133,6 +133,14 @@ def test_no_module_reads_the_environment_or_measures(own):
     assert "neuromorphic" not in text or own.split(".")[0] in (KNOWS_NEUROMORPHIC, "cli")
 
 
+def test_no_line_of_the_cuda_sources_is_too_long():
+    """Comments too, which clang-format leaves as they are."""
+    sources = [path for path in (TREE / "cuda").iterdir() if path.suffix in (".cu", ".cuh")]
+    assert sources
+    long = [f"{path.name}:{n}" for path in sources for n, line in enumerate(path.open(), 1) if len(line) > 121]
+    assert not long
+
+
 def test_cuda_is_not_a_python_package():
     assert not (TREE / "cuda" / "__init__.py").exists()
 
