@@ -13,10 +13,11 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
+
+from .compiling import compiled
 
 # most channels of one task: long runs of memory, and the state of one step still fits the first-level cache
 BLOCK = 512
@@ -28,10 +29,10 @@ ZERO, ONE = np.float32(0), np.float32(1)
 
 # neurons: every operation rounds as torch's does, so that spikes are bit-identical
 # to the reference and to the recomputation
-exact = numba.njit(cache=True, nogil=True, error_model="numpy")
+exact = compiled()
 # gradients and wkv: a multiplication and an addition may become one fused instruction;
 # NaN and infinity keep their meaning
-fused = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+fused = compiled(fastmath={"contract"})
 
 
 def as_float32(tensor: Tensor) -> Tensor:

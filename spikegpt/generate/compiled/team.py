@@ -5,15 +5,15 @@ Every column is computed by one thread in one order, so results do not depend on
 
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from ...kernels.compiling import compiled
+
 # nothing is allocated and no array is kept beyond a call, so no reference is counted: with the dozens of arrays of a
 # token that took longer than a small layer
-_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}, "_nrt": False}
-fused = numba.njit(cache=True, **_OPTIONS)
+fused = compiled(fastmath={"contract"}, _nrt=False)
 
 # columns are shared out in runs of this many, so that two threads never write to one cache line
 GRAIN = 16

@@ -1,0 +1,49 @@
+"""Compiles functions for the CPU with numba, and keeps what was compiled beside the sources."""
+
+import hashlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.core.caching import FunctionCache, IndexDataCacheFile
+
+
+def compiled(**options: Any) -> Callable[[Callable], Any]:
+    """Return a decorator: numba.njit with these options, without the lock of the interpreter, kept on disk.
+
+    Numba's own cache looks at a function's own file alone: it goes on calling what a changed function of another file
+    was, and fails on types that are no more. This one is of the sources of the whole wing.
+    """
+
+    def compile(function: Callable) -> Any:
+        dispatcher = numba.njit(nogil=True, error_model="numpy", **options)(function)
+        dispatcher._cache = _Cache(function)
+        return dispatcher
+
+    return compile
+
+
+class _Cache(FunctionCache):
+    def __init__(self, function: Callable):
+        super().__init__(function)
+        name = f"{self._impl.filename_base}-{_digest(_wing_of(Path(function.__code__.co_filename)))}"
+        self._cache_file = IndexDataCacheFile(self._cache_path, name, self._impl.locator.get_source_stamp())
+
+
+def _wing_of(source: Path) -> Path:
+    """The outermost folder below the package, or the file's own where it is not of the package."""
+    package = Path(__file__).parents[1]
+    inside = package in source.parents
+    return package / source.relative_to(package).parts[0] if inside else source.parent
+
+
+@cache
+def _digest(folder: Path) -> str:
+    """A few digits for the names and texts of all Python files in `folder`."""
+    found = hashlib.sha256()
+    for source in sorted(folder.rglob("*.py")):
+        text = source.read_bytes()
+        found.update(f"{source.relative_to(folder)} {len(text)}\n".encode() + text)
+    return found.hexdigest()[:12]
