@@ -118,6 +118,8 @@ class Loop:
             self.after_step(done)
             if done.stopping:
                 return
+            # the spikes of this step: their memory is the next one's
+            del done
 
     def after_step(self, done: StepDone) -> None:
         if self.evaluation_is_due(done):
