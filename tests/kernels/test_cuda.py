@@ -6,6 +6,7 @@ import importlib
 import pytest
 import torch
 from cuda_on_host import needs_compiler
+from kernel_cases import cotangents_of
 from tolerances import TOLERANCE, assert_close
 from torch.nn import functional as F
 
@@ -49,8 +50,7 @@ def lif_inputs(B, T, C, dtype=torch.float32):
 def lif_reference(inputs, options):
     """Return (spikes, final), their cotangents, and the gradients of the inputs."""
     outputs = reference.lif(*inputs, options)
-    generator = torch.Generator().manual_seed(1)
-    cotangents = [torch.randn(out.shape, generator=generator).to(out.dtype) for out in outputs]
+    cotangents = cotangents_of(outputs)
     return [out.detach() for out in outputs], cotangents, torch.autograd.grad(outputs, inputs, cotangents)
 
 

@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from cuda_on_host import needs_compiler
+from kernel_cases import EVENT_WKV_RESULTS, HEIGHTS, cotangents_of, event_wkv_inputs
 from tolerances import TOLERANCE, assert_close
 
 from spikegpt.kernels import gpu
@@ -15,31 +16,7 @@ from spikegpt.kernels.event_wkv import reference
 pytestmark = needs_compiler
 # odd on purpose; one stretch of the kernel is 32 steps
 SIZES = [(1, 1, 1), (3, 2, 5), (1, 63, 33), (3, 97, 65), (3, 32, 65), (1, 257, 5), (2, 9, 130)]
-NAMES = (
-    "output",
-    "numerator",
-    "denominator",
-    "d_time_decay",
-    "d_time_first",
-    "d_key",
-    "d_value",
-    "d_numerator",
-    "d_denominator",
-)
-D_KEY, D_VALUE = NAMES.index("d_key"), NAMES.index("d_value")
-HEIGHTS = {"binary": 1, "signed": 1, "integer": 9, "most": 127}
-
-
-def make_inputs(B, T, C, dtype=torch.float32, rate=0.3, spikes="signed"):
-    """Return [time_decay, time_first, key, value, numerator, denominator]; a share `rate` of the values is not 0."""
-    generator = torch.Generator().manual_seed(B * 10000 + T * 100 + C)
-    time_decay, time_first = torch.randn(C, generator=generator), torch.randn(C, generator=generator)
-    key = torch.randn(B, T, C, generator=generator) * 2
-    height = torch.randint(1, HEIGHTS[spikes] + 1, (B, T, C), generator=generator)
-    sign = 1 if spikes == "binary" else 1 - 2 * torch.randint(0, 2, (B, T, C), generator=generator)
-    value = height * sign * (torch.rand(B, T, C, generator=generator) < rate)
-    numerator, denominator = torch.randn(B, C, generator=generator), torch.rand(B, C, generator=generator) + 0.5
-    return [time_decay, time_first, key.to(dtype), value.to(dtype), numerator, denominator]
+D_KEY, D_VALUE = EVENT_WKV_RESULTS.index("d_key"), EVENT_WKV_RESULTS.index("d_value")
 
 
 def pack(value):
@@ -62,13 +39,8 @@ def forward(inputs, packed=False):
     return cuda_event_wkv.event_wkv_forward(time_decay, time_first, key, value, *sums)
 
 
-def cotangents_of(results):
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randn(result.shape, generator=generator).to(result.dtype) for result in results]
-
-
 def everything(inputs, packed=False):
-    """Return what NAMES lists, under a fixed random cotangent."""
+    """Return what EVENT_WKV_RESULTS lists, under a fixed random cotangent."""
     results = forward(inputs, packed)
     time_decay, time_first, key, value, *sums = inputs
     if packed:
@@ -103,23 +75,23 @@ both = pytest.mark.parametrize("packed", [False, True], ids=["elements", "packed
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 1.0])
 @pytest.mark.parametrize("size", SIZES)
 def test_event_wkv_matches_reference_at_every_size_and_rate(host, size, rate):
-    assert_matches_reference(make_inputs(*size, rate=rate))
+    assert_matches_reference(event_wkv_inputs(*size, rate=rate))
     assert host.ran == ["event_wkv_forward", "event_wkv_backward"] * 2
 
 
 @pytest.mark.parametrize("spikes", HEIGHTS)
 def test_event_wkv_matches_reference_with_every_alphabet(host, spikes):
-    assert_matches_reference(make_inputs(2, 63, 33, spikes=spikes))
+    assert_matches_reference(event_wkv_inputs(2, 63, 33, spikes=spikes))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_event_wkv_matches_reference_in_every_dtype(host, dtype):
-    assert_matches_reference(make_inputs(2, 63, 33, dtype, spikes="integer"))
+    assert_matches_reference(event_wkv_inputs(2, 63, 33, dtype, spikes="integer"))
 
 
 @pytest.mark.parametrize("time_decay", [-100.0, -20.0, 4.0, 60.0, 80.0, 100.0])
 def test_event_wkv_matches_reference_at_extreme_decays(host, time_decay):
-    inputs = make_inputs(2, 63, 33)
+    inputs = event_wkv_inputs(2, 63, 33)
     inputs[0].fill_(time_decay)
     assert_matches_reference(inputs)
 
@@ -127,7 +99,7 @@ def test_event_wkv_matches_reference_at_extreme_decays(host, time_decay):
 @pytest.mark.parametrize("place", [1, 2], ids=["time_first", "key"])
 @pytest.mark.parametrize("size", [19.5, 20.0, 20.5, 1000.0])
 def test_event_wkv_matches_reference_at_and_beyond_the_limits(host, size, place):
-    inputs = make_inputs(2, 63, 33)
+    inputs = event_wkv_inputs(2, 63, 33)
     inputs[place].copy_(size * inputs[place].sign())
     found = everything(inputs)
     # in float64: autograd's gradient of time_first is a small difference of large numbers here,
@@ -183,7 +155,7 @@ def test_a_silent_value_hears_what_a_spike_of_weight_1_would_have_done(host, thr
 @both
 @pytest.mark.parametrize("nonsense", [math.nan, math.inf, -1e30])
 def test_keys_of_silent_tokens_are_never_read(host, nonsense, packed):
-    inputs = make_inputs(3, 97, 65, rate=0.3)
+    inputs = event_wkv_inputs(3, 97, 65, rate=0.3)
     silent, wanted = inputs[3] == 0, everything(inputs, packed)
     inputs[2][silent] = nonsense
     found = everything(inputs, packed)
@@ -195,7 +167,7 @@ def test_keys_of_silent_tokens_are_never_read(host, nonsense, packed):
 
 @both
 def test_two_chunks_are_the_whole(host, packed):
-    time_decay, time_first, key, value, *sums = make_inputs(2, 90, 33)
+    time_decay, time_first, key, value, *sums = event_wkv_inputs(2, 90, 33)
     whole, *last = forward([time_decay, time_first, key, value, *sums], packed)
     first, *middle = forward([time_decay, time_first, key[:, :41], value[:, :41], *sums], packed)
     second, *end = forward([time_decay, time_first, key[:, 41:], value[:, 41:], *middle], packed)
@@ -224,7 +196,7 @@ def test_any_number_but_0_is_an_event(host, dtype):
     ],
 )
 def test_nan_is_never_hidden_where_it_counts(host, place, first_sick):
-    inputs = make_inputs(1, 9, 17, rate=1.0)
+    inputs = event_wkv_inputs(1, 9, 17, rate=1.0)
     inputs[place][..., 3] = math.nan
     if place in (2, 3):
         inputs[place][:, :4, 3] = 0.0
@@ -234,7 +206,7 @@ def test_nan_is_never_hidden_where_it_counts(host, place, first_sick):
 
 
 def test_inputs_need_not_be_contiguous(host):
-    time_decay, time_first, key, value, *sums = make_inputs(2, 63, 33)
+    time_decay, time_first, key, value, *sums = event_wkv_inputs(2, 63, 33)
     wanted = everything([time_decay, time_first, key, value, *sums])
     turned = [tensor.transpose(0, 1).contiguous().transpose(0, 1) for tensor in (key, value, *sums)]
     assert all(map(torch.equal, everything([time_decay, time_first, *turned]), wanted))

@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 from cuda_on_host import needs_compiler
+from kernel_cases import cotangents_of, integer_lif_inputs
 from tolerances import TOLERANCE, assert_close
 
 from spikegpt.kernels.checks import RESETS
@@ -25,15 +26,6 @@ FOUR = IntegerLIFOptions(levels=4, signed=True)
 stored_or_not = pytest.mark.parametrize("store_membrane", [False, True], ids=["recomputed", "stored"])
 
 
-def make_inputs(B, T, C, dtype=torch.float32, memoryless=False):
-    """Return [current, potential, membrane_decay, threshold]: counts from below -4 to above 4 occur."""
-    generator = torch.Generator().manual_seed(B * 10000 + T * 100 + C)
-    current = (torch.randn(B, T, C, generator=generator) * 4 + 0.5).to(dtype)
-    potential, decay = torch.randn(B, C, generator=generator) * 0.5, torch.rand(C, generator=generator)
-    threshold = torch.rand(C, generator=generator) + 0.5
-    return [tensor.requires_grad_() for tensor in (current, potential, decay * (not memoryless), threshold)]
-
-
 def unpack(planes, T, signed):
     """Return the spikes (B, T, C) of planes (P, B, ceil(T / 32), C), by shifting."""
     bits = (planes.unsqueeze(3) >> torch.arange(32, dtype=torch.int32).view(1, 1, 1, 32, 1)) & 1
@@ -45,8 +37,7 @@ def unpack(planes, T, signed):
 def assert_matches(inputs, options, store_membrane=False):
     dtype, (_, T, _) = inputs[0].dtype, inputs[0].shape
     outputs = reference.integer_lif(*inputs, options)
-    generator = torch.Generator().manual_seed(1)
-    cotangents = [torch.randn(out.shape, generator=generator).to(out.dtype) for out in outputs]
+    cotangents = cotangents_of(outputs)
     wanted = torch.autograd.grad(outputs, inputs, cotangents)
     spikes, final = cuda_integer_lif.integer_lif_forward(*inputs, options)
     planes, membrane, packed_final = cuda_integer_lif.integer_lif_forward_packed(
@@ -63,27 +54,27 @@ def assert_matches(inputs, options, store_membrane=False):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_integer_lif_matches_reference_at_every_size(host, size):
-    assert_matches(make_inputs(*size), FOUR)
+    assert_matches(integer_lif_inputs(*size), FOUR)
 
 
 @stored_or_not
 @pytest.mark.parametrize("memoryless", [False, True], ids=["leaky", "memoryless"])
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, vars(o).values())))
 def test_integer_lif_matches_reference_with_every_option(host, options, memoryless, store_membrane):
-    assert_matches(make_inputs(2, 39, 33, memoryless=memoryless), options, store_membrane)
+    assert_matches(integer_lif_inputs(2, 39, 33, memoryless=memoryless), options, store_membrane)
 
 
 @stored_or_not
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_integer_lif_matches_reference_in_every_dtype(host, dtype, store_membrane):
-    assert_matches(make_inputs(2, 63, 33, dtype), FOUR, store_membrane)
+    assert_matches(integer_lif_inputs(2, 63, 33, dtype), FOUR, store_membrane)
 
 
 @pytest.mark.parametrize("levels", [1, 4, 127])
 @pytest.mark.parametrize("signed", [False, True])
 def test_whole_and_half_thresholds_are_decided_as_the_reference_does(host, levels, signed):
     # every count and every plane, both edges of the window of the gradient, and 2 thresholds beyond
-    _, potential, decay, threshold = make_inputs(1, 1, 33, memoryless=True)
+    _, potential, decay, threshold = integer_lif_inputs(1, 1, 33, memoryless=True)
     halves = torch.arange(-2 * levels - 4, 2 * levels + 5) / 2
     current = (halves.view(1, -1, 1) * threshold.detach()).requires_grad_()
     assert_matches([current, potential, decay, threshold], dataclasses.replace(FOUR, levels=levels, signed=signed))
@@ -101,13 +92,13 @@ def test_the_window_of_the_gradient_includes_its_edges(host):
 @pytest.mark.parametrize("reset", RESETS)
 @pytest.mark.parametrize("scale", [1e-40, 1e30])
 def test_integer_lif_matches_reference_at_extreme_values(host, scale, reset):
-    current, *others = make_inputs(2, 39, 33)
+    current, *others = integer_lif_inputs(2, 39, 33)
     # thresholds stay as they are: nothing reaches them, or everything is far beyond
     assert_matches([(current.detach() * scale).requires_grad_(), *others], dataclasses.replace(FOUR, reset=reset))
 
 
 def test_infinity_fires_as_often_as_it_may(host):
-    inputs = make_inputs(1, 9, 3)
+    inputs = integer_lif_inputs(1, 9, 3)
     inputs[0].data[0, 4, 1] = -float("inf")
     found, wanted = cuda_integer_lif.integer_lif_forward(*inputs, FOUR), reference.integer_lif(*inputs, FOUR)
     assert found[0][0, 4, 1] == -4
@@ -115,7 +106,7 @@ def test_infinity_fires_as_often_as_it_may(host):
 
 
 def test_nan_stays_where_it_is(host):
-    inputs = make_inputs(1, 9, 3)
+    inputs = integer_lif_inputs(1, 9, 3)
     inputs[0].data[0, 4, 1] = float("nan")
     spikes, final = cuda_integer_lif.integer_lif_forward(*inputs, FOUR)
     assert spikes.isnan()[0, 4:, 1].all() and not spikes.isnan()[..., [0, 2]].any() and not spikes.isnan()[:, :4].any()
@@ -123,6 +114,6 @@ def test_nan_stays_where_it_is(host):
 
 
 def test_what_lies_beyond_the_text_does_not_fire(host):
-    inputs = make_inputs(2, 33, 5)
+    inputs = integer_lif_inputs(2, 33, 5)
     planes, _, _ = cuda_integer_lif.integer_lif_forward_packed(*inputs, FOUR)
     assert (planes[:, :, 1] & ~1).count_nonzero() == 0

@@ -4,60 +4,33 @@ import math
 
 import pytest
 import torch
+from kernel_cases import EVENT_WKV_RESULTS, SIZES, assert_all_close, cotangents_of, event_wkv_inputs
 from tolerances import TOLERANCE, assert_close
 
-from neuromorphic.count.counts import KINDS, QUANTITIES
 from spikegpt.kernels import EventWKVState, event_wkv
 from spikegpt.kernels.event_wkv import reference
 from spikegpt.kernels.event_wkv.door import event_wkv_backward_operator, event_wkv_operator
 
-SIZES = [(1, 1, 1), (3, 2, 5), (1, 63, 33), (3, 257, 130), (3, 1, 130), (1, 257, 5), (1, 63, 600)]  # odd on purpose
-NAMES = (
-    "output",
-    "numerator",
-    "denominator",
-    "d_time_decay",
-    "d_time_first",
-    "d_key",
-    "d_value",
-    "d_numerator",
-    "d_denominator",
-)
-D_KEY = NAMES.index("d_key")
+D_KEY = EVENT_WKV_RESULTS.index("d_key")
 both = pytest.mark.parametrize("backend", ["numba", "reference"])
 
 
-def make_inputs(B, T, C, dtype=torch.float32, rate=0.3, spikes="signed"):
-    """Return [time_decay, time_first, key, value, numerator, denominator]; a share `rate` of the values is not 0."""
-    generator = torch.Generator().manual_seed(B * 10000 + T * 100 + C)
-    time_decay, time_first = torch.randn(C, generator=generator), torch.randn(C, generator=generator)
-    key = torch.randn(B, T, C, generator=generator) * 2
-    height = torch.randint(1, {"binary": 2, "signed": 2, "integer": 9}[spikes], (B, T, C), generator=generator)
-    sign = 1 if spikes == "binary" else 1 - 2 * torch.randint(0, 2, (B, T, C), generator=generator)
-    value = height * sign * (torch.rand(B, T, C, generator=generator) < rate)
-    numerator, denominator = torch.randn(B, C, generator=generator), torch.rand(B, C, generator=generator) + 0.5
-    inputs = [time_decay, time_first, key.to(dtype), value.to(dtype), numerator, denominator]
-    return [tensor.requires_grad_() for tensor in inputs]
+def make_inputs(*size, **options):
+    return [tensor.requires_grad_() for tensor in event_wkv_inputs(*size, **options)]
 
 
 def everything(inputs, backend, carried=True):
-    """Return what NAMES lists, under a fixed random cotangent; without a carried state its gradients are absent."""
+    """Return what EVENT_WKV_RESULTS lists, under a fixed cotangent; without a carried state, no gradients of it."""
     inputs = inputs if carried else inputs[:4]
     state = EventWKVState(*inputs[4:]) if carried else None
     output, after = event_wkv(*inputs[:4], state, backend=backend)
-    generator = torch.Generator().manual_seed(1)
     results = (output, *after)
-    grads = torch.autograd.grad(
-        results, inputs, [torch.randn(r.shape, generator=generator).to(r.dtype) for r in results]
-    )
+    grads = torch.autograd.grad(results, inputs, cotangents_of(results))
     return [*(tensor.detach() for tensor in results), *grads]
 
 
 def assert_matches_reference(inputs, carried=True, dtype=torch.float32):
-    for found, wanted in zip(
-        everything(inputs, "numba", carried), everything(inputs, "reference", carried), strict=True
-    ):
-        assert_close(found, wanted, dtype)
+    assert_all_close(everything(inputs, "numba", carried), everything(inputs, "reference", carried), dtype)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 1.0])
@@ -74,7 +47,7 @@ def test_event_wkv_matches_reference_with_every_alphabet(spikes, carried):
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_event_wkv_matches_reference_in_every_dtype(dtype):
-    assert_matches_reference(make_inputs(2, 63, 33, dtype, spikes="integer"), dtype=dtype)
+    assert_matches_reference(make_inputs(2, 63, 33, dtype=dtype, spikes="integer"), dtype=dtype)
 
 
 @pytest.mark.parametrize("time_decay", [-100.0, -20.0, 4.0, 60.0, 80.0, 100.0])
@@ -309,81 +282,6 @@ def test_event_wkv_keeps_its_inputs_and_nothing_else():
         results = event_wkv(*inputs[:4], EventWKVState(*inputs[4:]), backend="numba")
     del results
     assert kept == {tensor.untyped_storage().data_ptr() for tensor in inputs}
-
-
-class Tallied:
-    """A number that writes down what is computed with it."""
-
-    def __init__(self, number, tally):
-        self.number, self.tally = number, tally
-
-    def _compute(self, kind, number):
-        self.tally[kind] = self.tally.get(kind, 0) + 1
-        return Tallied(number, self.tally)
-
-    def __add__(self, other):
-        return self._compute("add", self.number + other.number)
-
-    def __mul__(self, other):
-        return self._compute("mul", self.number * other.number)
-
-    def __truediv__(self, other):
-        return self._compute("div", self.number / other.number)
-
-    def exp(self):
-        return self._compute("exp", math.exp(self.number))
-
-    def above(self, limit):
-        self._compute("compare", 0.0)
-        return self.number > limit
-
-    def below(self, limit):
-        self._compute("compare", 0.0)
-        return self.number < limit
-
-    def is_event(self):
-        self._compute("compare", 0.0)
-        return self.number != 0
-
-
-def tallied_event_wkv(time_decay, time_first, key, value, tally):
-    """Return the outputs (T, C) of one text from the empty state, computed by events, one number after the other."""
-    (T, C), read = key.shape, tally.setdefault("activation_reads", 0)
-    one, outputs = Tallied(1.0, tally), []
-    decay, first = ([Tallied(x, tally) for x in y.tolist()] for y in ((-time_decay.exp()).exp(), time_first.exp()))
-    numerator, denominator = ([Tallied(0.0, tally) for _ in range(C)] for _ in range(2))
-    for t in range(T):
-        for c in range(C):
-            v = Tallied(value[t, c].item(), tally)
-            read += 1
-            if v.is_event():
-                k = Tallied(key[t, c].item(), tally)
-                read += 1
-                assert not k.above(20) and not k.below(-20)
-                weight = k.exp()
-                present = first[c] * weight
-                outputs.append((numerator[c] + present * v) / (denominator[c] + present))
-                numerator[c] = decay[c] * numerator[c] + weight * v
-                denominator[c] = decay[c] * denominator[c] + weight
-            else:
-                outputs.append(numerator[c] / (denominator[c] + first[c]))
-                numerator[c] = decay[c] * numerator[c]
-                denominator[c] = decay[c] * denominator[c] + one
-    tally["activation_reads"] = read
-    return torch.tensor([output.number for output in outputs]).view(1, T, C)
-
-
-def test_declared_cost_is_the_one_counted_number_by_number():
-    time_decay, time_first, key, value, *_ = (tensor.detach() for tensor in make_inputs(1, 6, 5, rate=0.4))
-    args, tally = (time_decay, time_first, key, value, torch.zeros(1, 5), torch.zeros(1, 5)), {}
-    results = event_wkv_operator(*args)
-    assert_close(results[0], tallied_event_wkv(time_decay, time_first, key[0], value[0], tally))
-    declared = torch.ops.spikegpt.event_wkv.default.op_cost(args, {}, results)
-    memory = {"weights_once": 10, "weights_per_event": 60, "weights_dense": 60, "activation_writes": 30}
-    state = {"state_elements": 10, "state_reads": 60, "state_writes": 60}
-    assert 0 < tally["exp"] < 30
-    assert declared == {"kind": "scan", **tally, **memory, **state}
-    assert set(declared) - {"kind", "state_elements"} <= set(QUANTITIES) and declared["kind"] in KINDS
 
 
 X = torch.zeros(2, 4, 3)

@@ -5,13 +5,13 @@ import math
 
 import pytest
 import torch
+from kernel_cases import SIZES, assert_all_close, integer_lif_inputs
 from tolerances import TOLERANCE, assert_close
 
 from neuromorphic.count.counts import KINDS, QUANTITIES
 from spikegpt.kernels import integer_lif, lif
 from spikegpt.kernels.integer_lif.door import integer_lif_operator
 
-SIZES = [(1, 1, 1), (3, 2, 5), (1, 63, 33), (3, 257, 130), (3, 1, 130), (1, 257, 5), (1, 63, 600)]  # odd on purpose
 OPTIONS = [
     {"levels": levels, "signed": signed, "reset": reset, "decay_input": decay_input}
     for levels, signed, reset, decay_input in itertools.product(
@@ -20,15 +20,6 @@ OPTIONS = [
 ]
 every_option = pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())))
 leaky_or_memoryless = pytest.mark.parametrize("memoryless", [False, True], ids=["leaky", "memoryless"])
-
-
-def make_inputs(B, T, C, dtype=torch.float32, memoryless=False):
-    """Return [current, potential, membrane_decay, threshold]: counts from below -8 to above 8 occur."""
-    generator = torch.Generator().manual_seed(B * 10000 + T * 100 + C)
-    current = (torch.randn(B, T, C, generator=generator) * 4 + 0.5).to(dtype)
-    potential, decay = torch.randn(B, C, generator=generator) * 0.5, torch.rand(C, generator=generator)
-    threshold = torch.rand(C, generator=generator) + 0.5
-    return [tensor.requires_grad_() for tensor in (current, potential, decay * (not memoryless), threshold)]
 
 
 def call(inputs, backend, **options):
@@ -46,30 +37,24 @@ def everything(inputs, backend, **options):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_integer_lif_matches_reference_at_every_size(size):
-    inputs = make_inputs(*size)
+    inputs = integer_lif_inputs(*size)
     options = {"levels": 4, "signed": True}
-    for found, wanted in zip(
-        everything(inputs, "numba", **options), everything(inputs, "reference", **options), strict=True
-    ):
-        assert_close(found, wanted)
+    assert_all_close(everything(inputs, "numba", **options), everything(inputs, "reference", **options))
 
 
 @leaky_or_memoryless
 @every_option
 def test_integer_lif_matches_reference_with_every_option(options, memoryless):
     # 150 steps: two full segments and a part of one in the backward pass
-    inputs = make_inputs(2, 150, 70, memoryless=memoryless)
-    for found, wanted in zip(
-        everything(inputs, "numba", **options), everything(inputs, "reference", **options), strict=True
-    ):
-        assert_close(found, wanted)
+    inputs = integer_lif_inputs(2, 150, 70, memoryless=memoryless)
+    assert_all_close(everything(inputs, "numba", **options), everything(inputs, "reference", **options))
 
 
 @leaky_or_memoryless
 @every_option
 def test_integer_lif_is_bit_identical_to_the_reference(options, memoryless):
     # the backward pass recomputes the potentials and must find the same spikes
-    inputs = make_inputs(2, 257, 130, memoryless=memoryless)
+    inputs = integer_lif_inputs(2, 257, 130, memoryless=memoryless)
     spikes, final = call(inputs, "numba", **options)
     wanted_spikes, wanted_final = call(inputs, "reference", **options)
     assert torch.equal(spikes, wanted_spikes)
@@ -79,12 +64,9 @@ def test_integer_lif_is_bit_identical_to_the_reference(options, memoryless):
 @leaky_or_memoryless
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_integer_lif_matches_reference_in_every_dtype(dtype, memoryless):
-    inputs = make_inputs(2, 63, 33, dtype, memoryless)
+    inputs = integer_lif_inputs(2, 63, 33, dtype, memoryless)
     options = {"levels": 8, "signed": True}
-    for found, wanted in zip(
-        everything(inputs, "numba", **options), everything(inputs, "reference", **options), strict=True
-    ):
-        assert_close(found, wanted, dtype)
+    assert_all_close(everything(inputs, "numba", **options), everything(inputs, "reference", **options), dtype)
 
 
 # by hand, decay 0.5, threshold 0.5, 4 levels, input as it is, charged -> spikes -> rest:
@@ -125,7 +107,7 @@ def test_gradients_of_one_step_are_the_hand_worked_ones(backend):
 @pytest.mark.parametrize("reset", ["subtract", "zero"])
 @pytest.mark.parametrize("decay_input", [False, True])
 def test_one_unsigned_level_is_the_lif_with_the_rectangular_surrogate(reset, decay_input):
-    current, potential, decay, _ = make_inputs(2, 100, 33)
+    current, potential, decay, _ = integer_lif_inputs(2, 100, 33)
     common = {"membrane_decay": decay, "threshold": 1.0, "reset": reset, "decay_input": decay_input, "backend": "numba"}
     ours = integer_lif(current, potential, levels=1, **common)
     theirs = lif(current, potential, detach_reset=True, surrogate="rectangular", slope=1.0, **common)
@@ -139,7 +121,7 @@ def test_one_unsigned_level_is_the_lif_with_the_rectangular_surrogate(reset, dec
 @pytest.mark.parametrize("backend", ["numba", "reference"])
 @pytest.mark.parametrize("reset", ["subtract", "zero"])
 def test_integer_lif_split_in_two_is_the_whole(backend, reset):
-    current, potential, decay, threshold = inputs = make_inputs(2, 90, 33)
+    current, potential, decay, threshold = inputs = integer_lif_inputs(2, 90, 33)
     options = {
         "membrane_decay": decay,
         "threshold": threshold,
@@ -204,9 +186,9 @@ def thread_count():
 @pytest.mark.parametrize("size", [(3, 257, 130), (1, 100, 600)])
 def test_integer_lif_is_bit_identical_on_one_and_two_threads(size, thread_count):
     thread_count(1)
-    one = everything(make_inputs(*size), "numba", levels=4, signed=True)
+    one = everything(integer_lif_inputs(*size), "numba", levels=4, signed=True)
     thread_count(2)
-    assert all(map(torch.equal, one, everything(make_inputs(*size), "numba", levels=4, signed=True)))
+    assert all(map(torch.equal, one, everything(integer_lif_inputs(*size), "numba", levels=4, signed=True)))
 
 
 def test_integer_lif_reads_non_contiguous_inputs_and_expanded_gradients():
@@ -220,7 +202,7 @@ def test_integer_lif_reads_non_contiguous_inputs_and_expanded_gradients():
 
 
 def test_the_operator_passes_opcheck():
-    torch.library.opcheck(integer_lif_operator, (*make_inputs(2, 5, 3), 4, True, "subtract", True))
+    torch.library.opcheck(integer_lif_operator, (*integer_lif_inputs(2, 5, 3), 4, True, "subtract", True))
 
 
 def test_the_door_compiles_without_a_graph_break():
@@ -236,7 +218,7 @@ def test_the_door_compiles_without_a_graph_break():
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_the_fake_describes_the_real_results(dtype):
-    real = *make_inputs(2, 5, 3, dtype), 4, True, "subtract", True
+    real = *integer_lif_inputs(2, 5, 3, dtype), 4, True, "subtract", True
     fake = [value.detach().to("meta") if isinstance(value, torch.Tensor) else value for value in real]
     for described, computed in zip(integer_lif_operator(*fake), integer_lif_operator(*real), strict=True):
         assert (described.shape, described.dtype, described.stride()) == (
@@ -247,7 +229,7 @@ def test_the_fake_describes_the_real_results(dtype):
 
 
 def test_only_the_inputs_are_kept_for_the_backward_pass():
-    inputs, kept = make_inputs(2, 100, 64), set()
+    inputs, kept = integer_lif_inputs(2, 100, 64), set()
 
     def pack(tensor):
         kept.add(tensor.untyped_storage().data_ptr())
