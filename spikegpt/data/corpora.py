@@ -13,12 +13,14 @@ from typing import Any
 from ..common.download import fetch
 from ..common.errors import SpikegptError, Warn, warn_on_stderr
 from ..common.files import atomic_path, sha256_of, write_atomically
+from ..common.json_text import parse_json
 from ..common.progress import Progress
+from .folders import NOTES
 from .hub_rows import own_splits, split_names, texts
-from .sources import SPLITS, Corpus, default_cache_dir
-from .text import BLOCK_BYTES, Text
-
-NOTES = "corpus.json"
+from .reading import BLOCK_BYTES
+from .sources import Corpus, default_cache_dir
+from .splits import SPLITS
+from .text import Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +243,7 @@ def _is_there(folder: Path, request: dict[str, Any]) -> bool:
         SpikegptError: it holds something else, which must not be overwritten.
     """
     try:
-        notes = json.loads((folder / NOTES).read_text(encoding="utf-8"))
+        notes = parse_json((folder / NOTES).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         if folder.is_dir() and any(folder.iterdir()):
             raise SpikegptError(f"{folder} holds other files; choose another --out, or empty it") from None

@@ -9,7 +9,8 @@ from texts import write
 from spikegpt.common.errors import SpikegptError
 from spikegpt.common.files import sha256_of
 from spikegpt.data import text as text_module
-from spikegpt.data.sources import SPLITS, read_corpus, split_text
+from spikegpt.data.sources import read_corpus, split_text
+from spikegpt.data.splits import SPLITS
 from spikegpt.data.text import Text
 from spikegpt.evaluate.runs import evaluate_run
 
@@ -31,9 +32,9 @@ def test_python_docs_are_there_and_name_their_python():
 
 
 def test_a_file_is_split_into_its_first_90_next_5_and_last_5_percent(tmp_path):
-    (tmp_path / "digits.txt").write_bytes(bytes(range(100)))
+    (tmp_path / "digits.txt").write_bytes(bytes(range(128, 228)))
     corpus = read_corpus(tmp_path / "digits.txt")
-    assert texts_of(corpus) == (bytes(range(90)), bytes(range(90, 95)), bytes(range(95, 100)))
+    assert texts_of(corpus) == (bytes(range(128, 218)), bytes(range(218, 223)), bytes(range(223, 228)))
     assert corpus.sha256 == sha256_of(tmp_path / "digits.txt")
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from ...common.errors import SpikegptError
 from ...common.files import atomic_path
+from ..reading import check_is_file
 
 SUFFIXES = (".bin", ".idx")
 MAGIC = b"MMIDIDX\x00\x00"
@@ -38,16 +39,26 @@ class Binidx:
 
 
 def is_binidx(path: Path) -> bool:
-    return path.suffix in SUFFIXES
+    """Return whether `path` names a pair of token files: by a suffix, or as the prefix of an index that is there."""
+    return path.suffix in SUFFIXES or (not path.exists() and _pair_of(path)[1].exists())
+
+
+def _pair_of(path: Path) -> tuple[Path, Path]:
+    """(PREFIX.bin, PREFIX.idx) of a path that is one of them or PREFIX, which may hold dots."""
+    prefix = path.stem if path.suffix in SUFFIXES else path.name
+    return path.with_name(prefix + ".bin"), path.with_name(prefix + ".idx")
 
 
 def read_binidx(path: Path) -> Binidx:
-    """Return the token files that `path` names: PREFIX.bin or PREFIX.idx.
+    """Return the token files that `path` names: PREFIX.bin, PREFIX.idx or PREFIX.
 
     Raises:
         SpikegptError: one of the two is missing, the index is corrupt, or it does not fit the tokens.
     """
-    index_path, tokens_path = path.with_suffix(".idx"), path.with_suffix(".bin")
+    tokens_path, index_path = _pair_of(path)
+    for half in (index_path, tokens_path):
+        if half.exists():
+            check_is_file(half)
     try:
         # far smaller than the tokens, and read in whole to be checked anyway
         index, bin_bytes = np.fromfile(index_path, np.uint8), tokens_path.stat().st_size
