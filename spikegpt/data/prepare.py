@@ -16,6 +16,8 @@ from .tokens.token_file import TokenData, read_header, write_token_file
 
 # byte pairs of a longer train split are learned from this much of it, in so many parts spread evenly over it
 TRAINING_BYTES, TRAINING_PARTS = 1 << 27, 256
+# those that are made here; any other name is a path
+TOKENIZERS = ("byte", "char", "bpe")
 
 
 def prepare(
