@@ -22,7 +22,7 @@ def files_of(paths: list[Path], warn: Warn) -> list[Path]:
     Raises:
         SpikegptError: a folder holds no text, or part of it cannot be read.
     """
-    return [file for path in paths for file in (_texts_in(path, warn) if path.is_dir() else [path])]
+    return [file for path in paths for file in (_texts_in(path, warn) if os.path.isdir(path) else [path])]
 
 
 def _texts_in(folder: Path, warn: Warn) -> list[Path]:
@@ -61,7 +61,7 @@ def _why_not(path: Path, names: set[Path]) -> str | None:
     """What the file is counted as among those left out; None for a text."""
     if path.is_symlink():
         return "links"
-    if not path.is_file():
+    if not os.path.isfile(path):
         return "pipes, sockets, devices"
     if suffix_of(path) not in TEXT_SUFFIXES:
         return "*" + path.suffix if path.suffix else "names without ending"

@@ -1,6 +1,7 @@
 """What `--data` names: files with text, folders of them, the documentation of Python; read in three splits."""
 
 import hashlib
+import os
 import platform
 import sys
 from collections.abc import Iterable
@@ -95,7 +96,7 @@ def read_corpus(
     def joined(some: list[Path]) -> Text:
         return Text.joined((text_of(file, text_column, folder) for file in some), b"\n")
 
-    if len(paths) == 1 and paths[0].is_dir():
+    if len(paths) == 1 and os.path.isdir(paths[0]):
         name = paths[0].resolve().name
         metadata = {"files": [file.relative_to(paths[0]).as_posix() for file in files]}
     else:
@@ -110,7 +111,8 @@ def read_corpus(
 def source_paths(source: str | Path | Iterable[str | Path]) -> list[Path] | None:
     """Return the paths that `source` names, or None for PYTHON_DOCS."""
     sources = [source] if isinstance(source, str | Path) else list(source)
-    if not sources:
+    # an empty string would be the current folder
+    if not sources or "" in sources:
         raise SpikegptError(f"no source given; name text files, a folder, or {PYTHON_DOCS!r}")
     return None if sources == [PYTHON_DOCS] else [Path(path) for path in sources]
 

@@ -9,6 +9,7 @@ from texts import write
 from spikegpt.common.errors import SpikegptError
 from spikegpt.common.files import sha256_of
 from spikegpt.data import text as text_module
+from spikegpt.data.prepare import prepare
 from spikegpt.data.sources import read_corpus, split_text
 from spikegpt.data.splits import SPLITS
 from spikegpt.data.text import Text
@@ -96,9 +97,13 @@ def test_a_corpus_that_is_too_short_is_refused(content, message, tmp_path):
         read_corpus(tmp_path / "short.txt")
 
 
-def test_a_missing_file_is_named():
-    with pytest.raises(SpikegptError, match=r"cannot read no/such\.txt: No such file"):
-        read_corpus("no/such.txt")
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [("no/such.txt", "No such file"), ("x" * 300, "File name too long"), ("a\0b", "embedded null byte")],
+)
+def test_a_file_that_cannot_be_is_named(name, fault):
+    with pytest.raises(SpikegptError, match=rf"cannot read .*: {fault}"):
+        prepare(name, "byte")
 
 
 def test_a_folder_without_text_is_refused(tmp_path):
@@ -106,9 +111,10 @@ def test_a_folder_without_text_is_refused(tmp_path):
         read_corpus(tmp_path)
 
 
-def test_no_source_is_refused():
+@pytest.mark.parametrize("source", [[], "", ["a.txt", ""]])
+def test_no_source_is_refused(source):
     with pytest.raises(SpikegptError, match="no source given"):
-        read_corpus([])
+        read_corpus(source)
 
 
 @pytest.mark.parametrize("block", [1, 3, 1000])

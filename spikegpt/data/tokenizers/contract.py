@@ -6,6 +6,7 @@ Text is bytes on both sides, so that nothing is lost and bits per byte mean the 
 import codecs
 import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
@@ -128,7 +129,7 @@ def read_values(path: str | Path) -> Any:
     """Return the content of the JSON file of a tokenizer; SpikegptError if it is missing or not JSON."""
     path = Path(path)
     try:
-        if path.exists():
+        if os.path.exists(path):
             check_is_file(path)
         return parse_json(path.read_text(encoding="utf-8-sig"))
     except OSError as error:

@@ -6,6 +6,7 @@ sequences, from 0 to S). Source: megatron/core/datasets/indexed_dataset.py of NV
 same.
 """
 
+import os
 import struct
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -40,7 +41,8 @@ class Binidx:
 
 def is_binidx(path: Path) -> bool:
     """Return whether `path` names a pair of token files: by a suffix, or as the prefix of an index that is there."""
-    return path.suffix in SUFFIXES or (not path.exists() and _pair_of(path)[1].exists())
+    # not path.exists: it raises for a name that is too long and for a folder that is closed
+    return path.suffix in SUFFIXES or (not os.path.exists(path) and os.path.exists(_pair_of(path)[1]))
 
 
 def _pair_of(path: Path) -> tuple[Path, Path]:
@@ -57,7 +59,7 @@ def read_binidx(path: Path) -> Binidx:
     """
     tokens_path, index_path = _pair_of(path)
     for half in (index_path, tokens_path):
-        if half.exists():
+        if os.path.exists(half):
             check_is_file(half)
     try:
         # far smaller than the tokens, and read in whole to be checked anyway
