@@ -36,7 +36,7 @@ def _texts_in(folder: Path, warn: Warn) -> list[Path]:
             left_out[reason] += 1
     others = ", ".join(f"{reason} ({count})" for reason, count in left_out.most_common())
     if not texts:
-        wanted = ", ".join("*" + suffix for suffix in TEXT_SUFFIXES[:4])
+        wanted = ", ".join("*" + suffix for suffix in TEXT_SUFFIXES)
         but = f", but {others}" if others else ""
         raise SpikegptError(f"folder {folder} holds no {wanted} file{but}; name the files themselves")
     if others:

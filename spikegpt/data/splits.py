@@ -59,12 +59,12 @@ def own_splits(files: list[Path]) -> dict[str, list[Path]]:
 
 def _told(path: Path) -> Iterator[tuple[str, str]]:
     """Yield (the name up to here with a star for the word of a split, that split), outermost folder first."""
-    name = path.name.lower()
+    *folders, name = map(str.lower, path.parts)
     if Path(name).suffix in PACKED_SUFFIXES:
         name = Path(name).stem
     suffix = suffix_of(path)
-    parts = [*path.parts[:-1], name if suffix[1:] in SPLIT_OF_WORD else name.removesuffix(suffix)]
+    parts = [*folders, name if suffix[1:] in SPLIT_OF_WORD else name.removesuffix(suffix)]
     for depth, part in enumerate(parts):
-        for word in _WORD.finditer(part.lower()):
+        for word in _WORD.finditer(part):
             around = (_NO_LETTERS.sub("", some) for some in (part[: word.start()], part[word.end() :]))
             yield "/".join([*parts[:depth], "*".join(around)]), SPLIT_OF_WORD[word.group()]

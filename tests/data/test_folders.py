@@ -88,7 +88,7 @@ def test_a_part_that_cannot_be_read_is_told(tmp_path):
         ("training.txt", "validation.txt", "testing.txt"),
         ("train.txt", "val.txt", "eval.txt"),
         ("train.txt", "eval.txt", "test.txt"),
-        ("wiki.train.txt", "wiki.valid.txt", "wiki.test.txt"),
+        ("Wiki.Train.txt", "wiki.valid.txt", "WIKI.test.txt"),
         ("de_train.md", "de_val.md", "de_test.md"),
         ("train-00000-of-00002.txt", "validation-00000-of-00001.txt", "test-00000-of-00001.txt"),
         ("train/neg/1.txt", "dev/neg/2.txt", "test/neg/3.txt"),
@@ -143,3 +143,9 @@ def test_the_files_of_a_split_keep_it_when_they_are_named_themselves(tmp_path):
 def test_tokens_for_others_keep_the_order_of_a_split_however_it_is_spelled(tmp_path):
     found = export_binidx(write(tmp_path, Dev="dev", Test="test", Train="train"), ByteTokenizer(), tmp_path / "out")
     assert bytes(found.tokens.astype("uint8")) == b"traindevtest"
+
+
+def test_an_ending_may_be_the_split(tmp_path):
+    names = ["ptb.test", "ptb.train", "ptb.valid"]
+    corpus = read_corpus([place(tmp_path, *names) / name for name in names])
+    assert split_into(corpus)["test"] == ["ptb.test"]

@@ -107,7 +107,7 @@ def test_a_file_that_cannot_be_is_named(name, fault):
 
 
 def test_a_folder_without_text_is_refused(tmp_path):
-    with pytest.raises(SpikegptError, match=r"holds no \*\.txt, \*\.md, \*\.text, \*\.jsonl file"):
+    with pytest.raises(SpikegptError, match=r"holds no \*\.txt, \*\.md, \*\.text, \*\.jsonl, \*\.ndjson file"):
         read_corpus(tmp_path)
 
 
