@@ -66,7 +66,10 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
             raise SpikegptError("has a broken header") from None
         if not isinstance(header, dict) or header.get("format") != FORMAT:
             raise SpikegptError("has another format")
-        if header.pop("header_sha256", None) != _digest_of(header):
+        digest = header.pop("header_sha256", None)
+        if digest is None:
+            raise SpikegptError("is of an older spikegpt and has no digest of its header")
+        if digest != _digest_of(header):
             raise SpikegptError("has a header that is not as it was written")
         start = _align(len(opening) + length)
         if size != start + header["tokens_bytes"]:
