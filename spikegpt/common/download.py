@@ -15,6 +15,7 @@ from pathlib import Path
 
 from .errors import SpikegptError, Warn, warn_on_stderr
 from .files import sha256_of, sync_folder, write_atomically
+from .json_text import parse_json
 from .progress import Progress
 from .version import __version__
 
@@ -187,7 +188,7 @@ def _discard(part: Path) -> None:
 def _read_validator(part: Path, url: str) -> str | None:
     """What the server called the version of the file that `part` is the beginning of."""
     try:
-        notes = json.loads(_notes(part).read_text(encoding="utf-8"))
+        notes = parse_json(_notes(part).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return notes["validator"] if notes.get("url") == url else None

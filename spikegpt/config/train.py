@@ -11,9 +11,10 @@ class TrainConfig(Config):
     """How a run trains. The optimiser's defaults are the published ones (Adam, RWKV's learning-rate groups)."""
 
     data: tuple[str, ...] = ("python-docs",)
-    """python-docs (built in), or text or JSONL files, or a folder, or tokens: PREFIX.bin with its PREFIX.idx"""
+    """python-docs (built in), or files of text, JSONL, CSV or TSV, or a folder, or tokens: PREFIX.bin with its
+    PREFIX.idx"""
     text_column: str = "text"
-    """of JSONL files: the key that holds a document's text"""
+    """of JSONL, CSV and TSV files: the key or column that holds a document's text"""
     tokenizer: str = "byte"
     """byte, char, bpe, or the path of a `tokenizers` JSON file"""
     bpe_vocab_size: int = 4096

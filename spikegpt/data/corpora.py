@@ -13,12 +13,14 @@ from typing import Any
 from ..common.download import fetch
 from ..common.errors import SpikegptError, Warn, warn_on_stderr
 from ..common.files import atomic_path, sha256_of, write_atomically
+from ..common.json_text import parse_json
 from ..common.progress import Progress
+from .folders import NOTES
 from .hub_rows import own_splits, split_names, texts
-from .sources import SPLITS, Corpus, default_cache_dir
-from .text import BLOCK_BYTES, Text
-
-NOTES = "corpus.json"
+from .reading import BLOCK_BYTES
+from .sources import Corpus, default_cache_dir
+from .splits import SPLITS
+from .text import Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,12 +100,12 @@ def obtain(name: str, out: Path | None = None, cache_dir: Path | None = None, **
     """
     if name in CORPORA:
         return named_corpus(name, out, cache_dir)
-    if Path(name).is_file():
+    if os.path.isfile(name):
         raise SpikegptError(
             f"{name} is a file: train on it as it is, --data {name}, or write its tokens, "
             "--tokenizer FILE --binidx PREFIX"
         )
-    if "/" not in name and not Path(name).is_dir():
+    if "/" not in name and not os.path.isdir(name):
         raise SpikegptError(
             f"unknown corpus {name!r}; known: {', '.join(CORPORA)}; or OWNER/NAME of a Hugging Face data set"
         )
@@ -185,6 +187,8 @@ def hub_corpus(
     Raises:
         SpikegptError: the data set cannot be read, has no such column or split, or the folder cannot be written.
     """
+    if limit_bytes is not None and limit_bytes < 1:
+        raise SpikegptError(f"limit_bytes must be at least 1, got {limit_bytes}")
     request = {
         "data set": name,
         "config": config,
@@ -241,18 +245,20 @@ def _is_there(folder: Path, request: dict[str, Any]) -> bool:
         SpikegptError: it holds something else, which must not be overwritten.
     """
     try:
-        notes = json.loads((folder / NOTES).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        notes = parse_json((folder / NOTES).read_text(encoding="utf-8"))
+        found, splits = notes["request"], notes["splits"]
+    # a file of that name may be of others
+    except (OSError, ValueError, KeyError, TypeError):
         if folder.is_dir() and any(folder.iterdir()):
             raise SpikegptError(f"{folder} holds other files; choose another --out, or empty it") from None
         return False
     # no sizes: the writing was broken off
-    if not notes["splits"]:
+    if not splits:
         return False
-    if notes["request"] != request:
-        raise SpikegptError(f"{folder} holds another corpus, of {notes['request']}; choose another --out, or remove it")
+    if found != request:
+        raise SpikegptError(f"{folder} holds another corpus, of {found}; choose another --out, or remove it")
     return all(
-        path.is_file() and path.stat().st_size == notes["splits"][split]["bytes"]
+        path.is_file() and path.stat().st_size == splits[split]["bytes"] and sha256_of(path) == splits[split]["sha256"]
         for split, path in _paths(folder).items()
     )
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..common.errors import SpikegptError
-from .sources import SPLIT_OF_STEM
+from .splits import SPLIT_OF_WORD, SPLITS
 
 
 def split_names(name: str, config: str | None) -> list[str]:
@@ -20,8 +20,8 @@ def split_names(name: str, config: str | None) -> list[str]:
 
 def own_splits(names: list[str]) -> dict[str, str]:
     """Return {"train": ..., "valid": ..., "test": ...} if `names` has all three by any of their names, else {}."""
-    found = {SPLIT_OF_STEM[name]: name for name in names if name in SPLIT_OF_STEM}
-    return found if len(found) == 3 else {}
+    found = {SPLIT_OF_WORD.get(name.lower()): name for name in names}
+    return {split: found[split] for split in SPLITS} if found.keys() >= set(SPLITS) else {}
 
 
 def rows(name: str, config: str | None, split: str) -> Iterator[dict[str, Any]]:

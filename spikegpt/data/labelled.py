@@ -1,6 +1,5 @@
-"""Labelled texts: the paper's four tasks from the Hugging Face hub, or TSV and JSONL files, checked by line."""
+"""Labelled texts: the paper's four tasks from the Hugging Face hub, or TSV, CSV and JSONL files, checked by line."""
 
-import csv
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..common.errors import SpikegptError
-from . import jsonl
+from .documents import has_rows, rows
 
 HELD_OUT = 0.1
 
@@ -73,7 +72,7 @@ def load_hub_task(name: str) -> Task:
     Raises:
         SpikegptError: the task is unknown, or the hub cannot be reached.
     """
-    from .hub_rows import rows
+    from . import hub_rows
 
     if name not in TASKS:
         raise SpikegptError(
@@ -82,7 +81,7 @@ def load_hub_task(name: str) -> Task:
     task = TASKS[name]
 
     def read(split: str) -> list[_Found]:
-        found = rows(task.data_set, None, split)
+        found = hub_rows.rows(task.data_set, None, split)
         return [
             _Found(f"{task.data_set} {split}, row {n}", row.get(task.text_column), row.get("label"))
             for n, row in enumerate(found, 1)
@@ -94,11 +93,13 @@ def load_hub_task(name: str) -> Task:
 def load_file_task(
     train: Path, valid: Path | None, test: Path, *, text_column: str = "text", label_column: str = "label"
 ) -> Task:
-    """Return the task in TSV (first line: column names) or JSONL files; without `valid`, 10 % of train are held out.
+    """Return the task in TSV or CSV (first line: column names) or JSONL files.
+
+    Without `valid`, 10 % of train are held out.
 
     Raises:
-        SpikegptError: a file cannot be read, a column is missing, a line is broken, a text is empty, a label is not one
-            of train's, or train has one class only.
+        SpikegptError: a file cannot be read, a column is missing, a line is broken, a text or a label is empty, a label
+            is not one of train's, or train has one class only.
     """
 
     def read(path: Path) -> list[_Found]:
@@ -109,10 +110,10 @@ def load_file_task(
 
 def make_task(name: str, train: list[_Found], valid: list[_Found] | None, test: list[_Found]) -> Task:
     """Return the task of what was read, labels numbered in sorted order; `load_file_task` says what is refused."""
-    labels = {str(found.label) for found in train}
+    labels = {_label(found) for found in train}
     # numbers in their order, not 10 before 2
     classes = tuple(
-        sorted(labels, key=lambda label: (not label.isdigit(), int(label) if label.isdigit() else 0, label))
+        sorted(labels, key=lambda label: (not label.isdecimal(), int(label) if label.isdecimal() else 0, label))
     )
     if len(classes) < 2:
         raise SpikegptError(
@@ -123,12 +124,13 @@ def make_task(name: str, train: list[_Found], valid: list[_Found] | None, test: 
 
     def examples(parts: Iterable[_Found]) -> list[Example]:
         checked = []
-        for place, text, label in parts:
+        for found in parts:
+            place, text, label = found.place, found.text, _label(found)
             if not isinstance(text, str) or not text.strip():
                 raise SpikegptError(f"{place}: the text is {text!r}; every example needs one")
-            if str(label) not in number:
+            if label not in number:
                 raise SpikegptError(f"{place}: label {label!r} is not among those of train: {', '.join(classes)}")
-            checked.append(Example(text, number[str(label)]))
+            checked.append(Example(text, number[label]))
         return checked
 
     fitted, held = (examples(train), examples(valid)) if valid is not None else _hold_out(examples(train))
@@ -137,6 +139,14 @@ def make_task(name: str, train: list[_Found], valid: list[_Found] | None, test: 
             f"{name}: {len(held)} examples for validation and {len(test)} for test; each needs at least one"
         )
     return Task(name=name, classes=classes, train=fitted, valid=held, test=examples(test))
+
+
+def _label(found: _Found) -> str:
+    """The label as a word, without white space around it."""
+    label = str(found.label).strip() if isinstance(found.label, str | int | float) else ""
+    if not label:
+        raise SpikegptError(f"{found.place}: the label is {found.label!r}; every example needs a word or a number")
+    return label
 
 
 def _hold_out(examples: list[Example]) -> tuple[list[Example], list[Example]]:
@@ -155,28 +165,13 @@ def _hold_out(examples: list[Example]) -> tuple[list[Example], list[Example]]:
 
 
 def _read_file(path: Path, text_column: str, label_column: str) -> Iterator[_Found]:
-    if path.suffix == jsonl.SUFFIX:
-        rows = jsonl.rows(path)
-    elif path.suffix == ".tsv":
-        rows = _tsv_rows(path)
-    else:
-        raise SpikegptError(f"{path}: give a .tsv file, whose first line names the columns, or a .jsonl file")
-    for place, row in rows:
+    if not has_rows(path):
+        raise SpikegptError(f"{path}: give a .tsv or .csv file, whose first line names the columns, or a .jsonl file")
+    for place, row in rows(path):
         for column in (text_column, label_column):
-            # a short line of a TSV lacks its last columns
             if row.get(column) is None:
-                known = ", ".join(str(name) for name in row if name is not None)
                 raise SpikegptError(
-                    f"{place}: no column {column!r}; there are {known}; name it with --text-column or --label-column"
+                    f"{place}: no column {column!r}; there are {', '.join(row)}; "
+                    "name it with --text-column or --label-column"
                 )
         yield _Found(place, row[text_column], row[label_column])
-
-
-def _tsv_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpikegptError(f"cannot read {path}: {error}; give a TSV or JSONL file in UTF-8") from None
-    # texts hold quotation marks that mean themselves
-    for number, row in enumerate(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE), 2):
-        yield f"{path}, line {number}", row

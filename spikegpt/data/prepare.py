@@ -3,9 +3,11 @@
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from ..common.errors import SpikegptError, Warn, warn_on_stderr
-from .sources import PYTHON_DOCS, SPLITS, Corpus, default_cache_dir, read_corpus, source_paths
+from .sources import PYTHON_DOCS, Corpus, default_cache_dir, read_corpus, source_paths
+from .splits import SPLITS
 from .text import Text
 from .tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
 from .tokens.binidx import is_binidx
@@ -14,6 +16,8 @@ from .tokens.token_file import TokenData, read_header, write_token_file
 
 # byte pairs of a longer train split are learned from this much of it, in so many parts spread evenly over it
 TRAINING_BYTES, TRAINING_PARTS = 1 << 27, 256
+# those that are made here; any other name is a path
+TOKENIZERS = ("byte", "char", "bpe")
 
 
 def prepare(
@@ -28,13 +32,13 @@ def prepare(
     """Return the tokens of a corpus, from the token file in `cache_dir` if it is whole and of this text and tokenizer.
 
     Args:
-        source: as for `read_corpus`; or one PREFIX.bin or PREFIX.idx with the tokens of Megatron-LM or RWKV-LM, which
-            are used where they are, split 90 / 5 / 5 between documents.
+        source: as for `read_corpus`; or one PREFIX.bin, PREFIX.idx or PREFIX with the tokens of Megatron-LM or RWKV-LM,
+            which are used where they are, split 90 / 5 / 5 between documents.
         tokenizer: "byte"; "char", whose alphabet is that of the whole corpus, valid and test included; "bpe", trained
             on the train split only, or on TRAINING_BYTES of it; the path of a tokenizer JSON; or a tokenizer.
         cache_dir: default ~/.cache/spikegpt.
-        text_column: of JSONL files.
-        processes: that encode a long text; default all CPUs.
+        text_column: of JSONL, CSV and TSV files.
+        processes: that encode a long text, at least 1; default all CPUs.
 
     Raises:
         SpikegptError: the corpus or the tokenizer cannot be read, they do not fit each other, or the cache cannot be
@@ -44,18 +48,20 @@ def prepare(
     if paths is not None and any(map(is_binidx, paths)):
         return prepare_binidx(paths, tokenizer)
     cache_dir = cache_dir or default_cache_dir()
-    corpus = read_corpus(PYTHON_DOCS if paths is None else paths, text_column, cache_dir)
+    corpus = read_corpus(PYTHON_DOCS if paths is None else paths, text_column, cache_dir, warn)
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         made = _make_tokenizer(tokenizer, corpus, cache_dir, bpe_vocab_size, warn)
         slug = re.sub(r"[^\w.-]+", "_", corpus.name)[:64]
         path = cache_dir / f"{slug}-{made.name}-{corpus.sha256[:12]}-{made.fingerprint[:12]}.tokens"
-        if not _is_reusable(path, corpus, made, warn):
+        found = _reusable(path, corpus, made, warn)
+        if found is None:
             write_token_file(path, corpus, made, warn, processes)
-        header, start = read_header(path)
+            found = read_header(path)
     except OSError as error:
         advice = "free space or choose another folder"
         raise SpikegptError(f"cannot write to the cache {cache_dir}: {error.strerror or error}; {advice}") from error
+    header, start = found
     return TokenData(path=path, tokenizer=made, header=header, start=start)
 
 
@@ -70,14 +76,18 @@ def _make_tokenizer(
         return CharTokenizer.from_text(*(corpus.split(name).blocks() for name in SPLITS))
     if which != "bpe":
         return load_tokenizer(which)
-    path = cache_dir / f"bpe{bpe_vocab_size}-{corpus.train_sha256[:12]}.json"
-    if path.exists():
+    stem = f"bpe{bpe_vocab_size}-{corpus.train_sha256[:12]}"
+    # the fingerprint in its name tells whether a stored one is as it was trained
+    for path in cache_dir.glob(f"{stem}-*.json"):
         try:
-            return BPETokenizer.from_file(path)
+            stored = BPETokenizer.from_file(path)
+            if path.stem.endswith(stored.fingerprint[:12]):
+                return stored
+            warn(f"{path} is not as it was trained; training the tokenizer anew")
         except SpikegptError as error:
             warn(f"{error}; training the tokenizer anew")
     trained = BPETokenizer.train(_sample(corpus.train).blocks(), bpe_vocab_size)
-    trained.save(path)
+    trained.save(cache_dir / f"{stem}-{trained.fingerprint[:12]}.json")
     return trained
 
 
@@ -90,19 +100,20 @@ def _sample(text: Text) -> Text:
     return Text.joined((text.cut(*map(text.next_character, (start, start + size))) for start in starts), b"\n")
 
 
-def _is_reusable(path: Path, corpus: Corpus, tokenizer: Tokenizer, warn: Warn) -> bool:
+def _reusable(path: Path, corpus: Corpus, tokenizer: Tokenizer, warn: Warn) -> tuple[dict[str, Any], int] | None:
+    """What `read_header` says of the token file, if it is whole and of this text, split and tokenizer."""
     if not path.exists():
-        return False
+        return None
     try:
-        header, _ = read_header(path)
+        header, start = read_header(path)
         is_same_split = all(header["splits"][name]["bytes"] == len(corpus.split(name)) for name in SPLITS)
         if (header["text_sha256"], header["tokenizer_fingerprint"]) == (
             corpus.sha256,
             tokenizer.fingerprint,
         ) and is_same_split:
-            return True
+            return header, start
         fault = "is of another text, split or tokenizer"
     except SpikegptError as error:
         fault = str(error)
     warn(f"token file {path} {fault}; writing it anew")
-    return False
+    return None

@@ -1,6 +1,7 @@
-"""What `--data` names: text files, JSONL files, folders of them, the documentation of Python; read in three splits."""
+"""What `--data` names: files with text, folders of them, the documentation of Python; read in three splits."""
 
 import hashlib
+import os
 import platform
 import sys
 from collections.abc import Iterable
@@ -9,14 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..common.errors import SpikegptError
-from . import jsonl
+from ..common.errors import SpikegptError, Warn, warn_on_stderr
+from .documents import text_of
+from .folders import files_of
+from .splits import SPLITS, own_splits
 from .text import Text
 
-SPLITS = ("train", "valid", "test")
 PYTHON_DOCS = "python-docs"
-TEXT_SUFFIXES = (".txt", ".md", ".text", jsonl.SUFFIX)
-SPLIT_OF_STEM = {"train": "train", "valid": "valid", "validation": "valid", "val": "valid", "test": "test"}
 
 
 def default_cache_dir() -> Path:
@@ -69,48 +69,52 @@ class Corpus:
 
 
 def read_corpus(
-    source: str | Path | Iterable[str | Path], text_column: str = "text", cache_dir: Path | None = None
+    source: str | Path | Iterable[str | Path],
+    text_column: str = "text",
+    cache_dir: Path | None = None,
+    warn: Warn = warn_on_stderr,
 ) -> Corpus:
     """Return the corpus that `source` names, split into train, valid and test.
 
     Args:
-        source: "python-docs", the documentation texts that come with Python; or paths of text or JSONL files; or a
-            folder: all its *.txt, *.md, *.text and *.jsonl files, at any depth, sorted by path. A folder with exactly
-                the files train, valid
-            (or validation, or val) and test is used as it is split; everything else is split 90 / 5 / 5 by position.
-        text_column: of a JSONL file, whose documents are joined by newlines.
-        cache_dir: where the texts of JSONL files are laid down; default ~/.cache/spikegpt.
+        source: "python-docs", the documentation texts that come with Python; or paths of files with text; or folders:
+            all their texts, at any depth, sorted by path (`folders.files_of`). Files that bear the names of all three
+            splits keep them (`splits.own_splits`); everything else is split 90 / 5 / 5 by position.
+        text_column: of JSONL, CSV and TSV files, whose documents are joined by newlines.
+        cache_dir: where texts are laid down that are packed, not UTF-8 or in rows; default ~/.cache/spikegpt.
+        warn: is told which files of a folder are left out.
 
     Raises:
-        SpikegptError: a file or folder is missing or unreadable, a folder holds no text or half a split, or a split has
-            fewer than 2 bytes.
+        SpikegptError: a file or folder is missing, unreadable or no text, a folder holds no text, files hold half a
+            split, or a split has fewer than 2 bytes.
     """
     paths = source_paths(source)
     if paths is None:
         return _python_docs()
-    folder = (cache_dir or default_cache_dir()) / "texts"
-    if len(paths) == 1 and paths[0].is_dir():
-        return _read_folder(paths[0], text_column, folder)
-    files = text_files(paths)
-    name = files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more"
-    return split_text(name, _joined(files, text_column, folder), {"files": [file.name for file in files]})
+    files, folder = files_of(paths, warn), (cache_dir or default_cache_dir()) / "texts"
+
+    def joined(some: list[Path]) -> Text:
+        return Text.joined((text_of(file, text_column, folder) for file in some), b"\n")
+
+    if len(paths) == 1 and os.path.isdir(paths[0]):
+        name = paths[0].resolve().name
+        metadata = {"files": [file.relative_to(paths[0]).as_posix() for file in files]}
+    else:
+        name = files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more"
+        metadata = {"files": [file.name for file in files]}
+    own = own_splits(files)
+    if own:
+        return Corpus(name=name, **{split: joined(some) for split, some in own.items()}, metadata=metadata)
+    return split_text(name, joined(files), metadata)
 
 
 def source_paths(source: str | Path | Iterable[str | Path]) -> list[Path] | None:
     """Return the paths that `source` names, or None for PYTHON_DOCS."""
     sources = [source] if isinstance(source, str | Path) else list(source)
-    if not sources:
+    # an empty string would be the current folder
+    if not sources or "" in sources:
         raise SpikegptError(f"no source given; name text files, a folder, or {PYTHON_DOCS!r}")
     return None if sources == [PYTHON_DOCS] else [Path(path) for path in sources]
-
-
-def text_files(paths: list[Path]) -> list[Path]:
-    """Return the files among `paths` and in the folders among them.
-
-    Raises:
-        SpikegptError: a folder holds no text.
-    """
-    return [file for path in paths for file in (_files_in(path) if path.is_dir() else [path])]
 
 
 def split_text(name: str, text: Text, metadata: dict[str, Any] | None = None) -> Corpus:
@@ -135,33 +139,3 @@ def _python_docs() -> Corpus:
     origin = f"pydoc_data.topics of Python {platform.python_version()}"
     metadata = {"python": platform.python_version(), "origin": origin, "topics": len(topics)}
     return split_text(PYTHON_DOCS, Text.of(text.encode()), metadata)
-
-
-def _read_folder(folder: Path, text_column: str, texts: Path) -> Corpus:
-    files = _files_in(folder)
-    names = [file.relative_to(folder).as_posix() for file in files]
-    found = [SPLIT_OF_STEM[file.stem] for file in files if file.stem in SPLIT_OF_STEM]
-    name = folder.resolve().name
-    if len(files) == 3 and sorted(found) == sorted(SPLITS):
-        splits = {SPLIT_OF_STEM[file.stem]: _joined([file], text_column, texts) for file in files}
-        return Corpus(name=name, **splits, metadata={"files": names})
-    # joining a train and a test file and splitting them anew would surprise whoever split them
-    if len(set(found)) > 1:
-        listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        raise SpikegptError(
-            f"{folder} looks split but holds {listed}; keep exactly train, valid and test in it, or name the files"
-        )
-    return split_text(name, _joined(files, text_column, texts), {"files": names})
-
-
-def _files_in(folder: Path) -> list[Path]:
-    files = sorted(path for path in folder.rglob("*") if path.suffix in TEXT_SUFFIXES and path.is_file())
-    if not files:
-        wanted = ", ".join("*" + suffix for suffix in TEXT_SUFFIXES)
-        raise SpikegptError(f"folder {folder} holds no {wanted} file; name the files themselves")
-    return files
-
-
-def _joined(files: list[Path], text_column: str, folder: Path) -> Text:
-    laid_down = [jsonl.text_file(file, text_column, folder) if file.suffix == jsonl.SUFFIX else file for file in files]
-    return Text.joined(map(Text.of_file, laid_down), b"\n")

@@ -7,8 +7,7 @@ from typing import Self
 
 from ..common.errors import SpikegptError
 from .cutting import LONGEST_CHARACTER, next_character
-
-BLOCK_BYTES = 1 << 20
+from .reading import BLOCK_BYTES, check_block, check_is_file
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,7 @@ class _Part:
                         raise SpikegptError(
                             f"{self.source} became shorter while it was read; run again once nobody writes it"
                         )
+                    check_block(block, self.source)
                     yield block
                     left -= len(block)
         except OSError as error:
@@ -51,16 +51,17 @@ class Text:
         return cls([_Part(text, 0, len(text))])
 
     @classmethod
-    def of_file(cls, path: Path) -> Self:
-        """Return the text of a file.
+    def of_file(cls, path: Path, start: int = 0) -> Self:
+        """Return the bytes of a file from `start` on, as they lie there; `documents.text_of` says what they are.
 
         Raises:
             SpikegptError: missing or unreadable.
         """
+        check_is_file(path)
         try:
             # opened here, so that what cannot be read is told at once
             with path.open("rb") as file:
-                return cls([_Part(path, 0, file.seek(0, 2))])
+                return cls([_Part(path, start, file.seek(0, 2))])
         except OSError as error:
             raise SpikegptError(f"cannot read {path}: {error.strerror}; give a text file or a folder of them") from None
 
@@ -92,7 +93,7 @@ class Text:
         """Yield the text in order, at most BLOCK_BYTES of a file at a time.
 
         Raises:
-            SpikegptError: a file can no longer be read, or is shorter than it was.
+            SpikegptError: a file can no longer be read, is shorter than it was, or holds what is no text.
         """
         for part in self._parts:
             yield from part.blocks()

@@ -16,7 +16,8 @@ import torch
 from ..checkpoint.weights import load_model
 from ..common.errors import SpikegptError
 from ..common.tables import columns
-from ..data import jsonl
+from ..data.documents import has_rows, rows
+from ..data.reading import text_lines
 from ..data.tokenizers import Tokenizer
 from .perplexity import perplexity_of
 from .scoring import score_continuations
@@ -54,8 +55,8 @@ class LastWords:
 def read_passages(file: Path) -> list[tuple[str, str, str]]:
     """Return (where: FILE, line N; all before the last word; the last word and the space before it) of every passage.
 
-    A .jsonl file holds an object with a "text" per line, any other a passage per line. White space around a passage is
-    cut, and empty lines are skipped.
+    A file with rows (JSONL, CSV, TSV) holds a "text" per row, any other a passage per line. White space around a
+    passage is cut, and empty lines are skipped.
 
     Raises:
         SpikegptError: the file cannot be read, is not UTF-8, holds no passage, or a line is none.
@@ -77,21 +78,15 @@ def read_passages(file: Path) -> list[tuple[str, str, str]]:
 
 def _lines(file: Path) -> Iterator[tuple[str, str]]:
     """Yield (where, passage)."""
-    if file.suffix == jsonl.SUFFIX:
-        for where, row in jsonl.rows(file):
+    if has_rows(file):
+        for where, row in rows(file):
             if not isinstance(row.get("text"), str):
                 raise SpikegptError(
                     f'{where}, has the keys {", ".join(row)}, and no "text" that is a string; each line needs one'
                 )
             yield where, row["text"]
-        return
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise SpikegptError(f"cannot read {file}: {error.strerror}; give a file of passages, one per line") from None
-    except UnicodeDecodeError as error:
-        raise SpikegptError(f"{file} is not UTF-8 (byte {error.start}); convert it") from None
-    yield from ((f"{file}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip())
+    else:
+        yield from ((where, line) for where, line in text_lines(file) if line.strip())
 
 
 def encode_passage(tokenizer: Tokenizer, where: str, context: str, word: str) -> tuple[list[int], list[int]]:

@@ -11,8 +11,9 @@ from ..checkpoint.weights import load_model
 from ..common.errors import SpikegptError
 from ..common.tables import columns
 from ..config import TrainConfig
+from ..data.documents import text_of
 from ..data.prepare import prepare
-from ..data.text import Text
+from ..data.sources import default_cache_dir
 from ..data.tokenizers import Tokenizer
 from ..data.tokenizers.encoding import encode_first
 from .perplexity import check_length, evaluate_stream, evaluate_windows
@@ -33,7 +34,8 @@ def read_text(
         SpikegptError: the text is gone, or too short to predict anything.
     """
     if file is not None:
-        tokens, source = encode_first(tokenizer, Text.of_file(file), limit), str(file)
+        text = text_of(Path(file), "text", (cache or default_cache_dir()) / "texts")
+        tokens, source = encode_first(tokenizer, text, limit), str(file)
     else:
         # a checkpoint folder lies inside its run
         folder = run if (run / "metrics.jsonl").exists() else run.parent.parent

@@ -9,7 +9,7 @@ from ..checkpoint.run import latest_checkpoint, read_run_config, step_of
 from ..common.errors import SpikegptError
 from ..config import ModelConfig, TrainConfig
 from ..train.convert import read_model_config
-from ..train.trainer import resume, train
+from ..train.trainer import resume, train, with_absolute_paths
 
 # settings that a twin may have of its own: they do not touch what is learned, or act on spikes only
 _OWN_SETTINGS = {
@@ -55,10 +55,11 @@ def _twin_key(model: ModelConfig, run_config: dict[str, Any]) -> tuple[Any, ...]
     """What must be equal in a model and its twin."""
     sizes = {name: value for name, value in model.to_dict().items() if name not in _NEURON_SETTINGS}
     own = _OWN_SETTINGS | _SPIKE_SETTINGS | _TEACHING_SETTINGS
-    shared = {
-        name: value for name, value in TrainConfig.from_dict(run_config["train"]).to_dict().items() if name not in own
-    }
-    return sizes, shared, (run_config.get("corpus") or {}).get("text_sha256"), run_config.get("started_from")
+    # older runs hold the paths that they were given
+    training = with_absolute_paths(TrainConfig.from_dict(run_config["train"])).to_dict()
+    shared = {name: value for name, value in training.items() if name not in own}
+    start = run_config.get("started_from") and str(Path(run_config["started_from"]).absolute())
+    return sizes, shared, (run_config.get("corpus") or {}).get("text_sha256"), start
 
 
 def make_twin(run: Path, *, cache: Path | None = None, quiet: bool = False, device: str = "auto") -> Path:

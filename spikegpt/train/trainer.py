@@ -17,7 +17,8 @@ from ..checkpoint import run as ckpt
 from ..common.devices import find_device
 from ..common.errors import SpikegptError
 from ..config import ModelConfig, SamplingConfig, TrainConfig
-from ..data.prepare import prepare
+from ..data.prepare import TOKENIZERS, prepare
+from ..data.sources import PYTHON_DOCS
 from ..data.tokenizers.stored import load_tokenizer
 from ..data.tokens.token_file import TokenData
 from ..evaluate.perplexity import Evaluation, mean_firing_rate
@@ -75,12 +76,27 @@ def train(
         SpikegptError: the folder holds a run already or cannot be written, the text is too short, the weights in
             `start` do not fit, the device is not there, the loss is not finite.
     """
+    train_config, start = with_absolute_paths(train_config), start and Path(start).absolute()
     run = Path(run)
     if (run / "config.json").exists():
         raise SpikegptError(
             f"{run} holds a run already; continue it with: spikegpt train --resume {run}, or give another --out"
         )
     return _Trainer(model_config, train_config, run, start, neuron, cache, quiet, device, is_new=True).train()
+
+
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """Return `config` with paths that are found from every folder, as a run stores them."""
+
+    def absolute(path: str) -> str:
+        return str(Path(path).absolute())
+
+    return dataclasses.replace(
+        config,
+        data=config.data if config.data == (PYTHON_DOCS,) else tuple(map(absolute, config.data)),
+        tokenizer=config.tokenizer if config.tokenizer in TOKENIZERS else absolute(config.tokenizer),
+        teacher=config.teacher and absolute(config.teacher),
+    )
 
 
 def resume(

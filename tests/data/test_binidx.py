@@ -39,6 +39,21 @@ def test_files_made_by_hand_are_read(suffix, pair):
     assert isinstance(found.tokens, np.memmap)
 
 
+def test_a_bare_prefix_is_found_as_others_take_it(pair, tmp_path):
+    for suffix in (".bin", ".idx"):
+        pair.with_suffix(suffix).rename(tmp_path / f"my.v1_text_document{suffix}")
+    prefix = tmp_path / "my.v1_text_document"
+    assert binidx.is_binidx(prefix) and read_binidx(prefix).tokens.tolist() == [5, 6, 7, 8, 9, 10]
+    assert not binidx.is_binidx(tmp_path / "nothing")
+    prefix.write_text("a text of that name is itself")
+    assert not binidx.is_binidx(prefix)
+
+
+def test_tokens_train_by_their_prefix(tmp_path):
+    path = save_documents(tmp_path, [100, 85, 10, 5])
+    assert len(prepare(path.with_suffix(""), "byte").split("train")) == 185
+
+
 def test_the_same_documents_are_written_byte_for_byte(tmp_path):
     write_binidx(tmp_path / "ours.v1", pieces(DOCUMENTS), vocab_size=50277)
     assert (tmp_path / "ours.v1.idx").read_bytes() == INDEX

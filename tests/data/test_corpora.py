@@ -64,13 +64,14 @@ def test_a_plain_file_needs_no_archive(tmp_path, serve):
     assert [len(part) for part in read(folder)] == [90, 5, 5]
 
 
-def test_a_second_call_fetches_nothing_and_a_damaged_corpus_is_written_anew(tmp_path, serve):
+@pytest.mark.parametrize("damage", [b"", b"x1234"])
+def test_a_second_call_fetches_nothing_and_a_damaged_corpus_is_written_anew(damage, tmp_path, serve):
     content = b"0123456789" * 10
     with serving(Reply(content)) as (url, asked):
         serve(url, "tinyshakespeare", content)
         for _ in range(2):
             folder = named_corpus("tinyshakespeare", cache_dir=tmp_path)
-        (folder / "valid.txt").write_bytes(b"")
+        (folder / "valid.txt").write_bytes(damage)
         named_corpus("tinyshakespeare", cache_dir=tmp_path)
     assert read(folder)[1] == b"01234"
     # the third was made of the download that is kept
@@ -108,8 +109,10 @@ def interrupt(*_):
     raise KeyboardInterrupt
 
 
-def test_files_of_others_are_not_overwritten(tmp_path):
-    (tmp_path / "train.txt").write_text("mine")
+@pytest.mark.parametrize("name", ["train.txt", "corpus.json"])
+@pytest.mark.parametrize("content", ["mine", "[]", '{"mine": 1}', "[" * 200_000])
+def test_files_of_others_are_not_overwritten(name, content, tmp_path):
+    (tmp_path / name).write_text(content)
     with pytest.raises(SpikegptError, match="holds other files; choose another --out"):
         named_corpus("text8", tmp_path)
 
@@ -183,6 +186,7 @@ def test_a_data_set_that_is_there_is_not_read_again(data_set, tmp_path, monkeypa
         ({"column": "number"}, r"row 1 of train: the column 'number' holds a int, not text"),
         ({"split": "dev"}, "has no split 'dev', only train; choose one with --split"),
         ({"config": "english"}, "'english' not found"),
+        ({"limit_bytes": -5}, "limit_bytes must be at least 1, got -5"),
     ],
 )
 def test_what_the_data_set_has_not_is_named(options, message, data_set, tmp_path):

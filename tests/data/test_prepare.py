@@ -116,12 +116,22 @@ def raise_format(content):
     return content.replace(b'"format": 1', b'"format": 2')
 
 
+def overwrite_tokens(content):
+    return content[:-1000] + b"e" * 900 + content[-100:]
+
+
+def miscount(content):
+    return content.replace(b'"characters": ', b'"characters": 9', 1)[: len(content)]
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (truncate, r"has \d+ bytes instead of \d+"),
         (lengthen_header, "has a broken header"),
         (raise_format, "has another format"),
+        (overwrite_tokens, "has tokens that are not as they were written"),
+        (miscount, "has a header that is not as it was written"),
         (lambda _: b"PK\x03\x04 a foreign file", "is not a token file"),
         (lambda _: b"", "is not a token file"),
         (lambda content: content[:12], "is not a token file"),
@@ -144,6 +154,22 @@ def test_a_damaged_cached_tokenizer_is_trained_anew_with_a_message(text_file, tm
     second = prepare(text_file, "bpe", tmp_path / "cache", 300, warn=messages.append)
     assert second.tokenizer.fingerprint == first.tokenizer.fingerprint
     assert "training the tokenizer anew" in messages[0]
+
+
+def test_a_cached_tokenizer_with_another_vocabulary_is_trained_anew_with_a_message(text_file, tmp_path):
+    first, messages = prepare(text_file, "bpe", tmp_path / "cache", 300), []
+    (cached,) = (tmp_path / "cache").glob("*.json")
+    other = BPETokenizer.train(b"another text altogether " * 30, 300)
+    other.save(cached)
+    second = prepare(text_file, "bpe", tmp_path / "cache", 300, warn=messages.append)
+    assert second.tokenizer.fingerprint == first.tokenizer.fingerprint != other.fingerprint
+    assert "is not as it was trained; training the tokenizer anew" in messages[0]
+
+
+@pytest.mark.parametrize("processes", [0, -3])
+def test_no_processes_are_refused(processes, text_file, tmp_path):
+    with pytest.raises(SpikegptError, match=f"processes must be at least 1, got {processes}"):
+        prepare(text_file, "byte", tmp_path / "cache", processes=processes)
 
 
 def test_a_tokenizer_from_a_file_or_at_hand_is_used(text_file, tmp_path):

@@ -9,7 +9,9 @@ from texts import write
 from spikegpt.common.errors import SpikegptError
 from spikegpt.common.files import sha256_of
 from spikegpt.data import text as text_module
-from spikegpt.data.sources import SPLITS, read_corpus, split_text
+from spikegpt.data.prepare import prepare
+from spikegpt.data.sources import read_corpus, split_text
+from spikegpt.data.splits import SPLITS
 from spikegpt.data.text import Text
 from spikegpt.evaluate.runs import evaluate_run
 
@@ -31,9 +33,9 @@ def test_python_docs_are_there_and_name_their_python():
 
 
 def test_a_file_is_split_into_its_first_90_next_5_and_last_5_percent(tmp_path):
-    (tmp_path / "digits.txt").write_bytes(bytes(range(100)))
+    (tmp_path / "digits.txt").write_bytes(bytes(range(128, 228)))
     corpus = read_corpus(tmp_path / "digits.txt")
-    assert texts_of(corpus) == (bytes(range(90)), bytes(range(90, 95)), bytes(range(95, 100)))
+    assert texts_of(corpus) == (bytes(range(128, 218)), bytes(range(218, 223)), bytes(range(223, 228)))
     assert corpus.sha256 == sha256_of(tmp_path / "digits.txt")
 
 
@@ -95,19 +97,24 @@ def test_a_corpus_that_is_too_short_is_refused(content, message, tmp_path):
         read_corpus(tmp_path / "short.txt")
 
 
-def test_a_missing_file_is_named():
-    with pytest.raises(SpikegptError, match=r"cannot read no/such\.txt: No such file"):
-        read_corpus("no/such.txt")
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [("no/such.txt", "No such file"), ("x" * 300, "File name too long"), ("a\0b", "embedded null byte")],
+)
+def test_a_file_that_cannot_be_is_named(name, fault):
+    with pytest.raises(SpikegptError, match=rf"cannot read .*: {fault}"):
+        prepare(name, "byte")
 
 
 def test_a_folder_without_text_is_refused(tmp_path):
-    with pytest.raises(SpikegptError, match=r"holds no \*\.txt, \*\.md, \*\.text, \*\.jsonl file"):
+    with pytest.raises(SpikegptError, match=r"holds no \*\.txt, \*\.md, \*\.text, \*\.jsonl, \*\.ndjson file"):
         read_corpus(tmp_path)
 
 
-def test_no_source_is_refused():
+@pytest.mark.parametrize("source", [[], "", ["a.txt", ""]])
+def test_no_source_is_refused(source):
     with pytest.raises(SpikegptError, match="no source given"):
-        read_corpus([])
+        read_corpus(source)
 
 
 @pytest.mark.parametrize("block", [1, 3, 1000])

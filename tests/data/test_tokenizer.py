@@ -11,6 +11,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from spikegpt.common.errors import SpikegptError
 from spikegpt.data.cutting import cut_pieces
 from spikegpt.data.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, bpe, char, load_tokenizer
+from spikegpt.data.tokenizers.bpe import training_pieces
 
 # é as one character and as e with a combining mark, three bytes, four bytes, a family of seven code points, NUL
 TRICKY = "é e\u0301 € 🦔 👩\u200d👩\u200d👧\u200d👦 \0\ufeff\u3000\r\n\n \n  ab's\t\n\n\nx"
@@ -226,3 +227,67 @@ def test_the_file_of_a_trained_bpe_is_one_the_library_reads(tmp_path):
     library = Library.from_file(str(tmp_path / "tokenizer.json"))
     assert library.encode(TRICKY).ids == tokenizer.encode(TRICKY.encode()).tolist()
     assert json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))["model"]["type"] == "BPE"
+
+
+# --- text as str, and what is no text
+
+
+@every_tokenizer
+@pytest.mark.parametrize("kind", [str, bytearray, memoryview])
+def test_a_string_is_encoded_as_its_bytes_are(name, kind):
+    text = TRAINING[:200]
+    given = text.decode() if kind is str else kind(text)
+    assert make(name).encode(given).tolist() == make(name).encode(text).tolist()
+
+
+@every_tokenizer
+@pytest.mark.parametrize("text", [3, None, ["a"], np.arange(3)])
+def test_what_is_no_text_is_not_encoded(name, text):
+    with pytest.raises(SpikegptError, match="a tokenizer encodes one str or bytes, got "):
+        make(name).encode(text)
+
+
+@every_tokenizer
+def test_half_a_character_is_not_encoded(name):
+    with pytest.raises(SpikegptError, match=r"holds U\+D800 at position 2, half a character"):
+        make(name).encode("ab\ud800")
+
+
+@every_tokenizer
+@pytest.mark.parametrize("ids", [[1.5], [[1, 2]], [True]])
+def test_what_are_no_ids_is_not_decoded(name, ids):
+    with pytest.raises(SpikegptError, match=r"ids must be whole numbers \(N,\), got "):
+        make(name).decode(ids)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[" * 200_000, "is not JSON .brackets nested too deeply"),
+        ('{"format": "1", "tokenizer": "byte"}', "has format '1', this spikegpt reads 1"),
+        ('{"format": 1, "tokenizer": "char", "characters": 5}', "has no 'characters' that are a string"),
+    ],
+)
+def test_a_tokenizer_file_of_others_is_refused_with_what_is_wrong(content, message, tmp_path):
+    (tmp_path / "t.json").write_text(content)
+    with pytest.raises(SpikegptError, match=message):
+        load_tokenizer(tmp_path / "t.json")
+
+
+# --- words without an end
+
+
+@pytest.mark.parametrize("text", ["ACGT" * 5000, "9" * 20_000, "-=" * 10_000, " \n" * 10_000, "字符" * 10_000])
+def test_byte_pairs_are_learned_from_words_of_bounded_length(text):
+    # the library's work grows with the square of a word's length
+    pieces = list(training_pieces([text[:999].encode(), text[999:].encode()]))
+    assert "".join(pieces) == text and max(map(len, pieces)) == bpe.LONGEST_TRAINING_WORD
+
+
+def test_words_of_usual_length_are_learned_from_as_they_are():
+    assert list(training_pieces([TRAINING])) == [TRAINING.decode()]
+
+
+def test_a_text_of_one_word_gets_pairs_and_back():
+    tokenizer, text = BPETokenizer.train(b"ACGTTGCA" * 20_000, 400), b"TTGCAACG" * 100
+    assert tokenizer.decode(tokenizer.encode(text)) == text and len(tokenizer.encode(text)) < len(text) / 8

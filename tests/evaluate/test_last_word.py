@@ -99,7 +99,7 @@ def test_byte_pairs_are_cut_between_tokens_of_the_whole_passage():
         ("number.jsonl", '{"text": 3}\n', 'line 1, has the keys text, and no "text" that is a string'),
         ("list.jsonl", "[1]\n", "line 1, is not an object but a list"),
         ("broken.jsonl", '{"text": "a b"}\n{"text": \n', "broken.jsonl, line 2, is not JSON"),
-        ("latin.txt", b"gr\xfc\xdfe an", "latin.txt is not UTF-8 \\(byte 2\\)"),
+        ("latin.txt", b"gr\xfc\xdfe an", "latin.txt, line 1, is not UTF-8 \\(0xfc\\)"),
     ],
 )
 def test_bad_lines_are_named(tmp_path, name, content, message):

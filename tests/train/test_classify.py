@@ -178,7 +178,11 @@ def test_tasks_of_the_paper_are_read_as_they_lie_on_the_hub(name, monkeypatch):
     ("name", "content", "message"),
     [
         ("a.tsv", "text\tlabel\nfine\tgood\n\tbad\n", "a.tsv, line 3: the text is ''"),
-        ("a.tsv", "text\tlabel\nfine\n", r"a.tsv, line 2: no column 'label'; there are text, label; name it with"),
+        (
+            "a.tsv",
+            "text\tlabel\nfine\n",
+            r"a.tsv, line 2: 1 cell\(s\), but the first line names 2 column",
+        ),
         ("a.tsv", "sentence\tlabel\nfine\tgood\n", "a.tsv, line 2: no column 'text'; there are sentence, label"),
         (
             "a.tsv",
@@ -189,7 +193,7 @@ def test_tasks_of_the_paper_are_read_as_they_lie_on_the_hub(name, monkeypatch):
         ("a.jsonl", '{"text": "a", "label": 0}\n[1]\n', "a.jsonl, line 2, is not an object but a list"),
         ("a.jsonl", '{"text": 3, "label": 0}\n{"text": "b", "label": 1}\n', "a.jsonl, line 1: the text is 3"),
         ("a.jsonl", "", "train has 0 examples"),
-        ("a.csv", "text,label\n", "give a .tsv file, whose first line names the columns, or a .jsonl file"),
+        ("a.txt", "text,label\n", "give a .tsv or .csv file, whose first line names the columns, or a .jsonl file"),
     ],
 )
 def test_faults_of_a_file_are_named_with_their_place(tmp_path, name, content, message):

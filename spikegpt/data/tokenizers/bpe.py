@@ -5,7 +5,8 @@ It is imported only when a tokenizer is made, for it takes time.
 
 import json
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ from .contract import PAIR_PIECE_BYTES, TextStream, Tokenizer, check_values, rea
 
 # words whose pairs are remembered, about 50 MB; longer ones, in characters, are not
 KNOWN_WORDS, LONGEST_KNOWN_WORD = 1 << 18, 64
+# characters of a word that pairs are learned from: the library's time grows with the square of it
+LONGEST_TRAINING_WORD = 256
+_LONG_WORD = re.compile(
+    "|".join(rf"{kind}{{{LONGEST_TRAINING_WORD}}}" for kind in (r"[^\W\d]", r"\d", r"[^\w\s]", r"\s"))
+)
 
 
 class BPETokenizer(Tokenizer):
@@ -68,13 +74,11 @@ class BPETokenizer(Tokenizer):
         library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         library.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+            vocab_size=vocab_size,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=sys.stderr.isatty(),
         )
-        everywhere = pair_pattern(PAIR_CUTS)
-        pieces = cut_pieces(
-            blocks_of(text), PAIR_PIECE_BYTES, lambda held, start: next_pair_cut(held, start, everywhere)
-        )
-        library.train_from_iterator(strings(pieces), trainer)
+        library.train_from_iterator(training_pieces(blocks_of(text)), trainer)
         return cls(json.loads(library.to_str()))
 
     @classmethod
@@ -93,12 +97,8 @@ class BPETokenizer(Tokenizer):
             )
         return cls(values, str(path))
 
-    def encode(self, text: bytes) -> np.ndarray:
-        """Return the ids; special tokens spelled out in the text become their ids, none is added.
-
-        Raises:
-            SpikegptError: the text is not UTF-8.
-        """
+    def _encode(self, text: bytes) -> np.ndarray:
+        """The ids; special tokens spelled out in the text become their ids, none is added. Refuses what is no UTF-8."""
         encoded = [np.empty(0, self.dtype)]
         for piece in strings(cut_pieces([text], PAIR_PIECE_BYTES, self.next_cut)):
             # nearly every word has been seen before: looking it up takes a fraction of the time of the library
@@ -169,6 +169,23 @@ class BPETokenizer(Tokenizer):
 
     def to_json(self) -> dict[str, Any]:
         return self._values
+
+
+def training_pieces(blocks: Iterable[bytes]) -> Iterator[str]:
+    """Yield a text in the pieces that byte pairs are learned from: cut between words, and within very long ones.
+
+    Raises:
+        SpikegptError: the text is not UTF-8.
+    """
+    everywhere = pair_pattern(PAIR_CUTS)
+    for piece in strings(
+        cut_pieces(blocks, PAIR_PIECE_BYTES, lambda held, start: next_pair_cut(held, start, everywhere))
+    ):
+        start = 0
+        for word in _LONG_WORD.finditer(piece):
+            yield piece[start : word.end()]
+            start = word.end()
+        yield piece[start:]
 
 
 class _LibraryStream(TextStream):

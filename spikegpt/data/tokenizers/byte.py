@@ -16,7 +16,7 @@ class ByteTokenizer(Tokenizer):
     def next_cut(self, text: bytes | bytearray, start: int) -> int | None:
         return start if start < len(text) else None
 
-    def encode(self, text: bytes) -> np.ndarray:
+    def _encode(self, text: bytes) -> np.ndarray:
         return np.frombuffer(text, np.uint8)
 
     def _decode(self, ids: np.ndarray) -> bytes:

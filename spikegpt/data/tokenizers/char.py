@@ -58,12 +58,8 @@ class CharTokenizer(Tokenizer):
     def next_cut(self, text: bytes | bytearray, start: int) -> int | None:
         return next_character_cut(text, start)
 
-    def encode(self, text: bytes) -> np.ndarray:
-        """Return one id per character.
-
-        Raises:
-            SpikegptError: the text is not UTF-8, or holds a character outside the alphabet.
-        """
+    def _encode(self, text: bytes) -> np.ndarray:
+        """One id per character. Refuses what is not UTF-8, and a character outside the alphabet."""
         encoded, position = [np.empty(0, self.dtype)], 0
         for characters in _characters(text):
             codes = _code_points(characters)

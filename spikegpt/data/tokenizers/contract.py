@@ -6,6 +6,7 @@ Text is bytes on both sides, so that nothing is lost and bits per byte mean the 
 import codecs
 import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,8 @@ from numpy.typing import ArrayLike
 
 from ...common.errors import SpikegptError
 from ...common.files import write_atomically
+from ...common.json_text import parse_json
+from ..reading import check_is_file
 
 FORMAT = 1
 # encoded at a time: bounds memory
@@ -39,7 +42,7 @@ class Tokenizer(ABC):
         """
 
     @abstractmethod
-    def encode(self, text: bytes) -> np.ndarray:
+    def _encode(self, text: bytes) -> np.ndarray:
         """Return the ids (N,) of `text`, in the smallest unsigned type that holds vocab_size ids."""
 
     @abstractmethod
@@ -50,15 +53,37 @@ class Tokenizer(ABC):
     def to_json(self) -> dict[str, Any]:
         """Return what `load_tokenizer` makes the same tokenizer from."""
 
+    def encode(self, text: str | bytes) -> np.ndarray:
+        """Return the ids (N,) of `text`, in the smallest unsigned type that holds vocab_size ids.
+
+        A model takes them as `torch.tensor(ids, dtype=torch.long)[None]`, (1, N).
+
+        Raises:
+            SpikegptError: `text` is neither str nor bytes, holds half a character, or does not fit the tokenizer.
+        """
+        if isinstance(text, str):
+            try:
+                text = text.encode()
+            except UnicodeEncodeError as error:
+                raise SpikegptError(
+                    f"the text holds U+{ord(error.object[error.start]):04X} at position {error.start}, "
+                    "half a character; remove it"
+                ) from None
+        if not isinstance(text, bytes | bytearray | memoryview):
+            raise SpikegptError(f"a tokenizer encodes one str or bytes, got {type(text).__name__}")
+        return self._encode(bytes(text))
+
     def decode(self, ids: ArrayLike) -> bytes:
         """Return the bytes of `ids` (N,).
 
         Raises:
-            SpikegptError: an id is outside the vocabulary.
+            SpikegptError: an id is outside the vocabulary, or `ids` are not whole numbers in one row.
         """
         ids = np.asarray(ids)
         if ids.size == 0:
             return b""
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+            raise SpikegptError(f"ids must be whole numbers (N,), got {ids.dtype} of shape {ids.shape}")
         for extreme in (int(ids.min()), int(ids.max())):
             if not 0 <= extreme < self.vocab_size:
                 raise SpikegptError(
@@ -102,8 +127,11 @@ class TextStream:
 
 def read_values(path: str | Path) -> Any:
     """Return the content of the JSON file of a tokenizer; SpikegptError if it is missing or not JSON."""
+    path = Path(path)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        if os.path.exists(path):
+            check_is_file(path)
+        return parse_json(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise SpikegptError(
             f"cannot read the tokenizer {path}: {error.strerror}; give byte, char, bpe or a tokenizer.json"

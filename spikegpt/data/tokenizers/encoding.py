@@ -70,7 +70,13 @@ def encode_first(tokenizer: Tokenizer, text: Text, limit: int | None) -> np.ndar
 
 
 def useful_processes(tokenizer: Tokenizer, size: int, processes: int | None = None) -> int:
-    """Return how many processes a text of `size` bytes is worth, at most `processes` (default all CPUs)."""
+    """Return how many processes a text of `size` bytes is worth, at most `processes` (default all CPUs).
+
+    Raises:
+        SpikegptError: `processes` is less than 1.
+    """
+    if processes is not None and processes < 1:
+        raise SpikegptError(f"processes must be at least 1, got {processes}")
     if not tokenizer.encodes_slowly or not sys.executable:
         return 1
     # the CPUs that this process may use, where the system tells

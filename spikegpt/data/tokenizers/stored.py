@@ -30,12 +30,15 @@ def tokenizer_of(values: Any, source: str) -> Tokenizer:
         return BPETokenizer(values, source)
     if values.get("format") != FORMAT:
         raise SpikegptError(
-            f"{source} has format {values.get('format')}, this spikegpt reads {FORMAT}; install a newer spikegpt"
+            f"{source} has format {values.get('format')!r}, this spikegpt reads {FORMAT}; install a newer spikegpt"
         )
     if values["tokenizer"] == "byte":
         return ByteTokenizer()
     if values["tokenizer"] == "char":
-        return CharTokenizer(values.get("characters", ""))
+        characters = values.get("characters")
+        if not isinstance(characters, str):
+            raise SpikegptError(f"{source} has no 'characters' that are a string; fetch or write the tokenizer anew")
+        return CharTokenizer(characters)
     raise SpikegptError(
         f"{source} holds a tokenizer {values['tokenizer']!r}, known are byte and char; install a newer spikegpt"
     )

@@ -6,6 +6,7 @@ sequences, from 0 to S). Source: megatron/core/datasets/indexed_dataset.py of NV
 same.
 """
 
+import os
 import struct
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -16,6 +17,7 @@ import numpy as np
 
 from ...common.errors import SpikegptError
 from ...common.files import atomic_path
+from ..reading import check_is_file
 
 SUFFIXES = (".bin", ".idx")
 MAGIC = b"MMIDIDX\x00\x00"
@@ -38,16 +40,27 @@ class Binidx:
 
 
 def is_binidx(path: Path) -> bool:
-    return path.suffix in SUFFIXES
+    """Return whether `path` names a pair of token files: by a suffix, or as the prefix of an index that is there."""
+    # not path.exists: it raises for a name that is too long and for a folder that is closed
+    return path.suffix in SUFFIXES or (not os.path.exists(path) and os.path.exists(_pair_of(path)[1]))
+
+
+def _pair_of(path: Path) -> tuple[Path, Path]:
+    """(PREFIX.bin, PREFIX.idx) of a path that is one of them or PREFIX, which may hold dots."""
+    prefix = path.stem if path.suffix in SUFFIXES else path.name
+    return path.with_name(prefix + ".bin"), path.with_name(prefix + ".idx")
 
 
 def read_binidx(path: Path) -> Binidx:
-    """Return the token files that `path` names: PREFIX.bin or PREFIX.idx.
+    """Return the token files that `path` names: PREFIX.bin, PREFIX.idx or PREFIX.
 
     Raises:
         SpikegptError: one of the two is missing, the index is corrupt, or it does not fit the tokens.
     """
-    index_path, tokens_path = path.with_suffix(".idx"), path.with_suffix(".bin")
+    tokens_path, index_path = _pair_of(path)
+    for half in (index_path, tokens_path):
+        if os.path.exists(half):
+            check_is_file(half)
     try:
         # far smaller than the tokens, and read in whole to be checked anyway
         index, bin_bytes = np.fromfile(index_path, np.uint8), tokens_path.stat().st_size

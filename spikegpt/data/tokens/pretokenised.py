@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from ...common.errors import SpikegptError
+from ...common.errors import SpikegptError, warn_on_stderr
 from ...common.progress import Progress
-from .. import jsonl
 from ..cutting import cut_pieces
-from ..sources import PYTHON_DOCS, SPLIT_OF_STEM, SPLITS, read_corpus, source_paths, text_files
+from ..documents import document_blocks
+from ..folders import files_of
+from ..sources import PYTHON_DOCS, read_corpus, source_paths
+from ..splits import SPLITS, own_splits
 from ..text import Text
 from ..tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
 from ..tokenizers.contract import PAIR_PIECE_BYTES
@@ -147,17 +149,10 @@ def _documents(source: str | Path | Iterable[str | Path], text_column: str) -> t
         corpus = read_corpus(PYTHON_DOCS)
         return iter([chain.from_iterable(corpus.split(name).blocks() for name in SPLITS)]), len(corpus)
     # valid and test stand last, so that whoever splits the tokens by position does not train on them
-    ordered = sorted(text_files(paths), key=lambda file: SPLITS.index(SPLIT_OF_STEM.get(file.stem, "train")))
-    files = [(file, Text.of_file(file)) for file in ordered]
-
-    def documents() -> Iterator[Iterable[bytes]]:
-        for file, text in files:
-            if file.suffix == jsonl.SUFFIX:
-                yield from ([document] for document in jsonl.documents(file, text_column))
-            else:
-                yield text.blocks()
-
-    return documents(), sum(len(text) for _, text in files)
+    files = files_of(paths, warn_on_stderr)
+    ordered = list(chain.from_iterable(own_splits(files).values())) or files
+    documents = chain.from_iterable(document_blocks(file, text_column) for file in ordered)
+    return documents, sum(len(Text.of_file(file)) for file in ordered)
 
 
 def _marked(texts: Iterable[Iterable[bytes]], tokenizer: Tokenizer) -> Iterator[tuple[bytes, bool]]:

@@ -15,7 +15,9 @@ import numpy as np
 
 from ...common.errors import SpikegptError, Warn
 from ...common.files import atomic_path
-from ..sources import SPLITS, Corpus
+from ...common.json_text import parse_json
+from ..sources import Corpus
+from ..splits import SPLITS
 from ..tokenizers import Tokenizer
 from ..tokenizers.encoding import encode_text
 
@@ -44,8 +46,13 @@ class TokenData:
 def read_header(path: Path) -> tuple[dict[str, Any], int]:
     """Return the header of a token file and the byte where the tokens start.
 
+    Header and tokens are held against their digests. That reads all tokens, which are about as long as the text, and
+    the text is read for its digest every time as well.
+
     Raises:
-        SpikegptError: foreign, truncated, or of another format. The message continues a sentence about the file.
+        SpikegptError: foreign, truncated, overwritten, or of another format. The message continues a sentence about the
+            file.
+        OSError: it cannot be read.
     """
     with path.open("rb") as file:
         opening = file.read(len(MAGIC) + 8)
@@ -54,15 +61,27 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
         length, size = int.from_bytes(opening[len(MAGIC) :], "little"), path.stat().st_size
         try:
             # never more than the file has, whatever the length says
-            header = json.loads(file.read(min(length, size)))
+            header = parse_json(file.read(min(length, size)))
         except ValueError:
             raise SpikegptError("has a broken header") from None
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise SpikegptError("has another format")
-    start = _align(len(opening) + length)
-    if size != start + header["tokens_bytes"]:
-        raise SpikegptError(f"has {size} bytes instead of {start + header['tokens_bytes']}")
+        if not isinstance(header, dict) or header.get("format") != FORMAT:
+            raise SpikegptError("has another format")
+        digest = header.pop("header_sha256", None)
+        if digest is None:
+            raise SpikegptError("is of an older spikegpt and has no digest of its header")
+        if digest != _digest_of(header):
+            raise SpikegptError("has a header that is not as it was written")
+        start = _align(len(opening) + length)
+        if size != start + header["tokens_bytes"]:
+            raise SpikegptError(f"has {size} bytes instead of {start + header['tokens_bytes']}")
+        file.seek(start)
+        if hashlib.file_digest(file, "sha256").hexdigest() != header["tokens_sha256"]:
+            raise SpikegptError("has tokens that are not as they were written")
     return header, start
+
+
+def _digest_of(header: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
 
 
 def _align(size: int) -> int:
@@ -131,9 +150,14 @@ def write_token_file(
 def _encode_header(
     facts: dict[str, Any], splits: dict[str, Any], tokens_bytes: int, tokens_sha256: str, is_exact: bool
 ) -> bytes:
-    return json.dumps(
-        {**facts, "tokens_sha256": tokens_sha256, "tokens_bytes": tokens_bytes, "is_exact": is_exact, "splits": splits}
-    ).encode()
+    header = {
+        **facts,
+        "tokens_sha256": tokens_sha256,
+        "tokens_bytes": tokens_bytes,
+        "is_exact": is_exact,
+        "splits": splits,
+    }
+    return json.dumps({**header, "header_sha256": _digest_of(header)}).encode()
 
 
 def count_characters(text: bytes) -> int:

@@ -1,0 +1,193 @@
+"""Files of text as they are found: recognised by their content, unpacked, decoded; what is no text is refused.
+
+Every way in which a text comes in leads through here. What rows of JSON or of a table mean: documents.py.
+"""
+
+import bz2
+import codecs
+import gzip
+import lzma
+import re
+import stat
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any
+
+from ..common.errors import SpikegptError
+
+BLOCK_BYTES = 1 << 20
+SAMPLE_BYTES = 1 << 16
+PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
+_UNPACKERS: dict[re.Pattern[bytes], Callable[..., Any]] = {
+    re.compile(rb"\x1f\x8b\x08"): gzip.open,
+    re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)"): bz2.open,
+    re.compile(rb"\xfd7zXZ\0"): lzma.open,
+}
+# UTF-32 first: the mark of UTF-16 is its beginning
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_UNPACK, _CONVERT, _NAME_TEXT = "unpack it", "convert it to plain text", "name a file of text"
+# what a file begins with -> what it is, and what to do
+_NO_TEXT = {
+    b"%PDF-": ("a PDF", f"{_CONVERT}, for instance with pdftotext"),
+    rb"{\rtf": ("an RTF document", _CONVERT),
+    b"\xd0\xcf\x11\xe0": ("an office document", _CONVERT),
+    b"PK\x03\x04": ("a zip archive, as .docx, .epub, .npz and .pth are", _UNPACK),
+    b"\x28\xb5\x2f\xfd": ("packed by zstd", "unpack it: zstd -d FILE"),
+    b"\x1f\x9d": ("packed by compress", _UNPACK),
+    b"7z\xbc\xaf\x27\x1c": ("a 7z archive", _UNPACK),
+    b"Rar!\x1a": ("a RAR archive", _UNPACK),
+    b"\x93NUMPY": ("an array of NumPy", _NAME_TEXT),
+    b"PAR1\x15": ("a Parquet file", "write its texts as JSONL"),
+    b"ARROW1\0": ("an Arrow file", "write its texts as JSONL"),
+    b"SQLite format 3\0": ("a database of SQLite", "write its texts as JSONL"),
+    b"\x7fELF": ("a program", _NAME_TEXT),
+    b"MZ\x90\0": ("a program", _NAME_TEXT),
+    b"\x89PNG": ("an image", _NAME_TEXT),
+    b"\xff\xd8\xff": ("an image", _NAME_TEXT),
+    b"GIF8": ("an image", _NAME_TEXT),
+    b"version https://git-lfs.": ("a pointer of Git LFS to a text that is not here", "fetch it: git lfs pull"),
+    b"/annex/objects/": ("a pointer of git-annex to a text that is not here", "fetch it: git annex get"),
+}
+_TAR, _TAR_PLACE = b"ustar", 257
+# control characters but for \b \t \n \v \f \r and ESC, which terminals and printers were sent in texts
+_CONTROLS = bytes({*range(0x20), 0x7F} - {*b"\b\t\n\v\f\r\x1b"})
+_MOST_CONTROLS = 1 / 20
+
+
+def check_is_file(path: Path) -> None:
+    """Refuse what opening may never come back from, such as a FIFO.
+
+    Raises:
+        SpikegptError: missing, a folder, or no regular file.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise SpikegptError(f"cannot read {path}: {error.strerror}; give a text file or a folder of them") from None
+    # a NUL byte in the name
+    except ValueError as error:
+        raise SpikegptError(f"cannot read {str(path)!r}: {error}") from None
+    if stat.S_ISDIR(mode):
+        raise SpikegptError(f"{path} is a folder, and one file is wanted; name a file in it")
+    if not stat.S_ISREG(mode):
+        raise SpikegptError(f"{path} is a pipe, socket or device; write its content to a file, and give that")
+
+
+def plain_start(path: Path) -> int | None:
+    """Return the byte of a file where its text begins; None if it has to be unpacked or decoded first.
+
+    Raises:
+        SpikegptError: it cannot be read, or is no text by its beginning.
+    """
+    with _opened(path) as (file, is_packed):
+        opening = file.read(SAMPLE_BYTES)
+        return None if is_packed or _encoding(opening) else _text_start(opening, path)
+
+
+def text_blocks(path: Path) -> Iterator[bytes]:
+    """Yield the text of a file in order: unpacked, without byte order mark, UTF-16 and UTF-32 as UTF-8.
+
+    Raises:
+        SpikegptError: it cannot be read, is damaged, or is no text.
+    """
+    with _opened(path) as (file, _):
+        opening = file.read(BLOCK_BYTES)
+        encoding = _encoding(opening)
+        rest = iter(partial(file.read, BLOCK_BYTES), b"")
+        blocks: Iterator[bytes]
+        if encoding is None:
+            blocks = chain([opening[_text_start(opening, path) :]], rest)
+        else:
+            blocks = (text.encode() for text in codecs.iterdecode(chain([opening], rest), encoding))
+        try:
+            for block in blocks:
+                check_block(block, path)
+                yield block
+        except UnicodeError as error:
+            raise SpikegptError(f"{path} is marked as {encoding} and is not: {error}; convert it to UTF-8") from None
+
+
+def text_lines(path: Path) -> Iterator[tuple[str, str]]:
+    r"""Yield (FILE, line N; the line) of a text file. A line ends with \n or \r\n, and nothing else.
+
+    Raises:
+        SpikegptError: as `text_blocks`, or a line is not UTF-8.
+    """
+    number, begun = 1, [b""]
+    for block in text_blocks(path):
+        *ended, rest = block.split(b"\n")
+        for end in ended:
+            yield _decoded(b"".join([*begun, end]), f"{path}, line {number}")
+            number, begun = number + 1, []
+        begun.append(rest)
+    if last := b"".join(begun):
+        yield _decoded(last, f"{path}, line {number}")
+
+
+def check_block(block: bytes, path: Path) -> None:
+    """Raise SpikegptError if a part of a text is none: if too many of its bytes are control characters."""
+    controls = len(block) - len(block.translate(None, _CONTROLS))
+    if controls > _MOST_CONTROLS * len(block):
+        raise SpikegptError(
+            f"{path} is no text: {controls / len(block):.0%} of its bytes are control characters; {_NAME_TEXT}"
+        )
+
+
+def _decoded(line: bytes, place: str) -> tuple[str, str]:
+    try:
+        return place, line.removesuffix(b"\r").decode()
+    except UnicodeDecodeError as error:
+        raise SpikegptError(f"{place}, is not UTF-8 (0x{line[error.start]:02x}); convert the file to UTF-8") from None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[IO[bytes], bool]]:
+    """Yield (the file, unpacked as it is read; whether it is packed)."""
+    check_is_file(path)
+    try:
+        with path.open("rb") as raw:
+            opening = raw.read(SAMPLE_BYTES)
+            raw.seek(0)
+            unpack = next((unpack for magic, unpack in _UNPACKERS.items() if magic.match(opening)), None)
+            if unpack is None:
+                yield raw, False
+                return
+            with unpack(raw) as file:
+                yield file, True
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise SpikegptError(f"{path} is packed and damaged: {error}; fetch or pack it anew") from None
+    except OSError as error:
+        raise SpikegptError(f"cannot read {path}: {error.strerror or error}; give a text file") from None
+
+
+def _encoding(opening: bytes) -> str | None:
+    """The encoding that a byte order mark tells, unless it is UTF-8."""
+    return next((encoding for mark, encoding in _MARKS.items() if opening.startswith(mark)), None)
+
+
+def _text_start(opening: bytes, path: Path) -> int:
+    """The byte where the text begins: after the byte order mark of UTF-8. Refuses what is no text by its beginning."""
+    sample = opening[:SAMPLE_BYTES]
+    for magic, (what, advice) in _NO_TEXT.items():
+        if sample.startswith(magic):
+            raise SpikegptError(f"{path} is {what}, not text; {advice}")
+    if sample[_TAR_PLACE:].startswith(_TAR):
+        raise SpikegptError(f"{path} is a tar archive, not text; {_UNPACK}, and give the folder")
+    if any(magic.match(sample) for magic in _UNPACKERS):
+        raise SpikegptError(f"{path} is packed twice; {_UNPACK} once")
+    # further on a text may have a stray one
+    if b"\0" in sample:
+        raise SpikegptError(
+            f"{path} holds NUL bytes, so it is no text, or UTF-16 without byte order mark; convert it to UTF-8"
+        )
+    check_block(sample, path)
+    return len(codecs.BOM_UTF8) if sample.startswith(codecs.BOM_UTF8) else 0

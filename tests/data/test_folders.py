@@ -1,0 +1,151 @@
+"""Every file of a folder is read or said to be left out; splits that names tell are kept, or the folder is refused."""
+
+import gzip
+import os
+
+import pytest
+from texts import write
+
+from spikegpt.common.errors import SpikegptError
+from spikegpt.data.sources import read_corpus
+from spikegpt.data.splits import SPLITS
+from spikegpt.data.tokenizers import ByteTokenizer
+from spikegpt.data.tokens.pretokenised import export_binidx
+
+
+def place(folder, *names):
+    """Write a text that is its own name, often, under each name; return the folder."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"{name} " * 9)
+    return folder
+
+
+def split_into(corpus):
+    """Split -> names of the files in it."""
+    return {split: sorted(set(corpus.split(split).read().decode().split())) for split in SPLITS}
+
+
+# --- what is read
+
+
+def test_text_is_found_by_its_name_in_any_case_and_packed(tmp_path):
+    place(tmp_path / "books", "a.TXT", "b.md", "c.Text")
+    (tmp_path / "books" / "d.txt.gz").write_bytes(gzip.compress(b"packed " * 9))
+    (tmp_path / "books" / "e.jsonl.gz").write_bytes(gzip.compress(b'{"text": "row row row"}\n' * 9))
+    messages = []
+    corpus = read_corpus(tmp_path / "books", cache_dir=tmp_path / "cache", warn=messages.append)
+    assert corpus.metadata["files"] == ["a.TXT", "b.md", "c.Text", "d.txt.gz", "e.jsonl.gz"] and not messages
+
+
+def test_what_is_left_out_is_said_in_one_line(tmp_path):
+    folder, messages = place(tmp_path / "books", "a.txt", "b.rst", "c.rst", "deeper/LICENSE", "corpus.json"), []
+    (folder / "a.txt.gz").write_bytes(gzip.compress(b"the same again"))
+    corpus = read_corpus(folder, warn=messages.append)
+    assert corpus.metadata["files"] == ["a.txt"]
+    assert messages == [
+        f"folder {folder}: left out *.rst (2), packed copies (1), names without ending (1); "
+        "to read them too, name the files themselves"
+    ]
+
+
+def test_links_are_not_followed_out_of_a_folder(tmp_path):
+    place(tmp_path / "private", "secret.txt")
+    folder, messages = place(tmp_path / "books", "a.txt"), []
+    (folder / "link.txt").symlink_to(tmp_path / "private" / "secret.txt")
+    (folder / "deeper").symlink_to(tmp_path / "private")
+    assert read_corpus(folder, warn=messages.append).metadata["files"] == ["a.txt"]
+    assert "left out links (2)" in messages[0]
+
+
+@pytest.mark.parametrize("name", ["a.pdf", "a.py", "README"])
+def test_a_folder_without_text_says_what_it_holds(name, tmp_path):
+    with pytest.raises(SpikegptError, match=r"holds no \*\.txt.* file, but .*\(1\); name the files themselves"):
+        read_corpus(place(tmp_path, name))
+
+
+def test_a_file_named_itself_is_read_whatever_its_ending(tmp_path):
+    place(tmp_path, "a.rst", "LICENSE")
+    assert read_corpus([tmp_path / "a.rst", tmp_path / "LICENSE"]).metadata["files"] == ["a.rst", "LICENSE"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_a_part_that_cannot_be_read_is_told(tmp_path):
+    place(tmp_path, "a.txt", "closed/b.txt")
+    (tmp_path / "closed").chmod(0)
+    with pytest.raises(SpikegptError, match=r"cannot read the folder .*closed: Permission denied"):
+        read_corpus(tmp_path)
+
+
+# --- splits
+
+
+@pytest.mark.parametrize(
+    ("train", "valid", "test"),
+    [
+        ("Train.txt", "Valid.txt", "TEST.txt"),
+        ("train.txt", "dev.txt", "test.md"),
+        ("training.txt", "validation.txt", "testing.txt"),
+        ("train.txt", "val.txt", "eval.txt"),
+        ("train.txt", "eval.txt", "test.txt"),
+        ("Wiki.Train.txt", "wiki.valid.txt", "WIKI.test.txt"),
+        ("de_train.md", "de_val.md", "de_test.md"),
+        ("train-00000-of-00002.txt", "validation-00000-of-00001.txt", "test-00000-of-00001.txt"),
+        ("train/neg/1.txt", "dev/neg/2.txt", "test/neg/3.txt"),
+        ("train/a.txt", "valid.txt", "test.txt"),
+        ("texts/training/test1.txt", "texts/dev/a.txt", "texts/test/b.txt"),
+    ],
+)
+def test_a_split_is_kept_however_it_is_spelled(train, valid, test, tmp_path):
+    corpus = read_corpus(place(tmp_path, train, valid, test))
+    assert split_into(corpus) == {"train": [train], "valid": [valid], "test": [test]}
+
+
+def test_a_split_may_have_several_files(tmp_path):
+    corpus = read_corpus(place(tmp_path, "train-1.txt", "train-2.txt", "valid.txt", "test1.txt"))
+    assert split_into(corpus)["train"] == ["train-1.txt", "train-2.txt"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train.txt", "eval.txt"),
+        ("Train.txt", "Test.txt"),
+        ("train/pos/1.txt", "test/pos/1.txt"),
+        ("wiki.train.txt", "wiki.test.txt", "notes.txt"),
+    ],
+)
+@pytest.mark.parametrize("how", ["folder", "files"])
+def test_half_a_split_is_never_joined(how, names, tmp_path):
+    place(tmp_path, *names)
+    with pytest.raises(SpikegptError, match=r"looks split but holds .*keep exactly train, valid and test"):
+        read_corpus(tmp_path if how == "folder" else [tmp_path / name for name in names])
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train_on_your_text.md", "test-plan.md", "developing.md"),
+        ("latest.txt", "contest.txt", "trained.txt"),
+        ("train.txt", "notes.txt"),
+    ],
+)
+def test_words_in_other_names_are_no_splits(names, tmp_path):
+    assert len(read_corpus(place(tmp_path, *names)).metadata["files"]) == len(names)
+
+
+def test_the_files_of_a_split_keep_it_when_they_are_named_themselves(tmp_path):
+    names = ["test.txt", "train.txt", "valid.txt"]
+    corpus = read_corpus([place(tmp_path, *names) / name for name in names])
+    assert split_into(corpus) == {"train": ["train.txt"], "valid": ["valid.txt"], "test": ["test.txt"]}
+
+
+def test_tokens_for_others_keep_the_order_of_a_split_however_it_is_spelled(tmp_path):
+    found = export_binidx(write(tmp_path, Dev="dev", Test="test", Train="train"), ByteTokenizer(), tmp_path / "out")
+    assert bytes(found.tokens.astype("uint8")) == b"traindevtest"
+
+
+def test_an_ending_may_be_the_split(tmp_path):
+    names = ["ptb.test", "ptb.train", "ptb.valid"]
+    corpus = read_corpus([place(tmp_path, *names) / name for name in names])
+    assert split_into(corpus)["test"] == ["ptb.test"]

@@ -1,0 +1,247 @@
+"""What is no text is refused, whatever its name; text is read, however it is packed, encoded or broken into lines."""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import os
+import pickle
+import random
+import sys
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+
+from spikegpt.common.errors import SpikegptError
+from spikegpt.data.documents import rows
+from spikegpt.data.labelled import load_file_task
+from spikegpt.data.prepare import prepare
+from spikegpt.data.reading import text_lines
+from spikegpt.data.sources import read_corpus
+from spikegpt.evaluate.last_word import read_passages
+from spikegpt.evaluate.runs import read_text
+
+TEXT = "The neuron fires, größer als je, and rests.\n" * 30
+
+
+def whole(corpus) -> bytes:
+    return b"".join(corpus.split(name).read() for name in ("train", "valid", "test"))
+
+
+def array() -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.arange(300))
+    return file.getvalue()
+
+
+def tarred() -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        member = tarfile.TarInfo("a.txt")
+        member.size = len(TEXT.encode())
+        archive.addfile(member, io.BytesIO(TEXT.encode()))
+    return file.getvalue()
+
+
+def zipped() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("a.txt", TEXT)
+    return file.getvalue()
+
+
+NO_TEXT = {
+    "pdf": (
+        b"%PDF-1.7\n" + b"1 0 obj\n" * 50,
+        "is a PDF, not text; convert it to plain text, for instance with pdftotext",
+    ),
+    "rtf": (rb"{\rtf1\ansi " + b"text " * 50, "is an RTF document"),
+    "array": (array(), "is an array of NumPy"),
+    "zip": (zipped(), "is a zip archive"),
+    "tar": (tarred(), "is a tar archive"),
+    "packed tar": (gzip.compress(tarred()), "is a tar archive"),
+    "packed twice": (gzip.compress(bz2.compress(TEXT.encode())), "is packed twice"),
+    "zstd": (b"\x28\xb5\x2f\xfd" + b"\x04" * 50, "is packed by zstd, not text; unpack it: zstd -d"),
+    "program": (b"\x7fELF\x02\x01\x01" + bytes(500), "is a program"),
+    "image": (b"\x89PNG\r\n\x1a\n" + bytes(500), "is an image"),
+    "pickle": (pickle.dumps(list(range(1000))), "control characters|NUL bytes"),
+    "noise": (random.Random(0).randbytes(5000), "NUL bytes"),
+    "noise without NUL": (
+        random.Random(0).randbytes(5000).replace(b"\0", b""),
+        "% of its bytes are control characters",
+    ),
+    "text, then noise": (b"a text " * 200_000 + random.Random(0).randbytes(1 << 20), "control characters"),
+    "UTF-16 without its mark": (TEXT.encode("utf-16-le"), "UTF-16 without byte order mark"),
+    "no UTF-16 in spite of its mark": (b"\xff\xfe\x00\xd8\x41\x00" * 40, "is marked as utf-16 and is not"),
+    "half of a packed text": (gzip.compress(TEXT.encode())[:-20], "is packed and damaged"),
+    "damaged": (b"\x1f\x8b\x08" + b"\x55" * 100, "is packed and damaged"),
+    "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "fetch it: git lfs pull"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_TEXT)
+def test_what_is_no_text_is_refused_whatever_it_is_called(kind, tmp_path):
+    content, message = NO_TEXT[kind]
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(SpikegptError, match=rf"a\.txt.*{message}" if "|" not in message else message):
+        prepare(tmp_path / "a.txt", "byte", tmp_path / "cache")
+
+
+ENCODED = {
+    "plain": TEXT.encode(),
+    "marked": TEXT.encode("utf-8-sig"),
+    "utf-16": TEXT.encode("utf-16"),
+    "utf-16-be": b"\xfe\xff" + TEXT.encode("utf-16-be"),
+    "utf-32": TEXT.encode("utf-32"),
+    "gzip": gzip.compress(TEXT.encode()),
+    "bzip2": bz2.compress(TEXT.encode()),
+    "xz": lzma.compress(TEXT.encode()),
+    "packed and marked": gzip.compress(TEXT.encode("utf-16")),
+}
+
+
+@pytest.mark.parametrize("how", ENCODED)
+def test_text_is_read_however_it_is_packed_and_encoded(how, tmp_path):
+    (tmp_path / "a.txt").write_bytes(ENCODED[how])
+    assert whole(read_corpus(tmp_path / "a.txt", cache_dir=tmp_path / "cache")).decode() == TEXT
+
+
+@pytest.mark.parametrize("how", ["utf-16", "gzip"])
+def test_a_text_is_laid_down_once_and_anew_when_it_is_damaged(how, tmp_path):
+    (tmp_path / "a.txt").write_bytes(ENCODED[how])
+    read_corpus(tmp_path / "a.txt", cache_dir=tmp_path / "cache")
+    (laid_down,) = (tmp_path / "cache" / "texts").iterdir()
+    os.utime(laid_down, (1, 1))
+    read_corpus(tmp_path / "a.txt", cache_dir=tmp_path / "cache")
+    assert laid_down.stat().st_mtime == 1
+    laid_down.write_bytes(laid_down.read_bytes().replace(b"neuron", b"muscle"))
+    assert whole(read_corpus(tmp_path / "a.txt", cache_dir=tmp_path / "cache")).decode() == TEXT
+
+
+def test_text_in_another_one_byte_encoding_is_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(("größer\x0c\x1b[1m\t" * 50).encode("latin-1"))
+    assert len(read_corpus(tmp_path / "a.txt")) == 600
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no named pipes")
+@pytest.mark.parametrize("tokenizer", [None, "pipe"])
+def test_a_pipe_is_refused_before_it_is_opened(tokenizer, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    source = "python-docs" if tokenizer else tmp_path / "pipe"
+    with pytest.raises(SpikegptError, match="pipe is a pipe, socket or device; write its content to a file"):
+        prepare(source, tmp_path / "pipe" if tokenizer else "byte", tmp_path / "cache")
+
+
+def test_json_in_one_piece_is_not_trained_on_as_it_stands(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps([{"text": TEXT}]))
+    with pytest.raises(SpikegptError, match=r"a\.json is JSON: name it \.jsonl if it holds an object per line"):
+        read_corpus(tmp_path / "a.json")
+
+
+# --- lines and rows
+
+
+def test_a_line_ends_with_a_newline_and_nothing_else(tmp_path):
+    (tmp_path / "a.txt").write_bytes("\ufeffone\u2028\x85\x0c\vand\rmore\r\n\ntwo".encode())
+    assert [line for _, line in text_lines(tmp_path / "a.txt")] == ["one\u2028\x85\x0c\vand\rmore", "", "two"]
+
+
+@pytest.mark.parametrize("block", [1, 7, 1000])
+def test_lines_do_not_depend_on_how_much_is_read_at_once(block, tmp_path, monkeypatch):
+    monkeypatch.setattr("spikegpt.data.reading.BLOCK_BYTES", block)
+    (tmp_path / "a.txt").write_bytes(b"one\r\n\nthree\n")
+    assert list(text_lines(tmp_path / "a.txt")) == [
+        (f"{tmp_path / 'a.txt'}, line {number}", line) for number, line in enumerate(["one", "", "three"], 1)
+    ]
+
+
+TABLES = {
+    "a.tsv": 'id\ttext\n1\tone "quoted\n2\ttwo, \u2028too\n',
+    "a.csv": 'id,text\r\n1,"one ""quoted"\r\n2,"two, \u2028too"\r\n',
+    "a.jsonl": '{"id": "1", "text": "one \\"quoted"}\n\n{"id": "2", "text": "two, \u2028too"}\n',
+    "A.NDJSON": '{"id": "1", "text": "one \\"quoted"}\n{"id": "2", "text": "two, \u2028too"}\n',
+}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", TABLES)
+def test_the_rows_of_every_kind_of_file_are_the_same(name, packed, tmp_path):
+    content = TABLES[name].encode()
+    path = tmp_path / (name + ".gz" if packed else name)
+    path.write_bytes(gzip.compress(content) if packed else content)
+    assert [row for _, row in rows(path)] == [
+        {"id": "1", "text": 'one "quoted'},
+        {"id": "2", "text": "two, \u2028too"},
+    ]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_a_table_trains_by_its_column_and_never_as_it_stands(name, tmp_path):
+    between = "," if name == "a.csv" else "\t"
+    (tmp_path / name).write_text(f"id{between}body\n" + "".join(f"{n}{between}text {n}\n" for n in range(50)))
+    with pytest.raises(SpikegptError, match=r"line 2, has no 'text', only id, body; name the one .* --text-column"):
+        read_corpus(tmp_path / name, cache_dir=tmp_path / "cache")
+    corpus = read_corpus(tmp_path / name, "body", tmp_path / "cache")
+    assert whole(corpus).decode() == "\n".join(f"text {n}" for n in range(50))
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_a_cell_may_be_as_long_as_a_book(name, tmp_path):
+    (tmp_path / name).write_text("text\n" + "x" * 200_000 + "\n")
+    assert [len(row["text"]) for _, row in rows(tmp_path / name)] == [200_000]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"text": "fine"}\n' + "[" * 200_000, "line 2, is not JSON: brackets nested too deeply"),
+        (
+            "a.tsv",
+            "text\tlabel\n\u2028\u2028\tfine\nlate\ttab\tfine",
+            r"line 3: 3 cell\(s\), but the first line names 2",
+        ),
+        ("a.csv", 'text\n"two\nlines"\nthree,four\n', r"line 4: 2 cell\(s\)"),
+        ("a.csv", 'text\n"never closed\n', "line 2: not a row of a CSV file: unexpected end of data"),
+        ("a.tsv", b"text\nfine\n\xfc", r"line 3, is not UTF-8 \(0xfc\)"),
+    ],
+)
+def test_a_broken_row_is_named_by_its_line(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(SpikegptError, match=rf"{name}, {message}"):
+        list(rows(tmp_path / name))
+
+
+def test_labels_are_words_without_white_space_around_them(tmp_path):
+    (tmp_path / "a.tsv").write_text("text\tlabel\none\t1\ntwo\t1 \nthree\t 2\nfour\t2\r\n")
+    task = load_file_task(tmp_path / "a.tsv", tmp_path / "a.tsv", tmp_path / "a.tsv")
+    assert task.classes == ("1", "2") and [example.label for example in task.train] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("label", ['" "', "[1]", "{}"])
+def test_a_label_that_is_no_word_is_refused(label, tmp_path):
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "a", "label": "x"}}\n{{"text": "b", "label": {label}}}\n')
+    with pytest.raises(SpikegptError, match=r"line 2: the label is .*; every example needs a word or a number"):
+        load_file_task(tmp_path / "a.jsonl", None, tmp_path / "a.jsonl")
+
+
+def test_a_digit_that_is_no_number_is_a_class_all_the_same(tmp_path):
+    (tmp_path / "a.tsv").write_text("text\tlabel\none\t²\ntwo\t1\n")
+    assert load_file_task(tmp_path / "a.tsv", tmp_path / "a.tsv", tmp_path / "a.tsv").classes == ("1", "²")
+
+
+def test_passages_are_read_as_texts_are(tmp_path):
+    (tmp_path / "a.txt").write_bytes(gzip.compress("one two\u2028\r\nthree four".encode("utf-16")))
+    assert [passage[1:] for passage in read_passages(tmp_path / "a.txt")] == [("one", " two"), ("three", " four")]
+
+
+def test_a_file_to_evaluate_on_is_read_as_training_reads_it(trained, tmp_path, cache):
+    (tmp_path / "a.txt").write_text(TEXT)
+    tokenizer = prepare(tmp_path / "a.txt", "byte", cache).tokenizer
+    (tmp_path / "a.txt").write_bytes(gzip.compress(TEXT.encode("utf-16")))
+    assert bytes(read_text(trained, tokenizer, file=tmp_path / "a.txt", cache=cache)[0]).decode() == TEXT
+    (tmp_path / "a.txt").write_bytes(array())
+    with pytest.raises(SpikegptError, match="is an array of NumPy"):
+        read_text(trained, tokenizer, file=tmp_path / "a.txt", cache=cache)
