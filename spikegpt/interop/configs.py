@@ -3,7 +3,6 @@
 Fields: transformers' RwkvConfig. What is in no list here changes no number there either.
 """
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,8 @@ def make_config(
         except (TypeError, ValueError) as error:
             raise SpikegptError(f"{source}: its config.json does not describe a model: {error}") from None
         changes = {"spiking": spiking, "ctx_len": ctx_len}
-        return dataclasses.replace(config, **{name: value for name, value in changes.items() if value is not None})
+        given = {name: value for name, value in changes.items() if value is not None}
+        return ModelConfig.from_dict({**config.to_dict(), **given})
     if said:
         _check_theirs(said, found, source)
     block = spiking or ("none" if said else _recognise_block((file.name, source.name), sizes))
@@ -63,7 +63,7 @@ def make_config(
         )
     if ctx_len is None:
         ctx_len = said.get("context_length") or CTX_LEN
-    return ModelConfig(**found, ctx_len=ctx_len, spiking=block)
+    return ModelConfig.from_dict({**found, "ctx_len": ctx_len, "spiking": block})
 
 
 def has_tied_head(said: dict[str, Any]) -> bool:

@@ -135,7 +135,10 @@ def test_of_two_models_in_a_file_none_is_chosen(values, names, tmp_path):
         ({"head.weight": torch.zeros(1, 1).expand(256, 8)}, "head.weight has fewer numbers than its shape says"),
         ({"ln_out.bias": torch.full((8,), float("nan"))}, "ln_out.bias holds NaN or infinite"),
         ({"ln_out.bias": torch.full((8,), float("-inf"))}, "ln_out.bias holds NaN or infinite"),
-        ({"ln_out.bias": torch.full((8,), 1e300, dtype=torch.float64)}, "ln_out.bias holds NaN or infinite numbers, as float32"),
+        (
+            {"ln_out.bias": torch.full((8,), 1e300, dtype=torch.float64)},
+            "ln_out.bias holds NaN or infinite numbers, as float32",
+        ),
         ({"emb.weight": WEIGHTS["emb.weight"].T}, r"blocks.0.att.key.weight is \(8, 8\), want \(256, 256\)"),
         ({"emb.weight": torch.zeros(5)}, r"emb.weight is \(5,\), want \(vocab_size, n_embd\)"),
         ({"emb.weight": torch.zeros(2, 2, 2)}, r"emb.weight is \(2, 2, 2\), want"),
