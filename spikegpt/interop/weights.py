@@ -7,9 +7,11 @@ side. How their files are opened: opening.py; what they call their tensors: name
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ..checkpoint.run import FORMAT, find_model
@@ -24,6 +26,8 @@ from .configs import config_beside, has_tied_head, huggingface_config, make_conf
 from .names import check_tensors, empty_model, huggingface_name, official_names, sizes_of
 from .opening import find_weights, open_weights
 
+# how the vocabulary of RWKV World begins, rwkv_vocab_v20230424.txt: id, token, bytes
+WORLD = rb"1 '\x00' 1"
 LAYOUTS = ("pth", "huggingface", "auto")
 
 
@@ -101,12 +105,12 @@ def _as_ours(
         yield name, tensor
 
 
-def _check_free(target: Path) -> None:
+def _check_free(target: Path, is_folder: bool = True) -> None:
     """Raise SpikegptError if something stands at `target` that writing would replace; an empty folder is nothing."""
-    if target.is_dir() and not any(target.iterdir()):
+    if is_folder and target.is_dir() and not any(target.iterdir()):
         return
     if target.exists() or target.is_symlink():
-        what = "is not empty" if target.is_dir() else "exists"
+        what = "is not empty" if is_folder and target.is_dir() else "exists"
         raise SpikegptError(f"{target} {what}; give another name, or remove it")
 
 
@@ -118,18 +122,21 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
             "auto", a folder for AutoModelForCausalLM after `import spikegpt.huggingface`, of any block.
 
     Raises:
-        SpikegptError: the model has tensors that the layout does not know, or the target cannot be written.
+        SpikegptError: the model has tensors that the layout does not know, something stands at the target, or it cannot
+            be written.
     """
     if layout not in LAYOUTS:
         raise SpikegptError(f"layout {layout!r} is unknown; known: {', '.join(LAYOUTS)}")
     run, target = Path(run), Path(target)
-    _check_free(target)
+    _check_free(target, is_folder=layout != "pth")
     folder = find_model(run)
     if layout == "auto":
         from .huggingface import from_run
 
-        for part in from_run(folder):
-            part.save_pretrained(target)
+        parts = from_run(folder)
+        with _writing(target):
+            for part in parts:
+                part.save_pretrained(target)
         return
     model, tokenizer = load_model(folder)
     config = model.config
@@ -146,7 +153,7 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
     weights = model.state_dict()
     if layout == "pth":
         target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(target) as temporary:
+        with _writing(target), atomic_path(target) as temporary:
             torch.save(weights, temporary)
         return
     target.mkdir(parents=True, exist_ok=True)
@@ -158,9 +165,24 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
     write_safetensors(target / "model.safetensors", shapes, stream)
 
 
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    """Within this block a full disk is a SpikegptError, in whatever words safetensors and torch.save say so."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).split("\n")[0]
+        raise SpikegptError(f"cannot write {target}: {reason}; is the disk full?") from None
+
+
 def _find_tokenizer(weights: Path, given: Path | None, vocab_size: int) -> Tokenizer:
     folder = weights.parent
     beside = [path for path in (folder / "tokenizer.json", folder / "20B_tokenizer.json") if path.exists()]
+    if given is not None and given.is_file() and given.read_bytes().startswith(WORLD):
+        raise SpikegptError(
+            f"{given} is RWKV World's vocabulary, which is not read here; "
+            "give a tokenizer.json of the tokenizers library"
+        )
     if given is not None or beside:
         tokenizer = load_tokenizer(given or beside[0])
         # released models have a few rows more than tokens

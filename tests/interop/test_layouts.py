@@ -1,8 +1,11 @@
 """Imports in every layout in which people keep weights: the same tensors come out, or one line says why not."""
 
+import dataclasses
 import gzip
 import json
 import os
+import resource
+import signal
 import zipfile
 from pathlib import Path
 
@@ -352,3 +355,31 @@ def test_export_replaces_nothing(layout, tmp_path):
     with pytest.raises(SpikegptError, match="there exists; give another name"):
         export_weights(tmp_path / "run", tmp_path / "there", layout)
     assert (tmp_path / "there").read_text() == "precious"
+
+
+def test_a_file_does_not_take_the_place_of_a_folder(tmp_path):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(SpikegptError, match="there exists; give another name"):
+        export_weights(tmp_path / "run", tmp_path / "there", "pth")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="files are limited by POSIX")
+@pytest.mark.parametrize("layout", ["pth", "auto"])
+def test_a_disk_that_is_full_is_an_error_in_one_line(layout, tmp_path):
+    (tmp_path / "mine").mkdir()
+    save_model(tmp_path / "mine", SpikeGPT(dataclasses.replace(CONFIG, n_embd=64)), ByteTokenizer())
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        with pytest.raises((SpikegptError, OSError)) as error:
+            export_weights(tmp_path / "mine", tmp_path / "out", layout)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "\n" not in str(error.value)
+
+
+def test_the_vocabulary_of_rwkv_world_is_called_by_its_name(tmp_path):
+    (tmp_path / "rwkv_vocab_v20230424.txt").write_text("1 '\\x00' 1\n")
+    with pytest.raises(SpikegptError, match="is RWKV World's vocabulary, which is not read here"):
+        imported(saved(tmp_path, WEIGHTS), tokenizer=tmp_path / "rwkv_vocab_v20230424.txt")
