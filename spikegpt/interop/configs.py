@@ -54,7 +54,8 @@ def make_config(
         return ModelConfig.from_dict({**config.to_dict(), **given})
     if said:
         _check_theirs(said, found, source)
-    block = spiking or ("none" if said else _recognise_block((file.name, source.name), sizes))
+    is_dense = said.get("model_type") == "rwkv"
+    block = spiking or ("none" if is_dense else _recognise_block((file.name, source.name), sizes))
     if block is None:
         raise SpikegptError(
             f"{source}: {sizes[0]} layers, width {sizes[1]}, vocabulary {sizes[2]}. "

@@ -383,3 +383,9 @@ def test_the_vocabulary_of_rwkv_world_is_called_by_its_name(tmp_path):
     (tmp_path / "rwkv_vocab_v20230424.txt").write_text("1 '\\x00' 1\n")
     with pytest.raises(SpikegptError, match="is RWKV World's vocabulary, which is not read here"):
         imported(saved(tmp_path, WEIGHTS), tokenizer=tmp_path / "rwkv_vocab_v20230424.txt")
+
+
+def test_a_configuration_that_names_no_model_type_does_not_tell_the_block(tmp_path):
+    source = folder(tmp_path, {"model.safetensors": THEIRS}, {"hidden_size": 8}).rename(tmp_path / "weights")
+    with pytest.raises(SpikegptError, match="say --spiking output or --spiking none"):
+        imported(source)
