@@ -164,7 +164,9 @@ class Import:
     tokenizer: Annotated[
         Path | None, arg(help="tokenizers JSON file, or OWNER/NAME on the hub; by default the one beside the weights")
     ] = None
-    ctx_len: Annotated[int, arg(help="tokens per window in evaluation; the weights do not say")] = 1024
+    ctx_len: Annotated[
+        int | None, arg(help="tokens per window in evaluation; by default what config.json says, or 1024")
+    ] = None
     binary_embedding: Annotated[
         bool, arg(help="pass the embedding through a step, as in training; the published inference of 216M does not")
     ] = True

@@ -110,6 +110,23 @@ class SpikeGPTHarness(TemplateLM):
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_) -> list[int]:
         return self.tokenizer.encode(string.encode()).tolist()
 
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Return (log probability, whether it is the most likely) of each continuation, all of it, after its context.
+
+        Spaces at the end of a context belong to the continuation, as everywhere in lm_eval. A context of nothing else
+        is none, and `prefix` stands in its place.
+        """
+        pairs = [(request.args, *self._encode_pair(*request.args)) for request in requests]
+        return self._loglikelihood_tokens(pairs, disable_tqdm=disable_tqdm)
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        end = len(context.rstrip())
+        context, continuation = context[:end], context[end:] + continuation
+        before, whole = self.tok_encode(context), self.tok_encode(context + continuation)
+        # where a token lies across the boundary, the continuation is read by itself: as a whole, and nothing twice
+        goes_on = whole[: len(before)] == before
+        return before or [self._prefix_id], whole[len(before) :] if goes_on else self.tok_encode(continuation)
+
     def _loglikelihood_tokens(self, requests: list[tuple], disable_tqdm: bool = False, **_) -> list[tuple[float, bool]]:
         # what has its context, or the beginning of one, in common comes together
         order = sorted(range(len(requests)), key=lambda place: requests[place][1])
@@ -138,6 +155,9 @@ class SpikeGPTHarness(TemplateLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Return a continuation of each context: the most likely tokens, unless `do_sample`, up to a string of `until`.
 
+        Sampling begins at the seed plus the place among `requests`: repeats of a request differ, and no answer depends
+        on the size of a batch.
+
         Raises:
             SpikegptError: an option that we do not have.
         """
@@ -147,21 +167,32 @@ class SpikeGPTHarness(TemplateLM):
             alike = [place for place, other in enumerate(settings) if other == sampling]
             for part in _parts(alike, self.batch_size, disable_tqdm):
                 written = generate(
-                    self.model, self.tokenizer, [requests[place].args[0] or self.prefix for place in part], sampling
+                    self.model,
+                    self.tokenizer,
+                    [self._prompt(requests[place].args[0]) for place in part],
+                    sampling,
+                    part,
                 )
                 for place, text in zip(part, written, strict=True):
                     texts[place] = text
-                    self.cache_hook.add_partial("generate_until", requests[place].args, text)
+                    # of several draws none is the answer
+                    if sampling.temperature == 0:
+                        self.cache_hook.add_partial("generate_until", requests[place].args, text)
         return [texts[place] for place in range(len(requests))]
 
+    def _prompt(self, context: str) -> str:
+        return context if self.tok_encode(context) else self.prefix
+
     def _sampling(self, options: dict[str, Any]) -> SamplingConfig:
-        given = dict(normalize_gen_kwargs(options))
-        max_tokens = given.pop("max_gen_toks")
-        stops = [*given.pop("until"), *([END_OF_TEXT] if self.has_end else [])]
-        # greedy unless told otherwise; and who samples, samples from all tokens as they are
-        given["temperature"] = options.get("temperature", 1.0) if given.pop("do_sample") else 0.0
         try:
-            return SamplingConfig(**{"top_p": 1.0, **given}, max_tokens=max_tokens, stop=tuple(filter(None, stops)))
+            given = dict(normalize_gen_kwargs(options))
+            max_tokens = given.pop("max_gen_toks")
+            stops = [*filter(None, given.pop("until")), *([END_OF_TEXT] if self.has_end else [])]
+            if not all(isinstance(stop, str) for stop in stops):
+                raise TypeError(f"until is {options['until']!r}, want strings")
+            # greedy unless told otherwise; and who samples, samples from all tokens as they are
+            given["temperature"] = options.get("temperature", 1.0) if given.pop("do_sample") else 0.0
+            return SamplingConfig(**{"top_p": 1.0, **given}, max_tokens=max_tokens, stop=tuple(stops))
         except TypeError as error:
             raise SpikegptError(
                 f"generation_kwargs {options}: {error}; known: until, max_gen_toks, do_sample, and SamplingConfig's"

@@ -3,29 +3,44 @@
 import torch
 from torch import Tensor
 
+from ..common.errors import SpikegptError
 from ..config import SamplingConfig
 
 
 def sample(logits: Tensor, sampling: SamplingConfig, seen: Tensor, generator: torch.Generator) -> Tensor:
     """Return the id (scalar tensor) of the next token.
 
+    A temperature so small that the logits divided by it are beyond float32 acts as 0.
+
     Args:
-        logits: (vocab_size,) float32 on the CPU.
+        logits: (vocab_size,) float32 on the CPU; -inf for what is never to be chosen.
         seen: (vocab_size,) bool, tokens that the repetition penalty divides (positive logits) or multiplies (negative).
+
+    Raises:
+        SpikegptError: a logit is NaN or infinite.
     """
+    numbers = torch.finfo(logits.dtype)
+    if not logits.max().isfinite():
+        raise SpikegptError(
+            "the model predicts NaN or infinity: its weights are broken, or training diverged; use another checkpoint"
+        )
     if sampling.repetition_penalty != 1.0:
-        penalised = torch.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty)
+        # within float32, where 1e-320 is 0 and 1e300 infinite
+        penalty = min(max(sampling.repetition_penalty, numbers.tiny), numbers.max)
+        penalised = torch.where(logits > 0, logits / penalty, logits * penalty).clamp(numbers.min, numbers.max)
         logits = torch.where(seen, penalised, logits)
     if sampling.temperature == 0:
         return logits.argmax()
-    logits = logits / sampling.temperature
-    if 0 < sampling.top_k < len(logits):
-        logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[-1], float("-inf"))
-    probabilities = torch.softmax(logits, dim=-1)
+    scaled = logits / min(sampling.temperature, numbers.max)
+    if not scaled.max().isfinite():
+        return logits.argmax()
+    if 0 < sampling.top_k < len(scaled):
+        scaled = scaled.masked_fill(scaled < scaled.topk(sampling.top_k).values[-1], float("-inf"))
+    probabilities = torch.softmax(scaled, dim=-1)
     if sampling.top_p < 1:
         ordered, order = probabilities.sort(descending=True, stable=True)
         # a token stays if those before it have not yet reached top_p; the first always stays
-        probabilities = torch.zeros_like(probabilities).scatter(
-            0, order, ordered.masked_fill(ordered.cumsum(0) - ordered >= sampling.top_p, 0)
-        )
+        is_out = ordered.cumsum(0) - ordered >= sampling.top_p
+        is_out[0] = False
+        probabilities = torch.zeros_like(probabilities).scatter(0, order, ordered.masked_fill(is_out, 0))
     return torch.multinomial(probabilities, 1, generator=generator)[0]

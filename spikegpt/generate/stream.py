@@ -4,21 +4,24 @@ How one token is drawn: sample.py. Each prompt has its own random generator, so 
 neighbours in the batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..common.errors import SpikegptError
 from ..config import SamplingConfig
 from ..data.tokenizers import Tokenizer
-from ..model.network import SpikeGPT
+from ..model.network import SpikeGPT, evaluating
 from ..model.state import State, join_states
 from .engine import Engine
 from .sample import sample
 
 PREFILL_CHUNK = 1024
+# as many seeds as a generator takes
+SEEDS = 1 << 64
 
 
 class Piece(NamedTuple):
@@ -29,51 +32,71 @@ class Piece(NamedTuple):
 
 
 def generate(
-    model: SpikeGPT, tokenizer: Tokenizer, prompts: list[str], sampling: SamplingConfig | None = None
+    model: SpikeGPT,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    sampling: SamplingConfig | None = None,
+    draws: Sequence[int] | None = None,
 ) -> list[str]:
-    """Return the continuation of each prompt, without the prompt."""
+    """Return the continuation of each prompt, without the prompt; see `stream`."""
     texts = [""] * len(prompts)
-    for piece in stream(model, tokenizer, prompts, sampling):
+    for piece in stream(model, tokenizer, prompts, sampling, draws):
         texts[piece.prompt] += piece.text
     return texts
 
 
 @torch.inference_mode()
 def stream(
-    model: SpikeGPT, tokenizer: Tokenizer, prompts: list[str], sampling: SamplingConfig | None = None
+    model: SpikeGPT,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    sampling: SamplingConfig | None = None,
+    draws: Sequence[int] | None = None,
 ) -> Iterator[Piece]:
     """Yield the continuations of all prompts piece by piece, as soon as a piece can no longer change.
 
-    Pieces hold whole characters only, and nothing that may turn out to be the beginning of a stop string.
+    Pieces hold whole characters only, and nothing that may turn out to be the beginning of a stop string. Ids for which
+    the tokenizer has no token are never chosen.
+
+    Args:
+        draws: a number per prompt: equal prompts are continued alike where it is equal, and differently where it is
+            not. It is added to the seed; by default it is the place among `prompts`.
 
     Raises:
         SpikegptError: no prompt, an empty one, or one that the tokenizer cannot encode.
     """
     sampling = sampling or SamplingConfig()
+    if isinstance(prompts, str):
+        raise SpikegptError(f"prompts is the string {prompts!r}; give a list of strings, [{prompts!r}]")
     if not prompts:
         raise SpikegptError("no prompt given; give at least one non-empty string")
-    encoded = [tokenizer.encode(prompt.encode()) for prompt in prompts]
+    encoded = [_encode(tokenizer, prompt) for prompt in prompts]
     for prompt, ids in zip(prompts, encoded, strict=True):
         if len(ids) == 0:
             raise SpikegptError(
                 f"the prompt {prompt!r} is empty; "
                 "the model needs at least one token to continue, a newline for instance"
             )
-    device = model.device
-    was_training = model.training
-    model.eval()
+        if ids.max() >= model.config.vocab_size:
+            raise SpikegptError(
+                f"the prompt {prompt!r} holds token {ids.max()}, the model knows {model.config.vocab_size}: "
+                "this is not its tokenizer"
+            )
+    draws = range(len(prompts)) if draws is None else draws
     rows = [
-        _Row(index, tokenizer, sampling, torch.from_numpy(ids.astype("int64")), model.config.vocab_size)
-        for index, ids in enumerate(encoded)
+        _Row(index, draw, tokenizer, sampling, torch.from_numpy(ids.astype("int64")), model.config.vocab_size)
+        for index, (draw, ids) in enumerate(zip(draws, encoded, strict=True))
     ]
-    # each prompt alone: padding would put foreign tokens into a recurrent state
-    logits, states = zip(*(_read_prompt(model, row.prompt_ids.to(device)) for row in rows), strict=True)
-    logits = torch.cat(logits)
-    engine = Engine(model)
-    engine.start(join_states(states))
-    try:
+    no_token = ~_has_token(tokenizer, model.config.vocab_size)
+    with evaluating(model):
+        # each prompt alone: padding would put foreign tokens into a recurrent state
+        logits, states = zip(*(_read_prompt(model, row.prompt_ids.to(model.device)) for row in rows), strict=True)
+        logits = torch.cat(logits)
+        engine = Engine(model)
+        engine.start(join_states(states))
         for _ in range(sampling.max_tokens):
-            chosen = torch.stack([row.choose(scores) for row, scores in zip(rows, logits.float().cpu(), strict=True)])
+            scores = logits.float().cpu().masked_fill(no_token, float("-inf"))
+            chosen = torch.stack([row.choose(one) for row, one in zip(rows, scores, strict=True)])
             for row, token in zip(rows, chosen.tolist(), strict=True):
                 yield from row.push(token)
             if all(row.is_done for row in rows):
@@ -81,8 +104,23 @@ def stream(
             logits = engine.step(chosen)
         for row in rows:
             yield from row.finish()
-    finally:
-        model.train(was_training)
+
+
+def _encode(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
+    try:
+        return tokenizer.encode(prompt.encode())
+    except UnicodeEncodeError as error:
+        raise SpikegptError(
+            f"the prompt {prompt!r} holds {prompt[error.start]!r}, half a character; give text in UTF-8"
+        ) from None
+
+
+def _has_token(tokenizer: Tokenizer, vocab_size: int) -> Tensor:
+    """(vocab_size,) bool: released models have a few rows more than their tokenizer has tokens."""
+    has_token = torch.zeros(vocab_size, dtype=torch.bool)
+    known = torch.from_numpy(tokenizer.has_token)[:vocab_size]
+    has_token[: len(known)] = known
+    return has_token
 
 
 def _read_prompt(model: SpikeGPT, ids: Tensor) -> tuple[Tensor, State]:
@@ -97,9 +135,17 @@ def _read_prompt(model: SpikeGPT, ids: Tensor) -> tuple[Tensor, State]:
 class _Row:
     """One prompt of the batch: its generator, the tokens it has seen, its decoder and stop strings."""
 
-    def __init__(self, index: int, tokenizer: Tokenizer, sampling: SamplingConfig, prompt_ids: Tensor, vocab_size: int):
+    def __init__(
+        self,
+        index: int,
+        draw: int,
+        tokenizer: Tokenizer,
+        sampling: SamplingConfig,
+        prompt_ids: Tensor,
+        vocab_size: int,
+    ):
         self.index, self.sampling, self.prompt_ids = index, sampling, prompt_ids
-        self.generator = torch.Generator().manual_seed(sampling.seed + index)
+        self.generator = torch.Generator().manual_seed((sampling.seed + draw) % SEEDS)
         self.seen = torch.zeros(vocab_size, dtype=torch.bool)
         self.seen[prompt_ids] = True
         self.decoder, self.held, self.is_done = tokenizer.stream(), "", False

@@ -1,4 +1,4 @@
-"""The layouts of others: what they call their tensors, and which model a set of tensors is.
+"""What others call their tensors, and whether a set of tensors is a model of ours.
 
 Key names: RWKV-LM's RWKV-v4neo/src/model.py; transformers' convert_rwkv_checkpoint_to_hf.py.
 """
@@ -10,13 +10,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoint.run import read_json
 from ..common.errors import SpikegptError
-from ..config import PRESETS, ModelConfig, Spiking, model_preset
+from ..config import PRESETS, ModelConfig, model_preset
 from ..model.network import SpikeGPT
 
-# what training frameworks put before every name
-PREFIXES = ("_forward_module.", "module.", "_orig_mod.")
+# what training frameworks put before a name or into it, any number of times and in any order
+WRAPPERS = {
+    "module",
+    "_orig_mod",
+    "_forward_module",
+    "_fsdp_wrapped_module",
+    "_fpw_module",
+    "_checkpoint_wrapped_module",
+}
 # Hugging Face's part of a name -> the official one; in this order
 HUGGINGFACE = {
     "rwkv.embeddings.": "emb.",
@@ -37,10 +43,6 @@ OTHER_FAMILIES = {
     "att.gate.weight": "RWKV-5",
     "tiny_att": 'RWKV-4 "a" (tiny attention)',
 }
-# layers, width and vocabulary that only one of the two blocks was published with
-RWKV4_SIZES = ((12, 768), (24, 1024), (24, 2048), (32, 2560), (32, 4096), (40, 5120))
-PUBLISHED: dict[tuple[int, int, int], Spiking] = {(18, 768, 50277): "output"}
-PUBLISHED |= {(*size, 50277): "none" for size in RWKV4_SIZES}
 
 
 class _Renamed(Mapping):
@@ -59,17 +61,56 @@ class _Renamed(Mapping):
         return len(self._original)
 
 
-def official_names(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Return the same tensors under RWKV-4's official names, which are ours."""
-    return _Renamed(weights, {official_name(name): name for name in weights})
+def official_names(weights: Mapping[str, Tensor], source: Path, has_tied_head: bool = False) -> Mapping[str, Tensor]:
+    """Return the same tensors under RWKV-4's official names, which are ours; a tied head is the embedding once more.
+
+    Raises:
+        SpikegptError: there are several models in it, several tensors of one name, or a tied head of its own numbers.
+    """
+    models = sorted({prefix for prefix in map(whole_model, weights) if prefix is not None})
+    if len(models) > 1:
+        raise SpikegptError(
+            f"{source} holds several models, under {some([repr(prefix) for prefix in models])}; "
+            "which is meant is for you to say: save one of them alone"
+        )
+    original: dict[str, str] = {}
+    for name in weights:
+        official = official_name(name, *models)
+        if official in original:
+            raise SpikegptError(
+                f"{source}: {original[official]} and {name} are both {official}; save one of them alone"
+            )
+        original[official] = name
+    named = _Renamed(weights, original)
+    if has_tied_head and "emb.weight" in named:
+        if "head.weight" in named and not torch.equal(named["head.weight"], named["emb.weight"]):
+            raise SpikegptError(
+                f"{source}: its config.json says tie_word_embeddings, but head.weight differs from the embedding; "
+                "one of the two is of another model"
+            )
+        original["head.weight"] = original["emb.weight"]
+    return named
 
 
-def official_name(name: str) -> str:
-    for prefix in PREFIXES:
-        name = name.removeprefix(prefix)
+def official_name(name: str, model: str = "") -> str:
+    """Return the official name of a tensor of the model whose names begin with `model`."""
+    name = _unwrapped(name).removeprefix(model)
     for theirs, ours in HUGGINGFACE.items():
         name = name.replace(theirs, ours)
     return name
+
+
+def whole_model(name: str) -> str | None:
+    """Return what stands before every name of a model, such as "model.", if `name` is that of its embedding."""
+    name = _unwrapped(name)
+    for embedding in ("rwkv.embeddings.weight", "emb.weight"):
+        if name == embedding or name.endswith("." + embedding):
+            return name.removesuffix(embedding)
+    return None
+
+
+def _unwrapped(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def huggingface_name(name: str) -> str:
@@ -80,70 +121,60 @@ def huggingface_name(name: str) -> str:
     return name
 
 
-def infer_config(weights: Mapping[str, Tensor], source: Path, spiking: Spiking | None, ctx_len: int) -> ModelConfig:
-    """Return the configuration of official tensors, each checked to be there and of its shape, with none left over.
+def check_tensors(weights: Mapping[str, Tensor], config: ModelConfig, source: Path) -> None:
+    """Raise SpikegptError unless the official tensors are those of `config`; those at fault are named.
 
-    Raises:
-        SpikegptError: see `import_weights`.
+    The number of layers must have been compared: a model of so many is laid out, though without numbers.
     """
-    for part, family in OTHER_FAMILIES.items():
-        if any(part in name for name in weights):
-            raise SpikegptError(f"{source} is {family}: it has {part!r}. This package reads RWKV-4 and SpikeGPT")
-    layers = {int(found[1]) for name in weights if (found := re.match(r"blocks\.(\d+)\.", name))}
-    if "emb.weight" not in weights or not layers:
-        raise SpikegptError(
-            f"{source} has no emb.weight and blocks.0.*: neither RWKV-4 nor SpikeGPT. "
-            f"It begins with {_some(list(weights))}"
-        )
-    vocab_size, n_embd = weights["emb.weight"].shape
-    n_layer = max(layers) + 1
-    known = _recognise_block(source, (n_layer, n_embd, vocab_size))
-    block = spiking or known
-    if block is None:
-        raise SpikegptError(
-            f"{source}: {n_layer} layers, width {n_embd}, vocabulary {vocab_size}. "
-            "The published SpikeGPT and dense RWKV-4 have the same tensors, "
-            "and neither size nor name tells which this is: say --spiking output or --spiking none"
-        )
-    config = ModelConfig(n_layer=n_layer, n_embd=n_embd, vocab_size=vocab_size, ctx_len=ctx_len, spiking=block)
-    _check_tensors(weights, config, source)
-    return config
-
-
-def _recognise_block(source: Path, sizes: tuple[int, int, int]) -> Spiking | None:
-    if (source / "config.json").exists():
-        values = read_json(source / "config.json")
-        if values.get("model_type") == "rwkv":
-            return "none"
-        if "model" in values:
-            return values["model"].get("spiking")
-    name = source.name.lower()
-    # the name first: it is what the giver says
-    if "spike" in name:
-        return "output"
-    if "rwkv" in name:
-        return "none"
-    return PUBLISHED.get(sizes)
-
-
-def _check_tensors(weights: Mapping[str, Tensor], config: ModelConfig, source: Path) -> None:
     wanted = {name: tuple(tensor.shape) for name, tensor in empty_model(config).state_dict().items()}
-    faults = []
     missing, unexpected = sorted(wanted.keys() - set(weights)), sorted(set(weights) - wanted.keys())
-    if missing:
-        faults.append(f"missing: {', '.join(missing)}")
-    if unexpected:
-        faults.append(f"unexpected: {', '.join(unexpected)}")
-    for name in wanted.keys() & set(weights):
-        found = tuple(weights[name].shape)
-        # saved with the sides of 1 or without: the same numbers
-        if [side for side in found if side != 1] != [side for side in wanted[name] if side != 1]:
-            faults.append(f"{name} is {found}, want {wanted[name]}")
+    faults = [f"missing: {some(missing, 20)}"] if missing else []
+    faults += [f"unexpected: {some(unexpected, 20)}"] if unexpected else []
+    unfit = {name: _fault_of(weights[name], wanted[name]) for name in sorted(wanted.keys() & set(weights))}
+    faults += (
+        [some([f"{name} {fault}" for name, fault in unfit.items() if fault], 20, "; ")] if any(unfit.values()) else []
+    )
     if faults:
         raise SpikegptError(
             f"{source} does not fit {config.n_layer} layers of width {config.n_embd} ({_nearest(config)}); "
             + "; ".join(faults)
         )
+
+
+def _fault_of(tensor: Tensor, wanted: tuple[int, ...]) -> str | None:
+    # saved with the sides of 1 or without: the same numbers
+    if [side for side in tensor.shape if side != 1] != [side for side in wanted if side != 1]:
+        return f"is {tuple(tensor.shape)}, want {wanted}"
+    if not tensor.is_floating_point() or tensor.layout != torch.strided:
+        return f"holds {tensor.dtype} ({tensor.layout}), want dense floating point"
+    # a file of a kilobyte may claim terabytes so
+    if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+        return "has fewer numbers than its shape says"
+    return None
+
+
+def sizes_of(weights: Mapping[str, Tensor], source: Path) -> tuple[int, int, int]:
+    """Return (n_layer, n_embd, vocab_size) of official tensors.
+
+    Raises:
+        SpikegptError: they are those of no RWKV-4 or SpikeGPT, or a layer is missing.
+    """
+    for part, family in OTHER_FAMILIES.items():
+        if any(part in name for name in weights):
+            raise SpikegptError(f"{source} is {family}: it has {part!r}. This package reads RWKV-4 and SpikeGPT")
+    layers = {int(found[1]) for name in weights if (found := re.match(r"blocks\.([0-9]{1,9})\.", name))}
+    if "emb.weight" not in weights or not layers:
+        raise SpikegptError(
+            f"{source} has no emb.weight and blocks.0.*: neither RWKV-4 nor SpikeGPT. It begins with "
+            f"{some(list(weights))}"
+        )
+    if len(layers) != max(layers) + 1:
+        absent = next(layer for layer in range(max(layers)) if layer not in layers)
+        raise SpikegptError(f"{source} has blocks.{max(layers)}.*, but no blocks.{absent}.*; get the whole file")
+    shape = tuple(weights["emb.weight"].shape)
+    if len(shape) != 2 or 0 in shape:
+        raise SpikegptError(f"{source}: emb.weight is {shape}, want (vocab_size, n_embd)")
+    return len(layers), shape[1], shape[0]
 
 
 def _nearest(config: ModelConfig) -> str:
@@ -160,29 +191,12 @@ def _nearest(config: ModelConfig) -> str:
     )
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+def some(names: list[str], most: int = 5, separator: str = ", ") -> str:
+    """The first of `names`, in words, and how many more there are."""
+    return separator.join(names[:most]) + (f"{separator}and {len(names) - most} more" if len(names) > most else "")
 
 
 def empty_model(config: ModelConfig) -> SpikeGPT:
     """Return the model with shapes and no numbers."""
     with torch.device("meta"):
         return SpikeGPT(config, init=False)
-
-
-def huggingface_config(config: ModelConfig) -> dict:
-    """Return config.json of RwkvForCausalLM."""
-    return {
-        "architectures": ["RwkvForCausalLM"],
-        "model_type": "rwkv",
-        "vocab_size": config.vocab_size,
-        "context_length": config.ctx_len,
-        "hidden_size": config.n_embd,
-        "attention_hidden_size": config.n_embd,
-        "intermediate_size": config.n_ffn,
-        "num_hidden_layers": config.n_layer,
-        "layer_norm_epsilon": 1e-5,
-        "rescale_every": 0,
-        "tie_word_embeddings": False,
-        "torch_dtype": "float32",
-    }

@@ -1,30 +1,33 @@
 """Weights in the files of others: the author's SpikeGPT, official RWKV-4, Hugging Face's RwkvForCausalLM; our own.
 
 Import makes a folder that every verb takes as a run; export writes the same tensors back under the names of the other
-side. Loading never runs code. Tensors are mapped or read one at a time, so that no file is in memory twice.
-What others call their tensors: names.py.
+side. How their files are opened: opening.py; what they call their tensors: names.py; their config.json: configs.py.
 """
 
 import dataclasses
 import json
-import pickle
-import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from ..checkpoint.run import FORMAT, find_model, read_json
+from ..checkpoint.run import FORMAT, find_model
 from ..checkpoint.safetensors_file import write_safetensors
-from ..checkpoint.weights import TensorFile, load_model
+from ..checkpoint.weights import load_model
 from ..common.errors import SpikegptError
 from ..common.files import atomic_path, write_atomically
 from ..common.hub import fetch, is_hub_name
 from ..config import ModelConfig, Spiking
 from ..data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
-from .names import empty_model, huggingface_config, huggingface_name, infer_config, official_names
+from .configs import config_beside, has_tied_head, huggingface_config, make_config
+from .names import check_tensors, empty_model, huggingface_name, official_names, sizes_of
+from .opening import find_weights, open_weights
 
+# how the vocabulary of RWKV World begins, rwkv_vocab_v20230424.txt: id, token, bytes
+WORLD = rb"1 '\x00' 1"
 LAYOUTS = ("pth", "huggingface", "auto")
 
 
@@ -34,7 +37,7 @@ def import_weights(
     *,
     spiking: Spiking | None = None,
     tokenizer: Path | None = None,
-    ctx_len: int = 1024,
+    ctx_len: int | None = None,
     binary_embedding: bool = True,
     rescale_every: int = 0,
 ) -> ModelConfig:
@@ -46,31 +49,69 @@ def import_weights(
         spiking: "output" (the published block) or "none" (dense RWKV-4), whose tensors are alike; None recognises it.
         tokenizer: a `tokenizers` JSON file, or OWNER/NAME on the hub, whose tokenizer.json it is; None takes the one
             beside the weights, or bytes for a vocabulary of 256.
-        ctx_len: tokens per window in evaluation; the weights do not say.
-        binary_embedding, rescale_every: see ModelConfig; False and 6 are what the published inference script does.
+        ctx_len: tokens per window in evaluation; None takes what config.json says, or 1024: the weights do not say.
+        binary_embedding, rescale_every: see ModelConfig; False and 6 are what the published inference script does. The
+            defaults leave to a model of ours what its own configuration says.
 
     Raises:
-        SpikegptError: it cannot be read safely, is of another family, or does not fit; each tensor at fault is named.
+        SpikegptError: it cannot be read safely, is of another family, does not fit (the tensors at fault are named), or
+            is not finite; or something stands at `out`.
     """
     source, out = Path(source), Path(out)
-    if out.exists() and any(out.iterdir()):
-        raise SpikegptError(f"{out} is not empty; give another --out")
+    _check_free(out)
     if is_hub_name(source):
         source = fetch(source)
     if tokenizer is not None and is_hub_name(tokenizer):
         tokenizer = fetch(tokenizer if tokenizer.suffix == ".json" else tokenizer / "tokenizer.json")
-    with_names = official_names(open_weights(source))
-    config = infer_config(with_names, source, spiking, ctx_len)
-    config = dataclasses.replace(config, binary_embedding=binary_embedding, rescale_every=rescale_every)
-    chosen = _find_tokenizer(source, tokenizer, config.vocab_size)
+    file = find_weights(source)
+    said = config_beside(file)
+    weights = official_names(open_weights(file), source, has_tied_head(said))
+    config = make_config(said, sizes_of(weights, source), source, file, spiking, ctx_len)
+    config = dataclasses.replace(
+        config,
+        binary_embedding=config.binary_embedding and binary_embedding,
+        rescale_every=rescale_every or config.rescale_every,
+    )
+    check_tensors(weights, config, source)
+    chosen = _find_tokenizer(file, tokenizer, config.vocab_size)
+    is_new, is_done = not out.exists(), False
     out.mkdir(parents=True, exist_ok=True)
-    chosen.save(out / "tokenizer.json")
-    write_atomically(out / "config.json", json.dumps({"format": FORMAT, "model": config.to_dict()}, indent=1))
-    shapes = {name: tuple(tensor.shape) for name, tensor in empty_model(config).state_dict().items()}
-    tensors = ((name, with_names[name].reshape(shape).float()) for name, shape in shapes.items())
-    # last, because a folder with weights is a model
-    write_safetensors(out / "model.safetensors", shapes, tensors)
+    try:
+        chosen.save(out / "tokenizer.json")
+        write_atomically(out / "config.json", json.dumps({"format": FORMAT, "model": config.to_dict()}, indent=1))
+        shapes = {name: tuple(tensor.shape) for name, tensor in empty_model(config).state_dict().items()}
+        # last, because a folder with weights is a model
+        write_safetensors(out / "model.safetensors", shapes, _as_ours(weights, shapes, source))
+        is_done = True
+    finally:
+        # what is half of a model would stand in the way of the next try
+        if not is_done:
+            for name in ("tokenizer.json", "config.json"):
+                (out / name).unlink(missing_ok=True)
+            if is_new:
+                out.rmdir()
     return config
+
+
+def _as_ours(
+    weights: Mapping[str, Tensor], shapes: dict[str, tuple[int, ...]], source: Path
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, float32 tensor), one after the other; SpikegptError names the first that is not finite."""
+    for name, shape in shapes.items():
+        tensor = weights[name].reshape(shape).float()
+        # not isfinite: the two extremes need no memory
+        if not torch.stack(tensor.aminmax()).isfinite().all():
+            raise SpikegptError(f"{source}: {name} holds NaN or infinite numbers, as float32; the model is broken")
+        yield name, tensor
+
+
+def _check_free(target: Path, is_folder: bool = True) -> None:
+    """Raise SpikegptError if something stands at `target` that writing would replace; an empty folder is nothing."""
+    if is_folder and target.is_dir() and not any(target.iterdir()):
+        return
+    if target.exists() or target.is_symlink():
+        what = "is not empty" if is_folder and target.is_dir() else "exists"
+        raise SpikegptError(f"{target} {what}; give another name, or remove it")
 
 
 def export_weights(run: Path, target: Path, layout: str) -> None:
@@ -81,16 +122,21 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
             "auto", a folder for AutoModelForCausalLM after `import spikegpt.huggingface`, of any block.
 
     Raises:
-        SpikegptError: the model has tensors that the layout does not know, or the target cannot be written.
+        SpikegptError: the model has tensors that the layout does not know, something stands at the target, or it cannot
+            be written.
     """
     if layout not in LAYOUTS:
         raise SpikegptError(f"layout {layout!r} is unknown; known: {', '.join(LAYOUTS)}")
-    folder = find_model(Path(run))
+    run, target = Path(run), Path(target)
+    _check_free(target, is_folder=layout != "pth")
+    folder = find_model(run)
     if layout == "auto":
         from .huggingface import from_run
 
-        for part in from_run(folder):
-            part.save_pretrained(target)
+        parts = from_run(folder)
+        with _writing(target):
+            for part in parts:
+                part.save_pretrained(target)
         return
     model, tokenizer = load_model(folder)
     config = model.config
@@ -106,7 +152,8 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
         )
     weights = model.state_dict()
     if layout == "pth":
-        with atomic_path(target) as temporary:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _writing(target), atomic_path(target) as temporary:
             torch.save(weights, temporary)
         return
     target.mkdir(parents=True, exist_ok=True)
@@ -118,72 +165,24 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
     write_safetensors(target / "model.safetensors", shapes, stream)
 
 
-def open_weights(source: Path) -> Mapping[str, Tensor]:
-    """Return name -> tensor of a file or folder, under the names there; nothing is read before it is asked for.
-
-    Raises:
-        SpikegptError: it is missing, broken, holds something else than tensors, or would run code.
-    """
-    if not source.exists():
-        raise SpikegptError(f"{source} does not exist; give a .pth or .safetensors file, or the folder of a model")
-    if source.is_file():
-        return TensorFile(source) if source.suffix == ".safetensors" else _open_pickle(source)
-    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
-        if (source / index).exists():
-            files = sorted({source / name for name in read_json(source / index)["weight_map"].values()})
-            missing = [str(path) for path in files if not path.exists()]
-            if missing:
-                raise SpikegptError(f"{source / index} names files that are missing: {', '.join(missing)}")
-            return _Joined([TensorFile(path) if index.startswith("model") else _open_pickle(path) for path in files])
-    if (source / "model.safetensors").exists():
-        return TensorFile(source / "model.safetensors")
-    if (source / "pytorch_model.bin").exists():
-        return _open_pickle(source / "pytorch_model.bin")
-    return TensorFile(find_model(source) / "model.safetensors")
-
-
-class _Joined(Mapping):
-    """The tensors of several files together."""
-
-    def __init__(self, files: list[Mapping[str, Tensor]]):
-        self._file_of = {name: file for file in files for name in file}
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._file_of[name][name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._file_of)
-
-    def __len__(self) -> int:
-        return len(self._file_of)
-
-
-def _open_pickle(path: Path) -> dict[str, Tensor]:
-    is_mappable = zipfile.is_zipfile(path)
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    """Within this block a full disk is a SpikegptError, in whatever words safetensors and torch.save say so."""
     try:
-        values = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mappable)
-    except pickle.UnpicklingError as error:
+        yield
+    except (SafetensorError, RuntimeError) as error:
         reason = str(error).split("\n")[0]
-        raise SpikegptError(
-            f"{path} holds more than tensors, and opening it could run code: refused ({reason}). Ask its author for a "
-            "file of tensors alone, or convert it to safetensors on a machine where that code may run"
-        ) from None
-    except (EOFError, RuntimeError, ValueError, OSError) as error:
-        raise SpikegptError(f"{path} is not a whole file of torch.save ({error}); get it again") from None
-    # some trainers put the weights beside other things
-    for key in ("state_dict", "model", "module"):
-        if isinstance(values, dict) and isinstance(values.get(key), dict):
-            values = values[key]
-    if not isinstance(values, dict) or not values or not all(isinstance(value, Tensor) for value in values.values()):
-        raise SpikegptError(
-            f"{path} does not hold names and tensors, but {type(values).__name__}; it is not the weights of a model"
-        )
-    return values
+        raise SpikegptError(f"cannot write {target}: {reason}; is the disk full?") from None
 
 
-def _find_tokenizer(source: Path, given: Path | None, vocab_size: int) -> Tokenizer:
-    folder = source if source.is_dir() else source.parent
+def _find_tokenizer(weights: Path, given: Path | None, vocab_size: int) -> Tokenizer:
+    folder = weights.parent
     beside = [path for path in (folder / "tokenizer.json", folder / "20B_tokenizer.json") if path.exists()]
+    if given is not None and given.is_file() and given.read_bytes().startswith(WORLD):
+        raise SpikegptError(
+            f"{given} is RWKV World's vocabulary, which is not read here; "
+            "give a tokenizer.json of the tokenizers library"
+        )
     if given is not None or beside:
         tokenizer = load_tokenizer(given or beside[0])
         # released models have a few rows more than tokens
@@ -196,6 +195,6 @@ def _find_tokenizer(source: Path, given: Path | None, vocab_size: int) -> Tokeni
     if vocab_size == 256:
         return ByteTokenizer()
     raise SpikegptError(
-        f"the vocabulary has {vocab_size} tokens and no tokenizer.json lies beside {source}; "
+        f"the vocabulary has {vocab_size} tokens and no tokenizer.json lies beside {weights}; "
         "give one with --tokenizer FILE"
     )

@@ -57,6 +57,67 @@ def test_a_text_without_context_is_read_after_a_newline(harness):
     assert harness.get_model_info()["prefix"] == "\n"
 
 
+@pytest.mark.parametrize(
+    "context, continuation, text",
+    [
+        (" ", "x", " x"),
+        ("\n", "x", "\nx"),
+        ("\t \n", "x", "\t \nx"),
+        ("", "\nx", "\nx"),
+        ("", "\n", "\n"),
+        (" ", "", " "),
+    ],
+)
+def test_a_context_of_nothing_but_spaces_is_none_and_they_are_scored(harness, context, continuation, text):
+    ((score, _),) = harness.loglikelihood(requests_of((context, continuation)), disable_tqdm=True)
+    assert score == pytest.approx(plain(harness.model, b"\n", text.encode())[0], abs=1e-4)
+
+
+def test_nothing_after_nothing_is_certain(harness):
+    pairs = requests_of(("", ""), ("The", ""))
+    assert harness.loglikelihood(pairs, disable_tqdm=True) == [(0.0, True), (0.0, True)]
+
+
+def test_letters_of_several_bytes_across_the_boundary_are_whole(harness):
+    pairs = [("Brü", "cke 語"), ("👍", "🏽")]
+    found = harness.loglikelihood(requests_of(*pairs), disable_tqdm=True)
+    wanted = [plain(harness.model, context.encode(), text.encode())[0] for context, text in pairs]
+    assert [score for score, _ in found] == pytest.approx(wanted, abs=1e-4)
+
+
+SAMPLED = {"do_sample": True, "temperature": 1.5, "max_gen_toks": 8, "until": []}
+
+
+def test_repeats_are_so_many_draws_whatever_the_batch(harness, monkeypatch):
+    requests = requests_of(*[("The ", SAMPLED)] * 6, ("x", {"max_gen_toks": 3}), *[("The ", SAMPLED)] * 2)
+    found = []
+    for size in (1, 4, 9):
+        monkeypatch.setattr(harness, "batch_size", size)
+        found.append(harness.generate_until(requests, disable_tqdm=True))
+    assert found[0] == found[1] == found[2]
+    assert len(set(found[0])) == 9
+
+
+def test_draws_do_not_come_back_from_a_cache(harness, monkeypatch):
+    kept = []
+    monkeypatch.setattr(harness.cache_hook, "add_partial", lambda *which: kept.append(which[1][0]))
+    harness.generate_until(requests_of(("a", SAMPLED), ("b", {"max_gen_toks": 2})), disable_tqdm=True)
+    assert kept == ["b"]
+
+
+@pytest.mark.parametrize("context", ["", " ", "\n"])
+def test_a_blank_context_is_continued(harness, context):
+    found = harness.generate_until(requests_of((context, {"max_gen_toks": 5})), disable_tqdm=True)
+    sampling = SamplingConfig(max_tokens=5, temperature=0)
+    assert found == generate(harness.model, harness.tokenizer, [context or "\n"], sampling)
+
+
+@pytest.mark.parametrize("options", [{"until": [5]}, {"temperature": None}])
+def test_an_option_of_another_type_is_named(harness, options):
+    with pytest.raises(SpikegptError, match="generation_kwargs"):
+        harness.generate_until(requests_of(("a", options)), disable_tqdm=True)
+
+
 def test_rolling_reads_a_whole_text_longer_than_any_window_with_carried_state(harness):
     text = "Der Zug fährt über die Brücke. " * 60
     assert len(text) > 100 * harness.model.config.ctx_len
@@ -115,6 +176,15 @@ def test_end_of_text_stands_before_a_text_where_the_tokenizer_has_it(bpe_run):
         pytest.approx(wanted, abs=1e-5)
     ]
     assert harness._sampling({"until": ["."]}).stop == (".", END_OF_TEXT)
+
+
+def test_a_token_across_the_boundary_is_read_on_its_own_side(bpe_run):
+    harness = SpikeGPTHarness(str(bpe_run))
+    # "the" is one token
+    before, after = harness._encode_pair("th", "e cat")
+    assert len(harness.tok_encode("the")) == 1
+    assert harness.tokenizer.decode(before) + harness.tokenizer.decode(after) == b"the cat"
+    assert harness._encode_pair("the ", "cat") == (harness.tok_encode("the"), harness.tok_encode(" cat"))
 
 
 def test_a_prefix_of_several_tokens_or_none_is_refused(trained, tmp_path):

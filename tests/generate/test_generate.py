@@ -7,7 +7,7 @@ import torch
 from spikegpt.checkpoint.weights import load_model
 from spikegpt.common.errors import SpikegptError
 from spikegpt.config import SPIKING, ModelConfig, SamplingConfig
-from spikegpt.data.tokenizers import ByteTokenizer, CharTokenizer
+from spikegpt.data.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer
 from spikegpt.generate import stream
 from spikegpt.generate.sample import sample
 from spikegpt.generate.stream import generate
@@ -105,6 +105,98 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p():
 
 def test_tiny_top_p_still_leaves_the_most_likely():
     assert draws([0.0, 1.0], top_p=1e-9) == {1}
+
+
+@pytest.mark.parametrize("temperature", [1e-38, 1e-45, 1e-320])
+@pytest.mark.parametrize("logits", [[1.0, 3.0, 2.0], [-1.0, -0.5, -2.0], [0.0, 3.0, -2.0]])
+def test_a_tiny_temperature_acts_as_zero(temperature, logits):
+    assert draws(logits, n=20, temperature=temperature) == {1}
+
+
+def test_a_huge_temperature_takes_all_tokens_alike():
+    assert draws([9.0, 0.0, float("-inf")], temperature=1e300, top_p=1.0) == {0, 1}
+
+
+@pytest.mark.parametrize("top_p", [1e-45, 1e-320])
+def test_a_top_p_below_what_float32_knows_leaves_the_most_likely(top_p):
+    assert draws([0.0, 1.0], top_p=top_p) == {1}
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+@pytest.mark.parametrize(("penalty", "chosen"), [(1e300, {2}), (1e-320, {0}), (1e39, {2})])
+def test_an_extreme_repetition_penalty_is_an_order_and_no_nan(temperature, penalty, chosen):
+    # seen are a positive and a negative logit, and 0, which stays 0
+    assert draws([50.0, -1.0, 20.0], seen=[0, 1], repetition_penalty=penalty, temperature=temperature) == chosen
+    assert draws([0.0, -1.0, -99.0], seen=[0, 1], repetition_penalty=1e300, temperature=temperature) == {0}
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_predictions_that_are_not_finite_are_an_error(wrong, temperature):
+    with pytest.raises(SpikegptError, match="NaN or infinity"):
+        draws([0.0, wrong], temperature=temperature)
+
+
+def test_every_seed_that_training_takes_is_one(model):
+    def text(seed, prompts):
+        return generate(model, ByteTokenizer(), prompts, SamplingConfig(max_tokens=20, temperature=1.5, seed=seed))
+
+    # the second prompt draws with the seed after it, and after the last comes the first
+    assert text(2**64 - 1, ["a", "a"])[1] == text(0, ["a"])[0] != text(2**64 - 1, ["a"])[0]
+
+
+def test_equal_prompts_are_continued_by_their_draws(model):
+    sampling = SamplingConfig(max_tokens=20, temperature=1.5)
+    alike = generate(model, ByteTokenizer(), ["a"] * 3, sampling, draws=[4, 5, 4])
+    assert alike[0] == alike[2] != alike[1]
+    assert alike[1] == generate(model, ByteTokenizer(), ["a"], sampling, draws=[5])[0]
+
+
+class Preferring(SpikeGPT):
+    """A model that finds the last of its ids the most likely ones."""
+
+    def __init__(self, vocab_size: int):
+        super().__init__(ModelConfig(n_layer=1, n_embd=4, vocab_size=vocab_size))
+
+    def forward(self, ids, state=None, last_only=False):
+        output = super().forward(ids, state, last_only=last_only)
+        return output._replace(logits=output.logits + 100.0 * torch.arange(self.config.vocab_size))
+
+
+@pytest.mark.parametrize("changes", [{}, {"temperature": 1.0, "top_k": 2}, {"repetition_penalty": 1e300}])
+def test_ids_without_a_token_are_never_chosen(changes):
+    (text,) = generate(Preferring(300), ByteTokenizer(), ["a"], options(**changes))
+    assert text == ByteTokenizer().decode([255]).decode("utf-8", "replace") * 12 or "temperature" in changes
+
+
+def test_holes_of_a_vocabulary_are_never_chosen():
+    values = {"version": "1.0", "added_tokens": []}
+    values["model"] = {"type": "WordLevel", "vocab": {"a": 0, "b": 1, "c": 9}, "unk_token": "a"}
+    tokenizer = BPETokenizer(values)
+    model = Preferring(12)
+    assert set("".join(generate(model, tokenizer, ["a"], options()))) <= set("c ")
+    assert tokenizer.has_token.tolist() == [True, True, *[False] * 7, True]
+
+
+def test_rows_that_the_engine_decodes_have_no_stray_ids_either():
+    torch.manual_seed(0)
+    model = SpikeGPT(ModelConfig(n_layer=1, n_embd=8, vocab_size=5000, spiking="none"))
+    generate(model, CharTokenizer("abc"), ["a", "b"], options(max_tokens=30, temperature=1.0))
+
+
+def test_one_string_is_not_a_list_of_prompts(model):
+    with pytest.raises(SpikegptError, match=r"give a list of strings, \['abc'\]"):
+        generate(model, ByteTokenizer(), "abc")
+
+
+def test_half_a_character_in_a_prompt_is_named(model):
+    with pytest.raises(SpikegptError, match="half a character"):
+        generate(model, ByteTokenizer(), ["a\ud800"])
+
+
+def test_a_prompt_in_tokens_of_another_model_is_named():
+    with pytest.raises(SpikegptError, match=r"'abc' holds token 99, the model knows 3: this is not its tokenizer"):
+        generate(SpikeGPT(ModelConfig(n_layer=1, n_embd=4, vocab_size=3)), ByteTokenizer(), ["abc"])
 
 
 def test_repetition_penalty_lowers_seen_tokens_of_either_sign():

@@ -120,6 +120,12 @@ class BPETokenizer(Tokenizer):
         return next_pair_cut(text, start, self._cuts)
 
     @cached_property
+    def has_token(self) -> np.ndarray:
+        has_token = np.zeros(self.vocab_size, np.bool_)
+        has_token[list(self._library.get_vocab(with_added_tokens=True).values())] = True
+        return has_token
+
+    @cached_property
     def _known(self) -> dict[str, bytes]:
         """What lies between two places to cut -> its ids; emptied when it gets long."""
         return {}

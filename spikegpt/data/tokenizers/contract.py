@@ -97,6 +97,11 @@ class Tokenizer(ABC):
         return np.min_scalar_type(self.vocab_size - 1)
 
     @cached_property
+    def has_token(self) -> np.ndarray:
+        """(vocab_size,) bool: which ids are tokens; a vocabulary may have holes."""
+        return np.ones(self.vocab_size, np.bool_)
+
+    @cached_property
     def fingerprint(self) -> str:
         """sha256 of the canonical JSON: equal for equal tokenizers."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,149 @@
+"""What a config.json of others says about a model, each field honoured or refused; ours in the form of others.
+
+Fields: transformers' RwkvConfig. What is in no list here changes no number there either.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.run import check_format, read_json
+from ..common.errors import SpikegptError
+from ..config import ModelConfig, Spiking
+
+CTX_LEN = 1024
+LAYER_NORM_EPSILON = 1e-5
+# layers, width and vocabulary that only one of the two blocks was published with
+RWKV4_SIZES = ((12, 768), (24, 1024), (24, 2048), (32, 2560), (32, 4096), (40, 5120))
+PUBLISHED: dict[tuple[int, int, int], Spiking] = {(18, 768, 50277): "output"}
+PUBLISHED |= {(*size, 50277): "none" for size in RWKV4_SIZES}
+
+
+def config_beside(weights: Path) -> dict[str, Any]:
+    """Return the config.json beside a file of weights, or nothing; it is about files of the usual names only."""
+    path = weights.with_name("config.json")
+    is_usual = weights.name.startswith(("model", "pytorch_model"))
+    return read_json(path) if is_usual and path.exists() else {}
+
+
+def make_config(
+    said: dict[str, Any],
+    sizes: tuple[int, int, int],
+    source: Path,
+    file: Path,
+    spiking: Spiking | None,
+    ctx_len: int | None,
+) -> ModelConfig:
+    """Return the configuration of a model of `sizes`, (n_layer, n_embd, vocab_size), of whom a config.json `said` this.
+
+    Args:
+        source, file: what was asked for, and where in it the weights are; their names may tell the block.
+
+    Raises:
+        SpikegptError: that speaks of another model, or of one that we cannot compute; or nobody says which block it is.
+    """
+    found = dict(zip(("n_layer", "n_embd", "vocab_size"), sizes, strict=True))
+    ours = _our_fields(said, source)
+    if ours is not None:
+        _compare(ours, found, source)
+        try:
+            config = ModelConfig.from_dict(ours)
+        except (TypeError, ValueError) as error:
+            raise SpikegptError(f"{source}: its config.json does not describe a model: {error}") from None
+        changes = {"spiking": spiking, "ctx_len": ctx_len}
+        given = {name: value for name, value in changes.items() if value is not None}
+        return ModelConfig.from_dict({**config.to_dict(), **given})
+    if said:
+        _check_theirs(said, found, source)
+    is_dense = said.get("model_type") == "rwkv"
+    block = spiking or ("none" if is_dense else _recognise_block((file.name, source.name), sizes))
+    if block is None:
+        raise SpikegptError(
+            f"{source}: {sizes[0]} layers, width {sizes[1]}, vocabulary {sizes[2]}. "
+            "The published SpikeGPT and dense RWKV-4 have the same tensors, "
+            "and neither size nor name tells which this is: say --spiking output or --spiking none"
+        )
+    if ctx_len is None:
+        ctx_len = said.get("context_length") or CTX_LEN
+    return ModelConfig.from_dict({**found, "ctx_len": ctx_len, "spiking": block})
+
+
+def has_tied_head(said: dict[str, Any]) -> bool:
+    """Whether the head of the model is its embedding."""
+    return bool(said.get("tie_word_embeddings"))
+
+
+def huggingface_config(config: ModelConfig) -> dict[str, Any]:
+    """Return config.json of RwkvForCausalLM."""
+    return {
+        "architectures": ["RwkvForCausalLM"],
+        "model_type": "rwkv",
+        "vocab_size": config.vocab_size,
+        "context_length": config.ctx_len,
+        "hidden_size": config.n_embd,
+        "attention_hidden_size": config.n_embd,
+        "intermediate_size": config.n_ffn,
+        "num_hidden_layers": config.n_layer,
+        "layer_norm_epsilon": LAYER_NORM_EPSILON,
+        "rescale_every": 0,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
+    }
+
+
+def _our_fields(said: dict[str, Any], source: Path) -> dict[str, Any] | None:
+    """ModelConfig's fields, where a run or a checkpoint of ours, or our class in transformers, wrote config.json."""
+    if said.get("model_type") == "spikegpt":
+        return {name: said[name] for name in ModelConfig().to_dict() if name in said}
+    if "model" not in said:
+        return None
+    check_format(said, source / "config.json")
+    if not isinstance(said["model"], dict):
+        raise SpikegptError(f"{source}: 'model' in its config.json is {said['model']!r}, want the fields of a model")
+    return said["model"]
+
+
+def _check_theirs(said: dict[str, Any], found: dict[str, int], source: Path) -> None:
+    kind = said.get("model_type", "rwkv")
+    if kind != "rwkv":
+        raise SpikegptError(
+            f"{source}: its config.json says model_type {kind!r}. This package reads 'rwkv' (RWKV-4) and SpikeGPT"
+        )
+    if said.get("quantization_config") is not None:
+        raise SpikegptError(
+            f"{source}: its config.json has a quantization_config; take the weights that were not quantised"
+        )
+    theirs = {"num_hidden_layers": "n_layer", "hidden_size": "n_embd", "vocab_size": "vocab_size"}
+    _compare({ours: said[name] for name, ours in theirs.items() if name in said}, found, source)
+    # rescale_every stands in no list: it is exact for dense RWKV-4
+    n_embd = found["n_embd"]
+    wanted = {
+        "attention_hidden_size": n_embd,
+        "intermediate_size": 4 * n_embd,
+        "layer_norm_epsilon": LAYER_NORM_EPSILON,
+    }
+    for name in ("context_length", "tie_word_embeddings"):
+        if not isinstance(said.get(name, 1), int | None):
+            raise SpikegptError(f"{source}: its config.json says {name} {said[name]!r}, which is of another type")
+    for name, value in wanted.items():
+        if said.get(name, value) not in (value, None):
+            raise SpikegptError(f"{source}: its config.json says {name} {said[name]!r}; RWKV-4 here has {value}")
+
+
+def _compare(said: dict[str, Any], found: dict[str, int], source: Path) -> None:
+    """Raise SpikegptError unless the sizes that config.json says, if it says them, are those of the tensors."""
+    for name, value in found.items():
+        if said.get(name, value) != value:
+            raise SpikegptError(
+                f"{source}: its config.json says {name} {said[name]!r}, its tensors are of {name} {value}; one of the "
+                "two is of another model"
+            )
+
+
+def _recognise_block(names: tuple[str, ...], sizes: tuple[int, int, int]) -> Spiking | None:
+    # the names first: they are what the giver says
+    for name in map(str.lower, names):
+        if "spike" in name:
+            return "output"
+        if "rwkv" in name:
+            return "none"
+    return PUBLISHED.get(sizes)
