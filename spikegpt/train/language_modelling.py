@@ -100,6 +100,18 @@ class LanguageModelling:
         reading = Reading(step, cross_entropy, logits, spikes, self._predictions(ids))
         return Forward(cross_entropy, {term.name: term(reading) for term in self.terms}, spikes)
 
+    def rehearse(self) -> None:
+        """Do the work of a micro step, forward and backward, for a clock to see; nothing is changed by it."""
+        ids = torch.zeros(
+            self.config.batch_size, self.bare_model.config.ctx_len, dtype=torch.long, device=self.accelerator.device
+        )
+        learned = [parameter for parameter in self.bare_model.parameters() if parameter.requires_grad]
+        # what dropout draws here must not be missing later
+        with torch.random.fork_rng(devices=[]), self.accelerator.autocast():
+            logits = self.model(ids).logits
+            cross_entropy = F.cross_entropy(logits.float().flatten(0, 1), ids.flatten())
+            torch.autograd.grad(cross_entropy, learned, allow_unused=True)
+
     @torch.no_grad()
     def _predictions(self, ids: Tensor) -> Tensor | None:
         if self.teacher is None:

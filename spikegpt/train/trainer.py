@@ -16,6 +16,7 @@ import torch
 from ..checkpoint import run as ckpt
 from ..common.devices import find_device
 from ..common.errors import SpikegptError
+from ..common.threads import Pace, fastest_threads, use_threads
 from ..config import ModelConfig, SamplingConfig, TrainConfig
 from ..data.prepare import prepare
 from ..data.tokenizers.stored import load_tokenizer
@@ -123,8 +124,7 @@ class _Trainer(Loop):
         device: str,
         is_new: bool,
     ):
-        if config.threads:
-            torch.set_num_threads(config.threads)
+        use_threads(config.threads)
         accelerator = _make_accelerator(config, device)
         # one process prepares the token file, the others find it done
         with accelerator.main_process_first():
@@ -138,6 +138,10 @@ class _Trainer(Loop):
         # dropout must differ between processes, and be the same when the run is repeated
         torch.manual_seed(config.seed + 1 + accelerator.process_index)
         self.valid: Evaluation | None = None
+        # of several processes one would choose what all wait for
+        is_alone = accelerator.device.type == "cpu" and accelerator.num_processes == 1
+        self.most_threads, self.pace = torch.get_num_threads(), Pace()
+        self.chooses_threads = config.threads == 0 and is_alone and self.most_threads > 1
         self._open_run(newest, start, is_new, quiet)
 
     def _open_run(self, newest: Path | None, start: Path | None, is_new: bool, quiet: bool) -> None:
@@ -163,11 +167,15 @@ class _Trainer(Loop):
     def train(self) -> TrainResult:
         try:
             with self.guarded(), verified_spikes(self.config.verify_spikes):
+                if self.is_main:
+                    self.log.introduce(self.objective, self.step)
                 if self.step == self.config.steps:
                     # a run that was complete already is only evaluated
                     self.valid = self._evaluate()
                 elif self.begins_trained:
                     self._evaluate()
+                if self.chooses_threads and self.step < self.config.steps:
+                    self._choose_threads()
                 self.train_steps()
         finally:
             if self.is_main:
@@ -176,14 +184,29 @@ class _Trainer(Loop):
         return TrainResult(self.run, self.step, self.valid, self.step < self.config.steps, self.is_main)
 
     def after_step(self, done: StepDone) -> None:
-        if self.is_main and (self.step % self.config.log_every == 0 or self.step in (1, self.config.steps)):
-            self._log(done)
+        if self.is_main:
+            self.log.step_done(self.step)
+            # the third is the first with an estimate of the time
+            if self.step % self.config.log_every == 0 or self.step in (1, 3, self.config.steps):
+                self._log(done)
         if self.evaluation_is_due(done):
             self.valid = self._evaluate()
         elif done.stopping or self.step % self.config.save_every == 0:
             self._save()
         if self.config.sample_every and self.step % self.config.sample_every == 0 and not done.stopping:
             self._sample()
+        if self.chooses_threads and self.pace.changes(done.seconds) and not done.stopping:
+            self._choose_threads()
+
+    def _choose_threads(self) -> None:
+        """Go on with as many threads as are fastest at present, and say so where that is another number."""
+        before = torch.get_num_threads()
+        chosen = fastest_threads(self.objective.rehearse, self.most_threads)
+        if chosen != before:
+            self.log.record(self.step, kind="threads", threads=chosen)
+            self.log.say(
+                f"step {self.step}: of {self.most_threads} threads {chosen} are fastest now; --threads pins them"
+            )
 
     def _log(self, done: StepDone) -> None:
         rates = {name: firing_rate(spike.detach()).item() for name, spike in done.spikes.items()}
@@ -201,6 +224,7 @@ class _Trainer(Loop):
             gradient_norm=done.gradient_norm,
             tokens_per_s=round(tokens / done.seconds),
             tokens=self.step * tokens,
+            threads=torch.get_num_threads(),
             firing_rate=firing,
             firing_rates=rates,
         )
