@@ -81,7 +81,7 @@ def load_training(
     if accelerator.is_main_process and not (same and facts["threads"] == torch.get_num_threads()):
         print(
             f"note: the run had {facts['processes']} process(es) with {facts['threads']} thread(s), now "
-            f"{accelerator.num_processes} "
+            f"{accelerator.num_processes} process(es) "
             f"with {torch.get_num_threads()}: it goes on, but not bit for bit as it would have"
         )
     if same:

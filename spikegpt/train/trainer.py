@@ -199,14 +199,12 @@ class _Trainer(Loop):
             self._choose_threads()
 
     def _choose_threads(self) -> None:
-        """Go on with as many threads as are fastest at present, and say so where that is another number."""
+        """Go on with as many threads as are fastest at present, say so, and write down where the number changes."""
         before = torch.get_num_threads()
         chosen = fastest_threads(self.objective.rehearse, self.most_threads)
+        self.log.say(f"threads {chosen} of {self.most_threads} are fastest at present; --threads {chosen} pins them")
         if chosen != before:
             self.log.record(self.step, kind="threads", threads=chosen)
-            self.log.say(
-                f"step {self.step}: of {self.most_threads} threads {chosen} are fastest now; --threads pins them"
-            )
 
     def _log(self, done: StepDone) -> None:
         rates = {name: firing_rate(spike.detach()).item() for name, spike in done.spikes.items()}

@@ -1,11 +1,11 @@
 """What a training says of itself, and how long it expects to take; the clock is the tests' own."""
 
 import pytest
+from runs import MODEL, TRAIN
 
 from spikegpt.train import runlog as module
 from spikegpt.train import trainer as training
 from spikegpt.train.runlog import RunLog
-from runs import MODEL, TRAIN
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
 """The trainer works with as many threads as are fastest, unless a number is asked for; and tells of every change."""
 
+import dataclasses
+
 import pytest
 import torch
-from runs import MODEL, weights_of
+from runs import MODEL, TRAIN, weights_of
 
 from spikegpt.train import trainer as training
 from spikegpt.train.runlog import read_metrics
@@ -33,13 +35,13 @@ def changing_at(monkeypatch, *steps: int) -> None:
 def test_measuring_changes_nothing_that_is_learned(make_run, monkeypatch, chosen, changes):
     changing_at(monkeypatch, 3, 7)
     chosen += [1, 1, 1]
-    model = training.dataclasses.replace(MODEL, dropout=0.1)
+    model = dataclasses.replace(MODEL, dropout=0.1)
     run = make_run("chosen", model, threads=0, **changes)
     assert chosen == []
     assert weights_of(run) == weights_of(make_run("asked", model, threads=1, **changes))
 
 
-def test_the_metrics_say_where_the_number_changed(make_run, monkeypatch, chosen, capsys):
+def test_the_metrics_say_where_the_number_changed(make_run, monkeypatch, chosen):
     changing_at(monkeypatch, 4, 8)
     chosen += [2, 1, 1]
     lines = read_metrics(make_run(threads=0))
@@ -61,7 +63,14 @@ def test_where_torch_has_one_thread_there_is_nothing_to_choose(make_run, chosen)
 def test_a_run_that_goes_on_with_another_number_says_so(make_run, monkeypatch, chosen, cache, capsys):
     chosen += [1, 1]
     changing_at(monkeypatch)
-    run = make_run(threads=0, steps=12)
+    run = make_run(threads=0)
     torch.set_num_threads(2)
     training.resume(run, cache=cache)
-    assert "1 thread(s), now 1 with 2" in capsys.readouterr().out.replace("\n", " ")
+    assert "the run had 1 process(es) with 1 thread(s), now 1 process(es) with 2" in capsys.readouterr().out
+
+
+def test_a_choice_is_said_in_one_line(tmp_path, monkeypatch, chosen, cache, capsys):
+    chosen += [1]
+    changing_at(monkeypatch)
+    training.train(MODEL, dataclasses.replace(TRAIN, threads=0), tmp_path / "run", cache=cache)
+    assert "threads 1 of 2 are fastest at present; --threads 1 pins them\n" in capsys.readouterr().out
