@@ -1,26 +1,33 @@
-"""`python -m spikegpt`: the command line, which lives in `cli/verbs.py`; and what ends it before or beside that."""
+"""`python -m spikegpt`: the command line, which lives in `cli/verbs.py`; and how a signal ends it."""
 
+import os
 import signal
 import sys
 
 
-def _terminate(number, frame):
-    # as an exception, so that unfinished files are removed
-    print("\nstopped", file=sys.stderr)
+def _stop(number, frame):
+    said = b"\nstopped\n"
+    while frame is not None:
+        # libraries catch what is raised while they are imported, or cannot be imported again; nothing has been begun
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os.write(2, said)
+            os._exit(128 + number)
+        frame = frame.f_back
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    # as an exception as well, so that unfinished files are removed
+    os.write(2, said)
     sys.exit(128 + number)
 
 
 def main() -> int:
     """Run the verb that the command line names; return the exit status: 130 after SIGINT, 143 after SIGTERM."""
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        # here, for the signal may come while it is imported
-        from .cli.verbs import main as run
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    # here, for a signal may come while it is imported
+    from .cli.verbs import main as run
 
-        return run()
-    except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        return 130
+    return run()
 
 
 if __name__ == "__main__":
