@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoint.run import FORMAT, find_model, read_json
+from ..checkpoint.files import FORMAT, read_json, write_manifest
+from ..checkpoint.run import find_model
 from ..checkpoint.safetensors_file import write_safetensors
 from ..checkpoint.weights import TensorFile, load_model
 from ..common.errors import SpikegptError
@@ -70,6 +71,7 @@ def import_weights(
     tensors = ((name, with_names[name].reshape(shape).float()) for name, shape in shapes.items())
     # last, because a folder with weights is a model
     write_safetensors(out / "model.safetensors", shapes, tensors)
+    write_manifest(out)
     return config
 
 

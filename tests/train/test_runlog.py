@@ -23,7 +23,7 @@ def said(log: RunLog, step: int, capsys) -> str:
 
 
 def test_the_time_left_comes_with_the_third_step_and_knows_nothing_of_the_first(tmp_path, clock, capsys):
-    log = RunLog(tmp_path, 10, 110)
+    log = RunLog(tmp_path, 10, 110, {})
     clock[0] += 50
     assert "left" not in said(log, 11, capsys)
     clock[0] += 2

@@ -7,7 +7,7 @@ import torch
 from runs import MODEL, TRAIN, weights_of
 
 from spikegpt.train import trainer as training
-from spikegpt.train.runlog import read_metrics
+from spikegpt.train.journal import read_metrics
 
 
 @pytest.fixture
@@ -41,11 +41,11 @@ def test_measuring_changes_nothing_that_is_learned(make_run, monkeypatch, chosen
     assert weights_of(run) == weights_of(make_run("asked", model, threads=1, **changes))
 
 
-def test_the_metrics_say_where_the_number_changed(make_run, monkeypatch, chosen):
+def test_the_metrics_say_where_a_number_was_chosen(make_run, monkeypatch, chosen):
     changing_at(monkeypatch, 4, 8)
     chosen += [2, 1, 1]
     lines = read_metrics(make_run(threads=0))
-    assert [(line["step"], line["threads"]) for line in lines if line["kind"] == "threads"] == [(4, 1)]
+    assert [(line["step"], line["threads"]) for line in lines if line["kind"] == "threads"] == [(0, 2), (4, 1), (8, 1)]
     assert [line["threads"] for line in lines if line["kind"] == "train"] == [2, 2, 1, 1, 1]
 
 
