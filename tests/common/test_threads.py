@@ -1,9 +1,9 @@
 """Threads are chosen by what work takes, and chosen again when its pace changes; the clock is the tests' own."""
 
 import os
-import subprocess
 import sys
 
+import processes
 import pytest
 import torch
 
@@ -88,5 +88,5 @@ def test_the_command_lets_waiting_threads_sleep_unless_the_user_says_otherwise(g
     )
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    done = processes.run([sys.executable, "-c", code], env=environment)
     assert done.stdout.splitlines()[-1] == f"{found} False"

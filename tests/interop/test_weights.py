@@ -3,11 +3,11 @@
 import json
 import os
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
 from command_line import spikegpt
@@ -274,7 +274,7 @@ def test_importing_and_loading_need_less_than_twice_the_size(tmp_path):
         "import_weights(folder / 'rwkv.pth', folder / 'model'); middle = peak(); load_model(folder / 'model'); "
         "print(middle - before, peak() - before)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    done = processes.run([sys.executable, "-c", code, str(tmp_path)], check=True)
     importing, both = map(int, done.stdout.split())
     assert size > 100e6
     # loading holds the model once, so the measurement itself is right
