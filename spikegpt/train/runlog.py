@@ -55,7 +55,7 @@ class RunLog:
             f"model   {parameters:,} parameters in {config.n_layer} layers of {config.n_embd}, "
             f"mixer {config.mixer}, spiking {config.spiking}\n"
             f"device  {place}, {threads} thread{'' if threads == 1 else 's'}\n"
-            f"run     {self.run}, steps {step + 1:,} to {self.steps:,} of {objective.tokens_per_step:,} tokens"
+            f"run     {self.run}, {self.steps:,} steps of {objective.tokens_per_step:,} tokens, {step:,} of them done"
         )
 
     def step_done(self, step: int) -> None:
