@@ -7,13 +7,18 @@ DEMO := $(RUNS)/demo
 
 .PHONY: demo test test-fast lint types format docs clean distclean
 
+# goes on where it was broken off, and trains what is not there
+train = if test -f $(1)/config.json; then $(BIN)/spikegpt train --resume $(1); \
+	else $(BIN)/spikegpt train --preset tiny --out $(1) $(2); fi
+
 demo: .venv/base
+	@echo "--- three trainings of about 4 minutes each on two free cores, then half a minute of measuring; interrupt it at any moment: make demo goes on from there ---"
 	@echo "--- a spike-driven language model of about 1M parameters, trained on the text of Python's own documentation ---"
-	@test -d $(DEMO)-spiking || $(BIN)/spikegpt train --preset tiny --out $(DEMO)-spiking
+	@$(call train,$(DEMO)-spiking)
 	@echo "--- its dense twin: the same sizes, text, seed and steps ---"
-	@test -d $(DEMO)-twin || $(BIN)/spikegpt train --preset tiny --spiking none --out $(DEMO)-twin
+	@$(call train,$(DEMO)-twin,--spiking none)
 	@echo "--- the published block, whose spikes no matrix product reads ---"
-	@test -d $(DEMO)-published || $(BIN)/spikegpt train --preset tiny --spiking output --out $(DEMO)-published
+	@$(call train,$(DEMO)-published,--spiking output)
 	@echo "--- what the spiking model writes ---"
 	@$(BIN)/spikegpt generate $(DEMO)-spiking "The " --max-tokens 300
 	@echo "--- all three on text that none has seen: quality, firing, operations, estimated energy, speed ---"
@@ -46,12 +51,14 @@ docs: .venv/test
 	$(BIN)/python -m pytest tests/test_docs.py -k "not runs"
 
 .venv/base: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "--- installing into .venv: torch and a few more, 200 MB or more to fetch; half a minute to some minutes, in silence ---"
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
 	touch $@
 
 # spikingjelly and neurobench ask for torchvision and torchaudio, which the tests do not need and which would bring another torch
 .venv/test: .venv/base
+	@echo "--- installing what the tests need: a minute or more, in silence ---"
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,hf,eval]' snntorch loguru scipy tqdm
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps spikingjelly neurobench
 	touch $@

@@ -5,11 +5,11 @@ The table is the one of docs/architecture.md, and is read from there.
 
 import ast
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import processes
 import pytest
 
 TREE = Path(__file__).parents[1]
@@ -155,8 +155,20 @@ def test_importing_everything_compiles_nothing_and_prints_nothing():
         "assert all(not x.signatures for x in vars(k).values() if isinstance(x, d.Dispatcher)); "
         "assert 'spikingjelly' not in sys.modules and 'cupy' not in sys.modules and 'snntorch' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = processes.run([sys.executable, "-c", code])
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_only_the_command_reads_the_environment_and_only_for_one_variable():
+    text = (TREE / "spikegpt" / "__main__.py").read_text()
+    assert text.count("environ") == 1 and 'os.environ.setdefault("OMP_WAIT_POLICY", "passive")' in text
+
+
+def test_tests_start_processes_with_patience_only():
+    """By helpers/processes.py, which waits where a busy machine has no room for one more."""
+    impatient = re.compile(r"subprocess\.(run|Popen|call|check_\w+)\(|os\.(fork|system)\(")
+    paths = set((TREE / "tests").rglob("*.py")) - {TREE / "tests" / "helpers" / "processes.py"}
+    assert [path.name for path in paths if impatient.search(path.read_text())] == []
 
 
 def test_every_name_in_the_shop_window_is_there():

@@ -11,10 +11,10 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 from classification import write_examples
 from corpora import zipped
@@ -71,7 +71,7 @@ def run(line: str, cache: Path, apart: dict[str, str] | None) -> None:
         "HF_HOME": str(cache),
         "HF_HUB_DISABLE_XET": "1",
     }
-    done = subprocess.run(words, capture_output=True, text=True, env=env | (apart or {}), timeout=200)
+    done = processes.run(words, env=env | (apart or {}))
     assert done.returncode == 0, done.stderr[-2000:]
 
 

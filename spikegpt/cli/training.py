@@ -15,6 +15,7 @@ def train_verb(arguments: list[str]) -> int:
     start, _ = tyro.cli(Start, prog="spikegpt train", args=arguments, return_unknown_args=True, add_help=False)
     options = tyro.cli(OmitArgPrefixes[Train], prog="spikegpt train", args=arguments, default=_train_defaults(start))
     from ..train import trainer as train
+    from ..train.stop_signals import exit_status
 
     if options.resume is not None:
         _, others = tyro.cli(Resume, prog="spikegpt train", args=arguments, return_unknown_args=True)
@@ -34,8 +35,9 @@ def train_verb(arguments: list[str]) -> int:
             quiet=options.json,
             device=options.device,
         )
+    status = exit_status(result.signal) if result.interrupted else 0
     if not result.is_main:
-        return 0
+        return status
     if options.json:
         valid = result.valid.to_dict() if result.valid else None
         print(
@@ -45,7 +47,7 @@ def train_verb(arguments: list[str]) -> int:
         print(f"stopped after step {result.step}, saved; continue with: spikegpt train --resume {result.run}")
     else:
         print(f"done: {result.run}\n  spikegpt generate {result.run}\n  spikegpt evaluate {result.run}")
-    return 0
+    return status
 
 
 def _train_defaults(start: Start) -> Train:

@@ -305,9 +305,9 @@ def doctor_verb(arguments: list[str]) -> int:
 
 def _use_threads(threads: int) -> None:
     if threads:
-        import torch
+        from ..common.threads import use_threads
 
-        torch.set_num_threads(threads)
+        use_threads(threads)
 
 
 def _show(values: dict[str, Any], as_json: bool, indent: str = "") -> None:

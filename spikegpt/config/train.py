@@ -68,7 +68,8 @@ class TrainConfig(Config):
     """mixed precision, where the device has it"""
     seed: int = 0
     threads: int = 0
-    """CPU threads; 0 leaves torch's choice. Bit-for-bit resuming needs the same number"""
+    """CPU threads, with which resuming is bit for bit; 0: torch's number, or fewer where those are measured to be
+    faster, at the start and whenever the pace changes"""
     eval_every: int = 250
     """steps between evaluations on the valid split; 0 only at the end"""
     eval_tokens: int = 65_536

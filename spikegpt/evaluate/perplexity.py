@@ -33,6 +33,10 @@ from ..model.state import membranes_of
 BATCH, LOGITS = 8, 1 << 26
 
 
+class NotFinite(SpikegptError):
+    """A model whose numbers are NaN or infinite: it predicts nothing, so nothing is measured of it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Sums over a text, `nats` that of the cross-entropy; the first token is never predicted and counts nowhere."""
@@ -51,6 +55,10 @@ class Evaluation:
     times"""
     synapses: dict[str, int] = field(default_factory=dict)
     """emitting module -> weights of the matrix product that reads its spikes; empty where none does"""
+
+    def __post_init__(self):
+        if not math.isfinite(self.nats):
+            raise NotFinite(f"the model's cross-entropy is {self.nats}: its weights have diverged")
 
     @property
     def bits_per_token(self) -> float:

@@ -6,7 +6,7 @@ Fields: transformers' RwkvConfig. What is in no list here changes no number ther
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.run import check_format, read_json
+from ..checkpoint.files import check_format, read_json
 from ..common.errors import SpikegptError
 from ..config import ModelConfig, Spiking
 

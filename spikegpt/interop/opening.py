@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint.run import find_model, read_json
+from ..checkpoint.files import read_json
+from ..checkpoint.run import find_model
 from ..checkpoint.weights import TensorFile
 from ..common.errors import SpikegptError
 from .names import some, whole_model

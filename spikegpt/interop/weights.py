@@ -14,7 +14,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..checkpoint.run import FORMAT, find_model
+from ..checkpoint.files import FORMAT, write_manifest
+from ..checkpoint.run import find_model
 from ..checkpoint.safetensors_file import write_safetensors
 from ..checkpoint.weights import load_model
 from ..common.errors import SpikegptError
@@ -82,11 +83,12 @@ def import_weights(
         shapes = {name: tuple(tensor.shape) for name, tensor in empty_model(config).state_dict().items()}
         # last, because a folder with weights is a model
         write_safetensors(out / "model.safetensors", shapes, _as_ours(weights, shapes, source))
+        write_manifest(out)
         is_done = True
     finally:
         # what is half of a model would stand in the way of the next try
         if not is_done:
-            for name in ("tokenizer.json", "config.json"):
+            for name in ("tokenizer.json", "config.json", "model.safetensors"):
                 (out / name).unlink(missing_ok=True)
             if is_new:
                 out.rmdir()

@@ -1,6 +1,7 @@
 """Compiles functions for the CPU with numba, and keeps what was compiled beside the sources."""
 
 import hashlib
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -30,6 +31,18 @@ class _Cache(FunctionCache):
         super().__init__(function)
         name = f"{self._impl.filename_base}-{_digest(_wing_of(Path(function.__code__.co_filename)))}"
         self._cache_file = IndexDataCacheFile(self._cache_path, name, self._impl.locator.get_source_stamp())
+
+    def load_overload(self, signature, target_context):
+        found = super().load_overload(signature, target_context)
+        if found is None:
+            _announce()
+        return found
+
+
+@cache
+def _announce() -> None:
+    """Say, once, why nothing is heard for a while."""
+    print("compiling kernels, once per machine: about 10 s", file=sys.stderr, flush=True)
 
 
 def _wing_of(source: Path) -> Path:

@@ -32,6 +32,7 @@ from neuromorphic import (
 )
 from neuromorphic.energy.published import AC_PJ, MAC_PJ
 
+from ..checkpoint.run import run_of
 from ..checkpoint.weights import load_model
 from ..common.devices import finish
 from ..common.errors import SpikegptError
@@ -284,7 +285,7 @@ def _shown_layers(model: SpikeGPT) -> list[str]:
 
 def report_folder(run: Path) -> Path:
     """Return where the report of a run or of one of its checkpoints is kept: in the run, never in a checkpoint."""
-    return (run.resolve().parent.parent if (run / "manifest.json").is_file() else run) / "report"
+    return (run_of(run) or run) / "report"
 
 
 def claims_of(measurement: Measurement) -> Claims | None:

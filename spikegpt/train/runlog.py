@@ -6,9 +6,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..common.errors import SpikegptError
-from ..common.files import write_atomically
 from ..model.network import EMBEDDING
+from .journal import metrics_journal, samples_journal
+from .language_modelling import LanguageModelling
 
 DEAD, SATURATED = 0.001, 0.95
 
@@ -20,44 +23,71 @@ class RunLog:
         run: the run folder.
         step: optimizer steps already done.
         steps: optimizer steps in all.
+        marks: what `marks` was when the checkpoint of `step` was written; empty without one.
     """
 
-    def __init__(self, run: Path, step: int, steps: int, tensorboard: bool = False, quiet: bool = False):
+    def __init__(
+        self, run: Path, step: int, steps: int, marks: dict[str, Any], tensorboard: bool = False, quiet: bool = False
+    ):
         self.run, self.steps, self.first_step, self.quiet = run, steps, step, quiet
-        self.metrics = run / "metrics.jsonl"
-        kept = [line for line in read_metrics(run) if line["step"] <= step]
-        write_atomically(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        self.metrics = metrics_journal(run, step, marks.get("metrics"))
+        self.samples = samples_journal(run, step, marks.get("samples"))
         self.started = time.monotonic()
-        self.on_terminal = sys.stdout.isatty()
+        self.on_terminal, self.is_mid_line = sys.stdout.isatty(), False
         self.board = _open_tensorboard(run) if tensorboard else None
         self.warned: set[tuple[str, str]] = set()
 
     def record(self, step: int, **values: Any) -> None:
         """Add one line to metrics.jsonl, and its numbers to TensorBoard."""
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        self.metrics.add(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
         if self.board is not None:
             for name, value in _flat(values):
                 self.board.add_scalar(name, value, step)
 
+    def introduce(self, objective: LanguageModelling, step: int) -> None:
+        """Say what is trained on what, where, and into which folder."""
+        config, data, place = objective.bare_model.config, objective.data, objective.accelerator.device
+        text_bytes = sum(part["bytes"] for part in data.header["splits"].values())
+        parameters = sum(parameter.numel() for parameter in objective.bare_model.parameters())
+        threads = torch.get_num_threads()
+        self.say(
+            f"text    {data.header['corpus']}, {text_bytes:,} bytes; {len(data.split('train')):,} tokens to train on\n"
+            f"model   {parameters:,} parameters in {config.n_layer} layers of {config.n_embd}, "
+            f"mixer {config.mixer}, spiking {config.spiking}\n"
+            f"device  {place}, {threads} thread{'' if threads == 1 else 's'}\n"
+            f"run     {self.run}, {self.steps:,} steps of {objective.tokens_per_step:,} tokens, {step:,} of them done"
+        )
+
+    def step_done(self, step: int) -> None:
+        """Begin to measure the time per step where the first one ends, which may have compiled."""
+        if step == self.first_step + 1:
+            self.started = time.monotonic()
+
     def progress(self, step: int, loss: float, bits: float, tokens_per_s: float, firing_rate: float | None) -> None:
-        elapsed = time.monotonic() - self.started
-        left = elapsed / max(step - self.first_step, 1) * (self.steps - step)
         firing = "dense" if firing_rate is None else f"firing {firing_rate:6.2%}"
         line = (
             f"step {step:>{len(str(self.steps))}}/{self.steps}  loss {loss:.4f}  {bits:.3f} bits/byte  "
-            f"{tokens_per_s:,.0f} tokens/s  {firing}  left {int(left) // 60}:{int(left) % 60:02d}"
+            f"{tokens_per_s:,.0f} tokens/s  {firing}{self._left(step)}"
         )
         if not self.quiet:
             print(f"\r{line}\033[K" if self.on_terminal else line, end="" if self.on_terminal else "\n", flush=True)
+            self.is_mid_line = self.on_terminal
+
+    def _left(self, step: int) -> str:
+        """The time that the other steps will take, if two that were measured say so."""
+        measured = step - self.first_step - 1
+        if measured < 2:
+            return ""
+        left = int((time.monotonic() - self.started) / measured * (self.steps - step))
+        return f"  left {left // 60}:{left % 60:02d}"
 
     def say(self, text: str) -> None:
         if not self.quiet:
-            print(f"\n{text}" if self.on_terminal else text, flush=True)
+            print(f"\n{text}" if self.is_mid_line else text, flush=True)
+            self.is_mid_line = False
 
     def sample(self, step: int, text: str) -> None:
-        with (self.run / "samples.txt").open("a", encoding="utf-8") as file:
-            file.write(f"--- step {step} ---\n{text}\n")
+        self.samples.add(f"--- step {step} ---\n{text}\n")
         self.say(f"sample at step {step}: {text!r}")
 
     def watch_firing(self, step: int, rates: dict[str, float]) -> None:
@@ -73,20 +103,16 @@ class RunLog:
                     flush=True,
                 )
 
+    @property
+    def marks(self) -> dict[str, Any]:
+        """How far the files of this log are written: what a checkpoint remembers."""
+        return {"metrics": self.metrics.mark, "samples": self.samples.mark}
+
     def close(self) -> None:
         if self.board is not None:
             self.board.close()
-        if self.on_terminal and not self.quiet:
+        if self.is_mid_line:
             print()
-
-
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Return the records of a run; a last line cut off by a crash is left out."""
-    path = run / "metrics.jsonl"
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def _flat(values: dict[str, Any], prefix: str = ""):

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import processes
 import pytest
 from command_line import spikegpt, started
 
@@ -148,12 +149,10 @@ def test_an_interrupted_measurement_writes_nothing(trained, tmp_path, cache):
     arguments = ["measure", trained, "--cache", cache, "--out", out, "--threads", "1"]
     # what runs in a shell's background is born deaf to SIGINT
     hears = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    running = subprocess.Popen(
-        [sys.executable, "-m", "spikegpt", *map(str, arguments)], stderr=subprocess.PIPE, text=True, **hears
-    )
+    running = processes.start([sys.executable, "-m", "spikegpt", *map(str, arguments)], stderr=subprocess.PIPE, **hears)
     assert running.stderr.readline().startswith("measuring")
     running.send_signal(signal.SIGINT)
-    assert running.wait(timeout=60) == 130
+    assert running.wait(timeout=processes.HANGS_S) == 130
     assert "Traceback" not in running.stderr.read()
     assert list(tmp_path.iterdir()) == []
 
@@ -191,7 +190,7 @@ def test_help_imports_no_torch():
         "import sys, spikegpt.cli.verbs as m; sys.argv = ['spikegpt', '--help']; m.main(); "
         "sys.exit('torch' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+    assert processes.run([sys.executable, "-c", code]).returncode == 0
 
 
 @pytest.fixture
@@ -328,4 +327,4 @@ def test_second_start_of_generate_is_quick_beyond_torch(trained):
         "ds = [x for m in ms for x in vars(m).values() if isinstance(x, d.Dispatcher)]; assert ds; "
         "sys.exit(sum(sum(x.stats.cache_misses.values()) for x in ds))"
     )
-    assert subprocess.run([sys.executable, "-c", code, str(trained)], capture_output=True).returncode == 0
+    assert processes.run([sys.executable, "-c", code, str(trained)]).returncode == 0

@@ -2,10 +2,10 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 
@@ -94,7 +94,7 @@ def test_nobody_asks_the_head_where_a_model_is():
 
 def test_looking_up_names_needs_no_torch_before():
     code = "import sys, spikegpt.common.devices; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert processes.run([sys.executable, "-c", code]).returncode == 0
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +103,7 @@ def figures(trained, tmp_path_factory):
     pytest.importorskip("lm_eval")
     command = [sys.executable, HELPERS / "on_second_device.py", trained, tmp_path_factory.mktemp("classifiers")]
     path = os.pathsep.join(map(str, (TREE, HELPERS)))
-    done = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, timeout=500
-    )
+    done = processes.run(command, env={**os.environ, "PYTHONPATH": path})
     assert done.returncode == 0, done.stderr[-3000:]
     return {what: pair for what, *pair in json.loads(done.stdout.splitlines()[-1])}
 

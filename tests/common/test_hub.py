@@ -1,9 +1,9 @@
 """Models by their name on the Hugging Face hub, tried on a hub of our own that serves a folder."""
 
-import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 
@@ -24,7 +24,7 @@ def import_from(tmp_path, monkeypatch, hub):
 
     def run(*arguments):
         command = [sys.executable, "-m", "spikegpt", "import", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path / "here", timeout=100)
+        return processes.run(command, cwd=tmp_path / "here")
 
     return run
 

@@ -2,10 +2,10 @@
 
 import json
 import random
-import subprocess
 import sys
 
 import numpy as np
+import processes
 import pytest
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Regex as LibraryRegex
@@ -194,7 +194,7 @@ def test_leaving_early_ends_the_workers():
         "pieces = encode_pieces(ByteTokenizer(), iter(lambda: b'abc', None), 2)\nprint(next(pieces)[1].tolist())"
     )
     # no guard: the workers must not run the script again
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = processes.run([sys.executable, "-c", code])
     assert (done.returncode, done.stdout, done.stderr) == (0, "[97, 98, 99]\n", "")
 
 

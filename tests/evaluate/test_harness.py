@@ -2,12 +2,12 @@
 
 import json
 import os
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
+import processes
 import pytest
 import torch
 from questions import QUESTIONS, TASK
@@ -245,9 +245,7 @@ def test_lm_eval_runs_a_multiple_choice_task_from_local_files(trained, tmp_path)
         *(part for pair in options.items() for part in pair),
     ]
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
-    done = subprocess.run(
-        [sys.executable, *map(str, command)], capture_output=True, text=True, env=offline, timeout=300
-    )
+    done = processes.run([sys.executable, *map(str, command)], env=offline)
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads(next(out.rglob("results_*.json")).read_text())
     model, _ = load_model(trained)
@@ -276,7 +274,7 @@ def test_a_run_that_is_none_is_named(tmp_path):
 
 def test_without_lm_eval_the_extra_is_named():
     code = "import sys; sys.modules['lm_eval'] = None; import spikegpt.cli.verbs as m; sys.exit(m.main())"
-    done = subprocess.run([sys.executable, "-c", code, "lm-eval", "--tasks", "x"], capture_output=True, text=True)
+    done = processes.run([sys.executable, "-c", code, "lm-eval", "--tasks", "x"])
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: lm_eval cannot be imported") and done.stderr.endswith(
         "install it with: pip install 'spikegpt[eval]'\n"

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 
+import processes
+
 from spikegpt.cli.verbs import main
 
 
@@ -23,7 +25,7 @@ def spikegpt(*arguments, check: bool = True) -> subprocess.CompletedProcess:
 def started(*arguments, check: bool = True) -> subprocess.CompletedProcess:
     """Run `python -m spikegpt ARGUMENTS` in a process of its own."""
     command = [sys.executable, "-m", "spikegpt", *map(str, arguments)]
-    return _checked(subprocess.run(command, capture_output=True, text=True, timeout=120), check)
+    return _checked(processes.run(command), check)
 
 
 def _checked(done: subprocess.CompletedProcess, check: bool) -> subprocess.CompletedProcess:

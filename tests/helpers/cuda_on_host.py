@@ -9,11 +9,11 @@ import ctypes
 import functools
 import re
 import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
 
@@ -48,7 +48,7 @@ def library(source: str, element: int) -> ctypes.CDLL:
         folder / "kernels.so",
         folder / "kernels.cpp",
     ]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = processes.run(command)
     assert done.returncode == 0, done.stderr
     loaded = ctypes.CDLL(str(folder / "kernels.so"))
     shutil.rmtree(folder)

@@ -1,10 +1,10 @@
 """Our models in Hugging Face's clothes: same text, same logits, padding that changes nothing, Trainer and pipeline."""
 
 import json
-import subprocess
 import sys
 from functools import partial
 
+import processes
 import pytest
 import torch
 import transformers
@@ -221,5 +221,5 @@ def test_a_checkpoint_without_some_weights_is_refused(run, tmp_path):
 
 def test_without_transformers_it_says_what_to_install():
     code = "import sys; sys.modules['transformers'] = None; import spikegpt.huggingface"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = processes.run([sys.executable, "-c", code])
     assert "spikegpt.huggingface needs transformers: pip install 'spikegpt[hf]'" in done.stderr

@@ -3,11 +3,11 @@
 import json
 import os
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
 from command_line import spikegpt
@@ -260,9 +260,9 @@ def test_a_spike_driven_model_has_no_name_elsewhere(trained, tmp_path):
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process is read from Linux' /proc")
 def test_importing_and_loading_need_less_than_twice_the_size(tmp_path):
     config = ModelConfig(n_layer=6, n_embd=512, vocab_size=20000, spiking="none")
-    torch.save(
-        {n: torch.zeros_like(t) for n, t in SpikeGPT(config, init=False).state_dict().items()}, tmp_path / "rwkv.pth"
-    )
+    # not what lies in memory by chance: that may be NaN
+    weights = {name: torch.zeros_like(tensor) for name, tensor in SpikeGPT(config, init=False).state_dict().items()}
+    torch.save(weights, tmp_path / "rwkv.pth")
     size = (tmp_path / "rwkv.pth").stat().st_size
     words(tmp_path / "tokenizer.json", 20000)
     # the peak so far is what the process needs without a model; getrusage would begin with the peak of its parent
@@ -274,7 +274,7 @@ def test_importing_and_loading_need_less_than_twice_the_size(tmp_path):
         "import_weights(folder / 'rwkv.pth', folder / 'model'); middle = peak(); load_model(folder / 'model'); "
         "print(middle - before, peak() - before)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    done = processes.run([sys.executable, "-c", code, str(tmp_path)], check=True)
     importing, both = map(int, done.stdout.split())
     assert size > 100e6
     # loading holds the model once, so the measurement itself is right

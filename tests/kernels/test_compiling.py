@@ -50,6 +50,18 @@ def test_a_change_in_another_file_is_compiled_anew(tmp_path, monkeypatch):
     assert not changed.outer.stats.cache_hits
 
 
+def test_compiling_is_announced_once_and_reading_what_was_compiled_is_not(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "caller_of_test.py").write_text(CALLER)
+    (tmp_path / "callee_of_test.py").write_text(CALLEE.format("+ 1"))
+    compiling._announce.cache_clear()
+    load(tmp_path, monkeypatch).outer(1)
+    assert capsys.readouterr().err == "compiling kernels, once per machine: about 10 s\n"
+    compiling._announce.cache_clear()
+    load(tmp_path, monkeypatch).outer(1)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_cache_of_older_sources_is_not_opened(tmp_path, monkeypatch):
     """Numba reads the types in it before it looks how old they are, and dies of those that are no more."""
     monkeypatch.setattr(sys, "dont_write_bytecode", True)

@@ -3,13 +3,13 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 import types
 import zipfile
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
 
@@ -36,9 +36,7 @@ def test_a_source_is_one_text_that_asks_for_no_other_file(source):
 @pytest.mark.slow
 def test_every_source_compiles_for_every_target_and_keeps_its_registers():
     pytest.importorskip("cuda.bindings.nvrtc", reason="pip install cuda-bindings nvidia-cuda-nvrtc")
-    done = subprocess.run(
-        [sys.executable, TREE / "benchmarks" / "cuda_compile.py", "--check"], capture_output=True, text=True
-    )
+    done = processes.run([sys.executable, TREE / "benchmarks" / "cuda_compile.py", "--check"])
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == {"compiled": len(SOURCES) * 3 * 4, "failed": 0, "spilled": []}
 
@@ -138,7 +136,7 @@ def test_the_wheel_carries_every_module_and_the_cuda_sources(tmp_path):
         tree.mkdir(exist_ok=True)
         copy(TREE / part, tree / part)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, tree]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = processes.run(command)
     assert done.returncode == 0, done.stderr
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
     sources = {f"spikegpt/cuda/{path.name}" for path in (TREE / "cuda").glob("*.cu*")}

@@ -137,7 +137,7 @@ def test_a_signal_ends_the_step_and_then_the_fine_tuning(trained, task, tmp_path
         return whole_step(self)
 
     monkeypatch.setattr(Loop, "train_step", step)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match="143"):
         finetune(trained, task, QUICK, tmp_path / "out")
     assert steps == [0, 1, 2, 3] and not (tmp_path / "out").exists()
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from runs import MODEL, TRAIN, break_off, weights_of
@@ -17,8 +18,8 @@ from spikegpt.checkpoint.run import latest_checkpoint
 from spikegpt.common.errors import SpikegptError
 from spikegpt.config import NeuronConfig
 from spikegpt.train import trainer as training
+from spikegpt.train.journal import read_metrics
 from spikegpt.train.language_modelling import LanguageModelling
-from spikegpt.train.runlog import read_metrics
 
 
 @pytest.mark.slow
@@ -108,7 +109,7 @@ def test_a_full_gpu_is_said_to_be(make_run, monkeypatch):
 
 def test_unwritable_run_folder_is_an_error(cache, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(SpikegptError, match="cannot write the run folder"):
+    with pytest.raises(SpikegptError, match="cannot write the folder"):
         training.train(MODEL, TRAIN, tmp_path / "file" / "run", cache=cache)
 
 
@@ -142,12 +143,14 @@ def test_signal_saves_and_names_the_command_that_resumes(tmp_path, cache, number
         sys.executable,
         *command(tmp_path / "run", cache, "--steps", "100000", "--log-every", "1", "--eval-every", "0"),
     ]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+    process = processes.start(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     # the first progress line: the training has begun
     first = process.stdout.readline()
     os.kill(process.pid, number)
-    output = first + process.communicate(timeout=60)[0]
-    assert process.returncode == 0
+    # said at once, while the step goes on
+    assert "stopping after this step" in process.stderr.readline() + process.stderr.readline()
+    output = first + process.communicate(timeout=processes.HANGS_S)[0]
+    assert process.returncode == 128 + number
     assert f"continue with: spikegpt train --resume {tmp_path / 'run'}" in output
     assert latest_checkpoint(tmp_path / "run") is not None
 
@@ -179,7 +182,7 @@ def test_two_processes_train_like_one_with_the_doubled_batch(tmp_path, cache):
     ]
     two = [*launch, *command(tmp_path / "two", cache, *common, "--batch-size", "4")]
     for arguments in (one, two):
-        done = subprocess.run(arguments, capture_output=True, text=True, timeout=240)
+        done = processes.run(arguments)
         assert done.returncode == 0, done.stderr[-2000:]
     lines = [[line for line in read_metrics(tmp_path / name) if line["kind"] == "train"] for name in ("one", "two")]
     losses = [[loss for line in run for loss in (line["loss"], *line["losses"].values())] for run in lines]
