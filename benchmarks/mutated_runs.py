@@ -3,7 +3,7 @@
     python benchmarks/mutated_runs.py [--mutations 500] [--seed 0] [--quick]
 
 A file of a broken-off run, its text or its token file is damaged: a digit changed, bits flipped, a stretch zeroed, cut
-short, emptied, removed, lines doubled. Then `train --resume`, `evaluate`, `generate`, `measure` and `info` each read it.
+short, emptied, removed, lines doubled. Then `train --resume`, `evaluate`, `generate`, `measure` and `info` read it.
 What comes of it is unchanged, said (it differs, and a line of stderr says why), refused (one line), silent (it differs
 without a word), or a traceback; the last two are faults. Last line: JSON with the counts.
 """

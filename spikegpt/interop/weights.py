@@ -87,14 +87,13 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
     """
     if layout not in LAYOUTS:
         raise SpikegptError(f"layout {layout!r} is unknown; known: {', '.join(LAYOUTS)}")
-    folder = find_model(Path(run))
     if layout == "auto":
         from .huggingface import from_run
 
-        for part in from_run(folder):
+        for part in from_run(run):
             part.save_pretrained(target)
         return
-    model, tokenizer = load_model(folder)
+    model, tokenizer = load_model(run)
     config = model.config
     if config.mixer != "rwkv4":
         raise SpikegptError(

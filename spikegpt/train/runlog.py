@@ -26,7 +26,7 @@ class RunLog:
     def __init__(
         self, run: Path, step: int, steps: int, marks: dict[str, Any], tensorboard: bool = False, quiet: bool = False
     ):
-        self.steps, self.first_step, self.quiet = steps, step, quiet
+        self.run, self.steps, self.first_step, self.quiet = run, steps, step, quiet
         self.metrics = metrics_journal(run, step, marks.get("metrics"))
         self.samples = samples_journal(run, step, marks.get("samples"))
         self.started = time.monotonic()
