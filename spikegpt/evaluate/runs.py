@@ -15,7 +15,7 @@ from ..data.prepare import prepare
 from ..data.text import Text
 from ..data.tokenizers import Tokenizer
 from ..data.tokenizers.encoding import encode_first
-from .perplexity import check_length, evaluate_stream, evaluate_windows
+from .perplexity import check_length, evaluate_stream, evaluate_windows, named_if_not_finite
 
 # of the header of its tokens, what a run writes down of its text
 CORPUS_FACTS = ("corpus", "metadata", "text_sha256", "tokens_sha256", "splits")
@@ -89,19 +89,21 @@ def evaluate_run(
 
     Raises:
         SpikegptError: no whole model there, its text is gone, the text is too short, `evaluate_windows` refuses, or the
-            device is not there.
+            device is not there, or the model computes nothing finite.
     """
     model, tokenizer = load_model(run, device=device)
     tokens, source = read_text(run, tokenizer, split=split, file=file, limit=limit, cache=cache)
     ctx_len = min(model.config.ctx_len if ctx_len is None else ctx_len, len(tokens) - 1)
     stride = max(ctx_len // 2, 1) if stride is None else stride
-    windows = evaluate_windows(model, tokens, tokenizer, ctx_len, stride, keep_membrane)
+    with named_if_not_finite(run):
+        windows = evaluate_windows(model, tokens, tokenizer, ctx_len, stride, keep_membrane)
+        stream = evaluate_stream(model, tokens, tokenizer)
     return {
         "run": str(run),
         "spiking": model.config.spiking,
         "parameters": model.count_parameters(),
         "text": source,
-        "stream": evaluate_stream(model, tokens, tokenizer).to_dict(),
+        "stream": stream.to_dict(),
         "windows": windows.to_dict(),
     }
 

@@ -219,11 +219,16 @@ class _Trainer(Loop):
         """Evaluate, sample and save, as is due; who is asked to stop only saves, and does the rest when resumed."""
         evaluates = self.evaluation_is_due()
         samples = self.config.sample_every > 0 and self.step % self.config.sample_every == 0
+        saves = evaluates or stopping or self.step % self.config.save_every == 0
+        if self.is_main and (saves or samples):
+            # a model that computes nothing finite is not worth a checkpoint
+            with self.says_if_it_diverged():
+                self.objective.check_finite()
         if evaluates and not stopping:
             self.valid = self._evaluate()
         if samples and not stopping:
             self._sample()
-        if evaluates or stopping or self.step % self.config.save_every == 0:
+        if saves:
             self._save(put_off=stopping and (evaluates or samples))
 
     def _log(self, done: StepDone) -> None:
@@ -272,11 +277,8 @@ class _Trainer(Loop):
         return valid
 
     def _save(self, put_off: bool = False) -> None:
-        """Keep a checkpoint, unless the weights are not worth it."""
         more: dict[str, Any] = {}
         if self.is_main:
-            with self.says_if_it_diverged():
-                self.objective.check_finite()
             more = {"run": self.run_config, "marks": self.log.marks, "put_off": put_off}
         save_training(self.run, self.step, self.objective, self.optimizer, self.accelerator, more)
         if self.is_main:
