@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..checkpoint.run import read_run_config, run_of
+from ..checkpoint.run import configs_of, read_run_config, run_of
 from ..checkpoint.weights import load_model
 from ..common.errors import SpikegptError
 from ..common.tables import columns
-from ..config import TrainConfig
 from ..data.prepare import prepare
 from ..data.text import Text
 from ..data.tokenizers import Tokenizer
@@ -42,7 +41,7 @@ def read_text(
         if folder is None:
             raise SpikegptError(f"{run} was not trained here, so it has no text of its own; give one with --file FILE")
         values = read_run_config(folder)
-        config = TrainConfig.from_dict(values["train"])
+        _, config = configs_of(folder, values)
         prepared = prepare(list(config.data), tokenizer, cache, text_column=config.text_column)
         check_text(folder, values, prepared.header, advice="or give a text with --file FILE")
         tokens, source = np.asarray(prepared.split(split)), f"{', '.join(config.data)} ({split})"
@@ -57,7 +56,8 @@ def check_text(run: Path, values: dict[str, Any], header: dict[str, Any], advice
     Args:
         values: the run's configuration. Runs without a digest of their text are taken at their word.
     """
-    begun = values.get("corpus") or {}
+    begun = values.get("corpus")
+    begun = begun if isinstance(begun, dict) else {}
     faults = {
         "text_sha256": "it has another sha256",
         "splits": "it is cut into other splits",

@@ -16,7 +16,7 @@ import torch
 
 from ..checkpoint import run as ckpt
 from ..common.devices import find_device
-from ..common.errors import SpikegptError
+from ..common.errors import SpikegptError, warn_on_stderr
 from ..common.files import locked, sha256_of
 from ..config import ModelConfig, SamplingConfig, TrainConfig
 from ..data.prepare import prepare
@@ -97,10 +97,7 @@ def resume(
     """
     run = Path(run)
     values = ckpt.read_run_config(run)
-    try:
-        model_config, train_config = ModelConfig.from_dict(values["model"]), TrainConfig.from_dict(values["train"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise SpikegptError(f"{run / 'config.json'} does not describe a run: {error}") from None
+    model_config, train_config = ckpt.configs_of(run, values)
     start = Path(values["started_from"]) if values.get("started_from") else None
     return _train_alone(model_config, train_config, run, start, neuron, cache, quiet, device, values)
 
@@ -178,6 +175,8 @@ class _Trainer(Loop):
         if newest is not None:
             kept = load_training(newest, self.objective, self.optimizer, self.accelerator)
             self.step = kept["step"]
+            if self.is_main and "run" not in kept:
+                warn_on_stderr(f"{self.run} is of an older spikegpt; its configuration and log are taken as they are")
         elif not is_new and self.is_main and not quiet:
             print(f"{self.run} has no whole checkpoint yet: starting from step 0")
         # whether a signal came when an evaluation or a sample was due

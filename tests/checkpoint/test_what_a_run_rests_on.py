@@ -121,7 +121,7 @@ def test_a_changed_configuration_is_refused_and_the_change_named(broken, cache, 
         assert done.returncode == 1 and found in done.stderr and "put that back" in done.stderr
 
 
-def test_a_run_from_before_checkpoints_held_a_copy_is_held_to_its_model(broken, cache):
+def test_a_run_from_before_checkpoints_held_a_copy_is_held_to_its_model(broken, cache, capsys):
     path = newest(broken) / "training.json"
     values = json.loads(path.read_text())
     for key in ("run", "marks", "put_off"):
@@ -129,6 +129,9 @@ def test_a_run_from_before_checkpoints_held_a_copy_is_held_to_its_model(broken, 
     path.write_text(json.dumps(values))
     write_manifest(path.parent)
     assert read_run_config(broken)["train"]["steps"] == 12
+    change(broken / "config.json", "train", "lr", to=0.004)
+    resume(shutil.copytree(broken, broken.parent / "old"), cache=cache, quiet=True)
+    assert "its configuration and log are taken as they are" in capsys.readouterr().err
     change(broken / "config.json", "model", "neuron", "levels", to=6)
     with pytest.raises(SpikegptError, match=r"levels is 6, but 4 in .*step-00000008/config.json"):
         read_run_config(broken)
