@@ -311,9 +311,11 @@ def test_a_run_has_one_writer_until_it_dies(broken, cache):
 
 
 def test_a_folder_that_was_locked_for_nothing_is_not_left(tmp_path):
-    with pytest.raises(ZeroDivisionError), locked(tmp_path / "new"):
-        raise ZeroDivisionError
-    assert not (tmp_path / "new").exists()
+    (tmp_path / "old").mkdir()
+    for folder in ("old", "new/inner"):
+        with pytest.raises(ZeroDivisionError), locked(tmp_path / folder):
+            raise ZeroDivisionError
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
 
 
 # modes
