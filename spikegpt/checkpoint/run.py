@@ -196,6 +196,14 @@ def read_run_config(run: Path) -> dict[str, Any]:
     return values
 
 
+def configs_of(run: Path, values: dict[str, Any]) -> tuple[ModelConfig, TrainConfig]:
+    """Return the configurations in `values`, what `read_run_config` gave; SpikegptError if they are none of a run."""
+    try:
+        return ModelConfig.from_dict(values["model"]), TrainConfig.from_dict(values["train"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SpikegptError(f"{run / 'config.json'} does not describe a run: {error}") from None
+
+
 def read_model_config(path: Path) -> ModelConfig:
     """Return the configuration in the config.json of a model folder or a run; SpikegptError if it is none."""
     check_format(read_json(path), path)

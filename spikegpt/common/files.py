@@ -72,6 +72,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         SpikegptError: another process holds it, or it cannot be written.
     """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = _open_locked(folder)
@@ -84,9 +85,10 @@ def locked(folder: Path) -> Iterator[None]:
         with suppress(OSError):
             (folder / LOCK).unlink()
         file.close()
-        # if nothing was written
+        # if nothing was written into them
         with suppress(OSError):
-            folder.rmdir()
+            for path in made:
+                path.rmdir()
 
 
 def _open_locked(folder: Path) -> IO[str]:

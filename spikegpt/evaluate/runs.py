@@ -6,17 +6,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..checkpoint.run import read_run_config, run_of
+from ..checkpoint.run import configs_of, read_run_config, run_of
 from ..checkpoint.weights import load_model
 from ..common.errors import SpikegptError
 from ..common.tables import columns
-from ..config import TrainConfig
 from ..data.documents import text_of
 from ..data.prepare import prepare
 from ..data.sources import default_cache_dir
 from ..data.tokenizers import Tokenizer
 from ..data.tokenizers.encoding import encode_first
-from .perplexity import check_length, evaluate_stream, evaluate_windows
+from .perplexity import check_length, evaluate_stream, evaluate_windows, named_if_not_finite
 
 # of the header of its tokens, what a run writes down of its text
 CORPUS_FACTS = ("corpus", "metadata", "text_sha256", "tokens_sha256", "splits")
@@ -44,7 +43,7 @@ def read_text(
         if folder is None:
             raise SpikegptError(f"{run} was not trained here, so it has no text of its own; give one with --file FILE")
         values = read_run_config(folder)
-        config = TrainConfig.from_dict(values["train"])
+        _, config = configs_of(folder, values)
         prepared = prepare(list(config.data), tokenizer, cache, text_column=config.text_column)
         check_text(folder, values, prepared.header, advice="or give a text with --file FILE")
         tokens, source = np.asarray(prepared.split(split)), f"{', '.join(config.data)} ({split})"
@@ -59,7 +58,8 @@ def check_text(run: Path, values: dict[str, Any], header: dict[str, Any], advice
     Args:
         values: the run's configuration. Runs without a digest of their text are taken at their word.
     """
-    begun = values.get("corpus") or {}
+    begun = values.get("corpus")
+    begun = begun if isinstance(begun, dict) else {}
     faults = {
         "text_sha256": "it has another sha256",
         "splits": "it is cut into other splits",
@@ -91,19 +91,21 @@ def evaluate_run(
 
     Raises:
         SpikegptError: no whole model there, its text is gone, the text is too short, `evaluate_windows` refuses, or the
-            device is not there.
+            device is not there, or the model computes nothing finite.
     """
     model, tokenizer = load_model(run, device=device)
     tokens, source = read_text(run, tokenizer, split=split, file=file, limit=limit, cache=cache)
     ctx_len = min(model.config.ctx_len if ctx_len is None else ctx_len, len(tokens) - 1)
     stride = max(ctx_len // 2, 1) if stride is None else stride
-    windows = evaluate_windows(model, tokens, tokenizer, ctx_len, stride, keep_membrane)
+    with named_if_not_finite(run):
+        windows = evaluate_windows(model, tokens, tokenizer, ctx_len, stride, keep_membrane)
+        stream = evaluate_stream(model, tokens, tokenizer)
     return {
         "run": str(run),
         "spiking": model.config.spiking,
         "parameters": model.count_parameters(),
         "text": source,
-        "stream": evaluate_stream(model, tokens, tokenizer).to_dict(),
+        "stream": stream.to_dict(),
         "windows": windows.to_dict(),
     }
 

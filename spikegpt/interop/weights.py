@@ -6,6 +6,7 @@ side. How their files are opened: opening.py; what they call their tensors: name
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,6 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..checkpoint.files import FORMAT, write_manifest
-from ..checkpoint.run import find_model
 from ..checkpoint.safetensors_file import write_safetensors
 from ..checkpoint.weights import load_model
 from ..common.errors import SpikegptError
@@ -131,16 +131,18 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
         raise SpikegptError(f"layout {layout!r} is unknown; known: {', '.join(LAYOUTS)}")
     run, target = Path(run), Path(target)
     _check_free(target, is_folder=layout != "pth")
-    folder = find_model(run)
     if layout == "auto":
         from .huggingface import from_run
 
-        parts = from_run(folder)
+        parts = from_run(run)
         with _writing(target):
             for part in parts:
                 part.save_pretrained(target)
+            for path in target.glob("*.safetensors"):
+                # the library of these lets only the owner read
+                shutil.copymode(target / "config.json", path)
         return
-    model, tokenizer = load_model(folder)
+    model, tokenizer = load_model(run)
     config = model.config
     if config.mixer != "rwkv4":
         raise SpikegptError(

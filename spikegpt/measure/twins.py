@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.run import latest_checkpoint, read_run_config, step_of
+from ..checkpoint.run import configs_of, latest_checkpoint, read_run_config, step_of
 from ..common.errors import SpikegptError
 from ..config import ModelConfig, TrainConfig
 from ..train.convert import read_model_config
@@ -41,31 +41,31 @@ _NEURON_SETTINGS = {"neuron", "hidden_levels", "spiking_head", "binary_embedding
 def find_twin(run: Path) -> Path | None:
     """Return a run beside `run` that is its dense twin (same sizes, text, seed and training); None without one."""
     config = read_run_config(run)
-    wanted = _twin_key(ModelConfig.from_dict(config["model"]).twin(), config)
+    model, training = configs_of(run, config)
+    wanted = _twin_key(model.twin(), training, config)
     for folder in sorted(run.resolve().parent.iterdir()):
         if not (folder / "config.json").is_file() or not (folder / "tokenizer.json").is_file():
             continue
         try:
             values = read_run_config(folder)
-            model, key = ModelConfig.from_dict(values["model"]), None
-            # imported models and classifiers have not been trained as runs are
-            if model.spiking == "none" and "train" in values:
-                key = _twin_key(model, values)
-        except (SpikegptError, KeyError, TypeError, ValueError, AttributeError) as error:
+            # imported models have not been trained as runs are
+            if "train" not in values:
+                continue
+            model, training = configs_of(folder, values)
+        except SpikegptError as error:
             _say(f"note: {folder} is passed over in the search for a twin: {error}")
             continue
-        if key == wanted:
+        if model.spiking == "none" and _twin_key(model, training, values) == wanted:
             return folder
     return None
 
 
-def _twin_key(model: ModelConfig, run_config: dict[str, Any]) -> tuple[Any, ...]:
+def _twin_key(model: ModelConfig, training: TrainConfig, run_config: dict[str, Any]) -> tuple[Any, ...]:
     """What must be equal in a model and its twin."""
     sizes = {name: value for name, value in model.to_dict().items() if name not in _NEURON_SETTINGS}
     own = _OWN_SETTINGS | _SPIKE_SETTINGS | _TEACHING_SETTINGS
     # older runs hold the paths that they were given
-    training = with_absolute_paths(TrainConfig.from_dict(run_config["train"])).to_dict()
-    shared = {name: value for name, value in training.items() if name not in own}
+    shared = {name: value for name, value in with_absolute_paths(training).to_dict().items() if name not in own}
     start = run_config.get("started_from") and str(Path(run_config["started_from"]).absolute())
     return sizes, shared, (run_config.get("corpus") or {}).get("text_sha256"), start
 
@@ -78,11 +78,11 @@ def make_twin(run: Path, *, cache: Path | None = None, quiet: bool = False, devi
         KeyboardInterrupt, SystemExit: training was interrupted, by SIGINT or another signal.
     """
     config = read_run_config(run)
-    model = ModelConfig.from_dict(config["model"])
+    model, own_training = configs_of(run, config)
     if model.spiking == "none":
         raise SpikegptError(f"{run} is dense; --twin needs a spiking run")
     # a twin is nobody's pupil
-    training = dataclasses.replace(TrainConfig.from_dict(config["train"]), teacher=None)
+    training = dataclasses.replace(own_training, teacher=None)
     start = config.get("started_from") and Path(config["started_from"])
     if start and read_model_config(start).spiking != "none":
         raise SpikegptError(

@@ -16,7 +16,7 @@ import torch
 
 from ..checkpoint import run as ckpt
 from ..common.devices import find_device
-from ..common.errors import SpikegptError
+from ..common.errors import SpikegptError, warn_on_stderr
 from ..common.files import locked, sha256_of
 from ..common.threads import Pace, fastest_threads, use_threads
 from ..config import ModelConfig, SamplingConfig, TrainConfig
@@ -114,10 +114,7 @@ def resume(
     """
     run = Path(run)
     values = ckpt.read_run_config(run)
-    try:
-        model_config, train_config = ModelConfig.from_dict(values["model"]), TrainConfig.from_dict(values["train"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise SpikegptError(f"{run / 'config.json'} does not describe a run: {error}") from None
+    model_config, train_config = ckpt.configs_of(run, values)
     start = Path(values["started_from"]) if values.get("started_from") else None
     return _train_alone(model_config, train_config, run, start, neuron, cache, quiet, device, values)
 
@@ -198,6 +195,8 @@ class _Trainer(Loop):
         if newest is not None:
             kept = load_training(newest, self.objective, self.optimizer, self.accelerator)
             self.step = kept["step"]
+            if self.is_main and "run" not in kept:
+                warn_on_stderr(f"{self.run} is of an older spikegpt; its configuration and log are taken as they are")
         elif not is_new and self.is_main and not quiet:
             print(f"{self.run} has no whole checkpoint yet: starting from step 0")
         # whether a signal came when an evaluation or a sample was due
@@ -248,11 +247,16 @@ class _Trainer(Loop):
         """Evaluate, sample and save, as is due; who is asked to stop only saves, and does the rest when resumed."""
         evaluates = self.evaluation_is_due()
         samples = self.config.sample_every > 0 and self.step % self.config.sample_every == 0
+        saves = evaluates or stopping or self.step % self.config.save_every == 0
+        if self.is_main and (saves or samples):
+            # a model that computes nothing finite is not worth a checkpoint
+            with self.says_if_it_diverged():
+                self.objective.check_finite()
         if evaluates and not stopping:
             self.valid = self._evaluate()
         if samples and not stopping:
             self._sample()
-        if evaluates or stopping or self.step % self.config.save_every == 0:
+        if saves:
             self._save(put_off=stopping and (evaluates or samples))
 
     def _choose_threads(self) -> None:
@@ -308,11 +312,8 @@ class _Trainer(Loop):
         return valid
 
     def _save(self, put_off: bool = False) -> None:
-        """Keep a checkpoint, unless the weights are not worth it."""
         more: dict[str, Any] = {}
         if self.is_main:
-            with self.says_if_it_diverged():
-                self.objective.check_finite()
             more = {"run": self.run_config, "marks": self.log.marks, "put_off": put_off}
         save_training(self.run, self.step, self.objective, self.optimizer, self.accelerator, more)
         if self.is_main:
