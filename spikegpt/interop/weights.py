@@ -24,6 +24,7 @@ from ..common.hub import fetch, is_hub_name
 from ..config import ModelConfig, Spiking
 from ..data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
 from .names import empty_model, huggingface_config, huggingface_name, infer_config, official_names
+from .tokenizer_files import read_tokenizer, write_tokenizer
 
 LAYOUTS = ("pth", "huggingface", "auto")
 
@@ -89,8 +90,8 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
     if layout == "auto":
         from .huggingface import from_run
 
-        for part in from_run(folder):
-            part.save_pretrained(target)
+        from_run(folder)[0].save_pretrained(target)
+        write_tokenizer(load_tokenizer(folder / "tokenizer.json"), target, pads=True)
         return
     model, tokenizer = load_model(folder)
     config = model.config
@@ -113,8 +114,8 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
     names = {huggingface_name(name): name for name in weights}
     shapes = {name: tuple(weights[ours].shape) for name, ours in names.items()}
     stream = ((name, weights[ours]) for name, ours in names.items())
-    write_atomically(target / "config.json", json.dumps(huggingface_config(config), indent=1))
-    tokenizer.save(target / "tokenizer.json")
+    special = write_tokenizer(tokenizer, target, pads=False)
+    write_atomically(target / "config.json", json.dumps(huggingface_config(config) | special, indent=1))
     write_safetensors(target / "model.safetensors", shapes, stream)
 
 
@@ -185,7 +186,7 @@ def _find_tokenizer(source: Path, given: Path | None, vocab_size: int) -> Tokeni
     folder = source if source.is_dir() else source.parent
     beside = [path for path in (folder / "tokenizer.json", folder / "20B_tokenizer.json") if path.exists()]
     if given is not None or beside:
-        tokenizer = load_tokenizer(given or beside[0])
+        tokenizer = read_tokenizer(given or beside[0])
         # released models have a few rows more than tokens
         if tokenizer.vocab_size > vocab_size:
             raise SpikegptError(
