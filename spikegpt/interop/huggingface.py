@@ -51,6 +51,8 @@ class SpikeGPTForCausalLM(SpikeGPTPreTrained, GenerationMixin):
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.spikegpt.head = new_embeddings
+        # made for new tokens; see `from_run`
+        self.generation_config.suppress_tokens = None
 
     def forward(
         self,
@@ -252,11 +254,10 @@ def from_run(run: str | Path) -> tuple[SpikeGPTForCausalLM, PreTrainedTokenizerF
         SpikeGPTConfig.from_model_config(model.config, architectures=["SpikeGPTForCausalLM"], **special)
     )
     wrapped.spikegpt.load_state_dict(model.state_dict())
-    tokens = set(library_tokenizer(tokenizer).get_vocab().values())
-    # rows without a token; released models have some
-    wrapped.generation_config.suppress_tokens = [
-        id for id in range(model.config.vocab_size) if id not in tokens
-    ] or None
+    # released models have rows without a token
+    tokens = set(theirs.get_vocab().values()) - {theirs.pad_token_id, theirs.unk_token_id}
+    without = sorted(set(range(model.config.vocab_size)) - tokens)
+    wrapped.generation_config.suppress_tokens = without or None
     return wrapped.eval(), theirs
 
 

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 
 from ..common.errors import SpikegptError
 from ..config import ModelConfig
+from ..model.initial import initialise
 from ..model.network import SpikeGPT
 from ..model.state import State, join_states, select_texts
 
@@ -125,8 +126,10 @@ class SpikeGPTPreTrained(PreTrainedModel):
     def _make_network(self) -> SpikeGPT:
         """The network, initialised by us; without numbers in from_pretrained, which builds on the meta device."""
         is_filled_later = torch.empty(0).is_meta
-        network = SpikeGPT(self.config.to_model_config(), init=not is_filled_later)
-        for module in network.modules() if not is_filled_later else ():
+        if is_filled_later:
+            return SpikeGPT(self.config.to_model_config(), init=False)
+        network = _initialised(self.config.to_model_config())
+        for module in network.modules():
             # a plain attribute, past the door through which modules take tensors and modules
             vars(module)["_is_hf_initialized"] = True
         return network
@@ -134,7 +137,8 @@ class SpikeGPTPreTrained(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Called for what a checkpoint does not fill: a classifier's head, other numbers of tokens or of classes."""
-        if not any(True for _ in module.parameters(recurse=False)):
+        # what is without numbers has none, or has them on a disk
+        if all(parameter.is_meta for parameter in module.parameters(recurse=False)):
             return
         if module is getattr(self, "score", None):
             initialization.normal_(module.weight, std=0.02)
@@ -150,7 +154,7 @@ class SpikeGPTPreTrained(PreTrainedModel):
             )
         weight = cast(Tensor, module.weight)
         config = dataclasses.replace(self.config.to_model_config(), n_layer=1, vocab_size=len(weight))
-        initialization.copy_(weight, getattr(SpikeGPT(config), name).weight)
+        initialization.copy_(weight, getattr(_initialised(config), name).weight)
 
     def _read(
         self,
@@ -166,7 +170,7 @@ class SpikeGPTPreTrained(PreTrainedModel):
         Padding on the right is read last and changes no output before it. Where it stands on the left, or the state
         after it is wanted, each row is read alone: nothing that is padding may enter a recurrent state.
         """
-        x, is_text = self._embed(input_ids, inputs_embeds, attention_mask)
+        x, is_text = self._embed(input_ids, inputs_embeds, attention_mask, state)
         length = x.shape[1]
         all_last = torch.full((len(x),), length - 1, device=x.device)
         if state is not None and length == 1 and is_text is not None:
@@ -202,7 +206,11 @@ class SpikeGPTPreTrained(PreTrainedModel):
         return Read(join(row[0] for row in rows), join_states([row[1] for row in rows]), {}, layers, is_text, last)
 
     def _embed(
-        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, attention_mask: Tensor | None
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        attention_mask: Tensor | None,
+        state: State | None,
     ) -> tuple[Tensor, Tensor | None]:
         """(embeddings (B, T, n_embd), which of them are text (B, T), or None if nobody says that some are not)."""
         given = input_ids if input_ids is not None else inputs_embeds
@@ -210,13 +218,12 @@ class SpikeGPTPreTrained(PreTrainedModel):
             raise ValueError("give input_ids or inputs_embeds, one of the two")
         is_text = None
         if attention_mask is not None:
-            if (
-                attention_mask.dim() != 2
-                or len(attention_mask) != len(given)
-                or attention_mask.shape[1] < given.shape[1]
-            ):
+            n_texts, length = given.shape[:2]
+            fits = attention_mask.dim() == 2 and len(attention_mask) == n_texts
+            if not fits or attention_mask.shape[1] < length or (attention_mask.shape[1] > length and state is None):
                 raise ValueError(
-                    f"attention_mask is {tuple(attention_mask.shape)}, the texts are {tuple(given.shape[:2])} (B, T)"
+                    f"attention_mask is {tuple(attention_mask.shape)}, the texts are {(n_texts, length)} (B, T); "
+                    "longer than they it may be with a `state` only, which has read what came before"
                 )
             # it may reach back over what the state has read
             is_text = attention_mask[:, -given.shape[1] :].bool()
@@ -267,3 +274,10 @@ class SpikeGPTPreTrained(PreTrainedModel):
     def _finish(self, output: SpikeGPTOutput, return_dict: bool | None) -> SpikeGPTOutput | tuple:
         wants_dict = self.config.return_dict if return_dict is None else return_dict
         return output if wants_dict else output.to_tuple()
+
+
+def _initialised(config: ModelConfig) -> SpikeGPT:
+    """A new network in torch's default dtype; orthogonal matrices and thresholds are found in float32."""
+    network = SpikeGPT(config, init=False).float()
+    initialise(network)
+    return network.to(torch.get_default_dtype())
