@@ -1,4 +1,4 @@
-"""What the library's common tests of generation demand: every way to decode is reading all anew, padding is never read."""
+"""What the library's common tests of generation demand: each way to decode is as reading all anew, without padding."""
 
 import pytest
 import torch
