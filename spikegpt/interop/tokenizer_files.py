@@ -39,7 +39,12 @@ def library_tokenizer(tokenizer: Tokenizer) -> "LibraryTokenizer":
     from tokenizers import decoders, models, pre_tokenizers
 
     if isinstance(tokenizer, BPETokenizer):
-        return LibraryTokenizer.from_str(json.dumps(tokenizer.to_json()))
+        library = LibraryTokenizer.from_str(json.dumps(tokenizer.to_json()))
+        # ours adds no token to a text, and takes none away
+        library.post_processor = None
+        library.no_truncation()
+        library.no_padding()
+        return library
     if isinstance(tokenizer, ByteTokenizer):
         # the vocabulary of single letters that stand for bytes, and no pair of them
         library = LibraryTokenizer(models.BPE({letter: byte for byte, letter in enumerate(byte_letters())}, []))

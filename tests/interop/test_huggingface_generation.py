@@ -5,12 +5,11 @@ import torch
 import transformers
 from huggingface_models import PADDING, make, pad, some_ids
 
-from spikegpt.config import SPIKING
 from spikegpt.data.tokenizers import CharTokenizer
 from spikegpt.interop.huggingface import SpikeGPTForSequenceClassification, from_run, to_huggingface_tokenizer
 
 PROMPTS = [some_ids(5, seed=1), some_ids(2, seed=2), some_ids(3, seed=3)]
-GREEDY = {"do_sample": False, "max_new_tokens": 6}
+GREEDY = {"do_sample": False, "max_new_tokens": 4}
 WAYS = {
     "greedy": {"do_sample": False},
     "sampling": {"do_sample": True},
@@ -30,11 +29,16 @@ WAYS = {
     },
 }
 each_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+each_way_and_block = pytest.mark.parametrize(
+    ("way", "spiking"),
+    [pytest.param(way, "input", id=name) for name, way in WAYS.items()]
+    + [pytest.param(WAYS["several beams"], spiking, id=spiking) for spiking in ("output", "none")],
+)
 
 
 def generate(model, ids, **options):
     torch.manual_seed(0)
-    return model.generate(ids, **{"max_new_tokens": 6, **options})
+    return model.generate(ids, **{"max_new_tokens": 4, **options})
 
 
 @pytest.fixture
@@ -42,9 +46,8 @@ def model():
     return make()
 
 
-@pytest.mark.parametrize("spiking", SPIKING)
-@each_way
-def test_with_a_state_as_without(spiking, way):
+@each_way_and_block
+def test_with_a_state_as_without(way, spiking):
     model = make(spiking=spiking)
     ids, mask = pad(PROMPTS, "left")
     found, wanted = (generate(model, ids, attention_mask=mask, use_cache=on, **way) for on in (True, False))
@@ -79,9 +82,8 @@ def test_embeddings_are_a_prompt(model, way):
         assert torch.equal(found, wanted)
 
 
-@pytest.mark.parametrize("spiking", SPIKING)
-@each_way
-def test_from_a_state_several_new_tokens_are_read(spiking, way):
+@each_way_and_block
+def test_from_a_state_several_new_tokens_are_read(way, spiking):
     model, ids = make(spiking=spiking), some_ids(2, 7)
     if "repetition_penalty" in way:
         pytest.skip("these look at the ids of the prompt")
@@ -119,9 +121,9 @@ def test_all_that_can_be_given_out_is(model, beams):
         output_hidden_states=True,
         **GREEDY,
     )
-    assert len(found.scores) == len(found.logits) == len(found.hidden_states) == 6
+    assert len(found.scores) == len(found.logits) == len(found.hidden_states) == 4
     assert found.logits[0].shape == (2 * beams, 64)
-    assert [states[0].shape for states in found.hidden_states] == [(2 * beams, n, 16) for n in (4, 1, 1, 1, 1, 1)]
+    assert [states[0].shape for states in found.hidden_states] == [(2 * beams, n, 16) for n in (4, 1, 1, 1)]
     if beams == 1:
         torch.testing.assert_close(found.logits[-1], model(found.sequences[:, :-1]).logits[:, -1])
 
@@ -130,7 +132,7 @@ def test_guidance_is_refused_with_a_state_of_which_it_knows_nothing(model):
     with pytest.raises(ValueError, match="with a `state` only"):
         generate(model, some_ids(1, 4), guidance_scale=1.5, **GREEDY)
     guided = generate(model, some_ids(1, 4), guidance_scale=1.5, use_cache=False, **GREEDY)
-    assert guided.shape == (1, 10)
+    assert guided.shape == (1, 8)
 
 
 def test_attentions_are_refused(model):
@@ -138,9 +140,9 @@ def test_attentions_are_refused(model):
         generate(model, some_ids(1, 4), output_attentions=True, return_dict_in_generate=True)
 
 
-@pytest.mark.parametrize("way", [{"assistant_model": None}, {"prompt_lookup_num_tokens": 2}], ids=["model", "lookup"])
+@pytest.mark.parametrize("way", [{}, {"prompt_lookup_num_tokens": 2}], ids=["model", "lookup"])
 def test_drafts_are_refused(model, way):
-    way = {"assistant_model": make(seed=1)} if "assistant_model" in way else way
+    way = way or {"assistant_model": make(seed=1)}
     with pytest.raises(ValueError, match="not supported with stateful models"):
         generate(model, some_ids(1, 4), **way)
 
@@ -187,7 +189,7 @@ def test_in_half_precision(tmp_path):
     make().save_pretrained(tmp_path)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype="bfloat16").eval()
     ids, mask = pad(PROMPTS, "left")
-    assert generate(model, ids, attention_mask=mask, num_beams=2).shape == (3, 11)
+    assert generate(model, ids, attention_mask=mask, num_beams=2).shape == (3, 9)
 
 
 # --- pipelines --------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 import transformers
 
@@ -36,27 +37,36 @@ OURS = {
 each = pytest.mark.parametrize("ours", OURS.values(), ids=OURS.keys())
 
 
-@pytest.fixture(params=["made", "written", "saved"])
-def hf(request, tmp_path, ours):
-    """Theirs, made in memory, read from our files, or read from the library's."""
-    made = to_huggingface_tokenizer(ours)
-    if request.param == "made":
-        return made
-    if request.param == "written":
-        write_tokenizer(ours, tmp_path, pads=True)
-    else:
-        made.save_pretrained(tmp_path)
-    return transformers.AutoTokenizer.from_pretrained(tmp_path)
+def made(ours, folder):
+    return to_huggingface_tokenizer(ours)
+
+
+def written(ours, folder):
+    write_tokenizer(ours, folder, pads=True)
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def saved(ours, folder):
+    to_huggingface_tokenizer(ours).save_pretrained(folder)
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture
+def hf(ours, tmp_path):
+    return written(ours, tmp_path)
 
 
 @each
-@pytest.mark.parametrize("text", TEXTS)
-def test_ids_and_texts_are_ours(hf, ours, text):
-    ids = hf(text).input_ids
-    assert ids == ours.encode(text.encode()).tolist() == hf.encode(text)
-    assert hf.decode(ids) == hf.decode(ids, skip_special_tokens=True) == text
-    assert hf.convert_tokens_to_string(hf.convert_ids_to_tokens(ids)) == text
-    assert hf.convert_tokens_to_ids(hf.tokenize(text)) == ids
+@pytest.mark.parametrize("way", [made, written, saved])
+def test_ids_and_texts_are_ours(ours, way, tmp_path):
+    hf = way(ours, tmp_path)
+    for text in TEXTS:
+        ids = hf(text).input_ids
+        assert ids == ours.encode(text.encode()).tolist() == hf.encode(text)
+        assert hf.decode(ids) == hf.decode(ids, skip_special_tokens=True) == text
+        assert hf.convert_tokens_to_string(hf.convert_ids_to_tokens(ids)) == text
+        assert hf.convert_tokens_to_ids(hf.tokenize(text)) == ids
+    assert hf.pad_token_id == len(hf) - 1
 
 
 @each
@@ -131,6 +141,17 @@ def test_a_language_modelling_collator_leaves_out_padding_alone(hf, ours):
 def test_an_end_of_text_is_a_token_and_no_padding(hf, ours):
     assert (hf.eos_token_id is None) == (ours is not OURS["bpe with an end"])
     assert hf.eos_token_id == hf.bos_token_id != hf.pad_token_id
+
+
+def test_nothing_is_added_to_a_text_or_cut_off():
+    library = tokenizers.Tokenizer.from_str(json.dumps(BPE.to_json()))
+    library.add_special_tokens(["<s>"])
+    begin = ("<s>", library.token_to_id("<s>"))
+    library.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[begin])
+    library.enable_truncation(2)
+    library.enable_padding()
+    ours = BPETokenizer(json.loads(library.to_str()))
+    assert to_huggingface_tokenizer(ours)(ODD).input_ids == ours.encode(ODD.encode()).tolist()
 
 
 @pytest.mark.parametrize("unknown", ["\u03a9", "aXb\u03a9"])
