@@ -24,6 +24,7 @@ from .pretrained import SpikeGPTConfig, SpikeGPTOutput, SpikeGPTPreTrained
 from .tokenizer_files import library_tokenizer, tokenizer_options
 
 # isort: split
+# after .pretrained, which says what to install where this is missing
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -139,6 +140,8 @@ class SpikeGPTForCausalLM(SpikeGPTPreTrained, GenerationMixin):
         # after the prompt, one token and the state are all there is to read
         if use_cache and state is not None and not is_first_iteration:
             return {"input_ids": input_ids[:, -1:], "state": state, **given}
+        if is_first_iteration and attention_mask is not None and not bool(attention_mask[:, -1].all()):
+            raise ValueError("texts are padded on the right, where generate goes on; pad them with padding_side='left'")
         given |= {"attention_mask": attention_mask, "state": state}
         if inputs_embeds is None:
             return {"input_ids": input_ids, **given}

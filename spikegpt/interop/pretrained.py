@@ -269,7 +269,9 @@ class SpikeGPTPreTrained(PreTrainedModel):
         n_labels = (labels != -100).sum()
         # the mean of nothing is no number
         loss = torch.where(n_labels > 0, loss, loss.new_zeros(()))
-        return loss if num_items_in_batch is None else loss * n_labels / num_items_in_batch
+        if num_items_in_batch is None:
+            return loss
+        return loss * n_labels / torch.as_tensor(num_items_in_batch, device=loss.device).clamp(min=1)
 
     def _finish(self, output: SpikeGPTOutput, return_dict: bool | None) -> SpikeGPTOutput | tuple:
         wants_dict = self.config.return_dict if return_dict is None else return_dict

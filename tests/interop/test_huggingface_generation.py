@@ -62,6 +62,13 @@ def test_a_padded_prompt_is_continued_as_alone(model, told):
         assert torch.equal(row[5:], generate(model, prompt[None], **GREEDY)[0, len(prompt) :])
 
 
+@pytest.mark.parametrize("told", [True, False], ids=["mask", "no mask"])
+def test_prompts_that_are_padded_on_the_right_are_refused(model, told):
+    ids, mask = pad(PROMPTS, "right")
+    with pytest.raises(ValueError, match="padding_side='left'"):
+        generate(model, ids, **GREEDY, **({"attention_mask": mask} if told else {}))
+
+
 def test_padding_stands_behind_a_text_that_has_ended(model):
     end = int(generate(model, PROMPTS[1][None], **GREEDY)[0, 3])
     ids, mask = pad(PROMPTS, "left")

@@ -178,10 +178,14 @@ def test_a_label_that_is_no_token_is_refused(label):
 
 
 @each_class
-def test_nothing_to_learn_is_a_loss_of_zero(kind):
-    loss = make(kind)(some_ids(2, 6), labels=torch.full_like(LABELS[kind], -100)).loss
+@pytest.mark.parametrize("counted", [None, 0, torch.tensor(0), 5])
+def test_nothing_to_learn_is_a_loss_of_zero(kind, counted):
+    labels = torch.full_like(LABELS[kind], -100)
+    model = make(kind)
+    loss = model(some_ids(2, 6), labels=labels, num_items_in_batch=counted).loss
     loss.backward()
     assert loss == 0
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
 
 
 @each_class
