@@ -28,7 +28,6 @@ WAYS = {
         "bad_words_ids": [[3], [5, 6]],
     },
 }
-each_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
 each_way_and_block = pytest.mark.parametrize(
     ("way", "spiking"),
     [pytest.param(way, "input", id=name) for name, way in WAYS.items()]
@@ -77,16 +76,14 @@ def test_padding_stands_behind_a_text_that_has_ended(model):
     assert row[row.index(end) :] == [end] + [PADDING] * (len(row) - row.index(end) - 1)
 
 
-@each_way
-def test_embeddings_are_a_prompt(model, way):
+@pytest.mark.parametrize("way", ["greedy", "several samples", "several beams", "an end"])
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_embeddings_are_a_prompt(model, way, use_cache):
     ids, mask = pad(PROMPTS, "left")
     embeddings = model.get_input_embeddings()(ids.masked_fill(mask == 0, 0))
-    if "repetition_penalty" in way:
-        pytest.skip("these look at the ids of the prompt")
-    wanted = generate(model, ids, attention_mask=mask, **way)[:, 5:]
-    for use_cache in (True, False):
-        found = generate(model, None, inputs_embeds=embeddings, attention_mask=mask, use_cache=use_cache, **way)
-        assert torch.equal(found, wanted)
+    wanted = generate(model, ids, attention_mask=mask, **WAYS[way])[:, 5:]
+    given = {"inputs_embeds": embeddings, "attention_mask": mask, "use_cache": use_cache}
+    assert torch.equal(generate(model, None, **given, **WAYS[way]), wanted)
 
 
 @each_way_and_block

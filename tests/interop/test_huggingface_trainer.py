@@ -150,8 +150,7 @@ def test_the_loss_of_an_evaluation_is_finite_where_a_batch_has_no_labels(kind, t
     assert np.isfinite(run.evaluate()["eval_loss"])
 
 
-@each_class
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize(("kind", "precision"), [(LM, "bf16"), (CLASSIFIER, "fp16")], ids=["bf16", "fp16"])
 def test_half_precision(kind, precision, tmp_path):
     model = make(kind)
     before = [parameter.clone() for parameter in model.parameters()]
@@ -160,10 +159,9 @@ def test_half_precision(kind, precision, tmp_path):
     assert any(not torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
 
 
-@each_class
-def test_a_broken_off_training_goes_on_as_the_unbroken_one(kind, tmp_path):
-    data, options = examples(kind), {"per_device_train_batch_size": 2, "optim": "adamw_torch", "learning_rate": 1e-2}
-    unbroken, broken, resumed = (make(kind, "none") for _ in range(3))
+def test_a_broken_off_training_goes_on_as_the_unbroken_one(tmp_path):
+    data, options = examples(LM), {"per_device_train_batch_size": 2, "optim": "adamw_torch", "learning_rate": 1e-2}
+    unbroken, broken, resumed = (make(LM, "none") for _ in range(3))
     trainer(unbroken, tmp_path / "a", data, max_steps=4, **options).train()
     trainer(broken, tmp_path / "b", data, max_steps=2, save_strategy="steps", save_steps=2, **options).train()
     trainer(resumed, tmp_path / "b", data, max_steps=4, **options).train(resume_from_checkpoint=True)
@@ -171,24 +169,22 @@ def test_a_broken_off_training_goes_on_as_the_unbroken_one(kind, tmp_path):
         torch.testing.assert_close(ours, theirs)
 
 
-@each_class
-def test_what_is_saved_is_loaded_with_its_tokenizer(kind, tmp_path):
+def test_what_is_saved_is_loaded_with_its_tokenizer(tmp_path):
     tokenizer = to_huggingface_tokenizer(ByteTokenizer())
-    model = make(kind)
-    run = trainer(model, tmp_path, examples(kind), processing_class=tokenizer)
+    model = make(LM)
+    run = trainer(model, tmp_path, examples(LM), processing_class=tokenizer)
     run.train()
     run.save_model(str(tmp_path / "saved"))
-    again = kind.from_pretrained(tmp_path / "saved").eval()
+    again = LM.from_pretrained(tmp_path / "saved").eval()
     ids = some_ids(1, 5)
     assert torch.equal(again(ids).logits, model.eval()(ids).logits)
     assert again.config.pad_token_id == 256
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")("ab").input_ids == [97, 98]
 
 
-@each_class
-def test_columns_that_the_model_does_not_read_are_left_out(kind, tmp_path):
-    data = [{**one, "text": "abc", "idx": 3} for one in examples(kind)]
-    assert np.isfinite(first_step(make(kind), tmp_path, data, data_collator=collate)["loss"])
+def test_columns_that_the_model_does_not_read_are_left_out(tmp_path):
+    data = [{**one, "text": "abc", "idx": 3} for one in examples(LM)]
+    assert np.isfinite(first_step(make(LM), tmp_path, data, data_collator=collate)["loss"])
 
 
 @pytest.mark.parametrize(
