@@ -196,9 +196,6 @@ def test_in_half_precision(tmp_path):
     assert generate(model, ids, attention_mask=mask, num_beams=2).shape == (3, 9)
 
 
-# --- pipelines --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_the_text_pipeline_continues_texts_of_a_batch(trained, batch_size):
     model, tokenizer = from_run(trained)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from spikegpt.common.errors import SpikegptError
 from spikegpt.config import SPIKING
-from spikegpt.interop.huggingface import SpikeGPTConfig, SpikeGPTForCausalLM, SpikeGPTForSequenceClassification
+from spikegpt.interop.huggingface import SpikeGPTConfig
 
 LM, CLASSIFIER = CLASSES
 each_class = pytest.mark.parametrize("kind", CLASSES, ids=["lm", "classifier"])
@@ -21,9 +21,6 @@ LABELS = {LM: some_ids(2, 6, seed=9), CLASSIFIER: torch.tensor([0, 1])}
 
 def same(one, other, **tolerance):
     torch.testing.assert_close(one, other, **tolerance)
-
-
-# --- what goes in and out ---------------------------------------------------------------------------------------------
 
 
 @each_class
@@ -108,9 +105,6 @@ def test_what_changes_nothing_is_taken(kind):
     assert torch.equal(make(kind)(some_ids(1, 4), **given).logits, make(kind)(some_ids(1, 4)).logits)
 
 
-# --- padding and states -----------------------------------------------------------------------------------------------
-
-
 @each_class
 @each_block
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -158,9 +152,6 @@ def test_padding_after_a_state_leaves_it_as_it_was():
     found = model(torch.tensor([[3], [PADDING]]), state=state).state
     same(found[1].time_mix.wkv[0][1], state[1].time_mix.wkv[0][1])
     assert not torch.equal(found[1].time_mix.wkv[0][0], state[1].time_mix.wkv[0][0])
-
-
-# --- losses -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -227,9 +218,6 @@ def test_each_kind_of_problem_has_its_loss_and_adds_up(problem, num_labels, labe
     same(sum(parts), whole.loss)
 
 
-# --- embeddings of another size ---------------------------------------------------------------------------------------
-
-
 @each_class
 @pytest.mark.parametrize(
     ("options", "size"),
@@ -266,9 +254,6 @@ def test_the_embedding_is_set(kind):
     model.set_input_embeddings(torch.nn.Embedding(10, 16))
     assert model(torch.tensor([[9]])).logits is not None
     assert model.spikegpt.config.vocab_size == 10
-
-
-# --- saving and loading -----------------------------------------------------------------------------------------------
 
 
 @each_class
@@ -364,9 +349,6 @@ def test_gradients_reach_every_parameter(kind):
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
-# --- the configuration ------------------------------------------------------------------------------------------------
-
-
 def test_the_librarys_names_are_ours():
     config = SpikeGPTConfig(hidden_size=24, num_hidden_layers=3, max_position_embeddings=7)
     assert (config.n_embd, config.n_layer, config.ctx_len) == (24, 3, 7)
@@ -399,10 +381,3 @@ def test_a_padding_token_with_a_row_is_text_unless_a_mask_says_otherwise():
     # exports of before padded with token 0
     ids = torch.tensor([[0, 5, 0, 7]])
     same(make(pad_token_id=0)(ids).logits, make(pad_token_id=None)(ids).logits)
-
-
-def test_both_classes_are_those_of_the_auto_classes():
-    assert isinstance(transformers.AutoModelForCausalLM.from_config(make().config), SpikeGPTForCausalLM)
-    assert isinstance(
-        transformers.AutoModelForSequenceClassification.from_config(make().config), SpikeGPTForSequenceClassification
-    )

@@ -163,9 +163,6 @@ def test_an_unknown_character_is_an_unknown_token(unknown):
     assert hf.unk_token == UNKNOWN and hf.decode([0, 3]) == "\n" + UNKNOWN
 
 
-# --- exported folders -------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def run(ours, tmp_path):
     """A dense model with some rows more than tokens."""
