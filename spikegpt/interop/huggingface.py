@@ -5,139 +5,37 @@ classes with the Auto classes:
 
     import spikegpt.huggingface
     model = AutoModelForCausalLM.from_pretrained(FOLDER)
+
+Tokenizers: tokenizer_files.py. What of the library's contracts holds: docs/hugging_face.md.
 """
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from tokenizers import Regex, decoders, models, pre_tokenizers
-from tokenizers import Tokenizer as LibraryTokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from ..checkpoint.weights import load_model
-from ..common.errors import SpikegptError
-from ..config import ModelConfig
-from ..data.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
-from ..data.tokenizers.bpe import byte_letters
-from ..model.network import SpikeGPT
-from ..model.state import State, join_states
+from ..data.tokenizers import Tokenizer
+from ..model.state import State
+from .pretrained import SpikeGPTConfig, SpikeGPTOutput, SpikeGPTPreTrained
+from .tokenizer_files import library_tokenizer, tokenizer_options
 
-try:
-    from transformers import (
-        AutoConfig,
-        AutoModelForCausalLM,
-        AutoModelForSequenceClassification,
-        GenerationMixin,
-        PreTrainedConfig,
-        PreTrainedModel,
-        PreTrainedTokenizerFast,
-    )
-    from transformers.utils import ModelOutput
-except ModuleNotFoundError as error:
-    raise SpikegptError(f"spikegpt.huggingface needs {error.name}: pip install 'spikegpt[hf]'") from None
-
-END = "<|endoftext|>"
+# isort: split
+# after .pretrained, which says what to install where this is missing
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GenerationMixin,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
-class SpikeGPTConfig(PreTrainedConfig):
-    """`ModelConfig`'s fields, by their names, beside those that every configuration of Hugging Face's has."""
-
-    model_type = "spikegpt"
-    attribute_map = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "max_position_embeddings": "ctx_len"}  # noqa: RUF012 (the base class declares it)
-
-    def __post_init__(self, **others: Any):
-        names = ModelConfig().to_dict()
-        model = ModelConfig.from_dict({name: others.pop(name) for name in names if name in others})
-        for name, value in model.to_dict().items():
-            setattr(self, name, value)
-        # the head is never the embedding
-        others.setdefault("tie_word_embeddings", False)
-        super().__post_init__(**others)
-
-    def to_model_config(self) -> ModelConfig:
-        return ModelConfig.from_dict({name: getattr(self, name) for name in ModelConfig().to_dict()})
-
-    @classmethod
-    def from_model_config(cls, config: ModelConfig, **others: Any) -> "SpikeGPTConfig":
-        return cls(**config.to_dict(), **others)
-
-
-@dataclass
-class SpikeGPTOutput(ModelOutput):
-    """`logits` (B, T, vocab_size), of a classifier (B, num_labels); `state`, put in to read on; `spikes` by layer."""
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    state: State | None = None
-    spikes: dict[str, Tensor] | None = None
-
-
-class _SpikeGPTPreTrained(PreTrainedModel):
-    spikegpt: SpikeGPT
-    config_class = SpikeGPTConfig
-    base_model_prefix = "spikegpt"
-    main_input_name = "input_ids"
-    supports_gradient_checkpointing = False
-    # what a rejected draft has changed in the state cannot be taken back
-    _is_stateful = True
-
-    def _make_network(self) -> SpikeGPT:
-        """The network, initialised by us; without numbers in from_pretrained, which builds on the meta device."""
-        is_filled_later = torch.empty(0).is_meta
-        network = SpikeGPT(self.config.to_model_config(), init=not is_filled_later)
-        for module in network.modules() if not is_filled_later else ():
-            # a plain attribute, past the door through which modules take tensors and modules
-            vars(module)["_is_hf_initialized"] = True
-        return network
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """Called for what a checkpoint does not fill, which may be a classifier's head and nothing else."""
-        if module is getattr(self, "score", None):
-            nn.init.normal_(module.weight, std=0.02)
-            nn.init.zeros_(module.bias)
-        elif any(True for _ in module.parameters(recurse=False)):
-            raise SpikegptError(
-                "the checkpoint lacks weights of the network; it is of another configuration, or broken"
-            )
-
-    def _read(
-        self, input_ids: Tensor, attention_mask: Tensor | None, state: State | None, keeps_state: bool
-    ) -> tuple[Tensor, State, dict[str, Tensor], Tensor]:
-        """(what the head reads (B, T, n_embd), state, spikes, index of each row's last token (B,)).
-
-        Padding on the right is read last and changes no output before it. Where it stands on the left, or the state
-        after it is wanted, each row is read alone: nothing that is padding may enter a recurrent state.
-        """
-        network = self.spikegpt
-        if attention_mask is None or state is not None or bool(attention_mask.all()):
-            return *network.hidden(input_ids, state), input_ids.new_full((len(input_ids),), input_ids.shape[1] - 1)
-        is_real = attention_mask.bool()
-        if not is_real.any(dim=1).all():
-            raise ValueError("a row of attention_mask holds no token; every text needs at least one")
-        position = torch.arange(is_real.shape[1], device=is_real.device)
-        first, last = is_real.float().argmax(dim=1), torch.where(is_real, position, -1).amax(dim=1)
-        if bool((is_real.sum(dim=1) != last - first + 1).any()):
-            raise ValueError("attention_mask has holes; padding may stand before a text or behind it")
-        if not keeps_state and not bool(first.any()):
-            return *network.hidden(input_ids), last
-        rows = [
-            network.hidden(ids[None, begin : end + 1])
-            for ids, begin, end in zip(input_ids, first.tolist(), last.tolist(), strict=True)
-        ]
-        hidden = [
-            F.pad(x, (0, 0, begin, len(position) - 1 - end))
-            for (x, _, _), begin, end in zip(rows, first.tolist(), last.tolist(), strict=True)
-        ]
-        # spikes of rows of several lengths have no common shape, and are left out
-        return torch.cat(hidden), join_states([state for _, state, _ in rows]), {}, last
-
-
-class SpikeGPTForCausalLM(_SpikeGPTPreTrained, GenerationMixin):
+class SpikeGPTForCausalLM(SpikeGPTPreTrained, GenerationMixin):
     """A language model; `generate` carries the state, so its memory does not grow with the text."""
 
     def __init__(self, config: SpikeGPTConfig):
@@ -149,47 +47,75 @@ class SpikeGPTForCausalLM(_SpikeGPTPreTrained, GenerationMixin):
     def _supports_default_dynamic_cache(cls) -> bool:
         return False
 
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.spikegpt.emb
-
     def get_output_embeddings(self) -> nn.Linear:
         return self.spikegpt.head
 
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        self.spikegpt.head = new_embeddings
+        # made for new tokens; see `from_run`
+        self.generation_config.suppress_tokens = None
+
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         state: State | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         output_spikes: bool = False,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor = 0,
         return_dict: bool | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         **others: Any,
     ) -> SpikeGPTOutput | tuple:
-        """Return loss, logits, state and spikes.
+        """Return loss, logits, state, spikes and hidden states.
 
         Args:
             input_ids: (B, T).
-            attention_mask: (B, T), 0 where padding is: on either side of a text.
-            state: carried in; input_ids are then the tokens after it, without padding.
-            labels: (B, T), -100 where nothing is to be learned; position t is learned from what comes before it.
-            use_cache: whether the state is given out; default, unless training.
-            logits_to_keep: only so many of the last positions; 0 is all.
+            attention_mask: (B, T), 0 where padding is: on either side of a text. With a state it may begin earlier.
+            state: carried in; input_ids are then the tokens after it.
+            labels: (B, T), -100 where nothing is to be learned; position t is learned from what comes before it, the
+                first token of a text from nothing, and so not at all.
+            use_cache: whether the state is given out; default, as in the configuration, but not in training.
+            logits_to_keep: only so many of the last positions, or these; 0 is all.
+            inputs_embeds: (B, T, n_embd) in the place of input_ids, as the input embeddings give them out.
+            num_items_in_batch: labels of all batches whose gradients are added up; the loss is divided by it.
+
+        Raises:
+            ValueError: the mask has holes, or what is given does not fit together.
         """
-        keeps_state = not self.training if use_cache is None else use_cache
-        x, new_state, spikes, _ = self._read(input_ids, attention_mask, state, keeps_state)
-        x = x[:, -logits_to_keep:] if logits_to_keep else x
-        logits = self.spikegpt.read_out(x, spikes)
-        loss = None
-        if labels is not None:
-            loss = F.cross_entropy(
-                logits[:, :-1].float().flatten(0, 1), labels[:, 1:].to(logits.device).flatten(), ignore_index=-100
-            )
+        self._refuse_unknown(others, attention_mask)
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        wants_layers = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        read = self._read(input_ids, inputs_embeds, attention_mask, state, use_cache, bool(wants_layers))
+        kept = logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-logits_to_keep or None, None)
+        logits = self.spikegpt.read_out(read.hidden[:, kept], read.spikes)
         output = SpikeGPTOutput(
-            loss=loss, logits=logits, state=new_state if keeps_state else None, spikes=spikes if output_spikes else None
+            loss=None if labels is None else self._loss(logits, labels, read.is_text, num_items_in_batch),
+            logits=logits,
+            state=read.state if use_cache else None,
+            spikes=read.spikes if output_spikes else None,
+            hidden_states=tuple(read.layers) if wants_layers else None,
         )
-        return output if return_dict or return_dict is None else output.to_tuple()
+        return self._finish(output, return_dict)
+
+    def _loss(self, logits: Tensor, labels: Tensor, is_text: Tensor | None, n_items: Tensor | int | None) -> Tensor:
+        labels = labels.to(logits.device, torch.long)
+        vocab_size = self.spikegpt.config.vocab_size
+        wrong = (labels >= vocab_size) | ((labels < 0) & (labels != -100))
+        # a GPU reports it by itself, and would have to wait here
+        if labels.device.type == "cpu" and bool(wrong.any()):
+            raise ValueError(
+                f"label {int(labels[wrong][0])} is no token of the vocabulary [0, {vocab_size}); "
+                "set -100 where nothing is to be learned, as at padding"
+            )
+        if is_text is not None:
+            labels = labels.masked_fill(F.pad(~is_text[:, :-1], (1, 0)), -100)
+        loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size)
+        return self._share_of_batch(loss, labels[:, 1:], n_items)
 
     def prepare_inputs_for_generation(
         self,
@@ -202,19 +128,42 @@ class SpikeGPTForCausalLM(_SpikeGPTPreTrained, GenerationMixin):
         *,
         state: State | None = None,
         use_cache: bool = True,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         **others: Any,
     ) -> dict[str, Any]:
+        given: dict[str, Any] = {
+            "use_cache": use_cache,
+            "logits_to_keep": 1,
+            "output_hidden_states": output_hidden_states,
+            "output_attentions": output_attentions,
+        }
         # after the prompt, one token and the state are all there is to read
-        if state is not None:
-            return {"input_ids": input_ids[:, -1:], "state": state, "use_cache": use_cache}
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": use_cache, "logits_to_keep": 1}
+        if use_cache and state is not None and not is_first_iteration:
+            return {"input_ids": input_ids[:, -1:], "state": state, **given}
+        if is_first_iteration and attention_mask is not None and not bool(attention_mask[:, -1].all()):
+            raise ValueError("texts are padded on the right, where generate goes on; pad them with padding_side='left'")
+        given |= {"attention_mask": attention_mask, "state": state}
+        if inputs_embeds is None:
+            return {"input_ids": input_ids, **given}
+        # they stand for the prompt; the mask says how many tokens came after it
+        n_new = 0 if attention_mask is None else attention_mask.shape[1] - inputs_embeds.shape[1]
+        new = self.get_input_embeddings()(input_ids[:, input_ids.shape[1] - n_new :])
+        return {"inputs_embeds": torch.cat([inputs_embeds, new], dim=1), **given}
+
+    def _expand_inputs_for_generation(self, expand_size: int = 1, *arguments: Any, **inputs: Any) -> Any:
+        """As the library's, which expands tensors and no trees of them."""
+        if inputs.get("state") is not None:
+            inputs["state"] = _map_tensors(lambda part: part.repeat_interleave(expand_size, dim=0), inputs["state"])
+        # the library declares the self of its mixins by a protocol
+        return super()._expand_inputs_for_generation(expand_size, *arguments, **inputs)  # type: ignore[misc]
 
     @staticmethod
     def _reorder_cache(state: State, beams: Tensor) -> State:
-        return tree_map(lambda part: part.index_select(0, beams) if isinstance(part, Tensor) else part, state)
+        return _map_tensors(lambda part: part.index_select(0, beams), state)
 
 
-class SpikeGPTForSequenceClassification(_SpikeGPTPreTrained):
+class SpikeGPTForSequenceClassification(SpikeGPTPreTrained):
     """A linear head on what the language model's head reads at the last token of a text; trained whole."""
 
     def __init__(self, config: SpikeGPTConfig):
@@ -227,34 +176,69 @@ class SpikeGPTForSequenceClassification(_SpikeGPTPreTrained):
         # of no use here
         self.spikegpt.register_module("head", nn.Identity())
 
+    def get_output_embeddings(self) -> None:
+        return None
+
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         output_spikes: bool = False,
         return_dict: bool | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         **others: Any,
     ) -> SpikeGPTOutput | tuple:
-        """Return loss, logits (B, num_labels) and spikes of texts (B, T); labels (B,) in [0, num_labels)."""
-        x, _, spikes, last = self._read(input_ids, attention_mask, None, keeps_state=False)
-        logits = self.score(x[torch.arange(len(x), device=x.device), last])
-        loss = None
-        if labels is not None:
-            wrong = (labels < 0) | (labels >= self.n_classes)
+        """Return loss, logits (B, num_labels), spikes and hidden states of texts.
+
+        Args:
+            input_ids, attention_mask, inputs_embeds, num_items_in_batch: as of the language model.
+            labels: (B,) whole numbers in [0, num_labels), or -100; for regression (B,) or (B, num_labels) numbers; for
+                `problem_type="multi_label_classification"` (B, num_labels) of 0 and 1.
+
+        Raises:
+            ValueError: a label is no class, or what is given does not fit together.
+        """
+        self._refuse_unknown(others, attention_mask)
+        wants_layers = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        read = self._read(input_ids, inputs_embeds, attention_mask, None, False, bool(wants_layers))
+        logits = self.score(read.hidden[torch.arange(len(read.last), device=read.last.device), read.last])
+        output = SpikeGPTOutput(
+            loss=None if labels is None else self._loss(logits, labels.to(logits.device), num_items_in_batch),
+            logits=logits,
+            spikes=read.spikes if output_spikes else None,
+            hidden_states=tuple(read.layers) if wants_layers else None,
+        )
+        return self._finish(output, return_dict)
+
+    def _loss(self, logits: Tensor, labels: Tensor, n_items: Tensor | int | None) -> Tensor:
+        problem = self.config.problem_type
+        names_classes = self.n_classes > 1 and not labels.is_floating_point() and labels.dtype != torch.bool
+        if problem == "single_label_classification" or (problem is None and names_classes):
+            labels = labels.long()
+            wrong = (labels != -100) & ((labels < 0) | (labels >= self.n_classes))
             if bool(wrong.any()):
                 raise ValueError(
                     f"label {int(labels[wrong][0])} is outside [0, {self.n_classes}); "
                     "set num_labels to the number of classes"
                 )
-            loss = F.cross_entropy(logits.float(), labels)
-        output = SpikeGPTOutput(loss=loss, logits=logits, spikes=spikes if output_spikes else None)
-        return output if return_dict or return_dict is None else output.to_tuple()
+        else:
+            labels = labels.float()
+        loss = self.loss_function(labels=labels, pooled_logits=logits.float(), config=self.config)
+        return self._share_of_batch(loss, labels, n_items)
+
+
+def _map_tensors(function: Any, state: State) -> State:
+    return tree_map(lambda part: function(part) if isinstance(part, Tensor) else part, state)
 
 
 AutoConfig.register("spikegpt", SpikeGPTConfig)
 AutoModelForCausalLM.register(SpikeGPTConfig, SpikeGPTForCausalLM)
 AutoModelForSequenceClassification.register(SpikeGPTConfig, SpikeGPTForSequenceClassification)
+# Trainer's label smoothing asks here, by the class's name, whether labels are those of the next token
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["spikegpt"] = SpikeGPTForCausalLM.__name__
 
 
 def from_run(run: str | Path) -> tuple[SpikeGPTForCausalLM, PreTrainedTokenizerFast]:
@@ -274,40 +258,20 @@ def from_run(run: str | Path) -> tuple[SpikeGPTForCausalLM, PreTrainedTokenizerF
         SpikeGPTConfig.from_model_config(model.config, architectures=["SpikeGPTForCausalLM"], **special)
     )
     wrapped.spikegpt.load_state_dict(model.state_dict())
+    # released models have rows without a token
+    tokens = set(theirs.get_vocab().values()) - {theirs.pad_token_id, theirs.unk_token_id}
+    without = sorted(set(range(model.config.vocab_size)) - tokens)
+    wrapped.generation_config.suppress_tokens = without or None
     return wrapped.eval(), theirs
 
 
 def to_huggingface_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     """Return a tokenizer of Hugging Face's with the same ids; texts are padded on the left, for `generate`.
 
-    A vocabulary without an end-of-text token has none here either, and is padded with token 0, which the mask hides.
+    The padding token lies behind the vocabulary. One without an end-of-text token has none here either.
+
+    Raises:
+        SpikegptError: it is of a kind that the library has no equal of.
     """
-    values = tokenizer.to_json()
-    if isinstance(tokenizer, BPETokenizer):
-        library = LibraryTokenizer.from_str(json.dumps(values))
-    elif isinstance(tokenizer, ByteTokenizer):
-        # the vocabulary of single letters that stand for bytes, and no pair of them
-        library = LibraryTokenizer(models.BPE({letter: byte for byte, letter in enumerate(byte_letters())}, []))
-        library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        library.decoder = decoders.ByteLevel()
-    elif isinstance(tokenizer, CharTokenizer):
-        library = LibraryTokenizer(
-            models.WordLevel(
-                {character: id for id, character in enumerate(values["characters"])}, values["characters"][0]
-            )
-        )
-        library.pre_tokenizer = pre_tokenizers.Split(Regex("[\\s\\S]"), "isolated")
-        library.decoder = decoders.Fuse()
-    else:
-        raise SpikegptError(
-            f"{type(tokenizer).__name__} has no equal in Hugging Face's library; "
-            "train with --tokenizer byte, char or bpe"
-        )
-    end = END if library.token_to_id(END) is not None else None
-    return PreTrainedTokenizerFast(
-        tokenizer_object=library,
-        eos_token=end,
-        bos_token=end,
-        pad_token=end or library.id_to_token(0),
-        padding_side="left",
-    )
+    library = library_tokenizer(tokenizer)
+    return PreTrainedTokenizerFast(tokenizer_object=library, **tokenizer_options(library, pads=True))

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..checkpoint.files import FORMAT, write_manifest
+from ..checkpoint.run import find_model
 from ..checkpoint.safetensors_file import write_safetensors
 from ..checkpoint.weights import load_model
 from ..common.errors import SpikegptError
@@ -26,6 +27,7 @@ from ..data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
 from .configs import config_beside, has_tied_head, huggingface_config, make_config
 from .names import check_tensors, empty_model, huggingface_name, official_names, sizes_of
 from .opening import find_weights, open_weights
+from .tokenizer_files import read_tokenizer, write_tokenizer
 
 # how the vocabulary of RWKV World begins, rwkv_vocab_v20230424.txt: id, token, bytes
 WORLD = rb"1 '\x00' 1"
@@ -134,10 +136,10 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
     if layout == "auto":
         from .huggingface import from_run
 
-        parts = from_run(run)
+        wrapped, own = from_run(run)[0], load_tokenizer(find_model(run) / "tokenizer.json")
         with _writing(target):
-            for part in parts:
-                part.save_pretrained(target)
+            wrapped.save_pretrained(target)
+            write_tokenizer(own, target, pads=True)
             for path in target.glob("*.safetensors"):
                 # the library of these lets only the owner read
                 shutil.copymode(target / "config.json", path)
@@ -164,8 +166,8 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
     names = {huggingface_name(name): name for name in weights}
     shapes = {name: tuple(weights[ours].shape) for name, ours in names.items()}
     stream = ((name, weights[ours]) for name, ours in names.items())
-    write_atomically(target / "config.json", json.dumps(huggingface_config(config), indent=1))
-    tokenizer.save(target / "tokenizer.json")
+    special = write_tokenizer(tokenizer, target, pads=False)
+    write_atomically(target / "config.json", json.dumps(huggingface_config(config) | special, indent=1))
     write_safetensors(target / "model.safetensors", shapes, stream)
 
 
@@ -188,7 +190,7 @@ def _find_tokenizer(weights: Path, given: Path | None, vocab_size: int) -> Token
             "give a tokenizer.json of the tokenizers library"
         )
     if given is not None or beside:
-        tokenizer = load_tokenizer(given or beside[0])
+        tokenizer = read_tokenizer(given or beside[0])
         # released models have a few rows more than tokens
         if tokenizer.vocab_size > vocab_size:
             raise SpikegptError(

@@ -165,12 +165,19 @@ class SpikeGPT(nn.Module):
 
     def hidden(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State, dict[str, Tensor]]:
         """Return (what the head or its neurons read (B, T, n_embd); state; spikes), as `forward` would."""
+        return self.hidden_of(self.embed(ids), state)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Return the rows (B, T, n_embd) of the embedding; ValueError as in `forward`."""
         self._check_ids(ids)
+        return self.emb(ids)
+
+    def hidden_of(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State, dict[str, Tensor]]:
+        """Return what `hidden` does, of embeddings (B, T, n_embd)."""
         if state is not None and len(state) != len(self.blocks):
             raise ValueError(
                 f"the state has {len(state)} layers, the model {len(self.blocks)}; it comes from another model"
             )
-        x = self.emb(ids)
         spikes = {}
         if self.has_binary_embedding:
             x = spikes[EMBEDDING] = heaviside(x, "atan", 2.0)
