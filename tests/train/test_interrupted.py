@@ -3,9 +3,9 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 
+import processes
 import pytest
 from command_line import spikegpt
 from runs import MODEL, TRAIN, weights_of
@@ -78,5 +78,5 @@ def test_a_signal_while_torch_is_imported_needs_no_traceback(number):
         f"        if name == 'torch._C': os.kill(os.getpid(), {int(number)})\n"
         "sys.meta_path.insert(0, Finder); sys.argv[1:] = ['info', 'tiny']; sys.exit(main())"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = processes.run([sys.executable, "-c", code])
     assert (done.returncode, done.stderr, done.stdout) == (128 + number, "\nstopped\n", "")
