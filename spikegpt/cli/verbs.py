@@ -1,16 +1,19 @@
 """The command line: one verb per function; parse, call, print. What a verb takes: options.py; `train`: training.py."""
 
+import difflib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
-import tyro
 from tyro.conf import OmitArgPrefixes
 
-from ..common.errors import SpikegptError
+from ..common.errors import SpikegptError, in_words, warn_on_stderr
+from ..common.printing import command, one_line, printable
 from ..common.version import __version__
-from ..config import PRESETS
+from ..config import PRESETS, SamplingConfig
+from ..config.effects import idle_in_sampling
 from .options import (
     Compare,
     Data,
@@ -24,6 +27,7 @@ from .options import (
     Measure,
     Measuring,
 )
+from .parsing import HELP, UsageError, parse
 from .training import train_verb
 
 USAGE = f"""spikegpt {__version__}: train spiking language models, and compare them with their dense RWKV twin
@@ -48,7 +52,7 @@ spikegpt VERB --help shows the flags of a verb."""
 
 
 def data_verb(arguments: list[str]) -> int:
-    options = tyro.cli(Data, prog="spikegpt data", args=arguments)
+    options = parse(Data, "data", arguments)
     from ..data import corpora
 
     if options.name is None:
@@ -66,7 +70,11 @@ def data_verb(arguments: list[str]) -> int:
         separator=options.separator.replace("\\n", "\n").replace("\\t", "\t"),
         limit_bytes=options.limit_bytes,
     )
-    print(json.dumps({"folder": str(folder)}) if options.json else f"{folder}\n  spikegpt train --data {folder}")
+    print(
+        json.dumps({"folder": str(folder)})
+        if options.json
+        else f"{one_line(folder)}\n  {command('train', '--data', folder)}"
+    )
     return 0
 
 
@@ -91,33 +99,36 @@ def _write_tokens(name: str, prefix: Path, options: Data) -> int:
 
 
 def generate_verb(arguments: list[str]) -> int:
-    options = tyro.cli(OmitArgPrefixes[Generate], prog="spikegpt generate", args=arguments)
+    options = parse(OmitArgPrefixes[Generate], "generate", arguments)
     from ..checkpoint.weights import load_model
     from ..generate.stream import stream
 
     _use_threads(options.threads)
+    for name, reason in idle_in_sampling(options.sampling).items():
+        if getattr(options.sampling, name) != getattr(SamplingConfig(), name):
+            warn_on_stderr(f"--{name.replace('_', '-')} has no effect: {reason}")
     model, tokenizer = load_model(options.run, device=options.device)
     prompts = list(options.prompts) or ["\n"]
     texts = [""] * len(prompts)
     alone = len(prompts) == 1 and not options.json
     if alone:
-        print(prompts[0], end="", flush=True)
+        print(printable(prompts[0]), end="", flush=True)
     for piece in stream(model, tokenizer, prompts, options.sampling):
         texts[piece.prompt] += piece.text
         if alone:
-            print(piece.text, end="", flush=True)
+            print(printable(piece.text), end="", flush=True)
     if options.json:
         print(json.dumps([{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]))
     elif alone:
         print()
     else:
         for index, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
-            print(f"--- {index + 1} ---\n{prompt}{text}")
+            print(f"--- {index + 1} ---\n{printable(prompt + text)}")
     return 0
 
 
 def evaluate_verb(arguments: list[str]) -> int:
-    options = tyro.cli(Evaluate, prog="spikegpt evaluate", args=arguments)
+    options = parse(Evaluate, "evaluate", arguments)
     from ..evaluate.runs import evaluate_run, table
 
     _use_threads(options.threads)
@@ -168,12 +179,12 @@ def lm_eval_verb(arguments: list[str]) -> int:
 
 
 def measure_verb(arguments: list[str]) -> int:
-    options = tyro.cli(Measure, prog="spikegpt measure", args=arguments)
+    options = parse(Measure, "measure", arguments)
     return _measure([options.run], options, f"What {options.run.resolve().name} computes")
 
 
 def compare_verb(arguments: list[str]) -> int:
-    options = tyro.cli(Compare, prog="spikegpt compare", args=arguments)
+    options = parse(Compare, "compare", arguments)
     if not options.runs:
         raise SpikegptError("no run given; spikegpt compare RUN [RUN ...] [--twin]")
     runs = list(options.runs)
@@ -212,12 +223,12 @@ def _measure(runs: list[Path], options: Measuring, title: str) -> int:
     if options.json:
         print(json.dumps([measurement.to_dict() for measurement in measurements]))
     else:
-        print(f"{comparison_table(measurements)}\n\nreport: {report}")
+        print(f"{comparison_table(measurements)}\n\nreport: {one_line(report)}")
     return 0
 
 
 def finetune_classify_verb(arguments: list[str]) -> int:
-    options = tyro.cli(OmitArgPrefixes[FinetuneClassify], prog="spikegpt finetune-classify", args=arguments)
+    options = parse(OmitArgPrefixes[FinetuneClassify], "finetune-classify", arguments)
     from ..common.files import write_atomically
     from ..data.labelled import TASKS, load_file_task, load_hub_task
     from ..train.classify import finetune, table
@@ -252,13 +263,13 @@ def finetune_classify_verb(arguments: list[str]) -> int:
     print(
         json.dumps(values)
         if options.json
-        else f"{table(task, results, published)}\n\nclassifiers and results.json: {options.out}"
+        else f"{table(task, results, published)}\n\nclassifiers and results.json: {one_line(options.out)}"
     )
     return 0
 
 
 def import_verb(arguments: list[str]) -> int:
-    options = tyro.cli(Import, prog="spikegpt import", args=arguments)
+    options = parse(Import, "import", arguments)
     from ..interop.weights import import_weights
     from ..measure.describe import describe_model
 
@@ -277,16 +288,16 @@ def import_verb(arguments: list[str]) -> int:
 
 
 def export_verb(arguments: list[str]) -> int:
-    options = tyro.cli(Export, prog="spikegpt export", args=arguments)
+    options = parse(Export, "export", arguments)
     from ..interop.weights import export_weights
 
     export_weights(options.run, options.target, options.layout)
-    print(f"wrote {options.target}")
+    print(f"wrote {one_line(options.target)}")
     return 0
 
 
 def info_verb(arguments: list[str]) -> int:
-    options = tyro.cli(Info, prog="spikegpt info", args=arguments)
+    options = parse(Info, "info", arguments)
     from ..measure.describe import describe_model
 
     _show(describe_model(options.what, options.tensors), options.json)
@@ -294,7 +305,7 @@ def info_verb(arguments: list[str]) -> int:
 
 
 def doctor_verb(arguments: list[str]) -> int:
-    options = tyro.cli(Doctor, prog="spikegpt doctor", args=arguments)
+    options = parse(Doctor, "doctor", arguments)
     from ..measure.doctor import examine
 
     _use_threads(options.threads)
@@ -322,7 +333,7 @@ def _show(values: dict[str, Any], as_json: bool, indent: str = "") -> None:
         else:
             print(
                 f"{indent}{name:<{width}}  "
-                f"{f'{value:,}' if isinstance(value, int) and not isinstance(value, bool) else value}"
+                f"{f'{value:,}' if isinstance(value, int) and not isinstance(value, bool) else printable(str(value))}"
             )
 
 
@@ -342,28 +353,86 @@ VERBS = {
 }
 
 
+# words that others have for the same
+_MEANT = {
+    "resume": "train --resume RUN",
+    "continue": "train --resume RUN",
+    "finetune": "train --from RUN, or finetune-classify RUN",
+    "distill": "train --teacher RUN",
+    "convert": "train --from RUN --spiking input, or import FILE",
+    "sample": "generate RUN",
+    "eval": "evaluate RUN",
+    "test": "evaluate RUN",
+}
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run the verb that `arguments` name, by default those of the command line; return the exit status."""
-    verb, *arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    if verb in ("--help", "-h"):
-        print(USAGE)
-        return 0
-    if verb == "--version":
-        print(__version__)
-        return 0
-    if verb not in VERBS:
-        print(f"error: unknown verb {verb!r}; known: {', '.join(VERBS)}", file=sys.stderr)
-        return 2
+    """Run the verb that `arguments` name, by default those of the command line; return the exit status.
+
+    0: done. 1: it could not be done. 2: the command line is wrong. 130: interrupted. Every error is one line on
+    standard error.
+    """
     try:
-        return VERBS[verb](arguments)
-    # the checks of the configurations and of the doors are ValueErrors, written for the user
-    except (SpikegptError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        status = _run(sys.argv[1:] if arguments is None else arguments)
+        if sys.stdout is not None:
+            # what the system refuses only now (a full disk, a closed pipe) is still an error of ours
+            sys.stdout.flush()
+        return status
     except BrokenPipeError:
         # the reader of our output went away; nothing is left to be said
-        sys.stderr.close()
+        _let_go_of_output()
         return 1
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130
+    except UsageError as error:
+        return _refuse(str(error), 2)
+    # the checks of the configurations and of the doors are ValueErrors, written for the user
+    except (SpikegptError, ValueError) as error:
+        return _refuse(str(error))
+    except OSError as error:
+        return _refuse(in_words(error))
+    except MemoryError as error:
+        return _refuse(f"the memory of this machine does not suffice: {error}".rstrip(": "))
+    except RuntimeError as error:
+        # torch's way to say the same
+        if "not enough memory" not in str(error) and "out of memory" not in str(error):
+            raise
+        return _refuse(f"the memory does not suffice: {error}")
+
+
+def _run(words: list[str]) -> int:
+    verb, *arguments = words or ["help"]
+    if verb in HELP or verb == "help":
+        if arguments and arguments[0] in VERBS:
+            return VERBS[arguments[0]](["--help"])
+        print(USAGE)
+        return 0
+    if verb in ("version", "--version", "-V"):
+        print(__version__)
+        return 0
+    if verb in VERBS:
+        return VERBS[verb](arguments)
+    near = difflib.get_close_matches(verb, VERBS, n=1)
+    if verb in _MEANT or near:
+        raise UsageError(f"unknown verb {verb!r}; did you mean: spikegpt {_MEANT.get(verb) or near[0]}?")
+    raise UsageError(f"unknown verb {verb!r}; known: {', '.join(VERBS)}")
+
+
+def _refuse(message: str, status: int = 1) -> int:
+    """Print an error as one line and return the exit status."""
+    try:
+        print("error:", " ".join(printable(message).split()), file=sys.stderr)
+        print(end="", flush=True)
+    except OSError:
+        _let_go_of_output()
+    return status
+
+
+def _let_go_of_output() -> None:
+    """Point standard output nowhere: Python flushes it once more at its end, and would complain there again."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError, AttributeError):
+        # standard output is none of the system's files, or closed
+        return

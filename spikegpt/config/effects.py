@@ -36,7 +36,8 @@ def idle_in_sampling(sampling: SamplingConfig) -> dict[str, str]:
 
 
 def _idle_in_neurons(model: ModelConfig) -> dict[str, str]:
-    neuron, idle = model.neuron, {}
+    neuron = model.neuron
+    idle: dict[str, str] = {}
     if model.spiking != "input":
         idle |= dict.fromkeys(("hidden_levels", "spiking_head"), f"--spiking {model.spiking} has no such neurons")
     if model.spiking != "output":

@@ -17,7 +17,7 @@ class TrainConfig(Config):
         "batch_size": Range(1, 2**20),
         "grad_accumulation": Range(1, 2**20),
         "keep": Range(1, 2**20),
-        "eval_tokens": Range(2, 2**40),
+        "eval_tokens": Range(2, 10**12),
         "bpe_vocab_size": Range(257, 2**20, "256 bytes and at least one pair; a vocabulary that large fits no text"),
         "threads": THREADS,
         "seed": Range(0, SEEDS.high, SEEDS.why),

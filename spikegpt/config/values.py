@@ -6,7 +6,6 @@ numbers are finite and lie in the range that `ranges` gives, and the error says 
 
 import dataclasses
 import difflib
-import functools
 import math
 import numbers
 import os
@@ -32,7 +31,9 @@ class Range(NamedTuple):
         if self.low <= value <= self.high:
             return
         kind = "a whole number" if isinstance(self.low, int) else "a number"
-        bounds = f"from {_short(self.low)} to {_short(self.high)}" if self.high < math.inf else f"of at least {self.low:g}"
+        bounds = (
+            f"from {_short(self.low)} to {_short(self.high)}" if self.high < math.inf else f"of at least {self.low:g}"
+        )
         raise ValueError(f"{name} must be {kind} {bounds}, got {_shown(value)}{f': {self.why}' if self.why else ''}")
 
 
@@ -82,7 +83,6 @@ class Config:
         )
 
 
-@functools.cache
 def _kinds(cls: type[Config]) -> dict[str, Any]:
     """Field -> its type."""
     kinds = typing.get_type_hints(cls)
@@ -146,7 +146,7 @@ def _shown(value: Any) -> str:
 
 
 def _short(bound: float) -> str:
-    return f"{bound:,}" if isinstance(bound, int) and abs(bound) < 2**40 else f"{bound:g}"
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
 
 
 def check(condition: bool, message: str) -> None:

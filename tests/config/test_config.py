@@ -141,7 +141,11 @@ def test_odd_value_is_refused_with_its_range(kind, values, message):
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [([], "wants a dictionary"), ({"neuron": 3}, "NeuronConfig wants a dictionary"), ({"n_layer": None}, "n_layer must")],
+    [
+        ([], "wants a dictionary"),
+        ({"neuron": 3}, "NeuronConfig wants a dictionary"),
+        ({"n_layer": None}, "n_layer must"),
+    ],
     ids=str,
 )
 def test_odd_dictionary_is_refused(values, message):
