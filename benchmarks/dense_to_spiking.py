@@ -21,7 +21,7 @@ from spikegpt.config import ModelConfig, TrainConfig
 from spikegpt.data.prepare import prepare
 from spikegpt.evaluate.perplexity import evaluate_stream
 from spikegpt.train.convert import defaults_from
-from spikegpt.train.runlog import read_metrics
+from spikegpt.train.journal import read_metrics
 from spikegpt.train.trainer import train
 
 SCRATCH_LR = 4e-3

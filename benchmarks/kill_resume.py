@@ -1,9 +1,10 @@
 """Kill a training run with SIGKILL at random moments, resume it each time, and compare the final weights byte for byte.
 
-    python benchmarks/kill_resume.py [--kills 20] [--quick]
+    python benchmarks/kill_resume.py [--kills 20] [--signals] [--quick]
 
-One run is never broken; the other is killed `kills` times and resumed after each. Last line: JSON with resumed, killed,
-identical.
+One run is never broken; the other is killed `kills` times and resumed after each. With --signals every second signal is
+SIGINT or SIGTERM, which may put off an evaluation or a sample, and has to end with 130 or 143. Last line: JSON with
+resumed, killed, identical (the weights) and same_history (what metrics.jsonl, samples.txt and "best" say).
 """
 
 import argparse
@@ -21,6 +22,7 @@ from measure import write_result
 
 from spikegpt.checkpoint.run import latest_checkpoint
 from spikegpt.common.files import sha256_of
+from spikegpt.train.journal import read_metrics
 
 
 def command(run: Path, steps: int) -> list[str]:
@@ -65,12 +67,20 @@ def start(arguments: list[str], log: Path) -> subprocess.Popen:
         return subprocess.Popen(arguments, stdout=file, stderr=file)
 
 
+def history(run: Path) -> list:
+    """Return what a run says of its way, but not how long it took."""
+    metrics = [(line["step"], line["kind"], line["bits_per_byte"]) for line in read_metrics(run)]
+    best = json.loads((latest_checkpoint(run) / "training.json").read_text())["best"]
+    return [metrics, best, (run / "samples.txt").read_text()]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="3 kills of a run of 1,200 steps")
+    parser.add_argument("--signals", action="store_true", help="SIGINT and SIGTERM as well")
     options = parser.parse_args()
     if options.quick:
         options.kills, options.steps = 3, 1200
@@ -95,8 +105,11 @@ def main() -> None:
                 sys.exit(f"the broken run failed by itself, see {log}")
             sys.exit(f"the run was done after {killed} kills; give more --steps")
         except subprocess.TimeoutExpired:
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
+            gently = options.signals and killed % 2 == 1
+            number = moments.choice([signal.SIGINT, signal.SIGTERM]) if gently else signal.SIGKILL
+            os.kill(process.pid, number)
+            if process.wait() != (128 + number if gently else -number):
+                sys.exit(f"after {number.name} the status was {process.returncode}, see {log}")
             killed += 1
             newest = latest_checkpoint(broken)
             steps_at_kill.append(int(newest.name.split("-")[1]) if newest else 0)
@@ -104,10 +117,15 @@ def main() -> None:
         sys.exit(f"the last resume failed, see {log}")
 
     files = [latest_checkpoint(run) / "model.safetensors" for run in (unbroken, broken)]
-    summary = {"resumed": killed, "killed": killed, "identical": sha256_of(files[0]) == sha256_of(files[1])}
+    summary = {
+        "resumed": killed,
+        "killed": killed,
+        "identical": sha256_of(files[0]) == sha256_of(files[1]),
+        "same_history": history(unbroken) == history(broken),
+    }
     if not options.quick:
         write_result(
-            "kill_resume",
+            "kill_resume_signals" if options.signals else "kill_resume",
             {**summary, "steps": options.steps, "newest_checkpoint_at_each_kill": steps_at_kill, "seed": options.seed},
         )
     print(json.dumps(summary))

@@ -21,7 +21,7 @@ from spikegpt.checkpoint.weights import load_model
 from spikegpt.config import model_preset, train_preset
 from spikegpt.data.prepare import prepare
 from spikegpt.evaluate.perplexity import evaluate_stream, evaluate_windows
-from spikegpt.train.runlog import read_metrics
+from spikegpt.train.journal import read_metrics
 from spikegpt.train.trainer import resume, train
 
 matplotlib.use("Agg")

@@ -1,8 +1,34 @@
-"""`python -m spikegpt`: the command line, which lives in `cli/verbs.py`."""
+"""`python -m spikegpt`: the command line, which lives in `cli/verbs.py`; and how a signal ends it."""
 
+import os
+import signal
 import sys
 
-from .cli.verbs import main
+
+def _stop(number, frame):
+    said = b"\nstopped\n"
+    while frame is not None:
+        # libraries catch what is raised while they are imported, or cannot be imported again; nothing has been begun
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os.write(2, said)
+            os._exit(128 + number)
+        frame = frame.f_back
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    # as an exception as well, so that unfinished files are removed
+    os.write(2, said)
+    sys.exit(128 + number)
+
+
+def main() -> int:
+    """Run the verb that the command line names; return the exit status: 130 after SIGINT, 143 after SIGTERM."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    # here, for a signal may come while it is imported
+    from .cli.verbs import main as run
+
+    return run()
+
 
 if __name__ == "__main__":
     sys.exit(main())

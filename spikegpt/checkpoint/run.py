@@ -13,44 +13,22 @@ import os
 import platform
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..common.errors import SpikegptError, Warn, warn_on_stderr
-from ..common.files import sha256_of, sync_folder, write_atomically
+from ..common.files import sync_folder, write_atomically
 from ..config import ModelConfig, TrainConfig
 from ..data.tokenizers import Tokenizer
 from ..model.network import SpikeGPT
+from .files import FORMAT, MANIFEST, check_format, fault_of, read_json, save_tensors, write_manifest
 
-FORMAT = 1
-MANIFEST = "manifest.json"
 _PREFIX, _TEMPORARY = "step-", ".unfinished-"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in `path`; SpikegptError if it is missing or broken."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SpikegptError(f"{path} does not exist; give the folder of a run or of a checkpoint") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SpikegptError(f"{path} is not JSON ({error}); restore it or use another checkpoint") from None
-    if not isinstance(values, dict):
-        raise SpikegptError(f"{path} holds a {type(values).__name__}, expected a JSON object")
-    return values
-
-
-def check_format(values: dict[str, Any], path: Path) -> None:
-    """Raise SpikegptError unless `values`, read from `path`, is of a format that this version reads."""
-    found = values.get("format")
-    if not isinstance(found, int):
-        raise SpikegptError(f"{path} has no format number; it was not written by spikegpt")
-    if found > FORMAT:
-        raise SpikegptError(f"{path} has format {found}, this spikegpt reads up to {FORMAT}; install a newer spikegpt")
+# where a text or a teacher lies may change: what they hold is compared by digests
+_PLACES = ("train.data", "train.teacher")
 
 
 def save_checkpoint(
@@ -83,22 +61,14 @@ def _write_files(
     folder: Path, model: SpikeGPT, tokenizer: Tokenizer, tensors: dict[str, Tensor], state: dict[str, Any]
 ) -> None:
     save_model(folder, model, tokenizer)
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / "training.safetensors"
-    )
-    write_atomically(folder / "training.json", json.dumps(state, indent=1))
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    for path in files:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    manifest = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files}
-    write_atomically(folder / MANIFEST, json.dumps({"format": FORMAT, "files": manifest}, indent=1))
+    save_tensors(folder / "training.safetensors", tensors)
+    write_atomically(folder / "training.json", json.dumps(state, indent=1, allow_nan=False))
+    write_manifest(folder)
 
 
 def save_model(folder: Path, model: SpikeGPT, tokenizer: Tokenizer) -> None:
     """Write what inference needs into `folder`: model.safetensors, config.json, tokenizer.json."""
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(folder / "model.safetensors", model.state_dict(), metadata={"format": "pt"})
     write_atomically(folder / "config.json", json.dumps({"format": FORMAT, "model": model.config.to_dict()}, indent=1))
     tokenizer.save(folder / "tokenizer.json")
 
@@ -122,22 +92,9 @@ def _checkpoints(run: Path) -> list[Path]:
     return sorted(found, key=step_of, reverse=True)
 
 
-def fault_of(checkpoint: Path) -> str | None:
-    """Return what is wrong with a checkpoint folder, or None if every file is there, whole, and unchanged."""
-    try:
-        manifest = read_json(checkpoint / MANIFEST)
-        check_format(manifest, checkpoint / MANIFEST)
-    except SpikegptError as error:
-        return str(error)
-    for name, wanted in manifest["files"].items():
-        path = checkpoint / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != wanted["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes, written were {wanted['bytes']}"
-        if sha256_of(path) != wanted["sha256"]:
-            return f"{name} has changed since it was written (sha256 differs)"
-    return None
+def has_checkpoints(run: Path) -> bool:
+    """Whether a run has checkpoints, whole or not."""
+    return bool(_checkpoints(run))
 
 
 def latest_checkpoint(run: Path, warn: Warn = warn_on_stderr) -> Path | None:
@@ -150,17 +107,29 @@ def latest_checkpoint(run: Path, warn: Warn = warn_on_stderr) -> Path | None:
     return None
 
 
+class Located(NamedTuple):
+    """Where a model lies: its folder, and the checkpoint that says how far its training came."""
+
+    folder: Path
+    newest: Path
+
+
 def find_model(path: Path, warn: Warn = warn_on_stderr) -> Path:
     """Return the model folder that `path` means: itself, or the best checkpoint of a run, or else its newest.
 
     Raises:
         SpikegptError: there is none.
     """
+    return locate(path, warn).folder
+
+
+def locate(path: Path, warn: Warn = warn_on_stderr) -> Located:
+    """Return the model folder that `path` means, as `find_model` does, and the newest checkpoint beside it."""
     if (path / "model.safetensors").exists():
         fault = fault_of(path) if (path / MANIFEST).exists() else None
         if fault is not None:
             raise SpikegptError(f"checkpoint {path} is not whole: {fault}; use the one before it")
-        return path
+        return Located(path, path)
     if not path.is_dir():
         raise SpikegptError(
             f"{path} is not the folder of a run or of a checkpoint; train one with: spikegpt train --out {path}"
@@ -173,16 +142,82 @@ def find_model(path: Path, warn: Warn = warn_on_stderr) -> Path:
         checkpoint = path / "checkpoints" / f"{_PREFIX}{best['step']:08d}"
         fault = fault_of(checkpoint)
         if fault is None:
-            return checkpoint
+            return Located(checkpoint, latest)
         warn(f"the best checkpoint {checkpoint} is not whole ({fault}); using the newest")
-    return latest
+    return Located(latest, latest)
+
+
+def run_of(path: Path) -> Path | None:
+    """Return the run folder that `path` means, itself or the one that holds this checkpoint; None if there is none."""
+    if (path / "checkpoints").is_dir():
+        return path
+    inside = path.resolve().parent
+    return inside.parent if inside.name == "checkpoints" else None
+
+
+def progress_of(checkpoint: Path) -> tuple[int, int] | None:
+    """Return (steps done, steps in all) of the training that wrote a checkpoint; None where nothing says so."""
+    if not (checkpoint / "training.json").is_file():
+        return None
+    state = read_json(checkpoint / "training.json")
+    # checkpoints from before they held a copy of it
+    config = state.get("run") or _read_config_beside(checkpoint)
+    done, steps = state.get("step"), (config.get("train") or {}).get("steps")
+    return (done, steps) if isinstance(done, int) and isinstance(steps, int) else None
+
+
+def _read_config_beside(checkpoint: Path) -> dict[str, Any]:
+    run = run_of(checkpoint)
+    return {} if run is None or not (run / "config.json").is_file() else read_json(run / "config.json")
 
 
 def read_run_config(run: Path) -> dict[str, Any]:
-    """Return {"model": ..., "train": ...} of a run folder."""
-    values = read_json(run / "config.json")
-    check_format(values, run / "config.json")
+    """Return {"model": ..., "train": ..., "corpus": ...} of a run folder, which its checkpoints were trained with.
+
+    Raises:
+        SpikegptError: it is missing or broken, or the newest checkpoint was trained with something else, which is
+            named.
+    """
+    path = run / "config.json"
+    values = read_json(path)
+    check_format(values, path)
+    for checkpoint in _checkpoints(run):
+        if fault_of(checkpoint, ("config.json", "training.json")) is not None:
+            continue
+        kept, copy = read_json(checkpoint / "training.json").get("run"), checkpoint / "training.json"
+        found: Any = values
+        if kept is None:
+            # from before checkpoints held a copy: they know the model alone
+            copy = checkpoint / "config.json"
+            found, kept = ({"model": _model_in(file).to_dict()} for file in (path, copy))
+        if (difference := _first_difference(found, kept)) is not None:
+            raise SpikegptError(f"{path}: {difference} in {copy}, which was trained with it; put that back")
+        break
     return values
+
+
+def read_model_config(path: Path) -> ModelConfig:
+    """Return the configuration in the config.json of a model folder or a run; SpikegptError if it is none."""
+    check_format(read_json(path), path)
+    return _model_in(path)
+
+
+def _model_in(path: Path) -> ModelConfig:
+    try:
+        return ModelConfig.from_dict(read_json(path)["model"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SpikegptError(f"{path} does not describe a model: {error}") from None
+
+
+def _first_difference(found: Any, wanted: Any, name: str = "") -> str | None:
+    """Say in which value two configurations differ first, by its dotted name; None if in none."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        parts = ((key, f"{name}.{key}".lstrip(".")) for key in dict.fromkeys([*wanted, *found]))
+        differences = (_first_difference(found.get(key), wanted.get(key), part) for key, part in parts)
+        return next((difference for difference in differences if difference is not None), None)
+    # as JSON: 1, 1.0 and true are equal in Python
+    same = name in _PLACES or json.dumps(found) == json.dumps(wanted)
+    return None if same else f"{name} is {json.dumps(found)}, but {json.dumps(wanted)}"
 
 
 def create_run(run: Path, model: ModelConfig, train: TrainConfig, tokenizer: Tokenizer, facts: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..common.files import atomic_path
+from .files import check_finite
 
 
 def write_safetensors(path: Path, shapes: dict[str, tuple[int, ...]], tensors: Iterable[tuple[str, Tensor]]) -> None:
@@ -20,6 +21,7 @@ def write_safetensors(path: Path, shapes: dict[str, tuple[int, ...]], tensors: I
 
     Raises:
         OSError: it cannot be written; what was there before is untouched.
+        SpikegptError: a number is not finite; its tensor is named, and nothing is written.
     """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -33,5 +35,6 @@ def write_safetensors(path: Path, shapes: dict[str, tuple[int, ...]], tensors: I
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for (name, tensor), expected in zip(tensors, shapes, strict=True):
+            check_finite(name, tensor, path)
             assert name == expected and tensor.dtype == torch.float32 and tuple(tensor.shape) == shapes[name], name
             file.write(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

@@ -12,12 +12,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..common.devices import find_device
-from ..common.errors import SpikegptError
-from ..config import ModelConfig
+from ..common.errors import SpikegptError, Warn, warn_on_stderr
 from ..data.tokenizers import Tokenizer, load_tokenizer
 from ..model.mixers.contract import NeuronFactory
 from ..model.network import SpikeGPT
-from .run import check_format, find_model, read_json
+from .files import MANIFEST, check_finite, check_format, read_json
+from .run import locate, progress_of, read_model_config
 
 
 class TensorFile(Mapping):
@@ -58,28 +58,49 @@ class TensorFile(Mapping):
 
 
 def load_model(
-    path: str | Path, neuron: NeuronFactory | None = None, device: str | torch.device = "cpu"
+    path: str | Path,
+    neuron: NeuronFactory | None = None,
+    device: str | torch.device = "cpu",
+    warn: Warn = warn_on_stderr,
 ) -> tuple[SpikeGPT, Tokenizer]:
     """Return (model in evaluation mode, its tokenizer) from the folder of a run or of a checkpoint.
 
     A run gives its best checkpoint, or else its newest. A model trained with other neurons than our LIF needs the same
-    `neuron` factory again: code is never stored. `device` is auto, cpu, cuda or cuda:N, or a torch.device.
+    `neuron` factory again: code is never stored. `device` is auto, cpu, cuda or cuda:N, or a torch.device. `warn` is
+    told what speaks against relying on the model: that it is unfinished, or that nothing proves it whole.
 
     Raises:
-        SpikegptError: nothing whole is there, weights and configuration do not fit each other, or the device is not
-            there.
+        SpikegptError: nothing whole is there, weights, configuration and tokenizer do not fit each other, a weight is
+            not finite, or the device is not there.
     """
     place = find_device(device)
-    folder = find_model(Path(path))
-    values = read_json(folder / "config.json")
-    check_format(values, folder / "config.json")
-    try:
-        config = ModelConfig.from_dict(values["model"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise SpikegptError(f"{folder / 'config.json'} does not describe a model: {error}") from None
-    model = SpikeGPT(config, neuron, init=False)
-    load_weights(model, TensorFile(folder / "model.safetensors"), folder / "model.safetensors")
-    return model.to(place).eval(), load_tokenizer(folder / "tokenizer.json")
+    folder, weights = open_model(Path(path), warn)
+    model = SpikeGPT(read_model_config(folder / "config.json"), neuron, init=False)
+    load_weights(model, weights, folder / "model.safetensors")
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    tokens, rows = tokenizer.vocab_size, model.config.vocab_size
+    # released models have a few rows more than tokens; where a manifest says that they belong together, any number
+    if tokens > rows or (2 * tokens < rows and not (folder / MANIFEST).exists()):
+        raise SpikegptError(
+            f"{folder / 'tokenizer.json'} has {tokens} tokens, the model {rows}: it is not this model's tokenizer; "
+            "put its own there"
+        )
+    return model.to(place).eval(), tokenizer
+
+
+def open_model(path: Path, warn: Warn = warn_on_stderr) -> tuple[Path, TensorFile]:
+    """Return (model folder, its weights) of a run or a checkpoint; warn if it is unfinished or nothing proves it whole.
+
+    Raises:
+        SpikegptError: no whole model is there.
+    """
+    folder, newest = locate(path, warn)
+    if not (folder / MANIFEST).exists():
+        warn(f"{folder} has no {MANIFEST}, so nobody can say whether its files are whole and belong together")
+    progress = progress_of(newest)
+    if progress is not None and progress[0] < progress[1]:
+        warn(f"{path}: step {progress[0]} of {progress[1]}, unfinished")
+    return folder, TensorFile(folder / "model.safetensors")
 
 
 @torch.no_grad()
@@ -87,7 +108,7 @@ def load_weights(model: SpikeGPT, weights: Mapping[str, Tensor], source: Path) -
     """Copy `weights` into `model`, one after the other.
 
     Raises:
-        SpikegptError: a tensor is missing, too many or of another shape; the first one is named.
+        SpikegptError: a tensor is missing, too many, of another shape or not finite; the first one is named.
     """
     wanted = model.state_dict()
     advice = "the checkpoint is of another configuration"
@@ -101,6 +122,7 @@ def load_weights(model: SpikeGPT, weights: Mapping[str, Tensor], source: Path) -
             raise SpikegptError(
                 f"{source}: {name!r} has shape {tuple(found.shape)}, the model wants {tuple(tensor.shape)}; {advice}"
             )
+        check_finite(name, found, source)
         tensor.copy_(found)
 
 

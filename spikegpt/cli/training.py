@@ -32,6 +32,7 @@ def train_verb(arguments: list[str]) -> int:
     defaults = _train_defaults(start)
     options = parse(OmitArgPrefixes[Train], "train", arguments, EVERYDAY, default=defaults)
     from ..train import trainer as train
+    from ..train.stop_signals import exit_status
 
     if options.resume is not None:
         _, others = parse(Resume, "train", arguments, return_unknown_args=True)
@@ -52,8 +53,9 @@ def train_verb(arguments: list[str]) -> int:
             quiet=options.json,
             device=options.device,
         )
+    status = exit_status(result.signal) if result.interrupted else 0
     if not result.is_main:
-        return 0
+        return status
     if options.json:
         valid = result.valid.to_dict() if result.valid else None
         print(
@@ -65,7 +67,7 @@ def train_verb(arguments: list[str]) -> int:
         print(f"done: {one_line(result.run)}")
         for verb in ("generate", "evaluate"):
             print(f"  {command(verb, result.run)}")
-    return 0
+    return status
 
 
 def warn_of_idle(given: Train, defaults: Train) -> None:

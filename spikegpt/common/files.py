@@ -1,14 +1,22 @@
-"""Files that survive a crash: written under a temporary name, flushed to disk, renamed.
+"""Files that survive a crash: written under a temporary name, flushed to disk, renamed. Folders that one process holds.
 
 Readers see the old file or the new one.
 """
 
+import errno
 import hashlib
 import os
+import platform
 import secrets
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
+
+from .errors import SpikegptError, warn_on_stderr
+
+LOCK = ".lock"
 
 
 def write_atomically(path: str | Path, data: bytes | str) -> None:
@@ -55,3 +63,67 @@ def sha256_of(path: str | Path) -> str:
     """Return the sha256 of a file, in hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder`, made if it is not there, for this process alone: until the block ends, or the process dies.
+
+    Raises:
+        SpikegptError: another process holds it, or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = _open_locked(folder)
+    except OSError as error:
+        raise SpikegptError(f"cannot write the folder {folder}: {error}; give another") from error
+    try:
+        yield
+    finally:
+        # before it is let go, so that nobody has locked it yet; Windows removes nothing that is open
+        with suppress(OSError):
+            (folder / LOCK).unlink()
+        file.close()
+        # if nothing was written
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _open_locked(folder: Path) -> IO[str]:
+    path = folder / LOCK
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        if not _lock(file, folder):
+            file.seek(0)
+            holder = file.read() or "another process"
+            file.close()
+            raise SpikegptError(f"{folder} is in use by {holder}; wait until it has ended, or give another folder")
+        # who held it before may have removed the file after we had opened it
+        with suppress(FileNotFoundError):
+            if os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {platform.node()}")
+                file.flush()
+                return file
+        file.close()
+
+
+def _lock(file: IO[str], folder: Path) -> bool:
+    """Lock an open file unless another process has; the system lets it go when this process ends, however it does."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            # a byte that nobody reads: others could not read a locked one
+            os.lseek(file.fileno(), 1 << 20, os.SEEK_SET)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK):
+            return False
+        # some network file systems
+        warn_on_stderr(f"{folder} lies where nothing can be locked ({error}); let only one process write it")
+    return True

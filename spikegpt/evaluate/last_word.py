@@ -18,7 +18,7 @@ from ..common.errors import SpikegptError
 from ..common.tables import columns
 from ..data import jsonl
 from ..data.tokenizers import Tokenizer
-from .perplexity import perplexity_of
+from .perplexity import named_if_not_finite, perplexity_of
 from .scoring import score_continuations
 
 PROTOCOL = (
@@ -122,7 +122,9 @@ def evaluate_last_words(run: Path, file: Path, device: str | torch.device = "aut
     # the passages first: a fault in them is found before a large model is loaded
     passages = read_passages(file)
     model, tokenizer = load_model(run, device=device)
-    scores = score_continuations(model, [encode_passage(tokenizer, *passage) for passage in passages])
+    encoded = [encode_passage(tokenizer, *passage) for passage in passages]
+    with named_if_not_finite(run):
+        scores = score_continuations(model, encoded)
     result = LastWords(
         passages=len(scores),
         found=sum(score.is_greedy for score in scores),

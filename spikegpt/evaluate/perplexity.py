@@ -13,8 +13,10 @@ to the other: perplexity' = perplexity ** (count / count').
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,19 @@ from ..model.state import membranes_of
 
 # windows read at once: so many, or fewer where their logits would be more than this
 BATCH, LOGITS = 8, 1 << 26
+
+
+class NotFinite(SpikegptError):
+    """A model whose numbers are NaN or infinite: it predicts nothing, so nothing is measured of it."""
+
+
+@contextmanager
+def named_if_not_finite(run: Path) -> Iterator[None]:
+    """Within this block a model that is not finite is named by its `run`."""
+    try:
+        yield
+    except NotFinite as error:
+        raise NotFinite(f"{run}: {error}; use another checkpoint") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +66,10 @@ class Evaluation:
     times"""
     synapses: dict[str, int] = field(default_factory=dict)
     """emitting module -> weights of the matrix product that reads its spikes; empty where none does"""
+
+    def __post_init__(self):
+        if not math.isfinite(self.nats):
+            raise NotFinite(f"the model's cross-entropy is {self.nats}: its weights have diverged")
 
     @property
     def bits_per_token(self) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..checkpoint.run import read_run_config
+from ..checkpoint.run import read_run_config, run_of
 from ..checkpoint.weights import load_model
 from ..common.errors import SpikegptError
 from ..common.tables import columns
@@ -15,7 +15,10 @@ from ..data.prepare import prepare
 from ..data.text import Text
 from ..data.tokenizers import Tokenizer
 from ..data.tokenizers.encoding import encode_first
-from .perplexity import check_length, evaluate_stream, evaluate_windows
+from .perplexity import check_length, evaluate_stream, evaluate_windows, named_if_not_finite
+
+# of the header of its tokens, what a run writes down of its text
+CORPUS_FACTS = ("corpus", "metadata", "text_sha256", "tokens_sha256", "splits")
 
 
 def read_text(
@@ -30,21 +33,42 @@ def read_text(
     """Return (tokens (N,), where they come from): a split of the text that `run` was trained on, or `file`.
 
     Raises:
-        SpikegptError: the text is gone, or too short to predict anything.
+        SpikegptError: the text is gone, not what the run was trained on, or too short to predict anything.
     """
     if file is not None:
         tokens, source = encode_first(tokenizer, Text.of_file(file), limit), str(file)
     else:
-        # a checkpoint folder lies inside its run
-        folder = run if (run / "metrics.jsonl").exists() else run.parent.parent
-        if not (folder / "metrics.jsonl").exists():
+        folder = run_of(run)
+        if folder is None:
             raise SpikegptError(f"{run} was not trained here, so it has no text of its own; give one with --file FILE")
-        config = TrainConfig.from_dict(read_run_config(folder)["train"])
+        values = read_run_config(folder)
+        config = TrainConfig.from_dict(values["train"])
         prepared = prepare(list(config.data), tokenizer, cache, text_column=config.text_column)
+        check_text(folder, values, prepared.header, advice="or give a text with --file FILE")
         tokens, source = np.asarray(prepared.split(split)), f"{', '.join(config.data)} ({split})"
     tokens = tokens[:limit]
     check_length(tokens, source)
     return tokens, source
+
+
+def check_text(run: Path, values: dict[str, Any], header: dict[str, Any], advice: str) -> None:
+    """Raise SpikegptError unless the text with this header of tokens is the one that `run` was begun with.
+
+    Args:
+        values: the run's configuration. Runs without a digest of their text are taken at their word.
+    """
+    begun = values.get("corpus") or {}
+    faults = {
+        "text_sha256": "it has another sha256",
+        "splits": "it is cut into other splits",
+        "tokens_sha256": "its tokens are others",
+    }
+    for name, what in faults.items():
+        if begun.get(name) not in (None, header.get(name)):
+            raise SpikegptError(
+                f"the text of {run}, {', '.join(values['train']['data'])}, is not what it was trained on: {what}; "
+                f"put that text back, {advice}"
+            )
 
 
 def evaluate_run(
@@ -65,19 +89,21 @@ def evaluate_run(
 
     Raises:
         SpikegptError: no whole model there, its text is gone, the text is too short, `evaluate_windows` refuses, or the
-            device is not there.
+            device is not there, or the model computes nothing finite.
     """
     model, tokenizer = load_model(run, device=device)
     tokens, source = read_text(run, tokenizer, split=split, file=file, limit=limit, cache=cache)
     ctx_len = min(model.config.ctx_len if ctx_len is None else ctx_len, len(tokens) - 1)
     stride = max(ctx_len // 2, 1) if stride is None else stride
-    windows = evaluate_windows(model, tokens, tokenizer, ctx_len, stride, keep_membrane)
+    with named_if_not_finite(run):
+        windows = evaluate_windows(model, tokens, tokenizer, ctx_len, stride, keep_membrane)
+        stream = evaluate_stream(model, tokens, tokenizer)
     return {
         "run": str(run),
         "spiking": model.config.spiking,
         "parameters": model.count_parameters(),
         "text": source,
-        "stream": evaluate_stream(model, tokens, tokenizer).to_dict(),
+        "stream": stream.to_dict(),
         "windows": windows.to_dict(),
     }
 

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..common.errors import SpikegptError
 from ..model.network import SpikeGPT, evaluating
 from ..model.state import State, join_states, select_texts
+from .perplexity import NotFinite
 
 BATCH = 16
 # read at once at most: so many tokens of a text, and continuations with so many logits in all
@@ -137,4 +138,6 @@ def _read_continuations(
         is_greedy[texts] &= ((predicted.argmax(-1) == ids) | ~is_token).all(1)
         # who goes on has filled its piece; who has read padding stays behind
         logits, state = output.logits[:, -1], output.state
+    if not bool(totals.isfinite().all()):
+        raise NotFinite("the model's predictions are not finite: its weights have diverged")
     return [Score(*score) for score in zip(totals.tolist(), is_greedy.tolist(), strict=True)]

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoint.run import read_json
+from ..checkpoint.files import read_json
 from ..common.errors import SpikegptError
 from ..config import PRESETS, ModelConfig, Spiking, model_preset
 from ..model.network import SpikeGPT

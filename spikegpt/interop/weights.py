@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoint.run import FORMAT, find_model, read_json
+from ..checkpoint.files import FORMAT, read_json, write_manifest
+from ..checkpoint.run import find_model
 from ..checkpoint.safetensors_file import write_safetensors
 from ..checkpoint.weights import TensorFile, load_model
 from ..common.errors import SpikegptError
@@ -70,6 +71,7 @@ def import_weights(
     tensors = ((name, with_names[name].reshape(shape).float()) for name, shape in shapes.items())
     # last, because a folder with weights is a model
     write_safetensors(out / "model.safetensors", shapes, tensors)
+    write_manifest(out)
     return config
 
 
@@ -85,14 +87,13 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
     """
     if layout not in LAYOUTS:
         raise SpikegptError(f"layout {layout!r} is unknown; known: {', '.join(LAYOUTS)}")
-    folder = find_model(Path(run))
     if layout == "auto":
         from .huggingface import from_run
 
-        for part in from_run(folder):
+        for part in from_run(run):
             part.save_pretrained(target)
         return
-    model, tokenizer = load_model(folder)
+    model, tokenizer = load_model(run)
     config = model.config
     if config.mixer != "rwkv4":
         raise SpikegptError(

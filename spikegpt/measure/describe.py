@@ -23,8 +23,9 @@ def describe_model(what: str, with_tensors: bool = False) -> dict[str, Any]:
         with torch.device("meta"):
             model = SpikeGPT(config, init=False)
     else:
-        folder = find_model(Path(what))
-        source, model = str(folder), load_model(folder)[0]
+        model = load_model(what)[0]
+        # what speaks against it has been said
+        source = str(find_model(Path(what), warn=lambda message: None))
     config = model.config
     with torch.no_grad(), torch.device("meta"):
         state = SpikeGPT(config, init=False).eval()(torch.zeros(1, 1, dtype=torch.long)).state

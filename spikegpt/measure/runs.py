@@ -32,11 +32,12 @@ from neuromorphic import (
 )
 from neuromorphic.energy.published import AC_PJ, MAC_PJ
 
+from ..checkpoint.run import run_of
 from ..checkpoint.weights import load_model
 from ..common.devices import finish
 from ..common.errors import SpikegptError
 from ..data.tokenizers import Tokenizer
-from ..evaluate.perplexity import evaluate_stream
+from ..evaluate.perplexity import evaluate_stream, named_if_not_finite
 from ..evaluate.runs import read_text
 from ..generate.engine import Engine
 from ..model.network import ModelOutput, SpikeGPT
@@ -89,13 +90,16 @@ def measure_runs(
             )
     _say(f"measuring {', '.join(map(str, runs))} on {texts[0][1]}: {len(texts[0][0]):,} tokens")
     speeds = measure_speed([model for model, _, _ in loaded], [tokens for tokens, _ in texts])
-    names = _short_names(runs)
-    return [
-        measure_model(
-            model, tokenizer, tokens, name=name, source=source, prompt=prompt, profiles=profiles, tokens_per_s=speed
-        )
-        for (model, tokenizer, _), (tokens, source), name, speed in zip(loaded, texts, names, speeds, strict=True)
-    ]
+    measurements = []
+    for (model, tokenizer, run), (tokens, source), name, speed in zip(
+        loaded, texts, _short_names(runs), speeds, strict=True
+    ):
+        with named_if_not_finite(run):
+            measurement = measure_model(
+                model, tokenizer, tokens, name=name, source=source, prompt=prompt, profiles=profiles, tokens_per_s=speed
+            )
+        measurements.append(measurement)
+    return measurements
 
 
 def _short_names(runs: Sequence[Path]) -> list[str]:
@@ -284,7 +288,7 @@ def _shown_layers(model: SpikeGPT) -> list[str]:
 
 def report_folder(run: Path) -> Path:
     """Return where the report of a run or of one of its checkpoints is kept: in the run, never in a checkpoint."""
-    return (run.resolve().parent.parent if (run / "manifest.json").is_file() else run) / "report"
+    return (run_of(run) or run) / "report"
 
 
 def claims_of(measurement: Measurement) -> Claims | None:

@@ -9,6 +9,7 @@ from ..checkpoint.run import latest_checkpoint, read_run_config, step_of
 from ..common.errors import SpikegptError
 from ..config import ModelConfig, TrainConfig
 from ..train.convert import read_model_config
+from ..train.stop_signals import stop_now
 from ..train.trainer import resume, train
 
 # settings that a twin may have of its own: they do not touch what is learned, or act on spikes only
@@ -44,9 +45,16 @@ def find_twin(run: Path) -> Path | None:
     for folder in sorted(run.resolve().parent.iterdir()):
         if not (folder / "config.json").is_file() or not (folder / "tokenizer.json").is_file():
             continue
-        values = read_run_config(folder)
-        model = ModelConfig.from_dict(values["model"])
-        if model.spiking == "none" and _twin_key(model, values) == wanted:
+        try:
+            values = read_run_config(folder)
+            model, key = ModelConfig.from_dict(values["model"]), None
+            # imported models and classifiers have not been trained as runs are
+            if model.spiking == "none" and "train" in values:
+                key = _twin_key(model, values)
+        except (SpikegptError, KeyError, TypeError, ValueError, AttributeError) as error:
+            _say(f"note: {folder} is passed over in the search for a twin: {error}")
+            continue
+        if key == wanted:
             return folder
     return None
 
@@ -65,7 +73,8 @@ def make_twin(run: Path, *, cache: Path | None = None, quiet: bool = False, devi
     """Return the folder of the finished dense twin of `run`: found beside it, or trained into RUN-twin.
 
     Raises:
-        SpikegptError: `run` is dense itself, its text is gone, the device is not there, or training was interrupted.
+        SpikegptError: `run` is dense itself, its text is gone, or the device is not there.
+        KeyboardInterrupt, SystemExit: training was interrupted, by SIGINT or another signal.
     """
     config = read_run_config(run)
     model = ModelConfig.from_dict(config["model"])
@@ -90,9 +99,8 @@ def make_twin(run: Path, *, cache: Path | None = None, quiet: bool = False, devi
     else:
         return twin
     if done.interrupted:
-        raise SpikegptError(
-            f"the training of the twin was interrupted; continue it with: spikegpt train --resume {twin}"
-        )
+        _say(f"the training of the twin was interrupted; continue it with: spikegpt train --resume {twin}")
+        stop_now(done.signal)
     return twin
 
 

@@ -11,22 +11,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checkpoint.run import read_json
+from ..checkpoint.files import MANIFEST, check_finite, fault_of, is_finite, read_json, save_tensors, write_manifest
 from ..checkpoint.weights import TensorFile, load_model
 from ..common.devices import find_device
 from ..common.errors import SpikegptError
-from ..common.files import atomic_path, write_atomically
+from ..common.files import locked, write_atomically
 from ..config import ClassifyConfig, ModelConfig, TrainConfig
 from ..data.labelled import Example, Task
 from ..data.tokenizers import Tokenizer, load_tokenizer
-from ..evaluate.perplexity import mean_firing_rate
+from ..evaluate.perplexity import NotFinite, mean_firing_rate
 from ..model.network import SpikeGPT
 from .loop import Advice, Forward, Loop
 from .optimizer import make_optimizer
+from .stop_signals import stop_now
 
 
 class Classifier(nn.Module):
@@ -62,31 +63,33 @@ def finetune(
     """Train one classifier per seed from the model in `run`, keep each in OUT/seed-N, and return plain results.
 
     Raises:
-        SpikegptError: no whole model is there, the device is not there, a text cannot be encoded, or `out` cannot be
-            written.
+        SpikegptError: no whole model is there, the device is not there, a text cannot be encoded, training diverges, or
+            `out` cannot be written or is in use.
     """
     place = find_device(device)
     seeds: list[dict[str, Any]] = []
-    for seed in config.seeds:
-        torch.manual_seed(seed)
-        model, tokenizer = load_model(run)
-        # drawn on the CPU: the same numbers on every device
-        classifier = Classifier(model, len(task.classes)).to(place)
-        train, valid, test = (
-            _encode(part, tokenizer, config.max_tokens) for part in (task.train, task.valid, task.test)
-        )
-        best, epoch = _train(classifier, train, valid, config)
-        accuracy, firing_rate = _measure(classifier, test, config.batch_size)
-        seeds.append(
-            {
-                "seed": seed,
-                "valid_accuracy": best,
-                "test_accuracy": accuracy,
-                "epoch": epoch,
-                "firing_rate": firing_rate,
-            }
-        )
-        save_classifier(out / f"seed-{seed}", classifier, tokenizer, task.classes)
+    with locked(out):
+        for seed in config.seeds:
+            torch.manual_seed(seed)
+            # what speaks against the run is said once
+            model, tokenizer = load_model(run, warn=lambda message: None) if seeds else load_model(run)
+            # drawn on the CPU: the same numbers on every device
+            classifier = Classifier(model, len(task.classes)).to(place)
+            train, valid, test = (
+                _encode(part, tokenizer, config.max_tokens) for part in (task.train, task.valid, task.test)
+            )
+            best, epoch = _train(classifier, train, valid, config)
+            accuracy, firing_rate = _measure(classifier, test, config.batch_size)
+            seeds.append(
+                {
+                    "seed": seed,
+                    "valid_accuracy": best,
+                    "test_accuracy": accuracy,
+                    "epoch": epoch,
+                    "firing_rate": firing_rate,
+                }
+            )
+            save_classifier(out / f"seed-{seed}", classifier, tokenizer, task.classes)
     accuracies = [seed["test_accuracy"] for seed in seeds]
     return {
         "run": str(run),
@@ -105,9 +108,9 @@ def save_classifier(folder: Path, classifier: Classifier, tokenizer: Tokenizer, 
         tokenizer.save(folder / "tokenizer.json")
         values = {"classes": list(classes), "model": classifier.network.config.to_dict()}
         write_atomically(folder / "config.json", json.dumps(values, indent=1))
-        with atomic_path(folder / "model.safetensors") as temporary:
-            save_file({name: tensor.contiguous() for name, tensor in classifier.state_dict().items()}, temporary)
-    except OSError as error:
+        save_tensors(folder / "model.safetensors", classifier.state_dict())
+        write_manifest(folder)
+    except (OSError, SafetensorError) as error:
         raise SpikegptError(f"cannot write {folder}: {error}; free space, or give another --out") from error
 
 
@@ -117,13 +120,20 @@ def load_classifier(folder: Path) -> tuple[Classifier, Tokenizer, tuple[str, ...
     Raises:
         SpikegptError: nothing whole is there.
     """
-    values = read_json(Path(folder) / "config.json")
+    folder = Path(folder)
+    # classifiers from before they had a manifest are taken as they are
+    if (folder / MANIFEST).exists() and (fault := fault_of(folder)) is not None:
+        raise SpikegptError(f"{folder} does not hold a whole classifier: {fault}; fine-tune it anew")
+    values = read_json(folder / "config.json")
     try:
         classifier = Classifier(SpikeGPT(ModelConfig.from_dict(values["model"]), init=False), len(values["classes"]))
-        classifier.load_state_dict(dict(TensorFile(Path(folder) / "model.safetensors")))
+        weights = dict(TensorFile(folder / "model.safetensors"))
+        classifier.load_state_dict(weights)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise SpikegptError(f"{folder} does not hold a whole classifier: {error}") from None
-    return classifier.eval(), load_tokenizer(Path(folder) / "tokenizer.json"), tuple(values["classes"])
+    for name, tensor in weights.items():
+        check_finite(name, tensor, folder / "model.safetensors")
+    return classifier.eval(), load_tokenizer(folder / "tokenizer.json"), tuple(values["classes"])
 
 
 @torch.inference_mode()
@@ -219,7 +229,7 @@ def _train(
         loop.train_steps()
     if loop.step < steps:
         # half an epoch is worth nothing, and there is no checkpoint to go on from
-        raise KeyboardInterrupt
+        stop_now(loop.signals.number)
     classifier.load_state_dict(objective.weights)
     return objective.best, objective.epoch
 
@@ -231,6 +241,8 @@ def _measure(classifier: Classifier, encoded: list[_Encoded], batch_size: int) -
     right, tokens, fired = 0, 0, dict[str, float]()
     for batch in _batches(encoded, batch_size, classifier.network.device):
         logits, spikes = classifier(batch.ids, batch.lengths)
+        if not is_finite(logits):
+            raise NotFinite("the classifier's logits are not finite")
         right += int((logits.argmax(dim=-1) == batch.labels).sum())
         tokens += int(batch.lengths.sum())
         is_real = torch.arange(batch.ids.shape[1], device=batch.ids.device) < batch.lengths[:, None]

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint.run import find_model, read_json
-from ..checkpoint.weights import TensorFile, load_weights
+from ..checkpoint import run as checkpoint
+from ..checkpoint.run import find_model
+from ..checkpoint.weights import load_weights, open_model
 from ..common.errors import SpikegptError
 from ..config import ModelConfig, TrainConfig
 from ..model.mixers import Mixer
@@ -31,11 +32,7 @@ def read_model_config(start: Path) -> ModelConfig:
     Raises:
         SpikegptError: no whole model is there.
     """
-    path = find_model(Path(start)) / "config.json"
-    try:
-        return ModelConfig.from_dict(read_json(path)["model"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise SpikegptError(f"{path} does not describe a model: {error}") from None
+    return checkpoint.read_model_config(find_model(Path(start)) / "config.json")
 
 
 def defaults_from(start: Path, **changes) -> tuple[ModelConfig, TrainConfig]:
@@ -76,9 +73,9 @@ def start_from(model: SpikeGPT, start: Path, ids: Tensor) -> None:
     Raises:
         SpikegptError: the weights are of other sizes, or of another spiking block.
     """
-    path = find_model(Path(start)) / "model.safetensors"
-    weights = TensorFile(path)
-    there, here = read_model_config(start).spiking, model.config.spiking
+    folder, weights = open_model(Path(start))
+    path = folder / "model.safetensors"
+    there, here = checkpoint.read_model_config(folder / "config.json").spiking, model.config.spiking
     if there == here:
         load_weights(model, weights, path)
     elif there == "none":

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..checkpoint.files import is_finite
 from ..checkpoint.weights import load_model
 from ..common.errors import SpikegptError
 from ..config import TrainConfig
 from ..data.tokens.token_file import TokenData
-from ..evaluate.perplexity import Evaluation, evaluate_stream
+from ..evaluate.perplexity import Evaluation, NotFinite, evaluate_stream
 from ..model.network import SpikeGPT
 from ..model.state import State, detach_state
 from .convert import anneal
@@ -114,6 +115,14 @@ class LanguageModelling:
         if self._is_settled(step) and (not self.best or valid.bits_per_byte < self.best["bits_per_byte"]):
             self.best = {"step": step, "bits_per_byte": valid.bits_per_byte}
         return valid
+
+    def check_finite(self) -> None:
+        """Raise NotFinite unless all weights are finite, and what the model makes of the beginning of valid."""
+        for name, tensor in self.bare_model.state_dict().items():
+            if not is_finite(tensor):
+                raise NotFinite(f"the weights {name!r} hold NaN or infinity")
+        tokens = self.data.split("valid")[: self.bare_model.config.ctx_len + 1]
+        evaluate_stream(self.bare_model, tokens, self.data.tokenizer)
 
     def _is_settled(self, step: int) -> bool:
         """Whether all neurons spike and the whole budget is in force: a model from before is not the run's aim."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..common.errors import SpikegptError
 from ..config import TrainConfig
+from ..evaluate.perplexity import NotFinite
 from .losses import add_up
 from .optimizer import set_learning_rate
 from .schedules import learning_rate
@@ -57,7 +58,11 @@ class Objective(Protocol):
         ...
 
     def evaluate(self, step: int) -> Any:
-        """Measure the model on valid after `step` steps, remember what is best there; return what was measured."""
+        """Measure the model on valid after `step` steps, remember what is best there; return what was measured.
+
+        Raises:
+            NotFinite: the model computes no finite numbers any more.
+        """
         ...
 
 
@@ -122,12 +127,22 @@ class Loop:
             del done
 
     def after_step(self, done: StepDone) -> None:
-        if self.evaluation_is_due(done):
-            self.objective.evaluate(self.step)
+        is_last = self.step == self.config.steps
+        if self.evaluation_is_due() and (is_last or not done.stopping):
+            with self.says_if_it_diverged():
+                self.objective.evaluate(self.step)
 
-    def evaluation_is_due(self, done: StepDone) -> bool:
+    def evaluation_is_due(self) -> bool:
         every = self.config.eval_every
-        return self.step == self.config.steps or (every > 0 and self.step % every == 0 and not done.stopping)
+        return self.step == self.config.steps or (every > 0 and self.step % every == 0)
+
+    @contextmanager
+    def says_if_it_diverged(self) -> Iterator[None]:
+        """Within this block numbers that are not finite end the training in words."""
+        try:
+            yield
+        except NotFinite as error:
+            raise self._diverged(self.step, str(error)) from None
 
     def train_step(self) -> StepDone:
         """Do one optimizer step."""
@@ -147,7 +162,7 @@ class Loop:
                 facts = torch.cat([means, means.new_tensor([float(self.signals.asked)])])
                 if self.accelerator.sync_gradients:
                     cross_entropy, *losses, stopping = self.accelerator.reduce(facts, "mean").tolist()
-                    self._check_finite(cross_entropy, norm, rate)
+                    self._check_finite([cross_entropy, *losses], norm, rate)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
         self.step += 1
@@ -167,14 +182,15 @@ class Loop:
         # an endless limit measures the norm and changes nothing
         return float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf))
 
-    def _check_finite(self, loss: float, norm: float, rate: float) -> None:
+    def _check_finite(self, losses: list[float], norm: float, rate: float) -> None:
         # with a loss scaler an infinite gradient is ordinary: the scaler skips the step and lowers the scale
-        if math.isfinite(loss) and (math.isfinite(norm) or self.accelerator.scaler is not None):
+        if all(map(math.isfinite, losses)) and (math.isfinite(norm) or self.accelerator.scaler is not None):
             return
-        raise SpikegptError(
-            f"step {self.step + 1}: loss is {loss}, gradient norm {norm}, learning rate {rate:.3g}; "
-            f"{self.what_is_left()}. {self.objective.advice.diverged}"
-        )
+        found = f"loss is {sum(losses[1:])}, gradient norm {norm}, learning rate {rate:.3g}"
+        raise self._diverged(self.step + 1, found)
+
+    def _diverged(self, step: int, found: str) -> SpikegptError:
+        return SpikegptError(f"step {step}: {found}; {self.what_is_left()}. {self.objective.advice.diverged}")
 
     def what_is_left(self) -> str:
         """Return what can be gone on with after a failure, in words."""

@@ -3,12 +3,13 @@
 Optimizer, generators, sampler position, carried state, the best evaluation so far:
 
     training.safetensors  optimizer.N.*   rng.cpu, rng.cuda, state.N: one row from each process
-    training.json         sampler_position, processes, threads, best, scaler
+    training.json         sampler_position, processes, threads, best, scaler; of the trainer: run, a copy of the run's
+                          configuration, marks of its log, put_off, whether a signal put off what the step asked for
 """
 
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,9 +28,14 @@ if TYPE_CHECKING:
 
 
 def save_training(
-    run: Path, step: int, objective: LanguageModelling, optimizer: torch.optim.Optimizer, accelerator: "Accelerator"
+    run: Path,
+    step: int,
+    objective: LanguageModelling,
+    optimizer: torch.optim.Optimizer,
+    accelerator: "Accelerator",
+    more: dict[str, Any],
 ) -> None:
-    """Write the checkpoint of `step`. Every process calls this and gives its rows; the main one writes.
+    """Write the checkpoint of `step`. Every process calls this and gives its rows; the main one writes, `more` as well.
 
     Raises:
         SpikegptError: the disk is full or not writable.
@@ -44,6 +50,7 @@ def save_training(
             "threads": torch.get_num_threads(),
             "best": objective.best,
             "scaler": scaler.state_dict() if scaler is not None else None,
+            **more,
         }
         save_checkpoint(run, step, objective.bare_model, objective.data.tokenizer, tensors, facts)
 
@@ -63,8 +70,8 @@ def _rows_of_all_processes(state: State | None, accelerator: "Accelerator") -> d
 
 def load_training(
     checkpoint: Path, objective: LanguageModelling, optimizer: torch.optim.Optimizer, accelerator: "Accelerator"
-) -> int:
-    """Put back what `save_training` wrote, the weights included; return the step.
+) -> dict[str, Any]:
+    """Put back what `save_training` wrote, the weights included; return all that training.json holds.
 
     With another number of processes the generators and the carried state stay as they are, for they have no rows.
 
@@ -96,7 +103,7 @@ def load_training(
         torch.set_rng_state(own["rng.cpu"].clone())
         if "rng.cuda" in own and torch.cuda.is_available():
             torch.cuda.set_rng_state(own["rng.cuda"].clone())
-    return facts["step"]
+    return facts
 
 
 def _carried_state(tensors: dict[str, Tensor], model: SpikeGPT, device: torch.device) -> State:

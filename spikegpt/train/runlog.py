@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import SpikegptError
-from ..common.files import write_atomically
 from ..model.network import EMBEDDING
+from .journal import metrics_journal, samples_journal
 
 DEAD, SATURATED = 0.001, 0.95
 
@@ -20,13 +20,15 @@ class RunLog:
         run: the run folder.
         step: optimizer steps already done.
         steps: optimizer steps in all.
+        marks: what `marks` was when the checkpoint of `step` was written; empty without one.
     """
 
-    def __init__(self, run: Path, step: int, steps: int, tensorboard: bool = False, quiet: bool = False):
+    def __init__(
+        self, run: Path, step: int, steps: int, marks: dict[str, Any], tensorboard: bool = False, quiet: bool = False
+    ):
         self.run, self.steps, self.first_step, self.quiet = run, steps, step, quiet
-        self.metrics = run / "metrics.jsonl"
-        kept = [line for line in read_metrics(run) if line["step"] <= step]
-        write_atomically(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        self.metrics = metrics_journal(run, step, marks.get("metrics"))
+        self.samples = samples_journal(run, step, marks.get("samples"))
         self.started = time.monotonic()
         self.on_terminal = sys.stdout.isatty()
         self.board = _open_tensorboard(run) if tensorboard else None
@@ -34,8 +36,7 @@ class RunLog:
 
     def record(self, step: int, **values: Any) -> None:
         """Add one line to metrics.jsonl, and its numbers to TensorBoard."""
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        self.metrics.add(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
         if self.board is not None:
             for name, value in _flat(values):
                 self.board.add_scalar(name, value, step)
@@ -56,8 +57,7 @@ class RunLog:
             print(f"\n{text}" if self.on_terminal else text, flush=True)
 
     def sample(self, step: int, text: str) -> None:
-        with (self.run / "samples.txt").open("a", encoding="utf-8") as file:
-            file.write(f"--- step {step} ---\n{text}\n")
+        self.samples.add(f"--- step {step} ---\n{text}\n")
         self.say(f"sample at step {step}: {text!r}")
 
     def watch_firing(self, step: int, rates: dict[str, float]) -> None:
@@ -73,20 +73,16 @@ class RunLog:
                     flush=True,
                 )
 
+    @property
+    def marks(self) -> dict[str, Any]:
+        """How far the files of this log are written: what a checkpoint remembers."""
+        return {"metrics": self.metrics.mark, "samples": self.samples.mark}
+
     def close(self) -> None:
         if self.board is not None:
             self.board.close()
         if self.on_terminal and not self.quiet:
             print()
-
-
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Return the records of a run; a last line cut off by a crash is left out."""
-    path = run / "metrics.jsonl"
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def _flat(values: dict[str, Any], prefix: str = ""):

@@ -1,23 +1,33 @@
 """Asked to stop: Ctrl-C or a scheduler's SIGTERM lets the step in hand end and a checkpoint be written."""
 
+import os
 import signal
+import sys
 import threading
-from typing import Self
+from typing import NoReturn, Self
+
+_SAID = b"\nstopping after this step; once more stops at once\n"
 
 
 class StopSignals:
-    """Within this block the first SIGINT or SIGTERM only sets `asked`; a second one ends the program at once.
+    """Within this block the first SIGINT or SIGTERM only sets `number`; a second one ends the program at once.
 
     Signals arrive in the main thread; in another one this block does nothing.
     """
 
     def __init__(self):
-        self.asked = False
+        self.number: int | None = None
+
+    @property
+    def asked(self) -> bool:
+        return self.number is not None
 
     def _ask(self, number, frame):
         if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
+            stop_now(number)
+        self.number = number
+        # past sys.stderr, which may be in the middle of a line of its own
+        os.write(2, _SAID)
 
     def __enter__(self) -> Self:
         is_main = threading.current_thread() is threading.main_thread()
@@ -28,3 +38,15 @@ class StopSignals:
     def __exit__(self, *_):
         for number, handler in self.before.items():
             signal.signal(number, handler)
+
+
+def exit_status(number: int | None) -> int:
+    """Return the status of a process that a signal ended: 130 or 143; of one whose fellow process it reached, 143."""
+    return 128 + (number or signal.SIGTERM)
+
+
+def stop_now(number: int | None) -> NoReturn:
+    """End as the signal would have: KeyboardInterrupt for SIGINT, else SystemExit with `exit_status`."""
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(exit_status(number))

@@ -7,20 +7,23 @@ carried state are all in the checkpoint, and nothing else decides what a step do
 
 import dataclasses
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..checkpoint import run as ckpt
 from ..common.devices import find_device
 from ..common.errors import SpikegptError
+from ..common.files import locked, sha256_of
 from ..config import ModelConfig, SamplingConfig, TrainConfig
 from ..data.prepare import prepare
 from ..data.tokenizers.stored import load_tokenizer
 from ..data.tokens.token_file import TokenData
 from ..evaluate.perplexity import Evaluation, mean_firing_rate
+from ..evaluate.runs import CORPUS_FACTS, check_text
 from ..generate.stream import generate
 from ..model.mixers import NeuronFactory
 from ..model.network import SpikeGPT
@@ -39,10 +42,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended: the folder, steps done, the last evaluation, and whether a signal stopped it.
+    """How a run ended: the folder, steps done, the last evaluation, whether a signal stopped it, and which.
 
     And whether this process is the one that speaks (with several processes, only the main one evaluates and
-    reports).
+    reports). `signal` is None where the signal reached another process.
     """
 
     run: Path
@@ -50,6 +53,7 @@ class TrainResult:
     valid: Evaluation | None
     interrupted: bool
     is_main: bool
+    signal: int | None = None
 
 
 def train(
@@ -72,15 +76,10 @@ def train(
         device: auto, cpu, cuda or cuda:N; not part of the run, which may go on elsewhere.
 
     Raises:
-        SpikegptError: the folder holds a run already or cannot be written, the text is too short, the weights in
-            `start` do not fit, the device is not there, the loss is not finite.
+        SpikegptError: the folder holds a run already, is in use or cannot be written, the text is too short, the
+            weights in `start` do not fit, the device is not there, the loss is not finite.
     """
-    run = Path(run)
-    if (run / "config.json").exists():
-        raise SpikegptError(
-            f"{run} holds a run already; continue it with: spikegpt train --resume {run}, or give another --out"
-        )
-    return _Trainer(model_config, train_config, run, start, neuron, cache, quiet, device, is_new=True).train()
+    return _train_alone(model_config, train_config, Path(run), start, neuron, cache, quiet, device, None)
 
 
 def resume(
@@ -100,10 +99,36 @@ def resume(
     values = ckpt.read_run_config(run)
     try:
         model_config, train_config = ModelConfig.from_dict(values["model"]), TrainConfig.from_dict(values["train"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SpikegptError(f"{run / 'config.json'} does not describe a run: {error}") from None
     start = Path(values["started_from"]) if values.get("started_from") else None
-    return _Trainer(model_config, train_config, run, start, neuron, cache, quiet, device, is_new=False).train()
+    return _train_alone(model_config, train_config, run, start, neuron, cache, quiet, device, values)
+
+
+def _train_alone(
+    model_config: ModelConfig,
+    config: TrainConfig,
+    run: Path,
+    start: Path | None,
+    neuron: NeuronFactory | None,
+    cache: Path | None,
+    quiet: bool,
+    device: str,
+    begun: dict[str, Any] | None,
+) -> TrainResult:
+    """Train while no other process writes into `run`; `begun` is its configuration if it goes on, None if it is new."""
+    accelerator = _make_accelerator(config, device)
+    with locked(run) if accelerator.is_main_process else nullcontext():
+        if begun is None and (run / "config.json").exists():
+            raise SpikegptError(
+                f"{run} holds a run already; continue it with: spikegpt train --resume {run}, or give another --out"
+            )
+        if begun is None and ckpt.has_checkpoints(run):
+            raise SpikegptError(
+                f"{run} holds the checkpoints of a run, but no config.json; put that back (its newest training.json "
+                "has a copy as 'run'), or give another --out"
+            )
+        return _Trainer(model_config, config, run, start, neuron, cache, quiet, accelerator, begun).train()
 
 
 class _Trainer(Loop):
@@ -120,17 +145,19 @@ class _Trainer(Loop):
         neuron: NeuronFactory | None,
         cache: Path | None,
         quiet: bool,
-        device: str,
-        is_new: bool,
+        accelerator: "Accelerator",
+        begun: dict[str, Any] | None,
     ):
         if config.threads:
             torch.set_num_threads(config.threads)
-        accelerator = _make_accelerator(config, device)
+        newest = None if begun is None else ckpt.latest_checkpoint(run)
         # one process prepares the token file, the others find it done
         with accelerator.main_process_first():
-            data = _prepare_data(config, run, is_new, cache)
-        newest = ckpt.latest_checkpoint(run)
+            data = _prepare_data(config, run, newest, begun, cache)
         self.run, self.begins_trained = run, start is not None and newest is None
+        facts = _facts(config, data, start if self.begins_trained else None)
+        if begun is not None:
+            _check_facts(run, begun, facts, data.header)
         made = _make_model(model_config, config, data, start, neuron, self.begins_trained)
         model, optimizer = accelerator.prepare(made, make_optimizer(made, config))
         objective = LanguageModelling(model, accelerator.unwrap_model(model), data, config, accelerator)
@@ -138,22 +165,26 @@ class _Trainer(Loop):
         # dropout must differ between processes, and be the same when the run is repeated
         torch.manual_seed(config.seed + 1 + accelerator.process_index)
         self.valid: Evaluation | None = None
-        self._open_run(newest, start, is_new, quiet)
-
-    def _open_run(self, newest: Path | None, start: Path | None, is_new: bool, quiet: bool) -> None:
-        """Create the run folder, or go on from its newest checkpoint."""
-        data = self.objective.data
-        if is_new and self.is_main:
-            corpus = {key: data.header[key] for key in ("corpus", "metadata", "text_sha256", "splits")}
-            facts = {"corpus": corpus, "started_from": start and str(start)}
+        if begun is None and self.is_main:
+            facts = {"started_from": start and str(start), **facts}
             ckpt.create_run(self.run, self.objective.bare_model.config, self.config, data.tokenizer, facts)
         self.accelerator.wait_for_everyone()
+        self.run_config = begun or ckpt.read_run_config(run)
+        self._go_on_from(newest, begun is None, quiet)
+
+    def _go_on_from(self, newest: Path | None, is_new: bool, quiet: bool) -> None:
+        """Put back what the newest checkpoint holds, and open the log where it was then."""
+        kept: dict[str, Any] = {}
         if newest is not None:
-            self.step = load_training(newest, self.objective, self.optimizer, self.accelerator)
+            kept = load_training(newest, self.objective, self.optimizer, self.accelerator)
+            self.step = kept["step"]
         elif not is_new and self.is_main and not quiet:
-            print(f"{self.run} has no checkpoint yet: starting from step 0")
+            print(f"{self.run} has no whole checkpoint yet: starting from step 0")
+        # whether a signal came when an evaluation or a sample was due
+        self.is_put_off = kept.get("put_off", False)
         if self.is_main:
-            self.log = RunLog(self.run, self.step, self.config.steps, self.config.tensorboard, quiet)
+            marks = kept.get("marks", {})
+            self.log = RunLog(self.run, self.step, self.config.steps, marks, self.config.tensorboard, quiet)
             ckpt.prune_checkpoints(self.run, self.config.keep, self.objective.best.get("step"))
 
     @property
@@ -163,27 +194,42 @@ class _Trainer(Loop):
     def train(self) -> TrainResult:
         try:
             with self.guarded(), verified_spikes(self.config.verify_spikes):
-                if self.step == self.config.steps:
-                    # a run that was complete already is only evaluated
-                    self.valid = self._evaluate()
+                if self.is_put_off:
+                    self._conclude_step()
+                elif self.step == self.config.steps:
+                    # a run that was complete already is only evaluated, and written down is nothing
+                    self.valid = self._measure()
                 elif self.begins_trained:
                     self._evaluate()
+                    self._save()
                 self.train_steps()
         finally:
             if self.is_main:
                 self.log.close()
             self.accelerator.end_training()
-        return TrainResult(self.run, self.step, self.valid, self.step < self.config.steps, self.is_main)
+        is_unfinished = self.step < self.config.steps
+        return TrainResult(self.run, self.step, self.valid, is_unfinished, self.is_main, self.signals.number)
 
     def after_step(self, done: StepDone) -> None:
         if self.is_main and (self.step % self.config.log_every == 0 or self.step in (1, self.config.steps)):
             self._log(done)
-        if self.evaluation_is_due(done):
+        self._conclude_step(stopping=done.stopping and self.step < self.config.steps)
+
+    def _conclude_step(self, stopping: bool = False) -> None:
+        """Evaluate, sample and save, as is due; who is asked to stop only saves, and does the rest when resumed."""
+        evaluates = self.evaluation_is_due()
+        samples = self.config.sample_every > 0 and self.step % self.config.sample_every == 0
+        saves = evaluates or stopping or self.step % self.config.save_every == 0
+        if self.is_main and (saves or samples):
+            # a model that computes nothing finite is not worth a checkpoint
+            with self.says_if_it_diverged():
+                self.objective.check_finite()
+        if evaluates and not stopping:
             self.valid = self._evaluate()
-        elif done.stopping or self.step % self.config.save_every == 0:
-            self._save()
-        if self.config.sample_every and self.step % self.config.sample_every == 0 and not done.stopping:
+        if samples and not stopping:
             self._sample()
+        if saves:
+            self._save(put_off=stopping and (evaluates or samples))
 
     def _log(self, done: StepDone) -> None:
         rates = {name: firing_rate(spike.detach()).item() for name, spike in done.spikes.items()}
@@ -198,18 +244,25 @@ class _Trainer(Loop):
             losses=done.losses,
             bits_per_byte=bits,
             learning_rate=done.learning_rate,
-            gradient_norm=done.gradient_norm,
+            # with a loss scaler it may be infinite, which JSON cannot say
+            gradient_norm=done.gradient_norm if math.isfinite(done.gradient_norm) else None,
             tokens_per_s=round(tokens / done.seconds),
             tokens=self.step * tokens,
             firing_rate=firing,
             firing_rates=rates,
         )
 
+    def _measure(self) -> Evaluation | None:
+        """Measure the valid split, which only the main process does."""
+        if not self.is_main:
+            return None
+        with self.says_if_it_diverged():
+            return self.objective.evaluate(self.step)
+
     def _evaluate(self) -> Evaluation | None:
-        """Evaluate on the valid split, which only the main process does, and save a checkpoint."""
-        valid = None
-        if self.is_main:
-            valid = self.objective.evaluate(self.step)
+        """Measure the valid split, and write down and say what was found."""
+        valid = self._measure()
+        if valid is not None:
             self.log.record(
                 self.step,
                 kind="valid",
@@ -221,11 +274,13 @@ class _Trainer(Loop):
             firing = "" if valid.firing_rate is None else f", firing {valid.firing_rate:.2%}"
             self.log.say(f"valid at step {self.step}: {valid.bits_per_byte:.4f} bits/byte{firing}")
             self.log.watch_firing(self.step, valid.firing_rates)
-        self._save()
         return valid
 
-    def _save(self) -> None:
-        save_training(self.run, self.step, self.objective, self.optimizer, self.accelerator)
+    def _save(self, put_off: bool = False) -> None:
+        more: dict[str, Any] = {}
+        if self.is_main:
+            more = {"run": self.run_config, "marks": self.log.marks, "put_off": put_off}
+        save_training(self.run, self.step, self.objective, self.optimizer, self.accelerator, more)
         if self.is_main:
             ckpt.prune_checkpoints(self.run, self.config.keep, self.objective.best.get("step"))
         self.accelerator.wait_for_everyone()
@@ -261,11 +316,40 @@ def _make_accelerator(config: TrainConfig, device: str) -> "Accelerator":
     return accelerator
 
 
-def _prepare_data(config: TrainConfig, run: Path, is_new: bool, cache: Path | None) -> TokenData:
-    stored = run / "tokenizer.json"
+def _prepare_data(
+    config: TrainConfig, run: Path, newest: Path | None, begun: dict[str, Any] | None, cache: Path | None
+) -> TokenData:
     # a run owns its tokenizer: a resumed one never builds it anew
-    tokenizer = config.tokenizer if is_new or not stored.exists() else load_tokenizer(stored)
+    stored = (newest or run) / "tokenizer.json"
+    tokenizer = load_tokenizer(stored) if begun is not None and stored.exists() else config.tokenizer
     return prepare(list(config.data), tokenizer, cache, config.bpe_vocab_size, text_column=config.text_column)
+
+
+def _facts(config: TrainConfig, data: TokenData, start: Path | None) -> dict[str, Any]:
+    """What a run rests on and does not own: its text, and the digests of its tokenizer and of the weights of others."""
+    return {
+        "corpus": {key: data.header.get(key) for key in CORPUS_FACTS},
+        "tokenizer_fingerprint": data.tokenizer.fingerprint,
+        "teacher_sha256": _weights_digest(config.teacher),
+        "start_sha256": _weights_digest(start),
+    }
+
+
+def _weights_digest(model: str | Path | None) -> str | None:
+    return None if model is None else sha256_of(ckpt.find_model(Path(model)) / "model.safetensors")
+
+
+def _check_facts(run: Path, begun: dict[str, Any], facts: dict[str, Any], header: dict[str, Any]) -> None:
+    """Raise SpikegptError if what `run` rests on is no longer what it was when it began; old runs know less of it."""
+    check_text(run, begun, header, advice="or begin a new run")
+    others = {
+        "tokenizer_fingerprint": f"{run / 'tokenizer.json'}",
+        "teacher_sha256": f"the teacher {begun['train'].get('teacher')}",
+        "start_sha256": f"the model {begun.get('started_from')}",
+    }
+    for name, what in others.items():
+        if None not in (begun.get(name), facts[name]) and begun[name] != facts[name]:
+            raise SpikegptError(f"{what} is not what {run} began with (another sha256); put that back")
 
 
 def _make_model(

@@ -137,7 +137,7 @@ def test_a_signal_ends_the_step_and_then_the_fine_tuning(trained, task, tmp_path
         return whole_step(self)
 
     monkeypatch.setattr(Loop, "train_step", step)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match="143"):
         finetune(trained, task, QUICK, tmp_path / "out")
     assert steps == [0, 1, 2, 3] and not (tmp_path / "out").exists()
 
@@ -147,6 +147,21 @@ def test_a_diverging_classifier_is_said_to_diverge(make_run, task, tmp_path):
     dense = make_run("dense", MODEL.twin(), steps=1)
     with pytest.raises(SpikegptError, match=r"step \d+: loss is .*; nothing of this training was kept. Lower --lr$"):
         finetune(dense, task, config, tmp_path / "out")
+
+
+def test_a_classifier_that_diverges_in_its_last_step_is_said_to_diverge(make_run, task, tmp_path):
+    dense = make_run("dense", MODEL.twin(), steps=1)
+    config = dataclasses.replace(QUICK, lr=1e38, epochs=1, batch_size=10_000)
+    with pytest.raises(SpikegptError, match=r"step 1: the classifier's logits are not finite; nothing .*Lower --lr$"):
+        finetune(dense, task, config, tmp_path / "out")
+
+
+def test_a_classifier_that_was_damaged_is_refused(trained, task, tmp_path):
+    finetune(trained, task, dataclasses.replace(QUICK, seeds=(0,), epochs=1), tmp_path / "out")
+    path = tmp_path / "out" / "seed-0" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-8] + bytes(8))
+    with pytest.raises(SpikegptError, match=r"model\.safetensors has changed since it was written"):
+        load_classifier(tmp_path / "out" / "seed-0")
 
 
 def test_a_full_gpu_names_what_makes_a_batch_of_texts_smaller(trained, task, tmp_path, monkeypatch):

@@ -12,8 +12,8 @@ from spikegpt.common.errors import SpikegptError
 from spikegpt.config import TrainConfig
 from spikegpt.train import language_modelling, loop
 from spikegpt.train import trainer as training
+from spikegpt.train.journal import read_metrics
 from spikegpt.train.losses import Reading, add_up, distillation, make_terms, synop_share, synop_weight
-from spikegpt.train.runlog import read_metrics
 
 READING = Reading(
     step=50,

@@ -17,8 +17,8 @@ from spikegpt.checkpoint.run import latest_checkpoint
 from spikegpt.common.errors import SpikegptError
 from spikegpt.config import NeuronConfig
 from spikegpt.train import trainer as training
+from spikegpt.train.journal import read_metrics
 from spikegpt.train.language_modelling import LanguageModelling
-from spikegpt.train.runlog import read_metrics
 
 
 @pytest.mark.slow
@@ -108,7 +108,7 @@ def test_a_full_gpu_is_said_to_be(make_run, monkeypatch):
 
 def test_unwritable_run_folder_is_an_error(cache, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(SpikegptError, match="cannot write the run folder"):
+    with pytest.raises(SpikegptError, match="cannot write the folder"):
         training.train(MODEL, TRAIN, tmp_path / "file" / "run", cache=cache)
 
 
@@ -142,12 +142,14 @@ def test_signal_saves_and_names_the_command_that_resumes(tmp_path, cache, number
         sys.executable,
         *command(tmp_path / "run", cache, "--steps", "100000", "--log-every", "1", "--eval-every", "0"),
     ]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     # the first progress line: the training has begun
     first = process.stdout.readline()
     os.kill(process.pid, number)
+    # said at once, while the step goes on
+    assert "stopping after this step" in process.stderr.readline() + process.stderr.readline()
     output = first + process.communicate(timeout=60)[0]
-    assert process.returncode == 0
+    assert process.returncode == 128 + number
     assert f"continue with: spikegpt train --resume {tmp_path / 'run'}" in output
     assert latest_checkpoint(tmp_path / "run") is not None
 

@@ -3,6 +3,7 @@
 The format: binidx.py.
 """
 
+import hashlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -54,6 +55,7 @@ def prepare_binidx(paths: list[Path], which: str | Path | Tokenizer) -> TokenDat
         "metadata": {"files": [found.path.name], "documents": len(found.starts)},
         # only the tokens are here
         "text_sha256": None,
+        "tokens_sha256": hashlib.sha256(np.ascontiguousarray(found.tokens).data).hexdigest(),
         "dtype": found.tokens.dtype.str,
         "splits": splits,
     }
