@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from contextlib import suppress
 
 
 def _stop(number, frame):
@@ -10,14 +11,20 @@ def _stop(number, frame):
     while frame is not None:
         # libraries catch what is raised while they are imported, or cannot be imported again; nothing has been begun
         if frame.f_code.co_filename.startswith("<frozen importlib"):
-            os.write(2, said)
+            _say(said)
             os._exit(128 + number)
         frame = frame.f_back
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     # as an exception as well, so that unfinished files are removed
-    os.write(2, said)
+    _say(said)
     sys.exit(128 + number)
+
+
+def _say(text):
+    # past sys.stderr, which may be in the middle of a line; and it may be closed
+    with suppress(OSError):
+        os.write(2, text)
 
 
 def main() -> int:

@@ -8,6 +8,7 @@ What others call their tensors: names.py.
 import dataclasses
 import json
 import pickle
+import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -92,6 +93,9 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
 
         for part in from_run(run):
             part.save_pretrained(target)
+        for path in target.glob("*.safetensors"):
+            # the library of these lets only the owner read
+            shutil.copymode(target / "config.json", path)
         return
     model, tokenizer = load_model(run)
     config = model.config

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..common.errors import Warn, warn_on_stderr
+from ..common.errors import warn_on_stderr
 from ..common.files import write_atomically
 
 _LINE_END = b"\n"
@@ -23,19 +23,13 @@ class Journal:
             longer what was marked.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        mark: dict[str, Any] | None,
-        readable: Callable[[bytes], bytes],
-        warn: Warn = warn_on_stderr,
-    ):
+    def __init__(self, path: Path, mark: dict[str, Any] | None, readable: Callable[[bytes], bytes]):
         content = path.read_bytes() if path.exists() else b""
         kept = readable(content) if mark is None else content[: mark["bytes"]]
         if mark is not None and hashlib.sha256(kept).hexdigest() != mark["sha256"]:
             kept = readable(content)
             left = kept.count(_LINE_END)
-            warn(
+            warn_on_stderr(
                 f"{path} is not what it was when the checkpoint was written: of its {mark['lines']} lines then, {left} "
                 "can be read, perhaps changed ones, and are kept; the rest of this history is lost"
             )
@@ -59,10 +53,16 @@ class Journal:
 def metrics_journal(run: Path, step: int, mark: dict[str, Any] | None) -> Journal:
     """Return metrics.jsonl of a run that goes on after `step`."""
 
-    def readable(content: bytes) -> bytes:
-        return b"".join(line for line, record in _records(content) if record["step"] <= step)
+    path = run / "metrics.jsonl"
 
-    return Journal(run / "metrics.jsonl", mark, readable)
+    def readable(content: bytes) -> bytes:
+        records = _records(content)
+        lost = content.count(_LINE_END) - len(records)
+        if lost:
+            warn_on_stderr(f"{path}: {lost} lines cannot be read and are left out")
+        return b"".join(line for line, record in records if record["step"] <= step)
+
+    return Journal(path, mark, readable)
 
 
 def samples_journal(run: Path, step: int, mark: dict[str, Any] | None) -> Journal:
@@ -84,12 +84,13 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 def _records(content: bytes) -> list[tuple[bytes, dict[str, Any]]]:
     """(line, what it says) of the lines that are records."""
     found = []
-    for line in content.splitlines(keepends=True):
+    # a last line without an end was cut off by a crash
+    for line in content.split(_LINE_END)[:-1]:
         try:
             record = json.loads(line)
         # not JSON, not UTF-8, nested too deep
         except (ValueError, RecursionError):
             continue
-        if line.endswith(_LINE_END) and isinstance(record, dict) and isinstance(record.get("step"), int):
-            found.append((line, record))
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            found.append((line + _LINE_END, record))
     return found

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from typing import NoReturn, Self
 
 _SAID = b"\nstopping after this step; once more stops at once\n"
@@ -27,7 +28,8 @@ class StopSignals:
             stop_now(number)
         self.number = number
         # past sys.stderr, which may be in the middle of a line of its own
-        os.write(2, _SAID)
+        with suppress(OSError):
+            os.write(2, _SAID)
 
     def __enter__(self) -> Self:
         is_main = threading.current_thread() is threading.main_thread()

@@ -228,6 +228,16 @@ def test_a_damaged_history_is_said_and_what_can_be_read_is_kept(broken, cache, c
     assert [line["step"] for line in read_metrics(broken)] == wanted
 
 
+def test_an_old_run_says_how_much_of_its_history_cannot_be_read(broken, cache, capsys):
+    change(newest(broken) / "training.json", "marks", to={})
+    write_manifest(broken / "checkpoints" / "step-00000008")
+    with (broken / "metrics.jsonl").open("a") as file:
+        file.write("nonsense\n[1]\ncut off")
+    resume(broken, cache=cache, quiet=True)
+    assert "metrics.jsonl: 2 lines cannot be read and are left out" in capsys.readouterr().err
+    assert [line["step"] for line in read_metrics(broken)] == [1, 3, 6, 6, 9, 12, 12]
+
+
 def test_log_and_samples_of_a_killed_run_are_those_of_the_unbroken_one(trained, broken, cache, capsys):
     with (broken / "samples.txt").open("a") as file:
         file.write("--- step 10 ---\nnewer than the checkpoint\n")
