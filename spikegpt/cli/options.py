@@ -125,6 +125,7 @@ class Evaluate:
     last_word: Annotated[
         Path | None, arg(help='instead: predict the last words of passages, {"text": ...} in a .jsonl file, else lines')
     ] = None
+    layers: Annotated[bool, arg(help="say of every layer of neurons how much it fires")] = False
     cache: Annotated[Path | None, arg(help="where token files are kept")] = None
     device: Device = "auto"
     threads: Threads = 0

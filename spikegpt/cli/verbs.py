@@ -11,7 +11,7 @@ from tyro.conf import OmitArgPrefixes
 
 from ..common.errors import SpikegptError, in_words, warn_on_stderr
 from ..common.printing import command, one_line, printable
-from ..common.version import __version__
+from ..common.version import __version__, tree_version
 from ..config import PRESETS, SamplingConfig
 from ..config.effects import idle_in_sampling
 from .options import (
@@ -129,7 +129,7 @@ def generate_verb(arguments: list[str]) -> int:
 
 def evaluate_verb(arguments: list[str]) -> int:
     options = parse(Evaluate, "evaluate", arguments)
-    from ..evaluate.runs import evaluate_run, table
+    from ..evaluate.runs import evaluate_run, headlines, table
 
     _use_threads(options.threads)
     if not options.runs:
@@ -167,7 +167,7 @@ def evaluate_verb(arguments: list[str]) -> int:
         )
         for run in options.runs
     ]
-    print(json.dumps(results) if options.json else table(results))
+    print(json.dumps(results) if options.json else f"{headlines(results)}\n\n{table(results, options.layers)}")
     return 0
 
 
@@ -180,7 +180,9 @@ def lm_eval_verb(arguments: list[str]) -> int:
 
 def measure_verb(arguments: list[str]) -> int:
     options = parse(Measure, "measure", arguments)
-    return _measure([options.run], options, f"What {options.run.resolve().name} computes")
+    return _measure(
+        [options.run], options, f"What {options.run.resolve().name} computes", command("measure", *arguments)
+    )
 
 
 def compare_verb(arguments: list[str]) -> int:
@@ -194,10 +196,11 @@ def compare_verb(arguments: list[str]) -> int:
         _use_threads(options.threads)
         twin = make_twin(runs[0], cache=options.cache, quiet=options.json, device=options.device)
         runs += [twin] if twin.resolve() not in [run.resolve() for run in runs] else []
-    return _measure(runs, options, " and ".join(run.resolve().name for run in runs))
+    title = " and ".join(run.resolve().name for run in runs)
+    return _measure(runs, options, title, command("compare", *arguments))
 
 
-def _measure(runs: list[Path], options: Measuring, title: str) -> int:
+def _measure(runs: list[Path], options: Measuring, title: str, words: str) -> int:
     from neuromorphic import bundled_profiles, load_profile
     from neuromorphic.report.folder import check_folder, comparison_table, write_report
 
@@ -219,7 +222,9 @@ def _measure(runs: list[Path], options: Measuring, title: str) -> int:
         device=options.device,
     )
     claims = next((claim for claim in map(claims_of, measurements) if claim is not None), None)
-    report = write_report(folder, measurements, title=title, claims=claims)
+    report = write_report(
+        folder, measurements, title=title, claims=claims, made={"command": words, "spikegpt": tree_version()}
+    )
     if options.json:
         print(json.dumps([measurement.to_dict() for measurement in measurements]))
     else:

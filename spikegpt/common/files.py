@@ -72,6 +72,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         SpikegptError: another process holds it, or it cannot be written.
     """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = _open_locked(folder)
@@ -85,8 +86,9 @@ def locked(folder: Path) -> Iterator[None]:
             (folder / LOCK).unlink()
         file.close()
         # if nothing was written
-        with suppress(OSError):
-            folder.rmdir()
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
 
 
 def _open_locked(folder: Path) -> IO[str]:

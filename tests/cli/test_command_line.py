@@ -201,7 +201,7 @@ def begun(monkeypatch):
 
     def begin(*arguments, **options):
         calls.append((*arguments, options))
-        return SimpleNamespace(is_main=False)
+        return SimpleNamespace(is_main=False, interrupted=False)
 
     monkeypatch.setattr(trainer, "train", begin)
     monkeypatch.setattr(trainer, "resume", begin)

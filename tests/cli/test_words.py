@@ -1,8 +1,11 @@
 """What the command line says: help, hints, warnings, errors of one line, and nothing that moves a terminal."""
 
 import errno
+import html
 import importlib
+import json
 import shlex
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -10,10 +13,13 @@ from types import SimpleNamespace
 import pytest
 from command_line import spikegpt
 
+from spikegpt.checkpoint import find_model
 from spikegpt.cli import verbs
 from spikegpt.common.errors import in_words
 from spikegpt.common.printing import command, printable
 from spikegpt.common.tables import columns
+from spikegpt.common.version import __version__
+from spikegpt.config import ModelConfig
 from spikegpt.train import trainer
 
 
@@ -168,3 +174,58 @@ def test_a_full_disk_behind_the_output_is_one_line(words):
             [sys.executable, "-m", "spikegpt", *words], stdout=full, stderr=subprocess.PIPE, text=True
         )
     assert done.returncode == 1 and done.stderr == "error: No space left on device; make room, or write elsewhere\n"
+
+
+def test_evaluate_says_first_what_matters_and_layers_when_asked(trained, cache):
+    options = ["--tokens", "200", "--cache", cache]
+    done = spikegpt("evaluate", trained, *options)
+    first, *rest = done.stdout.splitlines()
+    assert first.startswith(f"{trained}: ") and "bits per byte, firing" in first and first.endswith("step 12 of 12")
+    assert len(rest) < 25 and "key_neuron" not in done.stdout
+    assert done.stderr.startswith(f"evaluating {trained} on ") and "200 tokens" in done.stderr
+    assert "blocks.0.att.key_neuron" in spikegpt("evaluate", trained, *options, "--layers").stdout
+    (result,) = json.loads(spikegpt("evaluate", trained, *options, "--json").stdout)
+    assert (result["step"], result["steps"]) == (12, 12)
+
+
+def test_a_folder_of_runs_lists_them(trained):
+    line = refused("generate", str(trained.parent), status=1)
+    assert f"{trained.parent} is a folder of runs, name one: " in line and str(trained) in line
+
+
+def test_a_preset_that_is_misspelt_is_named():
+    assert "did you mean 'tiny'?" in refused("info", "tinyy", status=1)
+
+
+def test_a_report_holds_the_command_the_version_and_the_steps(trained, tmp_path, cache):
+    words = ["measure", str(trained), "--tokens", "100", "--cache", str(cache), "--out", str(tmp_path / "re port")]
+    spikegpt(*words, "--prices", "seneca22")
+    page = html.unescape((tmp_path / "re port" / "report.html").read_text())
+    assert f"spikegpt: {__version__}" in page and "trained for 12 of 12 steps" in page
+    assert f"command: spikegpt measure {trained} --tokens 100 --cache {cache} --out '{tmp_path}/re port'" in page
+
+
+def test_a_warm_up_that_never_ends_is_said_in_python_too(make_run, capsys):
+    make_run(steps=3, warmup_steps=50)
+    assert "warning: warmup_steps 50 are not over within the 3 steps" in capsys.readouterr().err
+
+
+def test_the_largest_seed_trains(make_run):
+    make_run(steps=1, seed=2**64 - 1)
+
+
+@pytest.mark.parametrize(("name", "value"), [("n_layer", 1000), ("n_embd", 60_000), ("vocab_size", 10_000_000)])
+def test_sizes_that_the_weights_do_not_have_are_refused_before_they_are_made(name, value, trained, tmp_path):
+    model = find_model(trained)
+    for file in ("model.safetensors", "tokenizer.json"):
+        shutil.copy(model / file, tmp_path)
+    values = json.loads((model / "config.json").read_text())
+    values["model"][name] = value
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    done = spikegpt("info", tmp_path, check=False)
+    assert done.returncode == 1 and f"config.json says {name} {value}, the weights have" in done.stderr
+
+
+def test_a_batch_beyond_the_memory_is_refused(make_run):
+    with pytest.raises(ValueError, match="tokens at once needs"):
+        make_run(batch_size=2**20, model=ModelConfig(n_layer=2, n_embd=16, ctx_len=2**16))
