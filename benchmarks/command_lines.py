@@ -34,39 +34,8 @@ from spikegpt.train import train
 # none of them is a large number that a flag takes: a line that is right must be done soon
 NUMBERS = ["-1", "0", "1", "2", "1.5", "-0.0", "1e-320", "nan", "inf", "-inf", "1e309", str(10**21), str(2**64)]
 NUMBERS += ["9" * 5000, "1_0", "0x10", "٣", "1,5", "True"]
-WORDS = [
-    "",
-    " ",
-    "x",
-    "None",
-    "é日本",
-    "\x1b[31mred",
-    "a\nb",
-    "\udcff",
-    "=cmd|' /C calc'!A0",
-    "x" * 300,
-    "-",
-    "--",
-    "--x=1",
-]
-WORDS += [
-    "-",
-    "--",
-    "--x=1",
-    "input",
-    "none",
-    "cpu",
-    "cuda:9",
-    "byte",
-    "char",
-    "seneca22",
-    "../..",
-    "%s",
-    "{}",
-    "$(id)",
-    "'",
-    '"',
-]
+WORDS = ["", " ", "x", "None", "é日本", "\x1b[31mred", "a\nb", "\udcff", "=cmd|' /C calc'!A0", "x" * 300, "-", "--"]
+WORDS += ["--x=1", "input", "none", "cpu", "cuda:9", "byte", "seneca22", "../..", "%s", "{}", "$(id)", "'", '"']
 LIMIT_S = 60
 
 
