@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
+from .text import text_table
+
 ELEMENTWISE = (
     "add",
     "mul",
@@ -311,14 +313,9 @@ def tally_table(tally: Tally) -> str:
         rows.append(_row(f"{len(left_out)} more modules", total(counts for _, counts in left_out)))
     rows += [[""] * len(header)] + [_row(f"kind: {kind}", counts) for kind, counts in tally.by_kind().items()]
     rows += [_row("all", tally.total())]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(widths[0]) if not i else cell.rjust(widths[i]) for i, cell in enumerate(row))
-        for row in rows
-    ]
     read = ", ".join(f"{number:,} in {phase}" for phase, number in tally.tokens.items())
     uncounted = ", ".join(f"{item.operator} ({item.calls:,} calls)" for item in tally.uncounted) or "nothing"
-    return "\n".join([*(line.rstrip() for line in lines), f"tokens: {read or 'none'}", f"uncounted: {uncounted}"])
+    return "\n".join([text_table(rows), f"tokens: {read or 'none'}", f"uncounted: {uncounted}"])
 
 
 def _row(name: str, counts: Counts) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from ..count.counter import DECODE
 from ..count.counts import Counts, Site, Tally, total
+from ..count.text import text_table
 from .prices import Price, Profile, as_profile
 
 # operators that must write their result to memory even when the elementwise ones around them are fused
@@ -59,15 +60,10 @@ class EnergyEstimate:
     def __str__(self) -> str:
         """A table: one line per term, in pJ per token."""
         ends = ("low", "central", "high")
-        rows = [[f"pJ per token, {self.profile.name}", *ends]]
-        for name, part in [*((term.name, term) for term in self.terms), ("sum of what has a price", self)]:
-            energies = [getattr(part, f"{end}_pj") for end in ends]
-            rows.append([name, *("no price" if energy is None else f"{energy:,.4g}" for energy in energies)])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(
-            "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-            for row in rows
-        )
+        parts = [*((term.name, term) for term in self.terms), ("sum of what has a price", self)]
+        found = [(name, [getattr(part, f"{end}_pj") for end in ends]) for name, part in parts]
+        rows = [[name, *("no price" if pj is None else f"{pj:,.4g}" for pj in energies)] for name, energies in found]
+        return text_table([[f"pJ per token, {self.profile.name}", *ends], *rows])
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON: of the profile its name, source and limits, and where events break even."""

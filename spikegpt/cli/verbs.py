@@ -2,18 +2,18 @@
 
 import difflib
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from tyro.conf import OmitArgPrefixes
 
-from ..common.errors import SpikegptError, in_words, warn_on_stderr
+from ..common.errors import SpikegptError, warn_on_stderr
 from ..common.printing import command, one_line, printable
 from ..common.version import __version__, tree_version
 from ..config import PRESETS, SamplingConfig
 from ..config.effects import idle_in_sampling
+from .ending import ended
 from .options import (
     Compare,
     Data,
@@ -372,38 +372,8 @@ _MEANT = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the verb that `arguments` name, by default those of the command line; return the exit status.
-
-    0: done. 1: it could not be done. 2: the command line is wrong. 130: interrupted. Every error is one line on
-    standard error.
-    """
-    try:
-        status = _run(sys.argv[1:] if arguments is None else arguments)
-        if sys.stdout is not None:
-            # what the system refuses only now (a full disk, a closed pipe) is still an error of ours
-            sys.stdout.flush()
-        return status
-    except BrokenPipeError:
-        # the reader of our output went away; nothing is left to be said
-        _let_go_of_output()
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        return 130
-    except UsageError as error:
-        return _refuse(str(error), 2)
-    # the checks of the configurations and of the doors are ValueErrors, written for the user
-    except (SpikegptError, ValueError) as error:
-        return _refuse(str(error))
-    except OSError as error:
-        return _refuse(in_words(error))
-    except MemoryError as error:
-        return _refuse(f"the memory of this machine does not suffice: {error}".rstrip(": "))
-    except RuntimeError as error:
-        # torch's way to say the same
-        if "not enough memory" not in str(error) and "out of memory" not in str(error):
-            raise
-        return _refuse(f"the memory does not suffice: {error}")
+    """Run the verb that `arguments` name, by default those of the command line; return the exit status: ending.py."""
+    return ended(lambda: _run(sys.argv[1:] if arguments is None else arguments))
 
 
 def _run(words: list[str]) -> int:
@@ -422,22 +392,3 @@ def _run(words: list[str]) -> int:
     if verb in _MEANT or near:
         raise UsageError(f"unknown verb {verb!r}; did you mean: spikegpt {_MEANT.get(verb) or near[0]}?")
     raise UsageError(f"unknown verb {verb!r}; known: {', '.join(VERBS)}")
-
-
-def _refuse(message: str, status: int = 1) -> int:
-    """Print an error as one line and return the exit status."""
-    try:
-        print("error:", " ".join(printable(message).split()), file=sys.stderr)
-        print(end="", flush=True)
-    except OSError:
-        _let_go_of_output()
-    return status
-
-
-def _let_go_of_output() -> None:
-    """Point standard output nowhere: Python flushes it once more at its end, and would complain there again."""
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError, AttributeError):
-        # standard output is none of the system's files, or closed
-        return
