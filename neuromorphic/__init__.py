@@ -1,7 +1,8 @@
 """Count what a torch model really computes, and estimate what that would cost on other hardware.
 
 Works on any torch model. Counts are exact integers and know nothing of hardware; prices are cited data; every energy
-figure is an estimate from a price table that is named with it. Reports are in `report`, pictures in `figures`.
+figure is an estimate from a price table that is named with it. Reports are in `report.folder`, pictures in
+`report.figures` and `report.firing_figures`.
 """
 
 from .count.counter import OpCounter, UncountedOperator, declare_cost

@@ -16,6 +16,10 @@ from spikegpt.neuron import verified_spikes
 from spikegpt.train.trainer import train
 
 
+def pytest_addoption(parser):
+    parser.addoption("--fuzz", type=int, default=150, help="how many odd command lines are tried")
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """Training sets the number of threads for the process; tests must not inherit it from one another."""

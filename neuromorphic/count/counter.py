@@ -62,11 +62,13 @@ class OpCounter:
             of two activations, is counted with its padding and listed in `padding_included`, operator -> calls.
 
     Raises:
-        CountError: a mask of another shape or dtype, or one whose length is also a width of the model.
+        CountError: no module; a mask of another shape or dtype, or one whose length is also a width of the model.
         UncountedOperator: see `strict`.
     """
 
     def __init__(self, model: nn.Module, *, strict: bool = False, mask: Tensor | None = None):
+        if not isinstance(model, nn.Module):
+            raise CountError(f"want a torch module to count, got {model!r:.80}")
         self.model, self.strict = model, strict
         self.outside_operators = self.backward_operators = 0
         self._recorder = Recorder()
@@ -89,6 +91,8 @@ class OpCounter:
     @mask.setter
     def mask(self, mask: Tensor | None) -> None:
         if mask is not None:
+            if not isinstance(mask, Tensor):
+                raise CountError(f"mask must be a tensor (B, T) of bool, got a {type(mask).__name__}")
             if mask.dim() != 2 or mask.dtype != torch.bool:
                 raise CountError(f"mask must be (B, T) bool, False at padding; got {mask.dtype} {tuple(mask.shape)}")
             if mask.shape[1] in {side for parameter in self.model.parameters() for side in parameter.shape}:
@@ -173,7 +177,12 @@ class OpCounter:
         )
         uncounted = tuple(self._uncounted.values())
         return Tally(
-            sites=sites, kinds=dict(recorder.kinds), tokens=dict(self._tokens), uncounted=uncounted, footprint=footprint
+            sites=sites,
+            kinds=dict(recorder.kinds),
+            tokens=dict(self._tokens),
+            uncounted=uncounted,
+            footprint=footprint,
+            names=tuple(name for name, _ in self.model.named_modules()),
         )
 
     def _enter_module(self, module: nn.Module, args: tuple, kwargs: dict) -> None:

@@ -4,9 +4,12 @@ Every quantity counts operations, elements or events, never bits: bits depend on
 they are asked for with a width. Counts of disjoint work add up; `Counts.__add__` is that sum.
 """
 
+import difflib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
+
+from .text import text_table
 
 ELEMENTWISE = (
     "add",
@@ -24,6 +27,9 @@ ELEMENTWISE = (
 )
 
 KINDS = ("matmul", "convolution", "embedding", "norm", "softmax", "elementwise", "neuron", "scan", "state", "move")
+
+PHASES = ("prefill", "decode")
+"""what a counter calls its calls, unless it is told another name"""
 
 ALPHABETS = ("zero", "binary", "ternary", "integer", "real")
 SPIKES = ("binary", "ternary", "integer")
@@ -162,6 +168,7 @@ class Counts:
         return asdict(self)
 
 
+SHOWN_MODULES = 40
 MAXIMA = ("largest_level", "fan_out")
 QUANTITIES = tuple(field.name for field in fields(Counts))
 
@@ -204,7 +211,7 @@ class Footprint:
         return -(-bits // 8)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Tally:
     """The result of a measurement: counts by site, tokens by phase, what had no rule, and the footprint."""
 
@@ -215,11 +222,33 @@ class Tally:
     """phase -> tokens read"""
     uncounted: tuple[Uncounted, ...]
     footprint: Footprint
+    names: tuple[str, ...] = ()
+    """paths of all modules of the model, those without work too; empty where nobody knows them"""
+
+    def __repr__(self) -> str:
+        """One line: a tally of thousands of sites is read by its methods, or printed as a table."""
+        return (
+            f"<Tally of {self.token_count():,} tokens, {len(self.modules())} modules, {len(self.sites)} sites, "
+            f"{len(self.uncounted)} operators uncounted>"
+        )
+
+    def __str__(self) -> str:
+        """A table: the matrix products by module, all work by kind, and what was not counted."""
+        return tally_table(self)
 
     def select(
         self, *, module: str | None = None, kind: str | None = None, phase: str | None = None
     ) -> dict[Site, Counts]:
-        """Return the sites at or below `module`, of one kind, of one phase; None takes all."""
+        """Return the sites at or below `module`, of one kind, of one phase; None takes all.
+
+        Raises:
+            ValueError: the model has no such module, or there is no such kind or phase.
+        """
+        known = self.names or tuple({site.module for site in self.sites})
+        below = any(name == module or name.startswith(f"{module}.") for name in known)
+        _check_known("module", module if module and not below else None, known)
+        _check_known("kind", kind, KINDS)
+        _check_known("phase", phase, (*self.tokens, *(site.phase for site in self.sites), *PHASES))
 
         def wanted(site: Site) -> bool:
             below = module is None or site.module == module or site.module.startswith(module + ".") or module == ""
@@ -242,6 +271,7 @@ class Tally:
         return list(dict.fromkeys(site.module for site in self.sites))
 
     def token_count(self, phase: str | None = None) -> int:
+        """Return the tokens read in a phase, or in all; 0 in one that did not occur."""
         return sum(self.tokens.values()) if phase is None else self.tokens.get(phase, 0)
 
     def to_dict(self) -> dict[str, Any]:
@@ -260,3 +290,35 @@ class Tally:
             "uncounted": [item._asdict() for item in self.uncounted],
             "footprint": asdict(self.footprint),
         }
+
+
+def _check_known(what: str, name: str | None, known: Iterable[str]) -> None:
+    known = list(dict.fromkeys(known))
+    if name is None or name in known:
+        return
+    near = difflib.get_close_matches(name, known, n=1)
+    listed = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
+    raise ValueError(f"there is no {what} {name!r}; {f'did you mean {near[0]!r}?' if near else f'known: {listed}'}")
+
+
+def tally_table(tally: Tally) -> str:
+    """Return a tally as text: matrix products by module, all work by kind, tokens, and what has no rule."""
+    header = ["", "dense products", "MACs", "ACs", "unit ACs", "nonzero inputs", "elementwise"]
+    modules = [(name, total(c for site, c in tally.sites.items() if site.module == name)) for name in tally.modules()]
+    products = [(name, counts) for name, counts in modules if counts.dense_ops]
+    shown = products if len(products) <= SHOWN_MODULES else products[: SHOWN_MODULES - 1]
+    rows = [header, *(_row(name or "(the model)", counts) for name, counts in shown)]
+    if len(shown) < len(products):
+        left_out = products[len(shown) :]
+        rows.append(_row(f"{len(left_out)} more modules", total(counts for _, counts in left_out)))
+    rows += [[""] * len(header)] + [_row(f"kind: {kind}", counts) for kind, counts in tally.by_kind().items()]
+    rows += [_row("all", tally.total())]
+    read = ", ".join(f"{number:,} in {phase}" for phase, number in tally.tokens.items())
+    uncounted = ", ".join(f"{item.operator} ({item.calls:,} calls)" for item in tally.uncounted) or "nothing"
+    return "\n".join([text_table(rows), f"tokens: {read or 'none'}", f"uncounted: {uncounted}"])
+
+
+def _row(name: str, counts: Counts) -> list[str]:
+    density = "" if counts.density is None else f"{counts.density:.1%}"
+    amounts = (counts.dense_ops, counts.effective_macs, counts.effective_acs, counts.unit_acs)
+    return [name, *(f"{amount:,}" for amount in amounts), density, f"{sum(counts.elementwise.values()):,}"]

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from ..count.counter import DECODE
 from ..count.counts import Counts, Site, Tally, total
-from .prices import Price, Profile
+from ..count.text import text_table
+from .prices import Price, Profile, as_profile
 
 # operators that must write their result to memory even when the elementwise ones around them are fused
 UNFUSED_KINDS = ("matmul", "convolution", "scan", "neuron", "embedding")
@@ -56,6 +57,14 @@ class EnergyEstimate:
     def is_complete(self) -> bool:
         return not self.unpriced
 
+    def __str__(self) -> str:
+        """A table: one line per term, in pJ per token."""
+        ends = ("low", "central", "high")
+        parts = [*((term.name, term) for term in self.terms), ("sum of what has a price", self)]
+        found = [(name, [getattr(part, f"{end}_pj") for end in ends]) for name, part in parts]
+        rows = [[name, *("no price" if pj is None else f"{pj:,.4g}" for pj in energies)] for name, energies in found]
+        return text_table([[f"pJ per token, {self.profile.name}", *ends], *rows])
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON: of the profile its name, source and limits, and where events break even."""
         values = {name: value for name, value in vars(self).items() if name not in ("profile", "terms")}
@@ -71,12 +80,16 @@ class EnergyEstimate:
         return {"profile": self.profile.name, **source, **values, "terms": terms, "break_even": break_even}
 
 
-def estimate(tally: Tally, profile: Profile, phase: str | None = None) -> EnergyEstimate:
-    """Return the estimated energy of one token of `phase`, or of all phases.
+def estimate(tally: Tally, profile: Profile | str, phase: str | None = None) -> EnergyEstimate:
+    """Return the estimated energy of one token of `phase`, or of all phases; `profile` may be a bundled one's name.
 
     Raises:
-        ValueError: no token was read in that phase.
+        PriceError: there is no price table of this name.
+        ValueError: no tally, or no token was read in that phase.
     """
+    if not isinstance(tally, Tally):
+        raise ValueError(f"want a Tally, as OpCounter.tally() returns it, got {tally!r:.80}")
+    profile = as_profile(profile)
     tokens = tally.token_count(phase)
     if tokens == 0:
         read = ", ".join(f"{name} ({number} tokens)" for name, number in tally.tokens.items()) or "nothing"
@@ -362,7 +375,7 @@ class BreakEven:
     with_memory: float | None
 
 
-def break_even_density(profile: Profile, *, reuse: float = 1, footprint_bytes: int | None = None) -> BreakEven:
+def break_even_density(profile: Profile | str, *, reuse: float = 1, footprint_bytes: int | None = None) -> BreakEven:
     """Return the densities s* at which spikes and a dense product cost the same, per weight.
 
     s* (fetch + AC + read and write of the accumulator) = fetch / reuse + MAC, at central prices. Fixed costs of
@@ -378,6 +391,7 @@ def break_even_density(profile: Profile, *, reuse: float = 1, footprint_bytes: i
     """
     if not reuse >= 1:
         raise ValueError(f"reuse must be at least 1 (each weight fetched for every vector), got {reuse}")
+    profile = as_profile(profile)
     mac, ac = profile.prices.get("mac"), profile.prices.get("ac")
     memory = None if footprint_bytes is None else profile.memory_for(footprint_bytes)
     if mac is None or ac is None or memory is None:

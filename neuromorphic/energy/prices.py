@@ -5,6 +5,7 @@ every term that its source prices. A term without a price is unpriced, which is 
 are in `price_tables/`; they are also the examples to copy for a table of one's own.
 """
 
+import difflib
 import math
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
@@ -28,6 +29,11 @@ TERM_UNITS = {
     "event": ("pJ/event",),
 }
 MEMORY_UNITS = {"pJ/bit": 1, "pJ/byte": 8, "pJ/16bit": 16, "pJ/32bit": 32, "pJ/64bit": 64}
+
+# a joule per operation, and far below what the smallest switch dissipates
+LARGEST, SMALLEST, LARGEST_COUNT = 1e12, 1e-12, 2**63 - 1
+# what no table needs, and on which the parser of TOML takes a second
+LONGEST_TABLE, MOST_DOTS = 1_000_000, 200
 
 _TABLES = Path(__file__).parent / "price_tables"
 
@@ -105,32 +111,55 @@ def load_profile(name_or_path: str | Path) -> Profile:
     Raises:
         PriceError: no such profile or file, or something in the file is wrong; see the message.
     """
+    if not isinstance(name_or_path, str | Path):
+        raise PriceError(f"want the name of a price profile or the path of a .toml file, got {name_or_path!r:.80}")
     path = Path(name_or_path)
     if isinstance(name_or_path, str) and path.suffix != ".toml":
         path = _TABLES / f"{name_or_path}.toml"
         if name_or_path not in bundled_profiles():
-            known = ", ".join(bundled_profiles())
+            near = difflib.get_close_matches(name_or_path, bundled_profiles(), n=1)
             raise PriceError(
-                f"there is no price profile {name_or_path!r}; known: {known}; "
-                "for your own give the path of a file that ends in .toml"
+                f"there is no price profile {name_or_path!r}; {f'did you mean {near[0]!r}? ' if near else ''}"
+                f"known: {', '.join(bundled_profiles())}; for your own give the path of a file that ends in .toml"
             )
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise PriceError(f"{path} is no file; give the path of a file that ends in .toml")
+        if path.stat().st_size > LONGEST_TABLE:
+            raise PriceError(f"{path} has {path.stat().st_size:,} bytes; a price table has at most {LONGEST_TABLE:,}")
+        text = path.read_text(encoding="utf-8")
+        if any(line.count(".") > MOST_DOTS for line in text.splitlines()):
+            raise PriceError(
+                f"{path} has a line of more than {MOST_DOTS} dots; a price table nests two deep, as [prices.mac]"
+            )
+        values = tomllib.loads(text)
     except OSError as error:
         raise PriceError(
             f"{path} cannot be read ({error.strerror}); known profiles: {', '.join(bundled_profiles())}"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise PriceError(f"{path} is nested too deeply; a price table nests two deep, as [prices.mac]") from None
+    except PriceError:
+        raise
+    # no TOML, no UTF-8, or a number of more digits than Python reads
+    except ValueError as error:
         raise PriceError(f"{path} is not TOML: {error}") from None
     return _profile(values, str(path))
 
 
+def as_profile(profile: Any) -> Profile:
+    """Return a profile itself, or the one that `load_profile` finds; PriceError if it is neither."""
+    return profile if isinstance(profile, Profile) else load_profile(profile)
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a number within what an operation can cost, or a node, or a voltage be; 0 and negative ones too."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and (value == 0 or SMALLEST <= abs(value) <= LARGEST)
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST_COUNT
 
 
 class _Kind(NamedTuple):
@@ -144,10 +173,11 @@ _TEXT = _Kind("a text that is not empty", lambda value: isinstance(value, str) a
 _TEXTS = _Kind(
     "a list of texts", lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value)
 )
-_COUNT = _Kind("a whole number, at least 1", _is_count)
-_NUMBER = _Kind("a positive number", lambda value: _is_number(value) and value > 0)
+_COUNT = _Kind("a whole number from 1 to 2**63 - 1", _is_count)
+_BITS = _Kind("a whole number of bits from 1 to 1024", lambda value: _is_count(value) and value <= 1024)
+_NUMBER = _Kind("a positive number, at most 1e12", lambda value: _is_number(value) and value > 0)
 _PICOJOULE = _Kind(
-    "a number of picojoule or an interval [low, high]",
+    "a number of picojoule or an interval [low, high], each 0 or from 1e-12 to 1e12",
     lambda value: _is_number(value) or (isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))),
 )
 _TABLE = _Kind("written as tables [prices.TERM]", lambda value: isinstance(value, dict))
@@ -156,7 +186,7 @@ _ARRAY = _Kind("written as tables [[memories]]", lambda value: isinstance(value,
 _PROFILE_FIELDS = {
     **dict.fromkeys(("name", "title", "citation", "grade", "scope"), _TEXT),
     **dict.fromkeys(("includes", "excludes"), _TEXTS),
-    **dict.fromkeys(("weight_bits", "activation_bits", "state_bits"), _COUNT),
+    **dict.fromkeys(("weight_bits", "activation_bits", "state_bits"), _BITS),
 }
 _PROFILE_OPTIONS = {"node_nm": _NUMBER, "volts": _NUMBER, "notes": _TEXT, "prices": _TABLE, "memories": _ARRAY}
 _PRICE_FIELDS, _PRICE_OPTIONS = {"pj": _PICOJOULE, "unit": _TEXT}, {"note": _TEXT}
@@ -223,9 +253,9 @@ def _check_unit(unit: str, known: Iterable[str], where: str) -> None:
 def _interval(value: float | list[float], field: str, where: str) -> tuple[float, float]:
     low, high = value if isinstance(value, list) else (value, value)
     if low < 0:
-        raise PriceError(f"{where}: {field} is {value!r}; a price cannot be negative")
+        raise PriceError(f"{where}: {field} is {value!r:.80}; a price cannot be negative")
     if low > high:
-        raise PriceError(f"{where}: {field} is {value!r}; the first number of an interval is the lower one")
+        raise PriceError(f"{where}: {field} is {value!r:.80}; the first number of an interval is the lower one")
     return float(low), float(high)
 
 
@@ -241,4 +271,4 @@ def _check_fields(table: Any, required: Mapping[str, _Kind], optional: Mapping[s
         if kind is None:
             raise PriceError(f"{where}: unknown field {field!r}; known: {', '.join([*required, *optional])}")
         if not kind.holds(value):
-            raise PriceError(f"{where}: {field} must be {kind.words}, got {value!r}")
+            raise PriceError(f"{where}: {field} must be {kind.words}, got {value!r:.80}")

@@ -71,6 +71,13 @@ def styled(draw: Callable[..., Any]) -> Callable[..., Any]:
     return under_style
 
 
+class Picture(Figure):
+    """A figure that notebooks show: one made without pyplot is text to them."""
+
+    def _repr_png_(self) -> bytes:
+        return to_png(self)
+
+
 @styled
 def to_svg(figure: Figure) -> str:
     """Return the figure as SVG text: the same figure gives the same text."""
@@ -152,7 +159,7 @@ def group_legend(figure: Figure, shades: Mapping[str, str]) -> None:
 def canvas(title: str, height: float, *, width: float = WIDTH, rows: int = 1) -> tuple[Figure, list[Axes]]:
     """Return a white figure under a wrapped title, and its panels from top to bottom."""
     lines = textwrap.wrap(title, int(11 * width))
-    figure = Figure(figsize=(width, height + 0.18 * len(lines)), layout="constrained", facecolor="white")
+    figure = Picture(figsize=(width, height + 0.18 * len(lines)), layout="constrained", facecolor="white")
     figure.suptitle("\n".join(lines), x=0.012, ha="left", size=10, weight="bold")
     return figure, list(figure.subplots(rows, 1, squeeze=False, sharex=True)[:, 0])
 
@@ -160,7 +167,7 @@ def canvas(title: str, height: float, *, width: float = WIDTH, rows: int = 1) ->
 @styled
 def statement(text: str) -> Figure:
     """Return a figure that only says why there is nothing to draw."""
-    figure = Figure(figsize=(WIDTH, 0.6), facecolor="white")
+    figure = Picture(figsize=(WIDTH, 0.6), facecolor="white")
     figure.suptitle("\n".join(textwrap.wrap(text, 60)), x=0.012, y=0.5, ha="left", va="center", size=9, color=MUTED)
     return figure
 

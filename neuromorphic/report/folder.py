@@ -5,13 +5,14 @@ and then renamed, so it is whole or not there.
 """
 
 import csv
+import datetime
 import io
 import json
 import math
 import os
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from matplotlib.figure import Figure
 from . import figures, firing_figures
 from .canvas import to_png
 from .derived import spiking
+from .formats import printable
 from .html import page
 from .measurement import Claims, LayerOps, Measurement
 from .tables import comparison_table
@@ -46,9 +48,16 @@ def check_folder(folder: Path) -> None:
 
 
 def write_report(
-    folder: Path, measurements: Sequence[Measurement], *, title: str, claims: Claims | None = None
+    folder: Path,
+    measurements: Sequence[Measurement],
+    *,
+    title: str,
+    claims: Claims | None = None,
+    made: Mapping[str, str] | None = None,
 ) -> Path:
     """Write the report into `folder`, replacing the report that is there; return the path of its HTML.
+
+    `made` says how it came to be, in pairs of words such as "command" and "version"; the date is added.
 
     Raises:
         ReportError: there is nothing to report, the folder holds something else, or it cannot be written.
@@ -56,6 +65,7 @@ def write_report(
     if not measurements:
         raise ReportError("there is nothing to report: no measurement was given")
     check_folder(folder)
+    made = {**(made or {}), "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds")}
     # "." has no name to put something beside
     target = folder.resolve()
     # beside the target, so that the renaming stays on one disk
@@ -66,11 +76,12 @@ def write_report(
         for name, figure in drawn.items():
             (unfinished / "figures" / f"{name}.png").write_bytes(to_png(figure))
         (unfinished / HTML_NAME).write_text(
-            page(measurements, drawn, title=title, claims=claims), encoding="utf-8", errors="replace"
+            page(measurements, drawn, title=title, claims=claims, made=made), encoding="utf-8", errors="replace"
         )
         (unfinished / CSV_NAME).write_text(_csv(measurements), encoding="utf-8", errors="replace", newline="")
         content = {
             "title": title,
+            "made": made,
             "claims": asdict(claims) if claims else None,
             "measurements": [m.to_dict() for m in measurements],
         }
@@ -139,5 +150,12 @@ def _csv(measurements: Sequence[Measurement]) -> str:
     writer.writerow(["model", *names, "is_spike_driven"])
     for measurement in measurements:
         for layer in measurement.layers:
-            writer.writerow([measurement.name, *(getattr(layer, name) for name in names), layer.is_spike_driven])
+            values = [measurement.name, *(getattr(layer, name) for name in names), layer.is_spike_driven]
+            writer.writerow([_harmless(value) if isinstance(value, str) else value for value in values])
     return text.getvalue()
+
+
+def _harmless(cell: str) -> str:
+    """Return a text as a spreadsheet shows it: without control characters, and as no formula."""
+    cell = printable(cell)
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@")) else cell

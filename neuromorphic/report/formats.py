@@ -57,9 +57,14 @@ def times(ratio: float) -> str:
     )
 
 
+def printable(text: str) -> str:
+    """Return `text` with a box for each character that cannot be shown: control characters, and the like."""
+    return "".join(character if character.isprintable() else "□" for character in text)
+
+
 def shorten(name: str, limit: int) -> str:
     """Return `name`, its middle cut out if it is longer than `limit`: the ends tell models and modules apart."""
-    name = "".join(character if character.isprintable() else "□" for character in name)
+    name = printable(name)
     if len(name) <= limit:
         return name
     tail = (limit - 1) // 2
@@ -68,4 +73,4 @@ def shorten(name: str, limit: int) -> str:
 
 def visible(label: str) -> str:
     """Return a token's label with its white space visible, and what cannot be drawn as a box."""
-    return "".join(_VISIBLE.get(character, character if character.isprintable() else "□") for character in label)
+    return "".join(_VISIBLE.get(character, printable(character)) for character in label)

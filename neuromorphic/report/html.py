@@ -1,13 +1,13 @@
 """The page of a report, as one string: every text escaped, figures inline, no script, nothing from elsewhere."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from matplotlib.figure import Figure
 
 from .canvas import WIDTH, inline_svg
 from .derived import built_work, dense_work, effective_ops, phases, spiking, twin_of
-from .formats import percent, shorten, si, times
+from .formats import percent, printable, shorten, si, times
 from .measurement import Claims, Measurement
 from .tables import (
     FIRING_HEADER,
@@ -44,6 +44,7 @@ th, td { padding: .3rem 1.2rem .3rem 0; text-align: left; vertical-align: top; w
 thead th { border-bottom-color: var(--muted); }
 tbody th { font-weight: 400; }
 td small { display: block; }
+dt { font-weight: 600; }
 td.note, td.words { white-space: normal; }
 td.note { min-width: 16rem; color: var(--muted); }
 tr.group th { font-weight: 600; padding-top: .9rem; }
@@ -79,7 +80,14 @@ CAPTIONS = {
 RASTER_CAPTION = "Every stroke is a spike, every row a neuron, every column a token; ␣ is a space, ↵ a new line."
 
 
-def page(measurements: Sequence[Measurement], drawn: dict[str, Figure], *, title: str, claims: Claims | None) -> str:
+def page(
+    measurements: Sequence[Measurement],
+    drawn: dict[str, Figure],
+    *,
+    title: str,
+    claims: Claims | None,
+    made: Mapping[str, str],
+) -> str:
     """Return the whole HTML page."""
     pictures = {name: _picture(name, figure) for name, figure in drawn.items()}
     rasters = "".join(picture for name, picture in pictures.items() if name.startswith("raster"))
@@ -99,6 +107,10 @@ def page(measurements: Sequence[Measurement], drawn: dict[str, Figure], *, title
         _firing(measurements, pictures.get("firing_rates", ""), rasters),
         "<h2>What was counted, and what was not</h2>",
         *(f"<p>{escape(text)}</p>" for text in _method(measurements)),
+        "<h2>The words</h2>",
+        _glossary(),
+        "<h2>How this report was made</h2>",
+        _made(measurements, made),
     ]
     body = "\n".join(filter(None, sections))
     return f"""<!DOCTYPE html>
@@ -110,6 +122,37 @@ def page(measurements: Sequence[Measurement], drawn: dict[str, Figure], *, title
 </main></body>
 </html>
 """
+
+
+WORDS = {
+    "token": "one step of the model and of its neurons: a byte, a character or a piece of text",
+    "bits per byte": "how badly the next byte is predicted, averaged over the text; less is better, 8 is not at all",
+    "MAC": "multiply-accumulate: a product of two numbers, added up",
+    "AC": "accumulate: what is left of a MAC where the input is a spike",
+    "dense": "every product, as hardware that looks for no zeros performs it",
+    "as built": "the products of which neither side is 0, MACs and ACs by what was really read",
+    "idealised": "the published recipe: every product times a firing rate, whatever it reads",
+    "unit spike": "an integer spike of n is n unit spikes, n accumulations",
+    "firing rate": "share of neurons and tokens with a spike; of a model, weighted by synapses",
+    "dead, saturated": "neurons that never fired on this text, and that fired at every token",
+    "synchrony": "mean correlation of a sample of pairs of neurons of a layer",
+    "density": "share of the elements read that are not 0",
+    "state": "what is kept from token to token for one text",
+    "price table": "published energies of single operations; an estimate names the one that it was made with",
+    "prefill, decode": "a text read at once, and token by token",
+    "twin": "the dense model of the same sizes, text, seed and steps",
+}
+
+
+def _glossary() -> str:
+    words = "".join(f"<dt>{escape(word)}</dt><dd>{escape(meaning)}</dd>" for word, meaning in WORDS.items())
+    return f"<details><summary>{len(WORDS)} words of this page</summary><dl>{words}</dl></details>"
+
+
+def _made(measurements: Sequence[Measurement], made: Mapping[str, str]) -> str:
+    notes = [f"{measurement.name}: {note}" for measurement in measurements for note in measurement.notes]
+    facts = [f"{word}: {value}" for word, value in made.items()]
+    return "".join(f'<p class="small">{escape(printable(line))}</p>' for line in [*notes, *facts])
 
 
 def _picture(name: str, figure: Figure) -> str:

@@ -75,7 +75,7 @@ class Wording:
         return self.places.get(layer, NeuronPlace("", layer))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Measurement:
     name: str
     block: str
@@ -108,7 +108,15 @@ class Measurement:
     host: str
     uncounted: tuple[dict[str, Any], ...] = ()
     notes: tuple[str, ...] = field(default=())
+    """what else is to be known of the model, one sentence each: how far its training came, for instance"""
     wording: Wording = field(default=Wording())
+
+    def __repr__(self) -> str:
+        """One line: all of it is for figures and reports."""
+        return (
+            f"<Measurement of {self.name}: {self.tokens:,} tokens, {self.bits_per_byte:.4f} bits per byte, "
+            f"{len(self.layers)} products>"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON: all that was measured."""

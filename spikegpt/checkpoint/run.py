@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..common.errors import SpikegptError, Warn, warn_on_stderr
 from ..common.files import sync_folder, write_atomically
+from ..common.printing import command
 from ..config import ModelConfig, TrainConfig
 from ..data.tokenizers import Tokenizer
 from ..model.network import SpikeGPT
@@ -132,11 +133,14 @@ def locate(path: Path, warn: Warn = warn_on_stderr) -> Located:
         return Located(path, path)
     if not path.is_dir():
         raise SpikegptError(
-            f"{path} is not the folder of a run or of a checkpoint; train one with: spikegpt train --out {path}"
+            f"{path} is not the folder of a run or of a checkpoint; train one with: {command('train', '--out', path)}"
         )
     latest = latest_checkpoint(path, warn)
     if latest is None:
-        raise SpikegptError(f"{path} holds no whole checkpoint; train it with: spikegpt train --out {path}")
+        runs = sorted(str(inside) for inside in path.iterdir() if (inside / "config.json").is_file())
+        if runs and not (path / "config.json").exists():
+            raise SpikegptError(f"{path} is a folder of runs, name one: {', '.join(runs)}")
+        raise SpikegptError(f"{path} holds no whole checkpoint; train it with: {command('train', '--out', path)}")
     best = read_json(latest / "training.json").get("best") or {}
     if "step" in best:
         checkpoint = path / "checkpoints" / f"{_PREFIX}{best['step']:08d}"

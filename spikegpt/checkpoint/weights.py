@@ -3,6 +3,7 @@
 Nothing here is a pickle; loading runs no code.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ..common.devices import find_device
 from ..common.errors import SpikegptError, Warn, warn_on_stderr
+from ..config import ModelConfig
 from ..data.tokenizers import Tokenizer, load_tokenizer
 from ..model.mixers.contract import NeuronFactory
 from ..model.network import SpikeGPT
@@ -50,6 +52,11 @@ class TensorFile(Mapping):
         with safe_open(self._path, framework="pt") as file:
             return file.get_tensor(name)
 
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor without reading it."""
+        with safe_open(self._path, framework="pt") as file:
+            return tuple(file.get_slice(name).get_shape())
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 
@@ -75,7 +82,9 @@ def load_model(
     """
     place = find_device(device)
     folder, weights = open_model(Path(path), warn)
-    model = SpikeGPT(read_model_config(folder / "config.json"), neuron, init=False)
+    config = read_model_config(folder / "config.json")
+    check_header(config, weights, folder)
+    model = SpikeGPT(config, neuron, init=False)
     load_weights(model, weights, folder / "model.safetensors")
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     tokens, rows = tokenizer.vocab_size, model.config.vocab_size
@@ -101,6 +110,20 @@ def open_model(path: Path, warn: Warn = warn_on_stderr) -> tuple[Path, TensorFil
     if progress is not None and progress[0] < progress[1]:
         warn(f"{path}: step {progress[0]} of {progress[1]}, unfinished")
     return folder, TensorFile(folder / "model.safetensors")
+
+
+def check_header(config: ModelConfig, weights: TensorFile, folder: Path) -> None:
+    """Raise SpikegptError unless the sizes in `config` are those of the weights, before a model of them is made."""
+    layers = {int(name.split(".")[1]) for name in weights if re.match(r"blocks\.\d{1,9}\.", name)}
+    found = {"n_layer": max(layers, default=-1) + 1}
+    if "emb.weight" in weights:
+        found["vocab_size"], found["n_embd"] = (*weights.shape_of("emb.weight"), 0, 0)[:2]
+    for name, size in found.items():
+        if getattr(config, name) != size:
+            raise SpikegptError(
+                f"{folder}: config.json says {name} {getattr(config, name)}, the weights have {size}; "
+                "the checkpoint is of another configuration"
+            )
 
 
 @torch.no_grad()

@@ -7,6 +7,20 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, UseAppendAction, arg
 
 from ..config import ClassifyConfig, ModelConfig, SamplingConfig, TrainConfig
+from ..config.values import THREADS, Range
+
+# option of any verb -> what its number may be; those of the configurations are checked there
+RANGES = {
+    "threads": THREADS,
+    "tokens": Range(1, 10**12),
+    "ctx-len": Range(1, 2**24),
+    "stride": Range(1, 2**24),
+    "limit-bytes": Range(1, 10**15),
+    "end-token": Range(0, 2**31 - 1),
+    "processes": Range(1, 1024),
+}
+# all other texts name something
+MAY_BE_EMPTY = ("separator", "prompt", "prompts")
 
 Threads = Annotated[int, arg(help="CPU threads; 0 leaves torch's choice")]
 Device = Annotated[str, arg(help="auto, cpu, cuda, or cuda:N; auto is the GPU where there is one")]
@@ -111,6 +125,7 @@ class Evaluate:
     last_word: Annotated[
         Path | None, arg(help='instead: predict the last words of passages, {"text": ...} in a .jsonl file, else lines')
     ] = None
+    layers: Annotated[bool, arg(help="say of every layer of neurons how much it fires")] = False
     cache: Annotated[Path | None, arg(help="where token files are kept")] = None
     device: Device = "auto"
     threads: Threads = 0

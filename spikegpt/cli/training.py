@@ -3,27 +3,45 @@
 import json
 from pathlib import Path
 
-import tyro
 from tyro.conf import OmitArgPrefixes
 
-from ..common.errors import SpikegptError
+from ..common.errors import SpikegptError, warn_on_stderr
+from ..common.printing import command, one_line
 from ..config import PRESETS, SPIKING, model_preset, train_preset
+from ..config.effects import idle_in_training
 from .options import Resume, Start, Train
+from .parsing import parse
+
+# what `train --help` shows
+EVERYDAY = (
+    "--preset",
+    "--data",
+    "--out",
+    "--spiking",
+    "--from",
+    "--resume",
+    "--tokenizer",
+    "--steps",
+    "--batch-size",
+    "--device",
+)
 
 
 def train_verb(arguments: list[str]) -> int:
-    start, _ = tyro.cli(Start, prog="spikegpt train", args=arguments, return_unknown_args=True, add_help=False)
-    options = tyro.cli(OmitArgPrefixes[Train], prog="spikegpt train", args=arguments, default=_train_defaults(start))
+    start, _ = parse(Start, "train", arguments, return_unknown_args=True, add_help=False)
+    defaults = _train_defaults(start)
+    options = parse(OmitArgPrefixes[Train], "train", arguments, EVERYDAY, default=defaults)
     from ..train import trainer as train
     from ..train.stop_signals import exit_status
 
     if options.resume is not None:
-        _, others = tyro.cli(Resume, prog="spikegpt train", args=arguments, return_unknown_args=True)
+        _, others = parse(Resume, "train", arguments, return_unknown_args=True)
         if others:
             given = ", ".join(other.partition("=")[0] for other in others if other.startswith("--"))
             raise SpikegptError(f"--resume goes on with the run's own configuration; leave out {given}")
         result = train.resume(options.resume, cache=options.cache, quiet=options.json, device=options.device)
     else:
+        warn_of_idle(options, defaults)
         name = options.from_.resolve().name + "-tuned" if options.from_ else options.preset
         out = options.out or Path("runs") / f"{name}-{options.model.spiking}"
         result = train.train(
@@ -44,10 +62,22 @@ def train_verb(arguments: list[str]) -> int:
             json.dumps({"run": str(result.run), "step": result.step, "interrupted": result.interrupted, "valid": valid})
         )
     elif result.interrupted:
-        print(f"stopped after step {result.step}, saved; continue with: spikegpt train --resume {result.run}")
+        print(f"stopped after step {result.step}, saved; continue with: {command('train', '--resume', result.run)}")
     else:
-        print(f"done: {result.run}\n  spikegpt generate {result.run}\n  spikegpt evaluate {result.run}")
+        print(f"done: {one_line(result.run)}")
+        for verb in ("generate", "evaluate"):
+            print(f"  {command(verb, result.run)}")
     return status
+
+
+def warn_of_idle(given: Train, defaults: Train) -> None:
+    """Warn of what differs from the defaults, but changes nothing in this training."""
+    idle = idle_in_training(given.model, given.train)
+    pairs = ((given.model, defaults.model), (given.model.neuron, defaults.model.neuron), (given.train, defaults.train))
+    for config, default in pairs:
+        for name, value in vars(config).items():
+            if name in idle and value != getattr(default, name):
+                warn_on_stderr(f"--{name.replace('_', '-')} {value} has no effect: {idle[name]}")
 
 
 def _train_defaults(start: Start) -> Train:

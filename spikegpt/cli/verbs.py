@@ -1,16 +1,19 @@
 """The command line: one verb per function; parse, call, print. What a verb takes: options.py; `train`: training.py."""
 
+import difflib
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
-import tyro
 from tyro.conf import OmitArgPrefixes
 
-from ..common.errors import SpikegptError
-from ..common.version import __version__
-from ..config import PRESETS
+from ..common.errors import SpikegptError, warn_on_stderr
+from ..common.printing import command, one_line, printable
+from ..common.version import __version__, tree_version
+from ..config import PRESETS, SamplingConfig
+from ..config.effects import idle_in_sampling
+from .ending import ended
 from .options import (
     Compare,
     Data,
@@ -24,6 +27,7 @@ from .options import (
     Measure,
     Measuring,
 )
+from .parsing import HELP, UsageError, parse
 from .training import train_verb
 
 USAGE = f"""spikegpt {__version__}: train spiking language models, and compare them with their dense RWKV twin
@@ -48,7 +52,7 @@ spikegpt VERB --help shows the flags of a verb."""
 
 
 def data_verb(arguments: list[str]) -> int:
-    options = tyro.cli(Data, prog="spikegpt data", args=arguments)
+    options = parse(Data, "data", arguments)
     from ..data import corpora
 
     if options.name is None:
@@ -66,7 +70,11 @@ def data_verb(arguments: list[str]) -> int:
         separator=options.separator.replace("\\n", "\n").replace("\\t", "\t"),
         limit_bytes=options.limit_bytes,
     )
-    print(json.dumps({"folder": str(folder)}) if options.json else f"{folder}\n  spikegpt train --data {folder}")
+    print(
+        json.dumps({"folder": str(folder)})
+        if options.json
+        else f"{one_line(folder)}\n  {command('train', '--data', folder)}"
+    )
     return 0
 
 
@@ -91,34 +99,37 @@ def _write_tokens(name: str, prefix: Path, options: Data) -> int:
 
 
 def generate_verb(arguments: list[str]) -> int:
-    options = tyro.cli(OmitArgPrefixes[Generate], prog="spikegpt generate", args=arguments)
+    options = parse(OmitArgPrefixes[Generate], "generate", arguments)
     from ..checkpoint.weights import load_model
     from ..generate.stream import stream
 
     _use_threads(options.threads)
+    for name, reason in idle_in_sampling(options.sampling).items():
+        if getattr(options.sampling, name) != getattr(SamplingConfig(), name):
+            warn_on_stderr(f"--{name.replace('_', '-')} has no effect: {reason}")
     model, tokenizer = load_model(options.run, device=options.device)
     prompts = list(options.prompts) or ["\n"]
     texts = [""] * len(prompts)
     alone = len(prompts) == 1 and not options.json
     if alone:
-        print(prompts[0], end="", flush=True)
+        print(printable(prompts[0]), end="", flush=True)
     for piece in stream(model, tokenizer, prompts, options.sampling):
         texts[piece.prompt] += piece.text
         if alone:
-            print(piece.text, end="", flush=True)
+            print(printable(piece.text), end="", flush=True)
     if options.json:
         print(json.dumps([{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]))
     elif alone:
         print()
     else:
         for index, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
-            print(f"--- {index + 1} ---\n{prompt}{text}")
+            print(f"--- {index + 1} ---\n{printable(prompt + text)}")
     return 0
 
 
 def evaluate_verb(arguments: list[str]) -> int:
-    options = tyro.cli(Evaluate, prog="spikegpt evaluate", args=arguments)
-    from ..evaluate.runs import evaluate_run, table
+    options = parse(Evaluate, "evaluate", arguments)
+    from ..evaluate.runs import evaluate_run, headlines, table
 
     _use_threads(options.threads)
     if not options.runs:
@@ -156,7 +167,7 @@ def evaluate_verb(arguments: list[str]) -> int:
         )
         for run in options.runs
     ]
-    print(json.dumps(results) if options.json else table(results))
+    print(json.dumps(results) if options.json else f"{headlines(results)}\n\n{table(results, options.layers)}")
     return 0
 
 
@@ -168,12 +179,14 @@ def lm_eval_verb(arguments: list[str]) -> int:
 
 
 def measure_verb(arguments: list[str]) -> int:
-    options = tyro.cli(Measure, prog="spikegpt measure", args=arguments)
-    return _measure([options.run], options, f"What {options.run.resolve().name} computes")
+    options = parse(Measure, "measure", arguments)
+    return _measure(
+        [options.run], options, f"What {options.run.resolve().name} computes", command("measure", *arguments)
+    )
 
 
 def compare_verb(arguments: list[str]) -> int:
-    options = tyro.cli(Compare, prog="spikegpt compare", args=arguments)
+    options = parse(Compare, "compare", arguments)
     if not options.runs:
         raise SpikegptError("no run given; spikegpt compare RUN [RUN ...] [--twin]")
     runs = list(options.runs)
@@ -183,10 +196,11 @@ def compare_verb(arguments: list[str]) -> int:
         _use_threads(options.threads)
         twin = make_twin(runs[0], cache=options.cache, quiet=options.json, device=options.device)
         runs += [twin] if twin.resolve() not in [run.resolve() for run in runs] else []
-    return _measure(runs, options, " and ".join(run.resolve().name for run in runs))
+    title = " and ".join(run.resolve().name for run in runs)
+    return _measure(runs, options, title, command("compare", *arguments))
 
 
-def _measure(runs: list[Path], options: Measuring, title: str) -> int:
+def _measure(runs: list[Path], options: Measuring, title: str, words: str) -> int:
     from neuromorphic import bundled_profiles, load_profile
     from neuromorphic.report.folder import check_folder, comparison_table, write_report
 
@@ -208,16 +222,18 @@ def _measure(runs: list[Path], options: Measuring, title: str) -> int:
         device=options.device,
     )
     claims = next((claim for claim in map(claims_of, measurements) if claim is not None), None)
-    report = write_report(folder, measurements, title=title, claims=claims)
+    report = write_report(
+        folder, measurements, title=title, claims=claims, made={"command": words, "spikegpt": tree_version()}
+    )
     if options.json:
         print(json.dumps([measurement.to_dict() for measurement in measurements]))
     else:
-        print(f"{comparison_table(measurements)}\n\nreport: {report}")
+        print(f"{comparison_table(measurements)}\n\nreport: {one_line(report)}")
     return 0
 
 
 def finetune_classify_verb(arguments: list[str]) -> int:
-    options = tyro.cli(OmitArgPrefixes[FinetuneClassify], prog="spikegpt finetune-classify", args=arguments)
+    options = parse(OmitArgPrefixes[FinetuneClassify], "finetune-classify", arguments)
     from ..common.files import write_atomically
     from ..data.labelled import TASKS, load_file_task, load_hub_task
     from ..train.classify import finetune, table
@@ -252,13 +268,13 @@ def finetune_classify_verb(arguments: list[str]) -> int:
     print(
         json.dumps(values)
         if options.json
-        else f"{table(task, results, published)}\n\nclassifiers and results.json: {options.out}"
+        else f"{table(task, results, published)}\n\nclassifiers and results.json: {one_line(options.out)}"
     )
     return 0
 
 
 def import_verb(arguments: list[str]) -> int:
-    options = tyro.cli(Import, prog="spikegpt import", args=arguments)
+    options = parse(Import, "import", arguments)
     from ..interop.weights import import_weights
     from ..measure.describe import describe_model
 
@@ -277,16 +293,16 @@ def import_verb(arguments: list[str]) -> int:
 
 
 def export_verb(arguments: list[str]) -> int:
-    options = tyro.cli(Export, prog="spikegpt export", args=arguments)
+    options = parse(Export, "export", arguments)
     from ..interop.weights import export_weights
 
     export_weights(options.run, options.target, options.layout)
-    print(f"wrote {options.target}")
+    print(f"wrote {one_line(options.target)}")
     return 0
 
 
 def info_verb(arguments: list[str]) -> int:
-    options = tyro.cli(Info, prog="spikegpt info", args=arguments)
+    options = parse(Info, "info", arguments)
     from ..measure.describe import describe_model
 
     _show(describe_model(options.what, options.tensors), options.json)
@@ -294,7 +310,7 @@ def info_verb(arguments: list[str]) -> int:
 
 
 def doctor_verb(arguments: list[str]) -> int:
-    options = tyro.cli(Doctor, prog="spikegpt doctor", args=arguments)
+    options = parse(Doctor, "doctor", arguments)
     from ..measure.doctor import examine
 
     _use_threads(options.threads)
@@ -322,7 +338,7 @@ def _show(values: dict[str, Any], as_json: bool, indent: str = "") -> None:
         else:
             print(
                 f"{indent}{name:<{width}}  "
-                f"{f'{value:,}' if isinstance(value, int) and not isinstance(value, bool) else value}"
+                f"{f'{value:,}' if isinstance(value, int) and not isinstance(value, bool) else printable(str(value))}"
             )
 
 
@@ -342,28 +358,37 @@ VERBS = {
 }
 
 
+# words that others have for the same
+_MEANT = {
+    "resume": "train --resume RUN",
+    "continue": "train --resume RUN",
+    "finetune": "train --from RUN, or finetune-classify RUN",
+    "distill": "train --teacher RUN",
+    "convert": "train --from RUN --spiking input, or import FILE",
+    "sample": "generate RUN",
+    "eval": "evaluate RUN",
+    "test": "evaluate RUN",
+}
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run the verb that `arguments` name, by default those of the command line; return the exit status."""
-    verb, *arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    if verb in ("--help", "-h"):
+    """Run the verb that `arguments` name, by default those of the command line; return the exit status: ending.py."""
+    return ended(lambda: _run(sys.argv[1:] if arguments is None else arguments))
+
+
+def _run(words: list[str]) -> int:
+    verb, *arguments = words or ["help"]
+    if verb in HELP or verb == "help":
+        if arguments and arguments[0] in VERBS:
+            return VERBS[arguments[0]](["--help"])
         print(USAGE)
         return 0
-    if verb == "--version":
+    if verb in ("version", "--version", "-V"):
         print(__version__)
         return 0
-    if verb not in VERBS:
-        print(f"error: unknown verb {verb!r}; known: {', '.join(VERBS)}", file=sys.stderr)
-        return 2
-    try:
+    if verb in VERBS:
         return VERBS[verb](arguments)
-    # the checks of the configurations and of the doors are ValueErrors, written for the user
-    except (SpikegptError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        # the reader of our output went away; nothing is left to be said
-        sys.stderr.close()
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        return 130
+    near = difflib.get_close_matches(verb, VERBS, n=1)
+    if verb in _MEANT or near:
+        raise UsageError(f"unknown verb {verb!r}; did you mean: spikegpt {_MEANT.get(verb) or near[0]}?")
+    raise UsageError(f"unknown verb {verb!r}; known: {', '.join(VERBS)}")

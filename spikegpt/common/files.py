@@ -85,9 +85,9 @@ def locked(folder: Path) -> Iterator[None]:
         with suppress(OSError):
             (folder / LOCK).unlink()
         file.close()
-        # if nothing was written into them
-        with suppress(OSError):
-            for path in made:
+        # if nothing was written
+        for path in made:
+            with suppress(OSError):
                 path.rmdir()
 
 

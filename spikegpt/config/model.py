@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal, cast
 
 from .neuron import INPUT_NEURON, NeuronConfig
-from .values import Config, check
+from .values import Config, Range, check
 
 Spiking = Literal["none", "output", "input"]
 SPIKING: tuple[Spiking, ...] = ("none", "output", "input")
@@ -16,6 +16,15 @@ class ModelConfig(Config):
     """The shape of a network. The dense twin of a model is the same configuration with `spiking="none"`."""
 
     nested: ClassVar[dict[str, type[Config]]] = {"neuron": NeuronConfig}
+    ranges: ClassVar[dict[str, Range]] = {
+        "n_layer": Range(1, 1024),
+        "n_embd": Range(1, 65_536),
+        "ctx_len": Range(1, 2**24),
+        "vocab_size": Range(1, 2**24),
+        "dropout": Range(0.0, 1.0),
+        "hidden_levels": Range(1, 127),
+        "rescale_every": Range(0, 1024),
+    }
 
     n_layer: int = 4
     n_embd: int = 128
@@ -46,27 +55,14 @@ class ModelConfig(Config):
     """the neuron; left out, it is the published one for output, INPUT_NEURON for input"""
 
     def __post_init__(self):
-        if vars(self)["neuron"] is None:
+        if vars(self)["neuron"] is None and self.spiking in SPIKING:
             object.__setattr__(self, "neuron", default_neuron(self.spiking))
-        for name in ("n_layer", "n_embd", "ctx_len", "vocab_size"):
-            value = getattr(self, name)
-            check(isinstance(value, int) and value >= 1, f"{name} must be a whole number of at least 1, got {value!r}")
-        check(self.spiking in SPIKING, f"spiking must be one of {', '.join(SPIKING)}, got {self.spiking!r}")
-        rescale = self.rescale_every
+        super().__post_init__()
         check(
-            isinstance(rescale, int) and rescale >= 0,
-            f"rescale_every must be a whole number of at least 0, got {rescale!r}",
-        )
-        check(
-            not rescale or self.spiking != "input",
+            not self.rescale_every or self.spiking != "input",
             "rescale_every is of published inference; the spike-driven block has none",
         )
-        check(0 <= self.dropout < 1, f"dropout must lie in [0, 1), got {self.dropout}")
-        levels = self.hidden_levels
-        check(
-            isinstance(levels, int) and 1 <= levels <= 127,
-            f"hidden_levels must be a whole number from 1 to 127, got {levels!r}",
-        )
+        check(self.dropout < 1, f"dropout must lie in [0, 1), got {self.dropout}")
 
     @property
     def n_ffn(self) -> int:

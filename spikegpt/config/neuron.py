@@ -1,9 +1,9 @@
 """The configuration of a neuron. Equations: `kernels/`."""
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
-from .values import Config, check
+from .values import Config, Range, check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +14,8 @@ class NeuronConfig(Config):
     negative ones (ON/OFF pairs). Its alphabet is -levels..levels or 0..levels, its surrogate straight-through
     ("rectangular", slope 1), and no gradient flows through its reset.
     """
+
+    ranges: ClassVar[dict[str, Range]] = {"levels": Range(1, 127)}
 
     membrane_decay: float = 0.5
     """fraction of the potential kept per step = 1 - 1/tau"""
@@ -41,6 +43,7 @@ class NeuronConfig(Config):
     """negative spikes too: ON/OFF pairs, where a spike adds or subtracts"""
 
     def __post_init__(self):
+        super().__post_init__()
         lowest, highest = (
             ("above 0", "below 1")
             if self.learnable_decay
@@ -51,7 +54,6 @@ class NeuronConfig(Config):
         check(
             fits, f"membrane_decay must be {lowest} and {highest}, got {decay}; tau = 2 steps is membrane_decay = 0.5"
         )
-        check(self.reset in ("zero", "subtract"), f"reset must be 'zero' or 'subtract', got {self.reset!r}")
         check(
             self.threshold > self.reset_potential,
             f"threshold ({self.threshold}) must exceed reset_potential ({self.reset_potential})",
@@ -59,13 +61,7 @@ class NeuronConfig(Config):
         check(
             self.reset == "zero" or self.reset_potential == 0, "reset 'subtract' rests at 0: reset_potential must be 0"
         )
-        surrogates = ("atan", "sigmoid", "fast_sigmoid", "rectangular")
-        check(self.surrogate in surrogates, f"surrogate must be one of {', '.join(surrogates)}, got {self.surrogate!r}")
         check(self.slope > 0, f"slope must be positive, got {self.slope}")
-        check(
-            isinstance(self.levels, int) and 1 <= self.levels <= 127,
-            f"levels must be a whole number from 1 to 127, got {self.levels!r}",
-        )
         if self.is_integer:
             kind = f"an integer neuron (levels={self.levels}, signed={self.signed})"
             check(

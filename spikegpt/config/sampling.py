@@ -1,13 +1,23 @@
 """How the next token is chosen from the model's predictions."""
 
+import math
 from dataclasses import dataclass
+from typing import ClassVar
 
-from .values import Config, check
+from .values import SEEDS, Config, Range, check
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig(Config):
     """How the next token is chosen."""
+
+    ranges: ClassVar[dict[str, Range]] = {
+        "max_tokens": Range(1, 10**9),
+        "temperature": Range(0.0, math.inf),
+        "top_k": Range(0, 2**31),
+        "repetition_penalty": Range(0.001, 1000.0, "it divides and multiplies what the model predicts; 1 is none"),
+        "seed": SEEDS,
+    }
 
     max_tokens: int = 200
     temperature: float = 0.8
@@ -23,9 +33,6 @@ class SamplingConfig(Config):
     """end before this string; may be given several times"""
 
     def __post_init__(self):
-        check(self.max_tokens >= 1, f"max_tokens must be at least 1, got {self.max_tokens}")
-        check(self.temperature >= 0, f"temperature must not be negative, got {self.temperature}")
-        check(self.top_k >= 0, f"top_k must not be negative, got {self.top_k}")
+        super().__post_init__()
         check(0 < self.top_p <= 1, f"top_p must lie in (0, 1], got {self.top_p}")
-        check(self.repetition_penalty > 0, f"repetition_penalty must be positive, got {self.repetition_penalty}")
         check(all(self.stop), "stop strings must not be empty")

@@ -1,14 +1,30 @@
 """How a run is trained, and how a classifier is fine-tuned. Nothing here says on which machine or device."""
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from .values import Config, check, is_number
+from .values import SEEDS, THREADS, Config, Range, check, is_number
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Config):
     """How a run trains. The optimiser's defaults are the published ones (Adam, RWKV's learning-rate groups)."""
+
+    ranges: ClassVar[dict[str, Range]] = {
+        **dict.fromkeys(("steps", "save_every", "log_every"), Range(1, 10**9)),
+        **dict.fromkeys(("warmup_steps", "eval_every", "sample_every"), Range(0, 10**9)),
+        "batch_size": Range(1, 2**20),
+        "grad_accumulation": Range(1, 2**20),
+        "keep": Range(1, 2**20),
+        "eval_tokens": Range(2, 10**12),
+        "bpe_vocab_size": Range(257, 2**20, "256 bytes and at least one pair; a vocabulary that large fits no text"),
+        "threads": THREADS,
+        "seed": Range(0, SEEDS.high, SEEDS.why),
+        **dict.fromkeys(("lr", "lr_final", "weight_decay", "grad_clip", "l2wrap"), Range(0.0, math.inf)),
+        **dict.fromkeys(("firing_rate_weight", "synop_weight"), Range(0.0, math.inf)),
+        **dict.fromkeys(("betas", "adam_eps", "teacher_weight", "synop_warmup", "anneal"), Range(0.0, 1.0)),
+    }
 
     data: tuple[str, ...] = ("python-docs",)
     """python-docs (built in), or files of text, JSONL, CSV or TSV, or a folder, or tokens: PREFIX.bin with its
@@ -83,49 +99,38 @@ class TrainConfig(Config):
     tensorboard: bool = False
 
     def __post_init__(self):
-        # a configuration read from JSON brings lists
-        for name in ("data", "betas", "freeze", "lr_scales"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        super().__post_init__()
         check(len(self.data) > 0, "data names no text; give python-docs, files or a folder")
-        for name in ("steps", "batch_size", "grad_accumulation", "keep", "log_every", "save_every"):
-            check(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in (
-            "warmup_steps",
-            "weight_decay",
-            "grad_clip",
-            "l2wrap",
-            "firing_rate_weight",
-            "threads",
-            "eval_every",
-            "sample_every",
-        ):
-            check(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        for name, value in (("data", self.data), ("tokenizer", (self.tokenizer,)), ("teacher", (self.teacher,))):
+            check("" not in value, f"{name} is an empty string; give a name or a path")
+        check(all(beta < 1 for beta in self.betas), f"betas must lie in [0, 1), got {self.betas}")
         check(0 <= self.lr_final <= self.lr, f"want 0 <= lr_final <= lr, got lr_final {self.lr_final}, lr {self.lr}")
-        check(self.eval_tokens >= 2, f"eval_tokens must be at least 2, got {self.eval_tokens}")
-        check(self.bpe_vocab_size >= 257, f"bpe_vocab_size must be at least 257, got {self.bpe_vocab_size}")
         rate = self.firing_rate_target
         check(rate is None or 0 < rate < 1, f"firing_rate_target must lie between 0 and 1, got {rate}")
         check(0 <= self.synop_budget < 1, f"synop_budget must lie in [0, 1), got {self.synop_budget}")
-        check(self.synop_weight >= 0, f"synop_weight must not be negative, got {self.synop_weight}")
-        check(0 <= self.teacher_weight <= 1, f"teacher_weight must lie in [0, 1], got {self.teacher_weight}")
         check(
             self.teacher is None or not self.carry_state,
             "a teacher reads each window from an empty state: leave out carry_state",
         )
-        check(0 <= self.synop_warmup <= 1, f"synop_warmup must lie in [0, 1], got {self.synop_warmup}")
-        check(0 <= self.anneal <= 1, f"anneal must lie in [0, 1], got {self.anneal}")
         for entry in self.lr_scales:
             pattern, _, factor = entry.rpartition("=")
             check(
                 bool(pattern) and is_number(factor),
                 f"lr_scales wants PATTERN=FACTOR with a factor of at least 0, got {entry!r}",
             )
-        check(self.precision in ("no", "bf16", "fp16"), f"precision must be no, bf16 or fp16, got {self.precision!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyConfig(Config):
     """How a classifier is fine-tuned."""
+
+    ranges: ClassVar[dict[str, Range]] = {
+        "epochs": Range(1, 10**6),
+        "lr": Range(0.0, math.inf),
+        "batch_size": Range(1, 2**20),
+        "max_tokens": Range(1, 2**24),
+        "seeds": SEEDS,
+    }
 
     epochs: int = 5
     lr: float = 5e-4
@@ -135,7 +140,6 @@ class ClassifyConfig(Config):
     seeds: tuple[int, ...] = (0, 1, 2)
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "max_tokens"):
-            check(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        check(self.lr >= 0, f"lr must not be negative, got {self.lr}")
+        super().__post_init__()
         check(len(self.seeds) > 0, "seeds names none; give at least one")
+        check(len(set(self.seeds)) == len(self.seeds), f"seeds names one twice: {self.seeds}")

@@ -1,14 +1,16 @@
 """The figures of whole runs, on a text of their own or on a file, and side by side. The protocols: perplexity.py."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..checkpoint.run import configs_of, read_run_config, run_of
+from ..checkpoint.run import configs_of, locate, progress_of, read_run_config, run_of
 from ..checkpoint.weights import load_model
 from ..common.errors import SpikegptError
+from ..common.printing import one_line
 from ..common.tables import columns
 from ..data.documents import text_of
 from ..data.prepare import prepare
@@ -35,6 +37,8 @@ def read_text(
     Raises:
         SpikegptError: the text is gone, not what the run was trained on, or too short to predict anything.
     """
+    if limit is not None and limit < 1:
+        raise SpikegptError(f"limit must be at least 1 token, or None, got {limit}")
     if file is not None:
         text = text_of(Path(file), "text", (cache or default_cache_dir()) / "texts")
         tokens, source = encode_first(tokenizer, text, limit), str(file)
@@ -95,6 +99,8 @@ def evaluate_run(
     """
     model, tokenizer = load_model(run, device=device)
     tokens, source = read_text(run, tokenizer, split=split, file=file, limit=limit, cache=cache)
+    print(one_line(f"evaluating {run} on {source}: {len(tokens):,} tokens"), file=sys.stderr, flush=True)
+    done, steps = progress_of(locate(run, warn=lambda message: None).newest) or (None, None)
     ctx_len = min(model.config.ctx_len if ctx_len is None else ctx_len, len(tokens) - 1)
     stride = max(ctx_len // 2, 1) if stride is None else stride
     with named_if_not_finite(run):
@@ -102,6 +108,8 @@ def evaluate_run(
         stream = evaluate_stream(model, tokens, tokenizer)
     return {
         "run": str(run),
+        "step": done,
+        "steps": steps,
         "spiking": model.config.spiking,
         "parameters": model.count_parameters(),
         "text": source,
@@ -119,8 +127,19 @@ _UNITS = {
 }
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """Return the figures of several runs side by side, as text."""
+def headlines(results: list[dict[str, Any]]) -> str:
+    """Return what matters first of each run, a line each."""
+    lines = []
+    for result in results:
+        stream = result["stream"]
+        firing = "dense" if stream["firing_rate"] is None else f"firing {stream['firing_rate']:.2%}"
+        steps = "" if result["step"] is None else f", step {result['step']:,} of {result['steps']:,}"
+        lines.append(one_line(f"{result['run']}: {stream['bits_per_byte']:.4f} bits per byte, {firing}{steps}"))
+    return "\n".join(lines)
+
+
+def table(results: list[dict[str, Any]], layers: bool = True) -> str:
+    """Return the figures of several runs side by side, as text; with `layers`, how much each layer of neurons fires."""
     rows = [[name, *(str(result[name]) for result in results)] for name in ("run", "spiking")]
     rows.append(["parameters", *(f"{result['parameters']:,}" for result in results)])
     rows.append(["text", *(result["text"] for result in results)])
@@ -130,9 +149,9 @@ def table(results: list[dict[str, Any]]) -> str:
     for protocol in ("stream", "windows"):
         rows.append(["protocol", *(result[protocol]["protocol"] for result in results)])
         for title, name in _UNITS.items():
-            rows.append([f"  {title}", *(f"{result[protocol][name]:.4f}" for result in results)])
+            rows.append([f"  {title}", *(f"{result[protocol][name]:,.4f}" for result in results)])
     rows.append(["firing rate", *(_share(result["stream"]["firing_rate"], "dense") for result in results)])
-    for name in dict.fromkeys(name for result in results for name in result["stream"]["firing_rates"]):
+    for name in dict.fromkeys(name for result in results for name in result["stream"]["firing_rates"] if layers):
         rows.append([f"  {name}", *(_share(result["stream"]["firing_rates"].get(name), "-") for result in results)])
     return columns(rows)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..kernels.backends import is_installed
 from ..model.network import SpikeGPT
-from ..model.state import State
+from ..model.state import State, texts_of
 from .compiled import TOKEN_STEPS
 from .compiled.rows import WEIGHTS, differing_neurons
 from .event_products import EventDecoder
@@ -58,6 +58,8 @@ class Engine:
             raise ValueError(f"weights is {weights!r}; known: {', '.join(WEIGHTS)}")
         if not isinstance(model, SpikeGPT):
             raise ValueError(f"model is a {type(model).__name__}, want a SpikeGPT")
+        if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 0):
+            raise ValueError(f"threads must be a whole number of at least 1, or None, got {threads!r}")
         self.model = model
         self.threads = threads or (torch.get_num_threads() if _weights(model) >= SHARED_WEIGHTS else 1)
         self.reason = why_not_by_rows(model)
@@ -65,6 +67,7 @@ class Engine:
             raise ValueError(f"{weights} weights need decoding by rows, and {self.reason}; use weights='float32'")
         self._decoder = None if self.reason else _make_decoder(model, weights, self.threads)
         self._state: State | None = None
+        self._texts = 0
         self.by_rows, self._is_chosen = False, True
 
     def start(self, state: State, by_rows: bool | None = None) -> None:
@@ -74,12 +77,18 @@ class Engine:
         token by rows, and goes on with what is faster at the density seen.
 
         Raises:
-            ValueError: `by_rows` is asked for and cannot be.
+            ValueError: `by_rows` is asked for and cannot be; the state is no state of this model.
         """
+        texts = texts_of(state) if isinstance(state, tuple) else None
+        if texts is None:
+            raise ValueError("start: want the state that the model returned for the beginning of the texts")
+        # another forward pass may have another state
+        if type(self.model).forward is SpikeGPT.forward:
+            self.model.check_state(state, texts)
         if by_rows and self._decoder is None:
             raise ValueError(f"this model cannot be decoded by rows: {self.reason}")
         self.by_rows = self._decoder is not None if by_rows is None else by_rows
-        self._is_chosen, self._state = by_rows is not None, state
+        self._is_chosen, self._state, self._texts = by_rows is not None, state, texts
         if self.by_rows and self._decoder is not None:
             self._decoder.take(state)
 
@@ -93,6 +102,13 @@ class Engine:
         if self._state is None:
             raise ValueError(
                 "step: no text was started; call start(state) with the state that reading its beginning has left"
+            )
+        is_whole = isinstance(tokens, Tensor) and not (tokens.is_floating_point() or tokens.dtype == torch.bool)
+        if not is_whole or tuple(tokens.shape) != (self._texts,):
+            found = f"{tokens.dtype} {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else f"{tokens!r:.80}"
+            raise ValueError(
+                f"step: want {self._texts} token ids, one per text, as a tensor ({self._texts},) of whole numbers, "
+                f"got {found}"
             )
         if self.by_rows and self._decoder is not None:
             logits = self._decoder.step(tokens)

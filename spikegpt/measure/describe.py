@@ -1,5 +1,6 @@
 """What a model consists of: sizes, configuration, tensors."""
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..checkpoint.run import find_model
 from ..checkpoint.weights import load_model
+from ..common.errors import SpikegptError
 from ..config import PRESETS, model_preset
 from ..model.network import SpikeGPT
 
@@ -22,6 +24,8 @@ def describe_model(what: str, with_tensors: bool = False) -> dict[str, Any]:
         source, config = f"preset {what}", model_preset(what)
         with torch.device("meta"):
             model = SpikeGPT(config, init=False)
+    elif (near := difflib.get_close_matches(what, PRESETS, n=1)) and not Path(what).exists():
+        raise SpikegptError(f"{what!r} is neither a folder nor a preset; did you mean {near[0]!r}?")
     else:
         model = load_model(what)[0]
         # what speaks against it has been said

@@ -32,10 +32,11 @@ from neuromorphic import (
 )
 from neuromorphic.energy.published import AC_PJ, MAC_PJ
 
-from ..checkpoint.run import run_of
+from ..checkpoint.run import locate, progress_of, run_of
 from ..checkpoint.weights import load_model
 from ..common.devices import finish
 from ..common.errors import SpikegptError
+from ..common.printing import one_line
 from ..data.tokenizers import Tokenizer
 from ..evaluate.perplexity import evaluate_stream, named_if_not_finite
 from ..evaluate.runs import read_text
@@ -96,10 +97,24 @@ def measure_runs(
     ):
         with named_if_not_finite(run):
             measurement = measure_model(
-                model, tokenizer, tokens, name=name, source=source, prompt=prompt, profiles=profiles, tokens_per_s=speed
+                model,
+                tokenizer,
+                tokens,
+                name=name,
+                source=source,
+                prompt=prompt,
+                profiles=profiles,
+                tokens_per_s=speed,
+                notes=_steps(run),
             )
         measurements.append(measurement)
     return measurements
+
+
+def _steps(run: Path) -> tuple[str, ...]:
+    """How far the training of a run came, as a sentence; nothing where nobody knows."""
+    progress = progress_of(locate(run, warn=lambda message: None).newest)
+    return () if progress is None else (f"trained for {progress[0]:,} of {progress[1]:,} steps",)
 
 
 def _short_names(runs: Sequence[Path]) -> list[str]:
@@ -119,6 +134,7 @@ def measure_model(
     prompt: str | None = None,
     profiles: Sequence[Profile] = (),
     tokens_per_s: dict[str, float] | None = None,
+    notes: tuple[str, ...] = (),
 ) -> Measurement:
     """Return the measurement of `model` on `tokens` (N,): read at once in chunks, then some of them one by one."""
     config = model.config
@@ -166,6 +182,7 @@ def measure_model(
         tokens_per_s=tokens_per_s or {},
         host=_host(model.device),
         uncounted=tuple(item._asdict() for item in tally.uncounted),
+        notes=notes,
         wording=Wording(block=BLOCKS[config.spiking], places=neuron_places(model, evaluation.firing_rates)),
     )
 
@@ -324,4 +341,4 @@ def _ratio(above: float, below: float) -> float:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(one_line(text), file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..checkpoint.run import configs_of, latest_checkpoint, read_run_config, step_of
 from ..common.errors import SpikegptError
+from ..common.printing import command, one_line
 from ..config import ModelConfig, TrainConfig
 from ..train.convert import read_model_config
 from ..train.stop_signals import stop_now
@@ -87,7 +88,7 @@ def make_twin(run: Path, *, cache: Path | None = None, quiet: bool = False, devi
     if start and read_model_config(start).spiking != "none":
         raise SpikegptError(
             f"{run} began with the spiking weights of {start}, which have no dense twin; "
-            f"name a run: spikegpt compare {run} RUN"
+            f"name a run: {command('compare', run)} RUN"
         )
     twin = find_twin(run)
     if twin is None:
@@ -100,7 +101,7 @@ def make_twin(run: Path, *, cache: Path | None = None, quiet: bool = False, devi
     else:
         return twin
     if done.interrupted:
-        _say(f"the training of the twin was interrupted; continue it with: spikegpt train --resume {twin}")
+        _say(f"the training of the twin was interrupted; continue it with: {command('train', '--resume', twin)}")
         stop_now(done.signal)
     return twin
 
@@ -111,4 +112,4 @@ def _last_step(run: Path) -> int:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(one_line(text), file=sys.stderr, flush=True)

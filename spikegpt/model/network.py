@@ -7,20 +7,25 @@ Sources: github.com/BlinkDL/RWKV-LM, RWKV-v4neo/src/model.py; github.com/ridgerc
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..common.memory import check_fits
 from ..config import ModelConfig
 from ..kernels.surrogates import heaviside
 from ..neuron.lif import LIF
+from ..neuron.proof import check_neuron
 from .initial import initialise
 from .mixers import MIXERS, Mixer, NeuronFactory, Site
 from .published import rescale_stream
-from .state import BlockState, State
+from .state import BlockState, State, fault_of, form_of
 
+# elements, 40 MB of float32
+LITTLE = 10**7
 # the binary embedding among the spikes, by the name of its module: it is no layer of neurons
 EMBEDDING = "emb"
 
@@ -96,6 +101,43 @@ def our_neuron(site: Site) -> LIF:
     return LIF(site.channels, site.neuron)
 
 
+def _proven(factory: NeuronFactory, site: Site) -> nn.Module:
+    """Return what the caller's factory makes for a site, once it has shown that it is a neuron."""
+    neuron = factory(site)
+    if not isinstance(neuron, LIF):
+        check_neuron(neuron, site.channels)
+    return neuron
+
+
+def parameters_of(config: ModelConfig) -> int:
+    """Return how many parameters a model of this configuration has, without making it."""
+    C, V = config.n_embd, config.vocab_size
+    with torch.device("meta"):
+        first, other = (_size(Block(config, layer, our_neuron)) for layer in (0, 1))
+    return first + (config.n_layer - 1) * other + 2 * V * C + 2 * C + (C if config.spiking_head else 0)
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def check_sizes(config: ModelConfig, copies: int = 1, tokens: int = 0) -> None:
+    """Raise ValueError unless `copies` of a model's parameters fit into the free memory, and what `tokens` leave there.
+
+    The latter is a lower bound: the logits and their gradient, and what the products of every block read.
+    """
+    C, V = config.n_embd, config.vocab_size
+    elements = tokens * (2 * V + config.n_layer * (7 * C + config.n_ffn))
+    # what no machine lacks is not worth counting
+    if config.n_layer * C * C + V * C > LITTLE:
+        elements += copies * parameters_of(config)
+    if elements > LITTLE and torch.get_default_device().type != "meta":
+        sizes = f"n_layer {config.n_layer}, n_embd {C}, vocab_size {V}" + (
+            f", {tokens:,} tokens at once" if tokens else ""
+        )
+        check_fits(elements * torch.get_default_dtype().itemsize, f"a model of {sizes}", "take less of them")
+
+
 class SpikeGPT(nn.Module):
     """A language model of RWKV blocks whose products read spikes, whose outputs are spikes, or its dense twin.
 
@@ -104,16 +146,27 @@ class SpikeGPT(nn.Module):
         neuron: makes the neurons of every `Site` (its channels, the neuron meant there) in the place of our LIF, e.g.
             `lambda site: SpikingJellyNeuron(...)`.
         init: fill every parameter with RWKV's initialisation; False leaves them for a checkpoint to fill.
+
+    Raises:
+        ValueError: no ModelConfig, an unknown mixer, a factory that makes no neurons (see `neuron.proof`), or a model
+            larger than the memory that is there.
     """
 
     head_neuron: nn.Module
 
     def __init__(self, config: ModelConfig, neuron: NeuronFactory | None = None, init: bool = True):
         super().__init__()
+        if not isinstance(config, ModelConfig):
+            raise ValueError(
+                f"config is a {type(config).__name__}, want a ModelConfig; ModelConfig.from_dict makes one"
+            )
         if config.mixer not in MIXERS:
             raise ValueError(f"mixer is {config.mixer!r}; known: {', '.join(MIXERS)}")
+        check_sizes(config)
         self.config = config
-        make_neuron = neuron or our_neuron
+        # of one block, known after the first forward pass
+        self._state_form: Any = None
+        make_neuron = partial(_proven, neuron) if neuron is not None else our_neuron
         self.emb = nn.Embedding(config.vocab_size, config.n_embd)
         blocks = nn.ModuleList(Block(config, layer, make_neuron) for layer in range(config.n_layer))
         # a module list that says what is in it
@@ -142,7 +195,8 @@ class SpikeGPT(nn.Module):
             dense.
 
         Raises:
-            ValueError: ids are not (B, T) whole numbers or lie outside the vocabulary; the state is another model's.
+            ValueError: ids are not (B, T) whole numbers or lie outside the vocabulary; the state is another model's, or
+                of another number of texts.
         """
         x, new_state, spikes = self.hidden(ids, state)
         return ModelOutput(self.read_out(x[:, -1:] if last_only else x, spikes), new_state, spikes)
@@ -169,15 +223,11 @@ class SpikeGPT(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Return the rows (B, T, n_embd) of the embedding; ValueError as in `forward`."""
-        self._check_ids(ids)
-        return self.emb(ids)
+        return self.emb(self._checked_ids(ids))
 
     def hidden_of(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State, dict[str, Tensor]]:
         """Return what `hidden` does, of embeddings (B, T, n_embd)."""
-        if state is not None and len(state) != len(self.blocks):
-            raise ValueError(
-                f"the state has {len(state)} layers, the model {len(self.blocks)}; it comes from another model"
-            )
+        self.check_state(state, len(x))
         spikes = {}
         if self.has_binary_embedding:
             x = spikes[EMBEDDING] = heaviside(x, "atan", 2.0)
@@ -188,14 +238,38 @@ class SpikeGPT(nn.Module):
             x = F.dropout(x, self.config.dropout, self.training)
             new_state.append(layer_state)
             spikes |= {f"blocks.{layer}.{name}": spike for name, spike in emitted.items()}
+        if self._state_form is None:
+            self._state_form = form_of(new_state[0])
         return self.ln_out(x), tuple(new_state), spikes
 
-    def _check_ids(self, ids: Tensor) -> None:
-        if ids.dim() != 2 or 0 in ids.shape or ids.is_floating_point():
+    def check_state(self, state: State | None, texts: int) -> None:
+        """Raise ValueError unless `state` is one of this model, of so many texts."""
+        if state is None or torch.compiler.is_compiling():
+            return
+        if self._state_form is None:
+            # the first forward pass of all says what a state of this model is
+            with torch.no_grad(), evaluating(self):
+                self.hidden(torch.zeros(1, 1, dtype=torch.long, device=self.device))
+        if len(state) != len(self.blocks):
+            fault: str | None = f"it has {len(state)} layers, the model {len(self.blocks)}"
+        else:
+            # all blocks are alike
+            fault = fault_of(state[0], self._state_form, texts) or fault_of(state[-1], self._state_form, texts)
+        if fault is not None:
+            raise ValueError(f"the state does not fit: {fault}; carry on with what this model returned for these texts")
+
+    def _checked_ids(self, ids: Tensor) -> Tensor:
+        if not isinstance(ids, Tensor):
+            raise ValueError(f"ids must be a tensor (B, T) of whole numbers, got a {type(ids).__name__}")
+        is_whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
+        if ids.dim() != 2 or 0 in ids.shape or not is_whole:
             raise ValueError(f"ids must be (B, T) whole numbers with no empty side, got {ids.dtype} {tuple(ids.shape)}")
+        if ids.dtype not in (torch.int32, torch.int64):
+            # the embedding takes no smaller ones
+            ids = ids.long()
         if ids.is_cuda or ids.is_meta or torch.compiler.is_compiling():
             # looking at the values would make the GPU wait; the embedding's own check reports there
-            return
+            return ids
         lowest, highest = (int(value) for value in ids.aminmax())
         if lowest < 0 or highest >= self.config.vocab_size:
             wrong = lowest if lowest < 0 else highest
@@ -203,6 +277,7 @@ class SpikeGPT(nn.Module):
                 f"token id {wrong} is outside the vocabulary [0, {self.config.vocab_size}); "
                 "is this the model's own tokenizer?"
             )
+        return ids
 
     @property
     def has_binary_embedding(self) -> bool:

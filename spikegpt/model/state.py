@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 
 class BlockState(NamedTuple):
@@ -18,6 +18,51 @@ class BlockState(NamedTuple):
 
 
 State = tuple[BlockState, ...]
+
+
+class TensorForm(NamedTuple):
+    """What a tensor of a state looks like in every text: how many dimensions it has, and its width."""
+
+    dims: int
+    width: int
+
+
+def form_of(state: Any) -> Any:
+    """Return a state, or a part of one, as the same tree with the form of each tensor in its place."""
+    return tree_map(lambda part: TensorForm(part.dim(), part.shape[-1]) if isinstance(part, Tensor) else part, state)
+
+
+def fault_of(state: Any, form: Any, texts: int) -> str | None:
+    """Return why `state` is none of `texts` texts of a model whose states have this form; None if it is.
+
+    None in the place of any part is the beginning of a text.
+    """
+    if state is None:
+        return None
+    if isinstance(form, TensorForm):
+        if not isinstance(state, Tensor) or TensorForm(state.dim(), state.shape[-1]) != form:
+            found = tuple(state.shape) if isinstance(state, Tensor) else type(state).__name__
+            return f"it holds {found} where this model has {form.dims} dimensions of width {form.width}"
+        return None if len(state) == texts else f"it is of {len(state)} text(s), the ids are of {texts}"
+    if type(state) is not type(form):
+        return f"it holds a {type(state).__name__} where this model has a {type(form).__name__}"
+    if isinstance(form, dict):
+        if state.keys() != form.keys():
+            return f"it is of neurons {', '.join(state)}, this model's are {', '.join(form)}"
+        parts = [(state[name], form[name]) for name in form]
+    elif isinstance(form, tuple | list):
+        if len(state) != len(form):
+            return f"it holds {len(state)} parts where this model has {len(form)}"
+        parts = list(zip(state, form, strict=True))
+    else:
+        return None
+    faults = (fault_of(part, inner, texts) for part, inner in parts)
+    return next((fault for fault in faults if fault is not None), None)
+
+
+def texts_of(state: State) -> int | None:
+    """Return of how many texts a state is; None if it is of a beginning."""
+    return next((len(part) for part in tree_leaves(state) if isinstance(part, Tensor)), None)
 
 
 def detach_state(state: State) -> State:

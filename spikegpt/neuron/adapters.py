@@ -1,10 +1,12 @@
 """Neurons of other libraries in the place of our LIF, with the state carried from call to call."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+
+from .proof import library_of
 
 
 class _ForeignNeuron(nn.Module):
@@ -13,8 +15,17 @@ class _ForeignNeuron(nn.Module):
     # another library's: what it has besides `forward` is its own affair
     neuron: Any
 
+    library: ClassVar[str]
+    """whose neurons the adapter is for"""
+
     def __init__(self, neuron: nn.Module):
         super().__init__()
+        if not isinstance(neuron, nn.Module):
+            raise ValueError(f"{type(self).__name__} wants a neuron of {self.library}, got {neuron!r:.80}")
+        if library_of(neuron) in {"snntorch", "spikingjelly"} - {self.library}:
+            raise ValueError(
+                f"{type(neuron).__name__} is of {library_of(neuron)}; {type(self).__name__} is for {self.library}"
+            )
         self.neuron = neuron
 
     @staticmethod
@@ -55,8 +66,12 @@ class SpikingJellyNeuron(_ForeignNeuron):
     too: its weight is masked to the past, and texts longer than its T are refused.
 
     Raises:
-        ValueError: the neuron is not in multi-step mode.
+        ValueError: the neuron is another library's, or not in multi-step mode.
     """
+
+    library = "spikingjelly"
+
+    library = "spikingjelly"
 
     def __init__(self, neuron: nn.Module):
         super().__init__(neuron)
@@ -110,11 +125,15 @@ class _LowerTriangular(nn.Module):
 class SnnTorchNeuron(_ForeignNeuron):
     """An snnTorch neuron in the place of our LIF: `SnnTorchNeuron(snn.Leaky(beta=0.5))`. Fires at >, not at >=.
 
-    The state is the tuple that the neuron returns after its spikes (membrane, or synapse and membrane, ...).
+    The state is the tuple that the neuron begins with (membrane, or synapse and membrane, ...; of a recurrent one its
+    spikes too).
 
     Raises:
-        ValueError: the neuron keeps its own hidden state (`init_hidden=True`), which could not be carried.
+        ValueError: the neuron is another library's, or keeps its own hidden state (`init_hidden=True`), which could not
+            be carried.
     """
+
+    library = "snntorch"
 
     def __init__(self, neuron: nn.Module):
         super().__init__(neuron)
@@ -131,6 +150,8 @@ class SnnTorchNeuron(_ForeignNeuron):
             state = first if isinstance(first, tuple) else (first,)
         spikes = []
         for drive in current.unbind(dim=1):
-            spike, *state = self.neuron(drive, *state)
-            spikes.append(spike)
+            after = self.neuron(drive, *state)
+            spikes.append(after[0])
+            # a recurrent neuron reads its own spikes again
+            state = after if len(after) == len(state) else after[1:]
         return torch.stack(spikes, dim=1), tuple(state)

@@ -73,6 +73,10 @@ class LIF(nn.Module):
 
     def __init__(self, channels: int, config: NeuronConfig | None = None, backend: str = "auto"):
         _check_channels(channels)
+        if not isinstance(config, NeuronConfig | None):
+            raise ValueError(
+                f"LIF: config is a {type(config).__name__}, want a NeuronConfig; NeuronConfig.from_dict makes one"
+            )
         super().__init__()
         self.config, self.backend, self.channels = config or NeuronConfig(), backend, channels
         # one of the two is used, as `config.is_integer` says
@@ -137,7 +141,13 @@ class LIF(nn.Module):
         return self.threshold * (1 + 1 / self.config.levels)
 
     def forward(self, current: Tensor, potential: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Return (spikes (B, T, C), potential (B, C), or None if memoryless)."""
+        """Return (spikes (B, T, C), potential (B, C), or None if memoryless).
+
+        Raises:
+            ValueError: the current has another number of channels, or is not (B, T, C).
+        """
+        if current.shape[-1] != self.channels:
+            raise ValueError(f"LIF: the current has {current.shape[-1]} channels, the neurons are {self.channels}")
         spikes, potential = (
             self._integer(current, potential) if self.config.is_integer else self._binary(current, potential)
         )

@@ -18,8 +18,10 @@ from ..checkpoint import run as ckpt
 from ..common.devices import find_device
 from ..common.errors import SpikegptError, warn_on_stderr
 from ..common.files import locked, sha256_of
+from ..common.printing import command
 from ..common.threads import Pace, fastest_threads, use_threads
 from ..config import ModelConfig, SamplingConfig, TrainConfig
+from ..config.effects import doubts
 from ..data.prepare import TOKENIZERS, prepare
 from ..data.sources import PYTHON_DOCS
 from ..data.tokenizers.stored import load_tokenizer
@@ -28,7 +30,7 @@ from ..evaluate.perplexity import Evaluation, mean_firing_rate
 from ..evaluate.runs import CORPUS_FACTS, check_text
 from ..generate.stream import generate
 from ..model.mixers import NeuronFactory
-from ..model.network import SpikeGPT
+from ..model.network import SpikeGPT, check_sizes
 from ..neuron.lif import verified_spikes
 from .convert import read_model_config, spread_windows, start_from
 from .language_modelling import LanguageModelling
@@ -81,6 +83,8 @@ def train(
         SpikegptError: the folder holds a run already, is in use or cannot be written, the text is too short, the
             weights in `start` do not fit, the device is not there, the loss is not finite.
     """
+    for doubt in doubts(train_config):
+        warn_on_stderr(doubt)
     train_config, start = with_absolute_paths(train_config), start and Path(start).absolute()
     return _train_alone(model_config, train_config, Path(run), start, neuron, cache, quiet, device, None)
 
@@ -135,7 +139,8 @@ def _train_alone(
     with locked(run) if accelerator.is_main_process else nullcontext():
         if begun is None and (run / "config.json").exists():
             raise SpikegptError(
-                f"{run} holds a run already; continue it with: spikegpt train --resume {run}, or give another --out"
+                f"{run} holds a run already; continue it with: {command('train', '--resume', run)}, "
+                "or give another --out"
             )
         if begun is None and ckpt.has_checkpoints(run):
             raise SpikegptError(
@@ -176,7 +181,7 @@ class _Trainer(Loop):
         objective = LanguageModelling(model, accelerator.unwrap_model(model), data, config, accelerator)
         super().__init__(objective, model, optimizer, config, accelerator)
         # dropout must differ between processes, and be the same when the run is repeated
-        torch.manual_seed(config.seed + 1 + accelerator.process_index)
+        torch.manual_seed((config.seed + 1 + accelerator.process_index) % 2**64)
         self.valid: Evaluation | None = None
         # of several processes one would choose what all wait for
         is_alone = accelerator.device.type == "cpu" and accelerator.num_processes == 1
@@ -398,6 +403,9 @@ def _make_model(
     """A new model of the tokenizer's vocabulary, with the weights in `start` where training begins with them."""
     torch.manual_seed(config.seed)
     model_config = dataclasses.replace(model_config, vocab_size=_vocab_size(data, start))
+    if not torch.cuda.is_available():
+        # weights, gradients and Adam's two moments
+        check_sizes(model_config, copies=4, tokens=config.batch_size * model_config.ctx_len)
     model = SpikeGPT(model_config, neuron, init=not begins_trained)
     if begins_trained and start is not None:
         start_from(model, start, spread_windows(data.split("train"), model_config.ctx_len))

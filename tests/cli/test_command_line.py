@@ -259,7 +259,7 @@ def test_resume_refuses_other_flags_and_names_those_that_were_given(begun, train
         (["sing"], "unknown verb 'sing'; known: train, data, generate"),
         (["train", "--preset", "huge"], "huge"),
         (["train", "--n-layers", "3"], "--n-layer"),
-        (["train", "--n-layer", "0"], "n_layer must be a whole number of at least 1, got 0"),
+        (["train", "--n-layer", "0"], "n_layer must be a whole number from 1 to 1,024, got 0"),
         (["train", "--data", "nothing.txt"], "nothing.txt"),
         (["train", "--resume", "nothing"], "nothing/config.json does not exist"),
         (["train", "--resume", "nothing", "--lr", "1"], "leave out --lr"),

@@ -1,8 +1,20 @@
 import dataclasses
+import json
 
+import numpy as np
 import pytest
 
-from spikegpt.config import PRESETS, ModelConfig, NeuronConfig, SamplingConfig, TrainConfig, model_preset, train_preset
+from spikegpt.config import (
+    PRESETS,
+    ClassifyConfig,
+    ModelConfig,
+    NeuronConfig,
+    SamplingConfig,
+    TrainConfig,
+    model_preset,
+    train_preset,
+)
+from spikegpt.config.effects import doubts, idle_in_sampling, idle_in_training
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -56,7 +68,7 @@ def test_tau_two_is_decay_one_half():
         (NeuronConfig, {"signed": True}, "needs surrogate='rectangular', slope=1, detach_reset=True"),
         (ModelConfig, {"hidden_levels": 128}, "hidden_levels must be a whole number from 1 to 127"),
         (TrainConfig, {"synop_budget": 1.0}, r"synop_budget must lie in \[0, 1\)"),
-        (ModelConfig, {"n_layer": 0}, "n_layer must be a whole number of at least 1, got 0"),
+        (ModelConfig, {"n_layer": 0}, "n_layer must be a whole number from 1 to 1,024, got 0"),
         (ModelConfig, {"n_embd": 2.5}, "n_embd must be a whole number"),
         (ModelConfig, {"spiking": "always"}, "spiking must be one of none, output, input, got 'always'"),
         (ModelConfig, {"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
@@ -65,7 +77,7 @@ def test_tau_two_is_decay_one_half():
         (NeuronConfig, {"reset": "subtract", "reset_potential": -1.0}, "rests at 0"),
         (NeuronConfig, {"threshold": 0.0}, "must exceed reset_potential"),
         (NeuronConfig, {"surrogate": "triangle"}, "surrogate must be one of atan"),
-        (TrainConfig, {"steps": 0}, "steps must be at least 1, got 0"),
+        (TrainConfig, {"steps": 0}, "steps must be a whole number from 1 to 1,000,000,000, got 0"),
         (TrainConfig, {"lr": 1e-5, "lr_final": 1e-3}, "want 0 <= lr_final <= lr"),
         (TrainConfig, {"data": ()}, "data names no text"),
         (TrainConfig, {"firing_rate_target": 1.5}, "between 0 and 1, got 1.5"),
@@ -82,3 +94,89 @@ def test_bad_value_is_refused_by_name(kind, values, message):
 def test_bad_sampling_setting_is_refused_by_name(changes):
     with pytest.raises(ValueError, match=next(iter(changes))):
         SamplingConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (TrainConfig, {"steps": 1.5}, "steps must be a whole number, got 1.5"),
+        (TrainConfig, {"steps": True}, "steps must be a whole number, got True"),
+        (TrainConfig, {"data": "a.txt"}, r"data must be a tuple or a list, got 'a.txt'; .* data=\('a.txt',\)"),
+        (TrainConfig, {"data": (1,)}, r"data\[0\] must be a str, got 1"),
+        (TrainConfig, {"data": ("",)}, "data is an empty string"),
+        (TrainConfig, {"teacher": ""}, "teacher is an empty string"),
+        (TrainConfig, {"betas": (0.9,)}, "betas must hold 2 values"),
+        (TrainConfig, {"betas": (0.9, 1.0)}, r"betas must lie in \[0, 1\)"),
+        (TrainConfig, {"adam_eps": float("inf")}, "adam_eps must be a finite number"),
+        (TrainConfig, {"grad_clip": float("nan")}, "grad_clip must be a finite number"),
+        (TrainConfig, {"firing_rate_weight": 1e300}, "firing_rate_weight must be a finite number, as float32 holds it"),
+        (TrainConfig, {"lr": "1e-3"}, "lr must be a number, got '1e-3'"),
+        (TrainConfig, {"lr": 10**400}, "lr must be a finite number"),
+        (TrainConfig, {"carry_state": "yes"}, "carry_state must be True or False, got 'yes'"),
+        (TrainConfig, {"threads": -1}, "threads must be a whole number from 0 to 1,024, got -1"),
+        (TrainConfig, {"grad_accumulation": 10**21}, "grad_accumulation must be a whole number from 1 to 1,048,576"),
+        (TrainConfig, {"bpe_vocab_size": 999_999_999_999}, "bpe_vocab_size must be a whole number from 257"),
+        (TrainConfig, {"seed": 2**64}, "seed must .* 64 bits"),
+        (TrainConfig, {"seed": 10**5000}, "seed must .* a number of about 5000 digits"),
+        (SamplingConfig, {"stop": "abc"}, r"stop must be a tuple or a list, got 'abc'; .* stop=\('abc',\)"),
+        (SamplingConfig, {"temperature": float("inf")}, "temperature must be a finite number"),
+        (SamplingConfig, {"repetition_penalty": 0}, "repetition_penalty must be a number from 0.001"),
+        (SamplingConfig, {"seed": -(2**63) - 1}, "seed must .* 64 bits"),
+        (SamplingConfig, {"max_tokens": None}, "max_tokens must be a whole number, got None"),
+        (ClassifyConfig, {"lr": float("inf")}, "lr must be a finite number"),
+        (ClassifyConfig, {"seeds": (0, 2**64)}, r"seeds must .* 64 bits"),
+        (ClassifyConfig, {"seeds": (1, 1)}, "seeds names one twice"),
+        (NeuronConfig, {"threshold": float("inf")}, "threshold must be a finite number"),
+        (NeuronConfig, {"slope": float("nan")}, "slope must be a finite number"),
+        (ModelConfig, {"n_layer": 10**9}, "n_layer must be a whole number from 1 to 1,024"),
+        (ModelConfig, {"n_embd": 10**9}, "n_embd must be a whole number from 1 to 65,536"),
+        (ModelConfig, {"neuron": {"levels": 2}}, "neuron must be a NeuronConfig"),
+        (ModelConfig, {"mixer": 7}, "mixer must be a str, got 7"),
+    ],
+)
+def test_odd_value_is_refused_with_its_range(kind, values, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([], "wants a dictionary"),
+        ({"neuron": 3}, "NeuronConfig wants a dictionary"),
+        ({"n_layer": None}, "n_layer must"),
+    ],
+    ids=str,
+)
+def test_odd_dictionary_is_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        ModelConfig.from_dict(values)
+
+
+def test_numbers_of_numpy_and_paths_become_pythons_own(tmp_path):
+    config = TrainConfig(steps=np.int64(7), lr=np.float32(0.5), data=[tmp_path / "a.txt"], carry_state=np.True_)
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert config.steps == 7 and config.carry_state is True
+
+
+def test_the_largest_seed_is_taken():
+    assert TrainConfig(seed=2**64 - 1).seed == SamplingConfig(seed=2**64 - 1).seed == 2**64 - 1
+
+
+def test_what_changes_nothing_is_known_with_its_reason():
+    ours = idle_in_training(ModelConfig(), TrainConfig())
+    assert {"vocab_size", "threshold", "reset", "binary_embedding", "teacher_weight", "bpe_vocab_size"} <= ours.keys()
+    assert "no potential is kept" in ours["reset"] and "hidden_levels" not in ours and "synop_weight" not in ours
+    published = idle_in_training(ModelConfig(spiking="output"), TrainConfig(tokenizer="bpe"))
+    assert not {"threshold", "reset", "bpe_vocab_size"} & published.keys()
+    assert {"synop_budget", "hidden_levels"} <= published.keys()
+    dense = idle_in_training(ModelConfig(spiking="none"), TrainConfig())
+    assert {"threshold", "levels", "anneal", "firing_rate_target"} <= dense.keys()
+    assert idle_in_sampling(SamplingConfig(temperature=0)).keys() == {"top_k", "top_p", "seed"}
+    assert not idle_in_sampling(SamplingConfig())
+
+
+def test_a_warm_up_beyond_the_steps_is_doubted():
+    assert not doubts(TrainConfig())
+    (doubt,) = doubts(TrainConfig(steps=20, warmup_steps=50, lr=1e-3))
+    assert "warmup_steps 50 are not over within the 20 steps" in doubt and "0.0004 instead of 0.001" in doubt

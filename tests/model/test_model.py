@@ -304,7 +304,7 @@ def test_bad_ids_are_refused(bad, message):
 
 def test_state_of_another_model_is_refused(ids):
     other = SpikeGPT(ModelConfig(n_layer=1, n_embd=20, vocab_size=31))
-    with pytest.raises(ValueError, match="the state has 1 layers, the model 2"):
+    with pytest.raises(ValueError, match="the state does not fit: it has 1 layers, the model 2"):
         make()(ids, other(ids).state)
 
 

@@ -148,7 +148,7 @@ REFUSED = [
     ('grade = "measured"', 'grade = "certain"', "grade is 'certain'; it must be one of unstated, projected"),
     ('scope = "per_term"', 'scope = "some"', "scope is 'some'; it must be one of per_term, all_in"),
     ("includes = []", "includes = [1]", "includes must be a list of texts"),
-    ("weight_bits = 8", "weight_bits = true", "weight_bits must be a whole number, at least 1, got True"),
+    ("weight_bits = 8", "weight_bits = true", "weight_bits must be a whole number of bits from 1 to 1024, got True"),
     ("weight_bits = 8", "weight_bits = 0", "weight_bits must be a whole number"),
     ("weight_bits = 8", "weight_bits = 8\nvolts = -1", "volts must be a positive number"),
     ("weight_bits = 8", "weight_bits = 8\nwieght_bits = 8", "unknown field 'wieght_bits'; known: name"),

@@ -1,0 +1,40 @@
+"""How much memory a process may still take, and the error where something asks for more."""
+
+import os
+from pathlib import Path
+
+_MEMINFO, _GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+
+
+def available_bytes() -> int | None:
+    """Return the bytes of main memory that are free, swap included, within a container's limit; None if unknown."""
+    known = (free for free in (_free_of_machine(), _free_of_group()) if free is not None)
+    return min(known, default=None)
+
+
+def _free_of_machine() -> int | None:
+    try:
+        lines = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines() if ":" in line)
+        return 1024 * sum(int(lines[name].split()[0]) for name in ("MemAvailable", "SwapFree"))
+    except (OSError, KeyError, ValueError):
+        pass
+    try:
+        # all that there is: other systems do not say what is free
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _free_of_group() -> int | None:
+    try:
+        limit, used = ((_GROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        return None if limit == "max" else max(int(limit) - int(used), 0)
+    except (OSError, ValueError):
+        return None
+
+
+def check_fits(needed: int, what: str, advice: str, available: int | None = None) -> None:
+    """Raise ValueError if `what` needs more bytes than there are: `available`, or the main memory that is free."""
+    free = available_bytes() if available is None else available
+    if free is not None and needed > free:
+        raise ValueError(f"{what} needs {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free; {advice}")
