@@ -19,19 +19,16 @@ def sample(logits: Tensor, sampling: SamplingConfig, seen: Tensor, generator: to
     Raises:
         SpikegptError: a logit is NaN or infinite.
     """
-    numbers = torch.finfo(logits.dtype)
     if not logits.max().isfinite():
         raise SpikegptError(
             "the model predicts NaN or infinity: its weights are broken, or training diverged; use another checkpoint"
         )
     if sampling.repetition_penalty != 1.0:
-        # within float32, where 1e-320 is 0 and 1e300 infinite
-        penalty = min(max(sampling.repetition_penalty, numbers.tiny), numbers.max)
-        penalised = torch.where(logits > 0, logits / penalty, logits * penalty).clamp(numbers.min, numbers.max)
-        logits = torch.where(seen, penalised, logits)
+        penalty = sampling.repetition_penalty
+        logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
     if sampling.temperature == 0:
         return logits.argmax()
-    scaled = logits / min(sampling.temperature, numbers.max)
+    scaled = logits / sampling.temperature
     if not scaled.max().isfinite():
         return logits.argmax()
     if 0 < sampling.top_k < len(scaled):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import processes
 import pytest
 from command_line import spikegpt
 
@@ -170,9 +171,8 @@ def test_no_memory_is_one_line(monkeypatch):
 @pytest.mark.parametrize("words", [["help"], ["data"], ["train", "--help"]], ids=" ".join)
 def test_a_full_disk_behind_the_output_is_one_line(words):
     with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "spikegpt", *words], stdout=full, stderr=subprocess.PIPE, text=True
-        )
+        command_line = [sys.executable, "-m", "spikegpt", *words]
+        done = processes.run(command_line, stdout=full, stderr=subprocess.PIPE, capture_output=False)
     assert done.returncode == 1 and done.stderr == "error: No space left on device; make room, or write elsewhere\n"
 
 

@@ -123,7 +123,7 @@ def test_a_configuration_comes_back_whole():
 
 
 def test_an_unknown_size_is_refused_by_our_own_check():
-    with pytest.raises(ValueError, match="n_layer must be a whole number of at least 1, got 0"):
+    with pytest.raises(ValueError, match="n_layer must be a whole number from 1 to 1,024, got 0"):
         SpikeGPTConfig(n_layer=0)
 
 
