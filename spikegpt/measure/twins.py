@@ -9,9 +9,10 @@ from ..checkpoint.run import configs_of, latest_checkpoint, read_run_config, ste
 from ..common.errors import SpikegptError
 from ..common.printing import command, one_line
 from ..config import ModelConfig, TrainConfig
+from ..train.basis import with_absolute_paths
 from ..train.convert import read_model_config
 from ..train.stop_signals import stop_now
-from ..train.trainer import resume, train, with_absolute_paths
+from ..train.trainer import resume, train
 
 # settings that a twin may have of its own: they do not touch what is learned, or act on spikes only
 _OWN_SETTINGS = {

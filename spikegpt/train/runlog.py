@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..common.errors import SpikegptError
+from ..common.printing import printable
 from ..model.network import EMBEDDING
 from .journal import metrics_journal, samples_journal
 from .language_modelling import LanguageModelling
@@ -83,7 +84,7 @@ class RunLog:
 
     def say(self, text: str) -> None:
         if not self.quiet:
-            print(f"\n{text}" if self.is_mid_line else text, flush=True)
+            print(("\n" if self.is_mid_line else "") + printable(text), flush=True)
             self.is_mid_line = False
 
     def sample(self, step: int, text: str) -> None:

@@ -17,21 +17,18 @@ import torch
 from ..checkpoint import run as ckpt
 from ..common.devices import find_device
 from ..common.errors import SpikegptError, warn_on_stderr
-from ..common.files import locked, sha256_of
+from ..common.files import locked
 from ..common.printing import command
 from ..common.threads import Pace, fastest_threads, use_threads
 from ..config import ModelConfig, SamplingConfig, TrainConfig
 from ..config.effects import doubts
-from ..data.prepare import TOKENIZERS, prepare
-from ..data.sources import PYTHON_DOCS
-from ..data.tokenizers.stored import load_tokenizer
 from ..data.tokens.token_file import TokenData
 from ..evaluate.perplexity import Evaluation, mean_firing_rate
-from ..evaluate.runs import CORPUS_FACTS, check_text
 from ..generate.stream import generate
 from ..model.mixers import NeuronFactory
 from ..model.network import SpikeGPT, check_sizes
 from ..neuron.lif import verified_spikes
+from .basis import check_facts, facts_of, prepare_data, with_absolute_paths
 from .convert import read_model_config, spread_windows, start_from
 from .language_modelling import LanguageModelling
 from .loop import Loop, StepDone
@@ -87,20 +84,6 @@ def train(
         warn_on_stderr(doubt)
     train_config, start = with_absolute_paths(train_config), start and Path(start).absolute()
     return _train_alone(model_config, train_config, Path(run), start, neuron, cache, quiet, device, None)
-
-
-def with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """Return `config` with paths that are found from every folder, as a run stores them."""
-
-    def absolute(path: str) -> str:
-        return str(Path(path).absolute())
-
-    return dataclasses.replace(
-        config,
-        data=config.data if config.data == (PYTHON_DOCS,) else tuple(map(absolute, config.data)),
-        tokenizer=config.tokenizer if config.tokenizer in TOKENIZERS else absolute(config.tokenizer),
-        teacher=config.teacher and absolute(config.teacher),
-    )
 
 
 def resume(
@@ -171,11 +154,11 @@ class _Trainer(Loop):
         newest = None if begun is None else ckpt.latest_checkpoint(run)
         # one process prepares the token file, the others find it done
         with accelerator.main_process_first():
-            data = _prepare_data(config, run, newest, begun, cache)
+            data = prepare_data(config, run, newest, begun, cache)
         self.run, self.begins_trained = run, start is not None and newest is None
-        facts = _facts(config, data, start if self.begins_trained else None)
+        facts = facts_of(config, data, start if self.begins_trained else None)
         if begun is not None:
-            _check_facts(run, begun, facts, data.header)
+            check_facts(run, begun, facts, data.header)
         made = _make_model(model_config, config, data, start, neuron, self.begins_trained)
         model, optimizer = accelerator.prepare(made, make_optimizer(made, config))
         objective = LanguageModelling(model, accelerator.unwrap_model(model), data, config, accelerator)
@@ -354,42 +337,6 @@ def _make_accelerator(config: TrainConfig, device: str) -> "Accelerator":
     if place.index is not None and accelerator.num_processes > 1:
         raise SpikegptError(f"{device} is one GPU for {accelerator.num_processes} processes; leave --device out")
     return accelerator
-
-
-def _prepare_data(
-    config: TrainConfig, run: Path, newest: Path | None, begun: dict[str, Any] | None, cache: Path | None
-) -> TokenData:
-    # a run owns its tokenizer: a resumed one never builds it anew
-    stored = (newest or run) / "tokenizer.json"
-    tokenizer = load_tokenizer(stored) if begun is not None and stored.exists() else config.tokenizer
-    return prepare(list(config.data), tokenizer, cache, config.bpe_vocab_size, text_column=config.text_column)
-
-
-def _facts(config: TrainConfig, data: TokenData, start: Path | None) -> dict[str, Any]:
-    """What a run rests on and does not own: its text, and the digests of its tokenizer and of the weights of others."""
-    return {
-        "corpus": {key: data.header.get(key) for key in CORPUS_FACTS},
-        "tokenizer_fingerprint": data.tokenizer.fingerprint,
-        "teacher_sha256": _weights_digest(config.teacher),
-        "start_sha256": _weights_digest(start),
-    }
-
-
-def _weights_digest(model: str | Path | None) -> str | None:
-    return None if model is None else sha256_of(ckpt.find_model(Path(model)) / "model.safetensors")
-
-
-def _check_facts(run: Path, begun: dict[str, Any], facts: dict[str, Any], header: dict[str, Any]) -> None:
-    """Raise SpikegptError if what `run` rests on is no longer what it was when it began; old runs know less of it."""
-    check_text(run, begun, header, advice="or begin a new run")
-    others = {
-        "tokenizer_fingerprint": f"{run / 'tokenizer.json'}",
-        "teacher_sha256": f"the teacher {begun['train'].get('teacher')}",
-        "start_sha256": f"the model {begun.get('started_from')}",
-    }
-    for name, what in others.items():
-        if None not in (begun.get(name), facts[name]) and begun[name] != facts[name]:
-            raise SpikegptError(f"{what} is not what {run} began with (another sha256); put that back")
 
 
 def _make_model(
