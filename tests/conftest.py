@@ -16,6 +16,10 @@ from spikegpt.neuron import verified_spikes
 from spikegpt.train.trainer import train
 
 
+def pytest_addoption(parser):
+    parser.addoption("--whole", action="store_true", help="run all of what make test runs a sample of: minutes")
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """Training sets the number of threads for the process; tests must not inherit it from one another."""

@@ -97,19 +97,22 @@ class Texts:
         self._readers: set[int] = set()
         self._tokens = 0
 
-    def start(self, module: nn.Module, text: Text, is_prepared: bool) -> int | None:
-        """Return how many tokens this call adds; None if it reads on. `is_prepared`: the input is a weight."""
+    def start(self, module: nn.Module, text: Text, is_prepared: bool) -> tuple[int | None, bool]:
+        """Return how many tokens this call adds, None if it reads on, and whether it begins a new text.
+
+        `is_prepared`: the input is a weight.
+        """
         if module is not self._model:
             is_computed = text.tensor is not None and text.tensor.is_floating_point() and text.tensor in self._computed
             if is_computed or is_prepared:
-                return None
+                return None, False
             if id(module) not in self._readers and self._readers:
                 self._readers.add(id(module))
                 added, self._tokens = max(text.tokens - self._tokens, 0), max(text.tokens, self._tokens)
-                return added or None
+                return added or None, False
         self._computed.forget_freed()
         self._readers, self._tokens = {id(module)}, text.tokens
-        return text.tokens
+        return text.tokens, True
 
     def finish(self, output: list[Tensor]) -> None:
         """The model has computed these, so they are no text."""

@@ -39,17 +39,21 @@ def elementwise(name: str, args: tuple, kwargs: dict, inputs: int, outputs: int,
     else:
         return None
     counts: dict[str, int] = {}
-    factor = kwargs.get("alpha", args[2] if name in ("add", "sub", "rsub") and len(args) > 2 else 1)
-    by_factor = {} if factor == 1 else PRODUCT if isinstance(factor, complex) else {"mul": 2}
+    alpha = kwargs.get("alpha", args[2] if name in ("add", "sub", "rsub") and len(args) > 2 else 1)
     for table, elements in (
         (per_output, outputs),
         (PER_INPUT.get(name, {}), inputs),
         (PER_ROW.get(name, {}), rows),
-        (by_factor, outputs),
+        (factor(alpha), outputs),
     ):
         for operation, number in table.items():
             counts[operation] = counts.get(operation, 0) + number * elements
     return counts
+
+
+def factor(value: complex) -> dict[str, int]:
+    """Return what a factor of the program costs for each element; 1 costs nothing."""
+    return {} if value == 1 else PRODUCT if isinstance(value, complex) else {"mul": 2}
 
 
 def _scaled(name: str, args: tuple) -> dict[str, int]:

@@ -27,11 +27,12 @@ from torch.utils._pytree import tree_leaves
 
 from . import moves
 from .calls import Text, Texts, read_text
+from .carried import CarriedState
 from .counts import Counts, Footprint, Tally, Uncounted
 from .dispatch import OperatorMode, is_backward, mutated, operator_name, tensors_in, unseen
 from .provenance import Origin
 from .recorder import CountError, Recorder
-from .recurrent import state_cost
+from .recurrent import has_state_cost, state_cost
 from .storages import has_storage, plain_tensors, storage_key
 
 CostFunction = Callable[[tuple, Mapping[str, Any], Any], Mapping[str, Any]]
@@ -86,7 +87,9 @@ class OpCounter:
         self._fused_attention = True
         self._unfused, self._uncompiled = ExitStack(), ExitStack()
         self._mode, self._is_counting = OperatorMode(self._observe, self._overlook), False
-        self._texts = Texts(model)
+        self._texts, self._carried = Texts(model), CarriedState()
+        # how many of the modules that are running declare their state themselves
+        self._declaring = 0
         self.mask = mask
 
     @property
@@ -161,6 +164,10 @@ class OpCounter:
         Raises:
             CountError: operators ran, and none of them in this model.
         """
+        with unseen():
+            return self._tally()
+
+    def _tally(self) -> Tally:
         recorder = self._recorder
         self._look_at_state()
         if self.outside_operators and not self._tokens:
@@ -188,7 +195,10 @@ class OpCounter:
 
     def _enter_module(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         is_outermost = not self._stack
-        self._stack.append(self._names[id(module)])
+        where = self._names[id(module)]
+        self._stack.append(where)
+        self._carried.start_call(where, args[0] if args and isinstance(args[0], Tensor) else None)
+        self._declaring += _declares(module)
         if isinstance(module, nn.RNNBase):
             # oneDNN's fused layers show nothing of what they do
             self._unfused.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())
@@ -199,6 +209,7 @@ class OpCounter:
 
     def _leave_module(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         where, phase = self._stack.pop(), self._current_phase()
+        self._declaring -= _declares(module)
         if isinstance(module, nn.RNNBase):
             self._unfused.close()
         # a forward pass that failed has no output
@@ -215,8 +226,10 @@ class OpCounter:
                 recorder.emit(tensor, where, phase)
             if is_outermost:
                 self._texts.finish(tensors)
-        cost: Any = getattr(module, "op_cost", None) if hasattr(type(module), "op_cost") else None
-        if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        cost: Any = None
+        if hasattr(type(module), "op_cost"):
+            cost = module.op_cost
+        elif _declares(module) and not self._declaring:
             cost = partial(state_cost, module)
         if cost is not None:
             recorder.record_declared(type(module).__name__, where, phase, "state", cost, args, kwargs, output)
@@ -231,7 +244,9 @@ class OpCounter:
             if not isinstance(tensor, nn.Parameter):
                 for part in plain_tensors(tensor):
                     provenance.discard(part)
-        added = self._texts.start(module, text, is_prepared)
+        added, is_new = self._texts.start(module, text, is_prepared)
+        if is_new:
+            self._carried.start_text(text.tensor)
         if added is None:
             return
         tokens = added if self.mask is None else self._live_tokens(text)
@@ -281,6 +296,8 @@ class OpCounter:
                     provenance.write(tensor)
             if not self._record(func, name, args, kwargs, output, inputs, results):
                 self._list_uncounted(func, results)
+            if not self._declaring:
+                self._follow_state(name, inputs, written, results)
         elif origin is Origin.DATA:
             self.outside_operators += 1
             self._texts.follow(inputs, results)
@@ -307,6 +324,12 @@ class OpCounter:
             return True
         return self._recorder.record(func, name, where, phase, args, kwargs, inputs, results) or name in moves.FREE
 
+    def _follow_state(self, name: str, inputs: list[Tensor], written: list[Tensor], results: list[Tensor]) -> None:
+        where = self._stack[-1]
+        counts, of_one_text = self._carried.follow(where, name, inputs, written, results)
+        if counts is not None:
+            self._recorder.record_state(where, self._current_phase(), counts, of_one_text)
+
     def _overlook(self, func: HigherOrderOperator, output: Any) -> None:
         """An operator ran others, and nobody could see which."""
         if self._stack and not is_backward():
@@ -321,6 +344,11 @@ class OpCounter:
         before = self._uncounted.get(str(func), Uncounted(str(func), 0, 0))
         elements = sum(result.numel() for result in results)
         self._uncounted[str(func)] = Uncounted(str(func), before.calls + 1, before.elements + elements)
+
+
+def _declares(module: nn.Module) -> bool:
+    """True for modules whose state is declared, by themselves or in `recurrent.py`."""
+    return hasattr(type(module), "op_cost") or has_state_cost(module)
 
 
 def _nonzeros(parameter: Tensor) -> int:

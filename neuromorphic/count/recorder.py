@@ -165,6 +165,13 @@ class Recorder:
             # `product` leaves padding out itself, so it is given the operands with their padding
             self._declared_product(site, *(product if self.mask is None else cost(args, kwargs, output)["product"]))
 
+    def record_state(self, module: str, phase: str, counts: Counts, of_one_text: int) -> None:
+        """Add what a module was seen to carry from call to call."""
+        self._module, self._phase = module, phase
+        self._add(self._site("carried_state", "state"), counts)
+        key = (module, "carried_state")
+        self.state_elements[key] = max(of_one_text, self.state_elements.get(key, 0))
+
     def _declared_product(self, site: Site, x: Tensor, w: Tensor) -> None:
         """Count x (..., K) times the weight w (K, M) as torch's own products are counted."""
         if x.dim() == 0 or w.dim() != 2 or x.shape[-1] != w.shape[0]:
@@ -345,22 +352,26 @@ class Recorder:
 
     def bias(self, site: Site, bias: Tensor, result: Tensor, sweeps: int | None = None) -> None:
         """Count the addition of `bias`, which is read `sweeps` times: once per row unless told."""
-        elements = self._live_elements(site.operator, result)
+        elements = self._live_elements(site.operator, result) * _width(result)
         if self.provenance.of(bias) is Origin.WEIGHT:
-            fetched = (elements // max(bias.numel(), 1) if sweeps is None else sweeps) * bias.numel()
-            self._touch(site, bias, bias.numel())
+            numbers = bias.numel() * _width(bias)
+            fetched = (elements // max(numbers, 1) if sweeps is None else sweeps) * numbers
+            self._touch(site, bias, numbers)
             self._add(site, Counts(add=elements, weights_per_event=fetched, weights_dense=fetched))
         else:
             self._add(site, Counts(add=elements, activation_reads=elements))
 
     def scaled_bias(
-        self, site: Site, bias: Tensor, result: Tensor, beta: float = 1, alpha: float = 1, **_: Any
+        self, site: Site, bias: Tensor, result: Tensor, beta: complex = 1, alpha: complex = 1, **_: Any
     ) -> None:
         """Count beta * bias + alpha * product: a factor other than 1 multiplies all, a beta of 0 drops the bias."""
         if beta != 0:
             self.bias(site, bias, result)
-        factors = (beta not in (0, 1)) + (alpha != 1)
-        self._add(site, Counts(mul=factors * self._live_elements(site.operator, result)))
+        elements = self._live_elements(site.operator, result)
+        for factor in (beta, alpha):
+            if factor not in (0, 1):
+                work = complex_rules.factor(factor) if result.is_complex() else {"mul": 1}
+                self._add(site, Counts(**{operation: number * elements for operation, number in work.items()}))
 
     def _describe(self, w: Tensor, describe: Callable, *options: Any) -> Any:
         """Return describe(w, *options), computed once while the weight stays as it is."""

@@ -1,29 +1,31 @@
-"""The state that torch's own recurrent layers carry, which cannot be seen in the operators that they are made of."""
+"""The state of layers that loop over a text in one call, where no operator shows what is carried: torch's recurrent
+layers, and SpikingJelly's neurons, which keep their memories by name."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 
-def state_cost(module: nn.Module, args: tuple, kwargs: Mapping[str, Any], output: Any) -> dict[str, int] | None:
-    """Return reads and writes of the state in one call of a layer or cell, None for any other module.
+def has_state_cost(module: nn.Module) -> bool:
+    """True for the modules that `state_cost` knows."""
+    return isinstance(module, nn.RNNBase | nn.RNNCellBase) or getattr(module, "step_mode", None) == "m"
 
-    All of it is read and written for every token of every text.
-    """
-    if isinstance(module, nn.RNNBase):
-        hidden = module.proj_size or module.hidden_size
-        state = (
-            module.num_layers * (1 + module.bidirectional) * (hidden + module.hidden_size * isinstance(module, nn.LSTM))
-        )
-        vectors = 2
-    elif isinstance(module, nn.RNNCellBase):
-        state, vectors = module.hidden_size * (1 + isinstance(module, nn.LSTMCell)), 1
-    else:
-        return None
-    x = args[0] if args else kwargs["input"]
+
+def state_cost(module: nn.Module, args: tuple, kwargs: Mapping[str, Any], output: Any) -> dict[str, int]:
+    """Return reads and writes of the state in one call: all of it, for every token of every text."""
+    x = args[0] if args else next(iter(kwargs.values()))
     if isinstance(x, PackedSequence):
         x = x.data
-    tokens = x.shape[:-1].numel() if x.dim() >= vectors else 1
+    if isinstance(module, nn.RNNBase):
+        hidden, cell = module.proj_size or module.hidden_size, module.hidden_size * isinstance(module, nn.LSTM)
+        state = module.num_layers * (1 + module.bidirectional) * (hidden + cell)
+        tokens = x.shape[:-1].numel()
+    elif isinstance(module, nn.RNNCellBase):
+        state, tokens = module.hidden_size * (1 + isinstance(module, nn.LSTMCell)), x.shape[:-1].numel()
+    else:
+        # time is first; a memory that is one number is its value before the first step
+        memories = [value for value in getattr(module, "_memories", {}).values() if isinstance(value, Tensor)]
+        state, tokens = sum(value[0].numel() for value in memories if value.dim()), x.shape[:2].numel()
     return {"state_reads": tokens * state, "state_writes": tokens * state, "state_elements": state}

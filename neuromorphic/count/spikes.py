@@ -112,4 +112,5 @@ def _is_few(result: Tensor) -> bool:
     """True for whole numbers that are levels of a spike."""
     if result.is_complex() or result.dtype == torch.bool or not result.numel():
         return False
-    return int(result.abs().amax().nan_to_num(LARGEST_LEVEL + 1).clamp(max=LARGEST_LEVEL + 1)) <= LARGEST_LEVEL
+    lowest, highest = (value.item() for value in result.aminmax())
+    return lowest >= -LARGEST_LEVEL and highest <= LARGEST_LEVEL

@@ -39,7 +39,7 @@ def storage_key(tensor: Tensor) -> int:
 
 class Member(NamedTuple):
     reference: StorageWeakRef
-    name: Hashable
+    name: Any
     """stays the same when the tensor is made again in the same way"""
     size: int
     """distinct numbers in it, which copies do not multiply"""
