@@ -15,7 +15,7 @@ from torch._ops import OpOverload
 
 from . import moves
 from .dispatch import without_tensors
-from .storages import Member, StorageSet, has_storage, plain_tensors, storage_key
+from .storages import Member, StorageSet, has_storage, plain_tensors, storage_key, width
 
 
 class Origin(IntEnum):
@@ -46,7 +46,7 @@ class Provenance:
                 return origin
         if isinstance(tensor, nn.Parameter):
             # of a lazy module, or of one that was changed during its own call
-            self.add(Origin.WEIGHT, tensor, key, tensor.numel())
+            self.add(Origin.WEIGHT, tensor, key, width(tensor) * tensor.numel())
             return Origin.WEIGHT
         return Origin.DATA
 
@@ -94,7 +94,7 @@ class Provenance:
             # one that a forward pass has written to is a state, see `write`
             if not (self._sets[Origin.WEIGHT].holds(key) or (key, "") in self.state):
                 self.discard(part)
-                self.add(Origin.WEIGHT, part, key, part.numel())
+                self.add(Origin.WEIGHT, part, key, width(part) * part.numel())
 
     def _look_at_buffer(self, place: tuple[int, str], buffer: Tensor) -> None:
         # a single number is a constant; anything larger may be the state of a neuron, and is counted where it is used
@@ -108,7 +108,7 @@ class Provenance:
             self._places[place] = key
             if not self._sets[Origin.BUFFER].holds(key):
                 self.discard(part)
-                self.add(Origin.BUFFER, part, key, part.numel(), frozenset((place,)))
+                self.add(Origin.BUFFER, part, key, width(part) * part.numel(), frozenset((place,)))
 
     def write(self, tensor: Tensor) -> None:
         """An operator of the model has written data to `tensor`: it is no longer prepared.
@@ -122,7 +122,7 @@ class Provenance:
             key = storage_key(tensor)
             self.discard(tensor)
             self.state.add((key, ""))
-            self.add(Origin.BUFFER, tensor, key, tensor.numel(), frozenset(((key, ""),)))
+            self.add(Origin.BUFFER, tensor, key, width(tensor) * tensor.numel(), frozenset(((key, ""),)))
         elif origin is not Origin.DATA:
             self.discard(tensor)
 
@@ -171,5 +171,5 @@ class Provenance:
         for result in results:
             if self.of(result) is not Origin.DATA or not has_storage(result):
                 continue
-            size = made_of[0].size if made_of and name in moves.COPIES else result.numel()
+            size = made_of[0].size if made_of and name in moves.COPIES else width(result) * result.numel()
             self.add(origin, result, made_as, size, roots)

@@ -18,7 +18,7 @@ from .dispatch import named_arguments
 from .product_operators import PRODUCTS
 from .provenance import Origin, Provenance
 from .spikes import Spikes
-from .storages import storage_key
+from .storages import storage_key, width
 
 
 class CountError(ValueError):
@@ -97,7 +97,7 @@ class Recorder:
         if name in structured.NORMS or name in structured.STRUCTURED:
             arguments = named_arguments(func, args, kwargs)
         if name in moves.MOVES or (name in moves.MOVES_OR_REDUCTIONS and not structured.is_reduction(arguments)):
-            elements = self._live_elements(name, results[0]) * _width(results[0])
+            elements = self._live_elements(name, results[0]) * width(results[0])
             self._add(self._site(name, "move"), Counts(calls=1, activation_reads=elements, activation_writes=elements))
             return True
         # the range of ids is looked at before they are read
@@ -181,7 +181,7 @@ class Recorder:
             )
         # it may have been prepared before anything was counted
         if self.provenance.of(w) is Origin.DATA:
-            self.provenance.add(Origin.WEIGHT, w, storage_key(w), w.numel())
+            self.provenance.add(Origin.WEIGHT, w, storage_key(w), width(w) * w.numel())
         self.product(site, x.reshape(1, -1, x.shape[-1]), w.unsqueeze(0))
 
     def _site(self, operator: str, kind: str) -> Site:
@@ -206,14 +206,14 @@ class Recorder:
     ) -> None:
         site = self._site(name, rules.kind_of(name))
         outputs = self._live_elements(name, results[0]) if results else 0
-        counts = Counts(calls=1, activation_writes=outputs * _width(*results[:1]), **work)
+        counts = Counts(calls=1, activation_writes=outputs * width(*results[:1]), **work)
         for tensor in inputs:
             if self.provenance.of(tensor) is Origin.WEIGHT:
-                numbers = tensor.numel() * _width(tensor)
+                numbers = tensor.numel() * width(tensor)
                 counts.weights_dense += _sweeps(tensor, results[0], outputs) * numbers
                 self._touch(site, tensor, numbers)
             else:
-                counts.activation_reads += self._live_elements(name, tensor) * _width(tensor)
+                counts.activation_reads += self._live_elements(name, tensor) * width(tensor)
         counts.weights_per_event = counts.weights_dense
         self._add(site, counts)
 
@@ -294,7 +294,7 @@ class Recorder:
             else:
                 self.note_padding(site.operator)
         counts, touched = products.matrix_product(x, self._describe(w, products.describe_weight), live)
-        self._touch(site, w, touched * w.shape[2] * _width(w))
+        self._touch(site, w, touched * w.shape[2] * width(w))
         self._add(site, counts)
 
     def convolution(
@@ -310,7 +310,7 @@ class Recorder:
     def embedding(self, site: Site, table: Tensor, ids: Tensor) -> None:
         live = self._live(ids)
         ids = ids.flatten() if live is None else ids[live]
-        row = table[0].numel() * _width(table) if len(table) else 0
+        row = table[0].numel() * width(table) if len(table) else 0
         fetched = ids.numel() * row
         rows = torch.zeros(table.shape[0], dtype=torch.int64, device=ids.device)
         rows[ids] = row
@@ -330,8 +330,8 @@ class Recorder:
         if rows is not None:
             self.embedding(site, table, rows)
             return
-        fetched = self._live_elements(name, result) * _width(result)
-        self._touch(site, table, structured.looked_up(name, args) * _width(table))
+        fetched = self._live_elements(name, result) * width(result)
+        self._touch(site, table, structured.looked_up(name, args) * width(table))
         work = {"weights_per_event": fetched, "weights_dense": fetched, "activation_writes": fetched}
         self._add(site, Counts(calls=1, **work))
 
@@ -352,9 +352,9 @@ class Recorder:
 
     def bias(self, site: Site, bias: Tensor, result: Tensor, sweeps: int | None = None) -> None:
         """Count the addition of `bias`, which is read `sweeps` times: once per row unless told."""
-        elements = self._live_elements(site.operator, result) * _width(result)
+        elements = self._live_elements(site.operator, result) * width(result)
         if self.provenance.of(bias) is Origin.WEIGHT:
-            numbers = bias.numel() * _width(bias)
+            numbers = bias.numel() * width(bias)
             fetched = (elements // max(numbers, 1) if sweeps is None else sweeps) * numbers
             self._touch(site, bias, numbers)
             self._add(site, Counts(add=elements, weights_per_event=fetched, weights_dense=fetched))
@@ -382,11 +382,6 @@ class Recorder:
         if key not in views:
             views[key] = describe(w, *options)
         return views[key]
-
-
-def _width(*tensors: Tensor) -> int:
-    """Return how many real numbers an element is: two if it is complex."""
-    return 1 + any(tensor.is_complex() for tensor in tensors)
 
 
 def _sweeps(weight: Tensor, result: Tensor, outputs: int) -> int:

@@ -15,6 +15,11 @@ def has_storage(tensor: Tensor) -> bool:
     return tensor.layout == torch.strided and not tensor.is_nested
 
 
+def width(*tensors: Tensor) -> int:
+    """Return how many real numbers an element is: two if it is complex."""
+    return 1 + any(tensor.is_complex() for tensor in tensors)
+
+
 def plain_tensors(tensor: Tensor) -> Iterator[Tensor]:
     """Yield the tensors with memory of their own that `tensor` wraps: itself, or none of them.
 

@@ -62,6 +62,19 @@ def reals(*shape, density=1.0, seed=0):
     return values * kept
 
 
+class Computes(nn.Module):
+    """function(*inputs, *parameters, *buffers)."""
+
+    def __init__(self, function, *parameters, buffers=()):
+        super().__init__()
+        self.function, self.weights = function, nn.ParameterList(parameters)
+        for number, buffer in enumerate(buffers):
+            self.register_buffer(f"buffer_{number}", buffer)
+
+    def forward(self, *inputs):
+        return self.function(*inputs, *self.weights, *self.buffers())
+
+
 class SnnTorchStack(nn.Module):
     """Two layers of snnTorch neurons over (T, B, C); keeps how many spikes they emitted."""
 

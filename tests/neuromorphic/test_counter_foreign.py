@@ -5,7 +5,7 @@ No peer is asked here; see `test_counter_peers.py` for those.
 
 import pytest
 import torch
-from counting import SnnTorchStack, SpikingJellyStack, count, operations, reals, spikes
+from counting import Computes, SnnTorchStack, SpikingJellyStack, count, operations, reals, spikes
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -19,17 +19,6 @@ def tally_in(mode, model, *inputs, **options):
     with mode(), OpCounter(model, **options) as counter:
         model(*inputs)
     return counter.tally()
-
-
-class Computes(nn.Module):
-    """function(*inputs, *parameters)."""
-
-    def __init__(self, function, *parameters):
-        super().__init__()
-        self.function, self.weights = function, nn.ParameterList(parameters)
-
-    def forward(self, *inputs):
-        return self.function(*inputs, *self.weights)
 
 
 # layers that torch fuses --------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from neuromorphic.count import complex_rules, product_operators, rules, structur
 @pytest.fixture(scope="module")
 def net(request):
     is_whole = request.config.getoption("--whole")
-    found = Net() if is_whole else Net(samples=1, largest=300)
+    found = Net() if is_whole else Net(samples=2, largest=300)
     found.run(operators(), DTYPES if is_whole else DTYPES[:2])
     print(f"\n{found.figures()}")
     return found
