@@ -104,14 +104,16 @@ class Texts:
         """
         if module is not self._model:
             is_computed = text.tensor is not None and text.tensor.is_floating_point() and text.tensor in self._computed
-            if is_computed or is_prepared:
+            if text.tensor is None or is_computed or is_prepared:
                 return None, False
             if id(module) not in self._readers and self._readers:
                 self._readers.add(id(module))
                 added, self._tokens = max(text.tokens - self._tokens, 0), max(text.tokens, self._tokens)
                 return added or None, False
         self._computed.forget_freed()
-        self._readers, self._tokens = {id(module)}, text.tokens
+        # what comes after a call of the whole model is another text
+        self._readers = set() if module is self._model else {id(module)}
+        self._tokens = text.tokens
         return text.tokens, True
 
     def finish(self, output: list[Tensor]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import moves
 from .counts import Counts
-from .storages import Member, StorageSet, has_storage, storage_key
+from .storages import Member, StorageSet, plain_tensors, storage_key
 
 
 class CarriedState:
@@ -25,19 +25,20 @@ class CarriedState:
         # module -> memory of a state -> how many of its numbers this call has read
         self._read: dict[str, dict[int, int]] = {}
         self._of_one_text: Counter[str] = Counter()
-        self._stateful: set[str] = set()
+        # module -> the call in which it was first seen to read a state
+        self._stateful: dict[str, int] = {}
 
     def start_text(self, text: Tensor | None) -> None:
         """The model reads a new text, which is no state even if the model has computed it."""
         self._texts += 1
-        self._text = storage_key(text) if text is not None and has_storage(text) else None
+        self._text = None if text is None else next(map(storage_key, plain_tensors(text)), None)
 
     def start_call(self, module: str, given: Tensor | None) -> None:
         """`module` is called, and `given` its input, which is no state even if the module has computed it."""
         self._calls[module] += 1
         self._read[module], self._of_one_text[module] = {}, 0
-        if given is not None and has_storage(given):
-            self._read[module][storage_key(given)] = given.numel()
+        for part in () if given is None else plain_tensors(given):
+            self._read[module][storage_key(part)] = part.numel()
 
     def follow(
         self, module: str, name: str, inputs: list[Tensor], written: list[Tensor], results: list[Tensor]
@@ -59,8 +60,8 @@ class CarriedState:
             key, carried = storage_key(tensor), carried + tensor.numel()
             new = max(tensor.numel() - self._read[module].get(key, 0), 0)
             self._read[module][key] = self._read[module].get(key, 0) + new
-            reads += new
-            writes += self._first_written(tensor, member)
+            if new:
+                reads, writes = reads + new, writes + self._first_written(tensor, member)
             self._of_one_text[module] += new // max(tensor.shape[0], 1) if tensor.dim() > 1 else new
         # a cache grows by few; where few are carried, as the last token of a text before, the rest is no state
         grown = results[0].numel() - carried if name == "cat" else 0
@@ -68,11 +69,9 @@ class CarriedState:
         if is_growing:
             writes += grown
             self._of_one_text[module] += grown // max(results[0].shape[0], 1)
-        elif reads and module not in self._stateful:
+        elif reads and self._stateful.setdefault(module, self._calls[module]) == self._calls[module]:
             # the first call read what it began with, and the last one writes what nobody reads
             reads, writes = 2 * reads, 2 * writes
-        if reads:
-            self._stateful.add(module)
         self._note_made(module, name, is_growing, is_filling, inputs, results)
         if not (reads or writes):
             return None, 0

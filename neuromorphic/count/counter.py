@@ -184,7 +184,7 @@ class OpCounter:
         footprint = Footprint(
             parameters=sum(numbers.values()),
             zero_parameters=sum(numbers.values()) - sum(map(_nonzeros, numbers)),
-            buffers=sum(buffer.numel() for buffer in self.model.buffers()),
+            buffers=sum(buffer.numel() for buffer in self._buffers()),
             state=sum(recorder.state_elements.values()),
             peak_activations=recorder.peak_activations,
         )
@@ -271,6 +271,9 @@ class OpCounter:
     def _parameters(self) -> list[nn.Parameter]:
         """Parameters that have a shape; those of lazy modules get one in the first call."""
         return [parameter for parameter in self.model.parameters() if not is_lazy(parameter)]
+
+    def _buffers(self) -> list[Tensor]:
+        return [buffer for buffer in self.model.buffers() if not is_lazy(buffer)]
 
     def _current_phase(self) -> str:
         return self._chosen_phase or self._phase

@@ -11,6 +11,8 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from . import moves
+
 
 class OperatorMode(TorchDispatchMode):
     """Shows every operator that is no view to `observe(operator, args, kwargs, output)`, after it has run.
@@ -36,14 +38,14 @@ class OperatorMode(TorchDispatchMode):
         if any(map(_is_wrapper, types)):
             # a wrapper says itself what it is made of, and is then seen operator by operator
             return NotImplemented
-        if _is_composite(func) and not hasattr(func, "op_cost"):
+        if _is_composite(func) and not hasattr(func, "op_cost") and not _is_nested(args):
             # inference_mode shows operators that are made of others;
             # everywhere else torch shows the parts, which have the rules
             with self:
                 return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
         output = func(*args, **kwargs)
-        # a view has the memory, and so the provenance, of what it shows
-        if not func.is_view:
+        # a view has the memory, and so the provenance, of what it shows; a number of the program gets its own
+        if not func.is_view or operator_name(func) in moves.LIFTS:
             with unseen():
                 self.observe(func, args, kwargs, output)
         return output
@@ -73,6 +75,11 @@ class OperatorMode(TorchDispatchMode):
             with unseen():
                 self.overlook(func, output)
         return output
+
+
+def _is_nested(args: tuple) -> bool:
+    """True for operators of nested tensors, which have kernels where others are made of parts."""
+    return any(isinstance(argument, Tensor) and argument.is_nested for argument in args)
 
 
 def unseen() -> AbstractContextManager:

@@ -98,10 +98,10 @@ class Provenance:
 
     def _look_at_buffer(self, place: tuple[int, str], buffer: Tensor) -> None:
         # a single number is a constant; anything larger may be the state of a neuron, and is counted where it is used
-        if buffer.numel() == 1 and not buffer.is_nested:
-            self._add_weight(buffer)
-            return
         for part in plain_tensors(buffer):
+            if part.numel() == 1:
+                self._add_weight(part)
+                continue
             key = storage_key(part)
             if self._places.get(place, key) != key:
                 self.state.add(place)
