@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 
-from .counts import Counts, Site
+from .counts import MAXIMA, Counts, Site
 from .weights import WeightUse
 
 
@@ -15,7 +15,15 @@ class Account:
         self.use = WeightUse()
 
     def add(self, site: Site, counts: Counts) -> None:
-        self.sites[site] = self.sites[site] + counts if site in self.sites else counts
+        """Add `counts`, which nobody else changes."""
+        known = self.sites.setdefault(site, counts)
+        if known is counts:
+            return
+        # in place, for it is done for every operator
+        values = vars(known)
+        for name, value in vars(counts).items():
+            if value:
+                values[name] = max(values[name], value) if name in MAXIMA else values[name] + value
 
     def update(self, other: "Account") -> None:
         for site, counts in other.sites.items():

@@ -78,6 +78,10 @@ class OpCounter:
         self.outside_operators = self.backward_operators = 0
         self._recorder = Recorder()
         self._names: dict[int, str] = {}
+        self._modules: list[nn.Module] = []
+        # modules whose state is declared, and how many of them are running
+        self._declare: set[int] = set()
+        self._declaring = 0
         self._tokens: dict[str, int] = {}
         self._uncounted: dict[str, Uncounted] = {}
         self._stack: list[str] = []
@@ -88,8 +92,6 @@ class OpCounter:
         self._unfused, self._uncompiled = ExitStack(), ExitStack()
         self._mode, self._is_counting = OperatorMode(self._observe, self._overlook), False
         self._texts, self._carried = Texts(model), CarriedState()
-        # how many of the modules that are running declare their state themselves
-        self._declaring = 0
         self.mask = mask
 
     @property
@@ -123,6 +125,7 @@ class OpCounter:
         self._modules = list(self.model.modules())
         self._recorder.provenance.look_at(self._modules)
         self._names = {id(module): name for name, module in self.model.named_modules()}
+        self._declare = {id(module) for module in self._modules if _declares(module)}
         for module in self._modules:
             # before all other hooks, which compute pruned weights and make lazy ones
             self._hooks.append(module.register_forward_pre_hook(self._enter_module, with_kwargs=True, prepend=True))
@@ -197,8 +200,9 @@ class OpCounter:
         is_outermost = not self._stack
         where = self._names[id(module)]
         self._stack.append(where)
-        self._carried.start_call(where, args[0] if args and isinstance(args[0], Tensor) else None)
-        self._declaring += _declares(module)
+        self._declaring += id(module) in self._declare
+        if not self._declaring:
+            self._carried.start_call(where, args[0] if args and isinstance(args[0], Tensor) else None)
         if isinstance(module, nn.RNNBase):
             # oneDNN's fused layers show nothing of what they do
             self._unfused.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())
@@ -209,7 +213,7 @@ class OpCounter:
 
     def _leave_module(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         where, phase = self._stack.pop(), self._current_phase()
-        self._declaring -= _declares(module)
+        self._declaring -= id(module) in self._declare
         if isinstance(module, nn.RNNBase):
             self._unfused.close()
         # a forward pass that failed has no output
@@ -229,7 +233,7 @@ class OpCounter:
         cost: Any = None
         if hasattr(type(module), "op_cost"):
             cost = module.op_cost
-        elif _declares(module) and not self._declaring:
+        elif id(module) in self._declare and not self._declaring:
             cost = partial(state_cost, module)
         if cost is not None:
             recorder.record_declared(type(module).__name__, where, phase, "state", cost, args, kwargs, output)

@@ -106,9 +106,15 @@ def tensors_in(*trees: Any) -> list[Tensor]:
     return found
 
 
-def without_tensors(args: tuple, kwargs: dict) -> Any:
-    """Return the arguments with None for every tensor."""
-    return tree_map(lambda leaf: None if isinstance(leaf, Tensor) else leaf, (args, kwargs))
+def without_tensors(arguments: Any) -> Any:
+    """Return arguments, which are nested tuples, lists and dictionaries, with None for every tensor."""
+    if isinstance(arguments, Tensor):
+        return None
+    if isinstance(arguments, tuple | list):
+        return [without_tensors(argument) for argument in arguments]
+    if isinstance(arguments, dict):
+        return {name: without_tensors(argument) for name, argument in arguments.items()}
+    return arguments
 
 
 def is_backward() -> bool:

@@ -8,12 +8,15 @@ written as real ones, so that a complex product counts as the four real products
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .counts import ALPHABETS, Counts
-from .operands import BINARY, INTEGER, REAL, TERNARY, ZERO, alphabet_of, classify_rows, is_spikes
+from .operands import BINARY, INTEGER, REAL, TERNARY, ZERO, alphabet_of, classify_row, classify_rows, is_spikes
 
+# alphabets whose products can have an effect
+EFFECTIVE = (BINARY, TERNARY, INTEGER, REAL)
 ELEMENTS = tuple(f"{name}_elements" for name in ALPHABETS)
 
 
@@ -56,6 +59,8 @@ def matrix_product(x: Tensor, weight: Weight, live: Tensor | None = None) -> Pro
     """Return the counts of x (G, N, K) times a weight of (G, K, M); `live` (G, N) bool leaves padding out."""
     x = real_input(x)
     G, N, K = x.shape
+    if G == N == 1 and live is None and x.device.type == "cpu":
+        return _row_product(x, weight)
     codes = classify_rows(x.reshape(G * N, K)).reshape(G, N)
     nonzero = x != 0
     if live is not None:
@@ -64,8 +69,8 @@ def matrix_product(x: Tensor, weight: Weight, live: Tensor | None = None) -> Pro
     rows = torch.bincount(codes.flatten() + 1, minlength=REAL + 2)[1:].tolist()
     columns = nonzero.sum(dim=1)
     # rows of zeros belong to no alphabet and add nothing, so most calls have one alphabet and need no second pass
-    present = [code for code in (BINARY, TERNARY, INTEGER, REAL) if rows[code]]
-    effective = dict.fromkeys((BINARY, TERNARY, INTEGER, REAL), 0)
+    present = [code for code in EFFECTIVE if rows[code]]
+    effective = dict.fromkeys(EFFECTIVE, 0)
     for code in present:
         part = columns if len(present) == 1 else (nonzero & (codes == code).unsqueeze(2)).sum(dim=1)
         effective[code] = int((part * weight.nonzeros).sum())
@@ -98,6 +103,34 @@ def matrix_product(x: Tensor, weight: Weight, live: Tensor | None = None) -> Pro
         if not is_spikes(weight.alphabet):
             counts.unit_acs = int((levels.to(torch.int64).sum(dim=1) * weight.nonzeros).sum())
     return Product(counts, columns > 0)
+
+
+def _row_product(x: Tensor, weight: Weight) -> Product:
+    """Return the counts of one row x (1, 1, K), where many small operators of torch would take most of the time."""
+    row = (x.float() if x.dtype == torch.bfloat16 else x).detach().numpy().reshape(-1)
+    K, M, alphabet = len(row), weight.fan_out, classify_row(row)
+    nonzero = row != 0
+    nonzeros = int(np.count_nonzero(nonzero))
+    met = weight.nonzeros.numpy()[0]
+    counts = Counts(
+        calls=1,
+        dense_ops=K * M,
+        nonzeros=nonzeros,
+        events_in=nonzeros if alphabet < REAL else 0,
+        fan_out=M,
+        weights_per_event=nonzeros * M,
+        weights_dense=K * M,
+        activation_reads=K,
+        activation_writes=M,
+        **{ELEMENTS[alphabet]: K},
+    )
+    _split(counts, dict.fromkeys(EFFECTIVE, 0) | {alphabet: int(met[nonzero].sum())}, weight.alphabet)
+    if alphabet == INTEGER:
+        levels = np.abs(row)
+        counts.largest_level = int(levels.max())
+        if not is_spikes(weight.alphabet):
+            counts.unit_acs = int((levels.astype(np.int64) * met).sum())
+    return Product(counts, torch.from_numpy(nonzero).unsqueeze(0))
 
 
 def _split(counts: Counts, effective: dict[int, int], weight_alphabet: int) -> None:

@@ -42,7 +42,7 @@ class Provenance:
             return Origin.DATA
         key = storage_key(tensor)
         for origin, storages in self._sets.items():
-            if storages.holds(key):
+            if key in storages.members:
                 return origin
         if isinstance(tensor, nn.Parameter):
             # of a lazy module, or of one that was changed during its own call
@@ -52,8 +52,13 @@ class Provenance:
 
     def member(self, tensor: Tensor) -> Member | None:
         """Return what is known of a tensor that is no data."""
-        origin = self.of(tensor)
-        return None if origin is Origin.DATA else self._sets[origin].member(tensor)
+        if not has_storage(tensor):
+            return None
+        key = storage_key(tensor)
+        for storages in self._sets.values():
+            if key in storages.members:
+                return storages.member(tensor)
+        return None
 
     def add(
         self,
@@ -72,7 +77,7 @@ class Provenance:
 
     def keys(self) -> set[int]:
         """Return the memory that is known not to hold data."""
-        return set().union(*(storages.keys() for storages in self._sets.values()))
+        return set().union(*(storages.members for storages in self._sets.values()))
 
     def forget_freed(self) -> None:
         for storages in self._sets.values():
@@ -92,7 +97,7 @@ class Provenance:
         for part in plain_tensors(weight):
             key = storage_key(part)
             # one that a forward pass has written to is a state, see `write`
-            if not (self._sets[Origin.WEIGHT].holds(key) or (key, "") in self.state):
+            if not (key in self._sets[Origin.WEIGHT].members or (key, "") in self.state):
                 self.discard(part)
                 self.add(Origin.WEIGHT, part, key, width(part) * part.numel())
 
@@ -106,7 +111,7 @@ class Provenance:
             if self._places.get(place, key) != key:
                 self.state.add(place)
             self._places[place] = key
-            if not self._sets[Origin.BUFFER].holds(key):
+            if key not in self._sets[Origin.BUFFER].members:
                 self.discard(part)
                 self.add(Origin.BUFFER, part, key, width(part) * part.numel(), frozenset((place,)))
 
@@ -165,11 +170,12 @@ class Provenance:
         results: list[Tensor],
     ) -> None:
         """The results are of `origin`, with a name that tells how they were made."""
+        results = [result for result in results if has_storage(result) and self.of(result) is Origin.DATA]
+        if not results:
+            return
         made_of = [member for member in map(self.member, inputs) if member is not None]
-        made_as = hash((str(func), *(member.name for member in made_of), repr(without_tensors(args, kwargs))))
+        made_as = hash((str(func), *(member.name for member in made_of), repr(without_tensors((args, kwargs)))))
         roots = frozenset().union(*(member.roots for member in made_of))
         for result in results:
-            if self.of(result) is not Origin.DATA or not has_storage(result):
-                continue
             size = made_of[0].size if made_of and name in moves.COPIES else width(result) * result.numel()
             self.add(origin, result, made_as, size, roots)

@@ -74,7 +74,8 @@ class Spikes:
     def _forget(self, result: Tensor) -> None:
         """Memory that is written to is no longer what it was."""
         for storages in (self._comparisons, self._fills, self._spikes):
-            storages.discard(result)
+            if storages:
+                storages.discard(result)
 
     def _are_compared(self, name: str, inputs: list[Tensor]) -> bool:
         if name in COMPARISONS:

@@ -1,6 +1,6 @@
 """A set of tensors by the memory they lie in: it neither keeps it alive nor mistakes it for later memory."""
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -56,7 +56,8 @@ class StorageSet:
     """Tensors and all their views; a member leaves with its memory."""
 
     def __init__(self):
-        self._members: dict[int, Member] = {}
+        self.members: dict[int, Member] = {}
+        """memory, as `storage_key` names it, -> what is known of it"""
         self._limit = 64
 
     def add(
@@ -64,30 +65,24 @@ class StorageSet:
     ) -> None:
         if not has_storage(tensor):
             return
-        if len(self._members) >= self._limit:
+        if len(self.members) >= self._limit:
             self.forget_freed()
-            self._limit = 64 + 2 * len(self._members)
+            self._limit = 64 + 2 * len(self.members)
         # a weak reference keeps the key from being given to other memory
-        self._members[storage_key(tensor)] = Member(StorageWeakRef(tensor.untyped_storage()), name, size, roots)
+        self.members[storage_key(tensor)] = Member(StorageWeakRef(tensor.untyped_storage()), name, size, roots)
 
     def discard(self, tensor: Tensor) -> None:
         if has_storage(tensor):
-            self._members.pop(storage_key(tensor), None)
-
-    def holds(self, key: int) -> bool:
-        return key in self._members
+            self.members.pop(storage_key(tensor), None)
 
     def member(self, tensor: Tensor) -> Member:
-        return self._members[storage_key(tensor)]
-
-    def keys(self) -> Iterable[int]:
-        return self._members.keys()
+        return self.members[storage_key(tensor)]
 
     def forget_freed(self) -> None:
-        self._members = {key: member for key, member in self._members.items() if not member.reference.expired()}
+        self.members = {key: member for key, member in self.members.items() if not member.reference.expired()}
 
     def __contains__(self, tensor: Tensor) -> bool:
-        return has_storage(tensor) and storage_key(tensor) in self._members
+        return has_storage(tensor) and storage_key(tensor) in self.members
 
     def __bool__(self) -> bool:
-        return bool(self._members)
+        return bool(self.members)

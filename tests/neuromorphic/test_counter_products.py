@@ -8,6 +8,8 @@ from counting import LEVELS, brute_force, count, linear, random_case
 from torch import nn
 from torch.nn import functional as F
 
+from neuromorphic import OpCounter
+
 HALVES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -160,3 +162,17 @@ def test_attention_counts_the_pairs_that_are_visible(is_causal):
     assert counts.effective_macs == brute
     assert counts.dense_ops == 2 * len(visible) * 8
     assert counts.exp == counts.div == 2 * len(visible)
+
+
+@pytest.mark.parametrize("dtype", [*HALVES, torch.float64])
+@pytest.mark.parametrize("alphabet", LEVELS)
+def test_one_row_costs_what_it_costs_among_others(alphabet, dtype):
+    x, weight = random_case(3, LEVELS[alphabet])
+    layer = linear(weight).to(dtype)
+    layer.bias = None
+    x = torch.cat([x, torch.zeros(1, 5), torch.full((1, 5), torch.nan)]).to(dtype)
+    with torch.no_grad(), OpCounter(layer) as counter:
+        for row in x:
+            layer(row.unsqueeze(0))
+    want, found = count(layer, x).total().to_dict(), counter.tally().total().to_dict()
+    assert found | {"calls": 1} == want
