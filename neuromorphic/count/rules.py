@@ -127,6 +127,8 @@ PER_INPUT: dict[str, dict[str, int]] = {
     "aminmax": {"compare": 2},
     # each element is compared with the smallest of those that are kept
     "topk": {"compare": 1},
+    # the bin of each element, by its distance from the first, and one more in it
+    "histc": {"add": 2, "mul": 1},
     # overlapping blocks are added up
     "col2im": {"add": 1},
 }

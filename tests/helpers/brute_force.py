@@ -497,6 +497,7 @@ ORACLES = {
         *("amax", "amin", "max", "min", "argmax", "argmin", "any", "all", "count_nonzero", "nonzero"),
         *("cummax", "cummin", "topk"),
     ),
+    "histc": reduction(lambda total, x: total + (x - x) * x),
     "aminmax": reduction(lambda total, x: x.compare().compare()),
     **_names(reduction(_variance_step, lambda row: (row / row) / row), "var", "var_mean"),
     **_names(reduction(_variance_step, lambda row: ((row / row) / row).sqrt()), "std", "std_mean"),
