@@ -56,14 +56,16 @@ def declare_cost(operator: OpOverload, cost: CostFunction) -> None:
 class OpCounter:
     """Counts what a model computes while this context is entered: `with OpCounter(model) as counter: model(ids)`.
 
-    Works in no_grad, inference_mode and with gradients. What runs outside of the model's modules, and backward passes,
-    are not counted, only numbered in `outside_operators` and `backward_operators`. Calls of the model on one token per
-    text are the phase "decode", all others "prefill".
-    Weights may change between contexts, and within one by in-place operators, but not through `.data`.
+    Works in no_grad, inference_mode, with gradients, under torch.func and for compiled modules, which run as they are
+    written. What runs outside of the model's modules, and backward passes, are not counted, only numbered in
+    `outside_operators` and `backward_operators`. Calls of the model on one token per text are the phase "decode", all
+    others "prefill"; calls of its modules from outside belong to the text that they read on.
+    Weights may change between contexts, and within one by torch. What does not go through torch's operators cannot be
+    seen, and `strict` cannot refuse it: numpy inside of a model, memory written by other libraries, other threads.
 
     Args:
         model: its modules give the sites their names, its parameters and buffers are the weights.
-        strict: raise UncountedOperator at the first operator without a rule, instead of listing it.
+        strict: raise UncountedOperator at the first operator of torch without a rule, instead of listing it.
         mask: (B, T) bool, False at padding, of the inputs to come; may be set anew between calls: `counter.mask = ...`.
             It needs tensors with (B, T, ...) or (B * T, ...) at their front. What has no such front, such as a product
             of two activations, is counted with its padding and listed in `padding_included`, operator -> calls.

@@ -47,5 +47,8 @@ STATE_MAKERS = frozenset(
 # they bring a number of the program into a tensor
 LIFTS = frozenset(("lift", "lift_fresh", "lift_fresh_copy"))
 
+# they make many numbers of two
+RANGES = frozenset(("linspace", "logspace"))
+
 # their results hold no other numbers than their operand
 COPIES = frozenset(("clone", "_to_copy", "repeat", "expand_copy"))

@@ -75,10 +75,6 @@ class Provenance:
         for storages in self._sets.values():
             storages.discard(tensor)
 
-    def keys(self) -> set[int]:
-        """Return the memory that is known not to hold data."""
-        return set().union(*(storages.members for storages in self._sets.values()))
-
     def forget_freed(self) -> None:
         for storages in self._sets.values():
             storages.forget_freed()
@@ -155,6 +151,8 @@ class Provenance:
             origin = min(origin, self.of(tensor))
             if origin is Origin.DATA:
                 return origin
+        if origin is Origin.WEIGHT and name in moves.RANGES:
+            return Origin.CONSTANT
         if origin is Origin.BUFFER and self.state and self.roots(inputs) & self.state:
             return Origin.DATA
         return origin

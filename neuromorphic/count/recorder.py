@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_map
 
 from . import attention, complex_rules, moves, products, rules, structured
@@ -39,8 +40,8 @@ class Recorder:
         self.peak_activations = 0
         self._module, self._phase, self._padding_noted = "", "", False
         self.accounts = Accounts()
-        # memory of a weight -> how it is looked at -> what was seen
-        self._described: dict[int, dict[Hashable, Any]] = {}
+        # memory of a weight -> a reference that keeps its key from other memory, way to look at it -> what was seen
+        self._described: dict[int, tuple[StorageWeakRef, dict[Hashable, Any]]] = {}
 
     @property
     def sites(self) -> dict[Site, Counts]:
@@ -60,8 +61,7 @@ class Recorder:
         self.call_tokens = tokens
         self.provenance.forget_freed()
         self.spikes.forget_freed()
-        alive = self.provenance.keys()
-        self._described = {key: views for key, views in self._described.items() if key in alive}
+        self._described = {key: entry for key, entry in self._described.items() if not entry[0].expired()}
 
     def weights_once(self, site: Site) -> int:
         """Return how many distinct weights were needed at `site`."""
@@ -375,7 +375,10 @@ class Recorder:
 
     def _describe(self, w: Tensor, describe: Callable, *options: Any) -> Any:
         """Return describe(w, *options), computed once while the weight stays as it is."""
-        views = self._described.setdefault(storage_key(w), {})
+        memory = storage_key(w)
+        if memory not in self._described:
+            self._described[memory] = (StorageWeakRef(w.untyped_storage()), {})
+        views = self._described[memory][1]
         # a tensor of inference mode has no version; what operators write to it is seen, see `forget_weight`
         version = None if w.is_inference() else w._version
         key = (w.storage_offset(), tuple(w.shape), w.stride(), version, describe, repr(options))

@@ -5,6 +5,7 @@ rounding a comparison, a reduction of n elements n operations.
 """
 
 from collections import Counter
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -145,3 +146,21 @@ def numbers(value, done: Counter) -> np.ndarray:
     array = np.empty(shape, dtype=object)
     array.fill(Complex(done) if is_complex else Real(done))
     return array
+
+
+class Call(NamedTuple):
+    """One call of an operator: arguments by the names of its schema, and what came of it."""
+
+    args: dict[str, Any]
+    results: list[Tensor]
+    done: Counter
+
+    def numbers(self, name: str) -> np.ndarray:
+        return numbers(self.args[name], self.done)
+
+    def new(self):
+        return Complex(self.done) if self.results[0].is_complex() else Real(self.done)
+
+
+def apply(function, *arrays):
+    return np.frompyfunc(function, len(arrays), 1)(*arrays)

@@ -11,7 +11,8 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from brute_force import ORACLES, Call
+from brute_force import ORACLES
+from counting_numbers import Call
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
