@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import moves
 from .operands import LARGEST_LEVEL
-from .storages import StorageSet
+from .storages import StorageSet, storage_key
 
 COMPARISONS = frozenset(("ge", "gt", "le", "lt"))
 LOGIC = frozenset(
@@ -39,6 +39,8 @@ class Spikes:
     def __init__(self, is_constant: Callable[[Tensor], bool]):
         self._is_constant = is_constant
         self._comparisons, self._fills, self._spikes = StorageSet(), StorageSet(), StorageSet()
+        # spikes with a number added or taken away, and which: a surrogate gives it back
+        self._shifted = StorageSet()
 
     def __bool__(self) -> bool:
         return bool(self._spikes)
@@ -51,7 +53,7 @@ class Spikes:
         self._spikes.discard(tensor)
 
     def forget_freed(self) -> None:
-        for storages in (self._comparisons, self._fills, self._spikes):
+        for storages in (self._comparisons, self._fills, self._spikes, self._shifted):
             storages.forget_freed()
 
     def follow(self, name: str, kwargs: dict, inputs: list[Tensor], results: list[Tensor]) -> None:
@@ -64,12 +66,25 @@ class Spikes:
         elif name not in KNOWN:
             self._forget(result)
         elif self._are_compared(name, inputs):
-            self._comparisons.add(result)
+            (self._spikes if result.is_floating_point() else self._comparisons).add(result)
         elif self._are_born(name, kwargs, inputs, result) or self._stay(name, inputs):
             self._spikes.add(result)
             self._fills.discard(result)
-        else:
+        elif not self._is_given_back(name, inputs, result):
             self._forget(result)
+
+    def _is_given_back(self, name: str, inputs: list[Tensor], result: Tensor) -> bool:
+        """(spike - soft) + soft and (spike + soft) - soft are the spike, written so that it has a derivative."""
+        if name not in ("add", "sub") or len(inputs) != 2:
+            return False
+        spikes, soft = inputs if inputs[0] in self._spikes or inputs[0] in self._shifted else reversed(inputs)
+        if spikes in self._shifted and self._shifted.member(spikes).name == (name, storage_key(soft)):
+            self._spikes.add(result)
+        elif spikes in self._spikes and spikes is inputs[0]:
+            self._shifted.add(result, ({"add": "sub", "sub": "add"}[name], storage_key(soft)))
+        else:
+            return False
+        return True
 
     def _forget(self, result: Tensor) -> None:
         """Memory that is written to is no longer what it was."""

@@ -25,6 +25,11 @@ def soft_reset(v):
     return spike, v - spike
 
 
+def straight_through(v):
+    soft = v.sigmoid()
+    return (v >= 1).float() + soft - soft.detach()
+
+
 class Surrogate(torch.autograd.Function):
     @staticmethod
     def forward(ctx, v):
@@ -48,6 +53,10 @@ BINARY = {
     "with a height": lambda v: (v >= 1).float() * 0.7,
     "surrogate": Surrogate.apply,
     "copied into an output": lambda v: torch.empty_like(v).copy_(v >= 1),
+    "straight through": lambda v: ((v >= 1).float() - v).detach() + v,
+    "straight through, the other way": straight_through,
+    "compared in place": lambda v: v.clone().ge_(1),
+    "compared into an output": lambda v: torch.ge(v, 1, out=torch.empty_like(v)),
     "stacked": lambda v: torch.stack([(row >= 1).float() for row in v]),
 }
 
