@@ -32,10 +32,7 @@ class Text(NamedTuple):
 def read_text(module: nn.Module, args: tuple, kwargs: dict) -> Text:
     """Return what a call of `module` reads: (B, T) ids, (B, T, C) vectors, (C,) one vector, else one per sample."""
     named = list(_named_tensors(module, args, kwargs))
-    beside = [any(part in name for part in BESIDE) for name, _ in named]
-    tensor = next((tensor for (_, tensor), is_beside in zip(named, beside, strict=True) if not is_beside), None)
-    if tensor is None:
-        tensor = named[0][1] if named else None
+    tensor = next((tensor for name, tensor in named if not _is_beside(name)), named[0][1] if named else None)
     if tensor is None:
         return Text(1, None, None)
     if tensor.is_nested:
@@ -54,7 +51,9 @@ def read_text(module: nn.Module, args: tuple, kwargs: dict) -> Text:
 
 def _named_tensors(module: nn.Module, args: tuple, kwargs: dict) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of a call in the order of the signature, each with the name of its argument."""
-    names = _parameter_names(type(module).forward if "forward" not in vars(module) else module.forward)
+    # a forward of the instance itself is not kept, for it would keep the module
+    own = vars(module).get("forward")
+    names = _names_of_class(type(module).forward) if own is None else _parameter_names(own)
     yield from _in_order(dict(enumerate(args)), names)
     yield from _in_order({name: kwargs[name] for name in sorted(kwargs, key=_place_in(names))}, ())
 
@@ -76,12 +75,21 @@ def _place_in(names: tuple[str, ...]) -> Callable[[str], int]:
     return lambda name: names.index(name) if name in names else len(names)
 
 
-@functools.cache
+def _is_beside(name: str) -> bool:
+    return name != "hidden_states" and any(part in name for part in BESIDE)
+
+
 def _parameter_names(forward: Callable) -> tuple[str, ...]:
-    """Names of the positional arguments of a forward function, without self."""
+    """Names of the positional arguments of a forward function, without self; () for one that does not tell."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(forward).parameters.values()
+    try:
+        parameters = inspect.signature(forward).parameters.values()
+    except (ValueError, TypeError):
+        return ()
     return tuple(parameter.name for parameter in parameters if parameter.kind in kinds and parameter.name != "self")
+
+
+_names_of_class = functools.cache(_parameter_names)
 
 
 class Texts:

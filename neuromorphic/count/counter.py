@@ -255,7 +255,7 @@ class OpCounter:
             self._carried.start_text(text.tensor)
         if added is None:
             return
-        tokens = added if self.mask is None else self._live_tokens(text)
+        tokens = self._live_tokens(text) if is_new and self.mask is not None else added
         self._phase = DECODE if text.is_decoding else PREFILL
         self._recorder.start_call(tokens)
         self._tokens[self._current_phase()] = self._tokens.get(self._current_phase(), 0) + tokens

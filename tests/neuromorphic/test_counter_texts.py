@@ -62,6 +62,20 @@ def test_one_token_per_text_is_decoding(name):
     assert tokens(DECODING[name]) == {"decode": 2}
 
 
+class Layer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, attention_mask=None, hidden_states=None, state=None):
+        return self.linear(hidden_states)
+
+
+def test_hidden_states_are_a_text_and_a_state_is_none():
+    run = {"attention_mask": MASK, "state": reals(3, 9, 8), "hidden_states": reals(2, 7, 8)}
+    assert tokens(lambda layer: layer(**run), Layer()) == {"prefill": 14}
+
+
 def test_each_text_that_is_read_in_parts_is_numbered():
     def run(model):
         for _ in range(3):
