@@ -18,6 +18,7 @@ from spikegpt.train.trainer import train
 
 def pytest_addoption(parser):
     parser.addoption("--fuzz", type=int, default=150, help="how many odd command lines are tried")
+    parser.addoption("--whole", action="store_true", help="run all of what make test runs a sample of: minutes")
 
 
 @pytest.fixture(autouse=True)

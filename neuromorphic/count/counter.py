@@ -13,20 +13,27 @@ An operator that is not torch's own declares its cost itself: its overload carri
 A module may have an `op_cost` of the same form, for what cannot be seen in operators, such as the state it carries.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._ops import OpOverload
+from torch._ops import HigherOrderOperator, OpOverload
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
-from . import rules
+from . import moves
+from .calls import Text, Texts, read_text
+from .carried import CarriedState
 from .counts import Counts, Footprint, Tally, Uncounted
-from .dispatch import OperatorMode, is_backward, mutated, operator_name, tensors_in, without_tensors
+from .dispatch import OperatorMode, is_backward, mutated, operator_name, tensors_in, unseen
+from .provenance import Origin
 from .recorder import CountError, Recorder
-from .storages import has_storage, storage_key
+from .recurrent import has_state_cost, state_cost
+from .storages import has_storage, plain_tensors, storage_key
 
 CostFunction = Callable[[tuple, Mapping[str, Any], Any], Mapping[str, Any]]
 
@@ -49,14 +56,16 @@ def declare_cost(operator: OpOverload, cost: CostFunction) -> None:
 class OpCounter:
     """Counts what a model computes while this context is entered: `with OpCounter(model) as counter: model(ids)`.
 
-    Works in no_grad, inference_mode and with gradients. What runs outside of the model's modules, and backward passes,
-    are not counted, only numbered in `outside_operators` and `backward_operators`. Calls of the model on one token per
-    text are the phase "decode", all others "prefill".
-    Weights may change between contexts, and within one by in-place operators, but not through `.data`.
+    Works in no_grad, inference_mode, with gradients, under torch.func and for compiled modules, which run as they are
+    written. What runs outside of the model's modules, and backward passes, are not counted, only numbered in
+    `outside_operators` and `backward_operators`. Calls of the model on one token per text are the phase "decode", all
+    others "prefill"; calls of its modules from outside belong to the text that they read on.
+    Weights may change between contexts, and within one by torch. What does not go through torch's operators cannot be
+    seen, and `strict` cannot refuse it: numpy inside of a model, memory written by other libraries, other threads.
 
     Args:
         model: its modules give the sites their names, its parameters and buffers are the weights.
-        strict: raise UncountedOperator at the first operator without a rule, instead of listing it.
+        strict: raise UncountedOperator at the first operator of torch without a rule, instead of listing it.
         mask: (B, T) bool, False at padding, of the inputs to come; may be set anew between calls: `counter.mask = ...`.
             It needs tensors with (B, T, ...) or (B * T, ...) at their front. What has no such front, such as a product
             of two activations, is counted with its padding and listed in `padding_included`, operator -> calls.
@@ -73,6 +82,10 @@ class OpCounter:
         self.outside_operators = self.backward_operators = 0
         self._recorder = Recorder()
         self._names: dict[int, str] = {}
+        self._modules: list[nn.Module] = []
+        # modules whose state is declared, and how many of them are running
+        self._declare: set[int] = set()
+        self._declaring = 0
         self._tokens: dict[str, int] = {}
         self._uncounted: dict[str, Uncounted] = {}
         self._stack: list[str] = []
@@ -80,8 +93,9 @@ class OpCounter:
         self._chosen_phase: str | None = None
         self._hooks: list[Any] = []
         self._fused_attention = True
-        self._unfused = ExitStack()
-        self._mode, self._is_counting = OperatorMode(self._observe), False
+        self._unfused, self._uncompiled = ExitStack(), ExitStack()
+        self._mode, self._is_counting = OperatorMode(self._observe, self._overlook), False
+        self._texts, self._carried = Texts(model), CarriedState()
         self.mask = mask
 
     @property
@@ -95,7 +109,7 @@ class OpCounter:
                 raise CountError(f"mask must be a tensor (B, T) of bool, got a {type(mask).__name__}")
             if mask.dim() != 2 or mask.dtype != torch.bool:
                 raise CountError(f"mask must be (B, T) bool, False at padding; got {mask.dtype} {tuple(mask.shape)}")
-            if mask.shape[1] in {side for parameter in self.model.parameters() for side in parameter.shape}:
+            if mask.shape[1] in {side for parameter in self._parameters() for side in parameter.shape}:
                 raise CountError(
                     f"the padded length {mask.shape[1]} is also a width of the model, "
                     "so (B, T) cannot be told from (B, C); pad by one more"
@@ -113,22 +127,21 @@ class OpCounter:
             raise CountError(
                 "a TorchScript module lets nobody look inside; count the model before it is scripted or traced"
             )
-        recorder = self._recorder
-        recorder.forget_weights()
-        for parameter in self.model.parameters():
-            recorder.weights.add(parameter, storage_key(parameter), parameter.numel())
-        for buffer in self.model.buffers():
-            # a single number is a constant; anything larger may be the state of a neuron,
-            # and is counted where it is used
-            storages = recorder.weights if buffer.numel() == 1 else recorder.buffers
-            storages.add(buffer, storage_key(buffer), buffer.numel())
+        self._recorder.forget_weights()
+        self._modules = list(self.model.modules())
+        self._recorder.provenance.look_at(self._modules)
         self._names = {id(module): name for name, module in self.model.named_modules()}
-        for module in self.model.modules():
-            self._hooks.append(module.register_forward_pre_hook(self._enter_module, with_kwargs=True))
+        self._declare = {id(module) for module in self._modules if _declares(module)}
+        for module in self._modules:
+            # before all other hooks, which compute pruned weights and make lazy ones
+            self._hooks.append(module.register_forward_pre_hook(self._enter_module, with_kwargs=True, prepend=True))
             self._hooks.append(module.register_forward_hook(self._leave_module, with_kwargs=True, always_call=True))
         self._fused_attention = torch.backends.mha.get_fastpath_enabled()
         # torch's fused encoder layer shows nothing of what it does
         torch.backends.mha.set_fastpath_enabled(False)
+        if "torch._dynamo" in sys.modules:
+            # compiled functions run as they are written; one that must be a single graph would refuse
+            self._uncompiled.enter_context(torch.compiler.set_stance("force_eager"))
         self._is_counting = True
         self._mode.__enter__()
         return self
@@ -138,6 +151,8 @@ class OpCounter:
         self._mode.__exit__(*error)
         torch.backends.mha.set_fastpath_enabled(self._fused_attention)
         self._unfused.close()
+        self._uncompiled.close()
+        self._look_at_state()
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
@@ -158,7 +173,12 @@ class OpCounter:
         Raises:
             CountError: operators ran, and none of them in this model.
         """
+        with unseen():
+            return self._tally()
+
+    def _tally(self) -> Tally:
         recorder = self._recorder
+        self._look_at_state()
         if self.outside_operators and not self._tokens:
             raise CountError(
                 f"{self.outside_operators} operators ran, but not in this {type(self.model).__name__}; "
@@ -167,11 +187,13 @@ class OpCounter:
         sites = {
             site: counts + Counts(weights_once=recorder.weights_once(site)) for site, counts in recorder.sites.items()
         }
-        parameters = {storage_key(parameter): parameter.detach() for parameter in self.model.parameters()}
+        parameters = {storage_key(part): part.detach() for whole in self._parameters() for part in plain_tensors(whole)}
+        sparse = [whole for whole in self._parameters() if not has_storage(whole) and not whole.is_nested]
+        numbers = {part: part.numel() * (1 + part.is_complex()) for part in (*parameters.values(), *sparse)}
         footprint = Footprint(
-            parameters=sum(parameter.numel() for parameter in parameters.values()),
-            zero_parameters=sum(int((parameter == 0).sum()) for parameter in parameters.values()),
-            buffers=sum(buffer.numel() for buffer in self.model.buffers()),
+            parameters=sum(numbers.values()),
+            zero_parameters=sum(numbers.values()) - sum(map(_nonzeros, numbers)),
+            buffers=sum(buffer.numel() for buffer in self._buffers()),
             state=sum(recorder.state_elements.values()),
             peak_activations=recorder.peak_activations,
         )
@@ -187,105 +209,167 @@ class OpCounter:
 
     def _enter_module(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         is_outermost = not self._stack
-        self._stack.append(self._names[id(module)])
+        where = self._names[id(module)]
+        self._stack.append(where)
+        self._declaring += id(module) in self._declare
+        if not self._declaring:
+            self._carried.start_call(where, args[0] if args and isinstance(args[0], Tensor) else None)
         if isinstance(module, nn.RNNBase):
             # oneDNN's fused layers show nothing of what they do
             self._unfused.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())
             torch._C._set_mkldnn_enabled(False)
         if is_outermost and not is_backward():
-            tensors = tensors_in(*tree_leaves((args, kwargs)))
-            for tensor in tensors:
-                # the caller may have made it of constants; to the model it is data
-                if not isinstance(tensor, nn.Parameter):
-                    self._recorder.weights.discard(tensor)
-            with self._mode.looking_away():
-                self._start_call(tensors[0] if tensors else None)
+            with unseen():
+                self._start_call(module, args, kwargs)
 
     def _leave_module(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         where, phase = self._stack.pop(), self._current_phase()
+        self._declaring -= id(module) in self._declare
         if isinstance(module, nn.RNNBase):
             self._unfused.close()
         # a forward pass that failed has no output
         if output is None:
             return
-        with self._mode.looking_away():
-            if self._recorder.has_spikes:
-                for tensor in tensors_in(*tree_leaves(output)):
-                    self._recorder.emit(tensor, where, phase)
-            if hasattr(type(module), "op_cost"):
-                cost: Any = module.op_cost
-                self._recorder.record_declared(type(module).__name__, where, phase, "state", cost, args, kwargs, output)
+        with unseen():
+            self._finish_call(module, where, phase, args, kwargs, output)
 
-    def _start_call(self, first: Tensor | None) -> None:
-        """Number the tokens of one call of the model: (B, T) ids, (B, T, C) vectors, or one per sample."""
-        sequences, tokens = None, 1
-        if first is not None and first.dim():
-            is_ids = first.dim() == 2 and not first.is_floating_point()
-            sequences = first.shape[:2] if is_ids or first.dim() == 3 else None
-            tokens = first.shape[0] if sequences is None else sequences.numel()
-        if self.mask is not None:
-            if sequences != self.mask.shape:
-                found = None if first is None else tuple(first.shape)
-                raise CountError(
-                    f"the mask is {tuple(self.mask.shape)}, the model's input {found}; they must agree in (B, T)"
-                )
-            tokens = int(self.mask.sum())
-        self._phase = DECODE if sequences is not None and sequences[1] == 1 else PREFILL
+    def _finish_call(self, module: nn.Module, where: str, phase: str, args: tuple, kwargs: dict, output: Any) -> None:
+        recorder, is_outermost = self._recorder, not self._stack
+        if recorder.spikes or is_outermost:
+            tensors = [part for tensor in tensors_in(*tree_leaves(output)) for part in plain_tensors(tensor)]
+            for tensor in tensors:
+                recorder.emit(tensor, where, phase)
+            if is_outermost:
+                self._texts.finish(tensors)
+        cost: Any = None
+        if hasattr(type(module), "op_cost"):
+            cost = module.op_cost
+        elif id(module) in self._declare and not self._declaring:
+            cost = partial(state_cost, module)
+        if cost is not None:
+            recorder.record_declared(type(module).__name__, where, phase, "state", cost, args, kwargs, output)
+
+    def _start_call(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Number the tokens of one call of the model, or of one of its modules from outside."""
+        provenance, text = self._recorder.provenance, read_text(module, args, kwargs)
+        self._look_at_state()
+        is_prepared = text.tensor is not None and provenance.of(text.tensor) is Origin.WEIGHT
+        for tensor in tensors_in(*tree_leaves((args, kwargs))):
+            # the caller may have made it of constants; to the model it is data
+            if not isinstance(tensor, nn.Parameter):
+                for part in plain_tensors(tensor):
+                    provenance.discard(part)
+        added, is_new = self._texts.start(module, text, is_prepared)
+        if is_new:
+            self._carried.start_text(text.tensor)
+        if added is None:
+            return
+        tokens = self._live_tokens(text) if is_new and self.mask is not None else added
+        self._phase = DECODE if text.is_decoding else PREFILL
         self._recorder.start_call(tokens)
         self._tokens[self._current_phase()] = self._tokens.get(self._current_phase(), 0) + tokens
+
+    def _live_tokens(self, text: Text) -> int:
+        assert self.mask is not None
+        if text.sequences != self.mask.shape:
+            found = None if text.tensor is None else tuple(text.tensor.shape)
+            raise CountError(
+                f"the mask is {tuple(self.mask.shape)}, the model's input {found}; they must agree in (B, T)"
+            )
+        return int(self.mask.sum())
+
+    def _look_at_state(self) -> None:
+        """See which parameters and buffers the model has now: a buffer that was replaced is a state."""
+        self._recorder.provenance.look_at(self._modules)
+        self._recorder.accounts.settle(self._recorder.provenance.state)
+
+    def _parameters(self) -> list[nn.Parameter]:
+        """Parameters that have a shape; those of lazy modules get one in the first call."""
+        return [parameter for parameter in self.model.parameters() if not is_lazy(parameter)]
+
+    def _buffers(self) -> list[Tensor]:
+        return [buffer for buffer in self.model.buffers() if not is_lazy(buffer)]
 
     def _current_phase(self) -> str:
         return self._chosen_phase or self._phase
 
-    def _observe(self, func, args: tuple, kwargs: dict, output: Any) -> None:
+    def _observe(self, func: OpOverload, args: tuple, kwargs: dict, output: Any) -> None:
         """Take note of one operator that has just run."""
+        recorder, provenance = self._recorder, self._recorder.provenance
+        written = [tensor for tensor in mutated(func, args, kwargs) if has_storage(tensor)]
+        for tensor in written:
+            recorder.forget_weight(tensor)
         if is_backward():
             self.backward_operators += 1
             return
-        recorder, name = self._recorder, operator_name(func)
+        name, is_inside = operator_name(func), bool(self._stack)
         inputs, results = tensors_in(args, kwargs), tensors_in(output)
-        if self._is_preparation(func, name, inputs):
-            self._remember(func, name, args, kwargs, inputs, results)
-            return
-        for tensor in mutated(func, args, kwargs):
-            recorder.weights.discard(tensor)
-        if not self._stack:
+        origin = provenance.of_operator(func, name, inputs, results, is_inside)
+        if origin is Origin.BUFFER and is_inside:
+            with recorder.accounts.deferred(provenance.roots(inputs)):
+                self._record(func, name, args, kwargs, output, inputs, results)
+        elif is_inside and origin is not Origin.WEIGHT:
+            if origin is Origin.DATA:
+                for tensor in written:
+                    provenance.write(tensor)
+            if not self._record(func, name, args, kwargs, output, inputs, results):
+                self._list_uncounted(func, results)
+            if not self._declaring:
+                self._follow_state(name, inputs, written, results)
+        elif origin is Origin.DATA:
             self.outside_operators += 1
-            return
+            self._texts.follow(inputs, results)
+        if origin is not Origin.DATA:
+            provenance.remember(origin, func, name, args, kwargs, inputs, results)
+
+    def _record(
+        self,
+        func: OpOverload,
+        name: str,
+        args: tuple,
+        kwargs: dict,
+        output: Any,
+        inputs: list[Tensor],
+        results: list[Tensor],
+    ) -> bool:
+        """Count one operator; False if it has no rule."""
         where, phase = self._stack[-1], self._current_phase()
-        cost = getattr(func, "op_cost", None)
         if not all(map(has_storage, (*inputs, *results))):
-            self._list_uncounted(func, where, results)
-        elif cost is not None:
-            recorder.record_declared(func._schema.name, where, phase, "scan", cost, args, kwargs, output)
-        elif not recorder.record(name, where, phase, args, kwargs, inputs, results) and name not in rules.FREE:
-            self._list_uncounted(func, where, results)
-
-    def _remember(
-        self, func, name: str, args: tuple, kwargs: dict, inputs: list[Tensor], results: list[Tensor]
-    ) -> None:
-        """The results are weights, with a name that tells how they were made."""
-        made_of = [self._recorder.weights.member(tensor) for tensor in inputs]
-        name_of_result = hash((str(func), *(member.name for member in made_of), repr(without_tensors(args, kwargs))))
-        for result in results:
-            if result in self._recorder.weights:
-                continue
-            size = made_of[0].size if name in rules.COPIES else result.numel()
-            self._recorder.weights.add(result, name_of_result, size)
-
-    def _is_preparation(self, func, name: str, inputs: list[Tensor]) -> bool:
-        """True if the result depends on weights and constants only. Outside the model a constant is data for it."""
-        if name in rules.STATE_MAKERS:
             return False
-        if not inputs:
-            return bool(self._stack) and torch.Tag.nondeterministic_seeded not in func.tags
-        return all(tensor in self._recorder.weights for tensor in inputs)
+        cost = getattr(func, "op_cost", None)
+        if cost is not None:
+            self._recorder.record_declared(func._schema.name, where, phase, "scan", cost, args, kwargs, output)
+            return True
+        return self._recorder.record(func, name, where, phase, args, kwargs, inputs, results) or name in moves.FREE
 
-    def _list_uncounted(self, func, where: str, results: list[Tensor]) -> None:
+    def _follow_state(self, name: str, inputs: list[Tensor], written: list[Tensor], results: list[Tensor]) -> None:
+        where = self._stack[-1]
+        counts, of_one_text = self._carried.follow(where, name, inputs, written, results)
+        if counts is not None:
+            self._recorder.record_state(where, self._current_phase(), counts, of_one_text)
+
+    def _overlook(self, func: HigherOrderOperator, output: Any) -> None:
+        """An operator ran others, and nobody could see which."""
+        if self._stack and not is_backward():
+            self._list_uncounted(func, tensors_in(*tree_leaves(output)))
+
+    def _list_uncounted(self, func: OpOverload | HigherOrderOperator, results: list[Tensor]) -> None:
         if self.strict:
             raise UncountedOperator(
-                f"{func} in module {where!r} has no rule; give it one with declare_cost, or count without strict"
+                f"{func} in module {self._stack[-1]!r} has no rule; "
+                "give it one with declare_cost, or count without strict"
             )
         before = self._uncounted.get(str(func), Uncounted(str(func), 0, 0))
         elements = sum(result.numel() for result in results)
         self._uncounted[str(func)] = Uncounted(str(func), before.calls + 1, before.elements + elements)
+
+
+def _declares(module: nn.Module) -> bool:
+    """True for modules whose state is declared, by themselves or in `recurrent.py`."""
+    return hasattr(type(module), "op_cost") or has_state_cost(module)
+
+
+def _nonzeros(parameter: Tensor) -> int:
+    if not has_storage(parameter):
+        return parameter._nnz()
+    return int((torch.view_as_real(parameter) if parameter.is_complex() else parameter).count_nonzero())

@@ -4,6 +4,7 @@ A vector is one row of a matrix product's input, in a language model one token. 
 independent of how a text was cut into calls and batches.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,6 +49,18 @@ def classify_rows(rows: Tensor) -> Tensor:
     narrow[(lowest == 0) & (highest == 0)] = ZERO
     codes[unresolved] = narrow
     return codes
+
+
+def classify_row(row: np.ndarray) -> int:
+    """Return the alphabet of one row (K,), as `classify_rows` does, in a fraction of its time."""
+    if row.dtype.kind == "f" and not ((row[:PROBE] == np.floor(row[:PROBE])).all() and (row == np.floor(row)).all()):
+        return REAL
+    lowest, highest = (row.min(), row.max()) if len(row) else (0, 0)
+    if lowest == highest == 0:
+        return ZERO
+    if lowest >= -1 and highest <= 1:
+        return BINARY if lowest >= 0 else TERNARY
+    return INTEGER if lowest >= -LARGEST_LEVEL and highest <= LARGEST_LEVEL else REAL
 
 
 def _is_whole(rows: Tensor) -> Tensor:

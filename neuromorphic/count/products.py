@@ -2,17 +2,21 @@
 
 The number of products x[n, k] * w[k, m] with both sides nonzero is, summed over n and m, the inner product over k of
 (nonzeros in column k of x) and (nonzeros in row k of w): no product is formed twice.
-`tests/neuromorphic/test_counter.py` checks every function against loops over single products.
+`tests/neuromorphic/test_counter.py` checks every function against loops over single products. Complex matrices are
+written as real ones, so that a complex product counts as the four real products that it is.
 """
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .counts import ALPHABETS, Counts
-from .operands import BINARY, INTEGER, REAL, TERNARY, ZERO, alphabet_of, classify_rows, is_spikes
+from .operands import BINARY, INTEGER, REAL, TERNARY, ZERO, alphabet_of, classify_row, classify_rows, is_spikes
 
+# alphabets whose products can have an effect
+EFFECTIVE = (BINARY, TERNARY, INTEGER, REAL)
 ELEMENTS = tuple(f"{name}_elements" for name in ALPHABETS)
 
 
@@ -33,13 +37,30 @@ class Product(NamedTuple):
 
 
 def describe_weight(w: Tensor) -> Weight:
-    """Return what `matrix_product` needs of w (G, K, M)."""
+    """Return what `matrix_product` needs of w (G, K, M), or of its real form (G, 2K, 2M)."""
+    w = real_weight(w)
     return Weight((w != 0).sum(dim=2), alphabet_of(w), w.shape[2])
+
+
+def real_input(x: Tensor) -> Tensor:
+    """Return x (G, N, K) as it is, or complex as (G, N, 2K): real parts, then imaginary parts."""
+    return torch.cat([x.real, x.imag], dim=2) if x.is_complex() else x
+
+
+def real_weight(w: Tensor) -> Tensor:
+    """Return w (G, K, M) as it is, or complex as the (G, 2K, 2M) that multiplies a `real_input`."""
+    if not w.is_complex():
+        return w
+    real, imaginary = w.real, w.imag
+    return torch.cat([torch.cat([real, imaginary], dim=2), torch.cat([-imaginary, real], dim=2)], dim=1)
 
 
 def matrix_product(x: Tensor, weight: Weight, live: Tensor | None = None) -> Product:
     """Return the counts of x (G, N, K) times a weight of (G, K, M); `live` (G, N) bool leaves padding out."""
+    x = real_input(x)
     G, N, K = x.shape
+    if G == N == 1 and live is None and x.device.type == "cpu":
+        return _row_product(x, weight)
     codes = classify_rows(x.reshape(G * N, K)).reshape(G, N)
     nonzero = x != 0
     if live is not None:
@@ -48,8 +69,8 @@ def matrix_product(x: Tensor, weight: Weight, live: Tensor | None = None) -> Pro
     rows = torch.bincount(codes.flatten() + 1, minlength=REAL + 2)[1:].tolist()
     columns = nonzero.sum(dim=1)
     # rows of zeros belong to no alphabet and add nothing, so most calls have one alphabet and need no second pass
-    present = [code for code in (BINARY, TERNARY, INTEGER, REAL) if rows[code]]
-    effective = dict.fromkeys((BINARY, TERNARY, INTEGER, REAL), 0)
+    present = [code for code in EFFECTIVE if rows[code]]
+    effective = dict.fromkeys(EFFECTIVE, 0)
     for code in present:
         part = columns if len(present) == 1 else (nonzero & (codes == code).unsqueeze(2)).sum(dim=1)
         effective[code] = int((part * weight.nonzeros).sum())
@@ -84,6 +105,34 @@ def matrix_product(x: Tensor, weight: Weight, live: Tensor | None = None) -> Pro
     return Product(counts, columns > 0)
 
 
+def _row_product(x: Tensor, weight: Weight) -> Product:
+    """Return the counts of one row x (1, 1, K), where many small operators of torch would take most of the time."""
+    row = (x.float() if x.dtype == torch.bfloat16 else x).detach().numpy().reshape(-1)
+    K, M, alphabet = len(row), weight.fan_out, classify_row(row)
+    nonzero = row != 0
+    nonzeros = int(np.count_nonzero(nonzero))
+    met = weight.nonzeros.numpy()[0]
+    counts = Counts(
+        calls=1,
+        dense_ops=K * M,
+        nonzeros=nonzeros,
+        events_in=nonzeros if alphabet < REAL else 0,
+        fan_out=M,
+        weights_per_event=nonzeros * M,
+        weights_dense=K * M,
+        activation_reads=K,
+        activation_writes=M,
+        **{ELEMENTS[alphabet]: K},
+    )
+    _split(counts, dict.fromkeys(EFFECTIVE, 0) | {alphabet: int(met[nonzero].sum())}, weight.alphabet)
+    if alphabet == INTEGER:
+        levels = np.abs(row)
+        counts.largest_level = int(levels.max())
+        if not is_spikes(weight.alphabet):
+            counts.unit_acs = int((levels.astype(np.int64) * met).sum())
+    return Product(counts, torch.from_numpy(nonzero).unsqueeze(0))
+
+
 def _split(counts: Counts, effective: dict[int, int], weight_alphabet: int) -> None:
     """Write how the effective products divide into MACs and ACs."""
     spikes, numbers = effective[BINARY] + effective[TERNARY], effective[INTEGER] + effective[REAL]
@@ -98,31 +147,33 @@ def _split(counts: Counts, effective: dict[int, int], weight_alphabet: int) -> N
 
 def activation_product(a: Tensor, b: Tensor) -> Counts:
     """Return the counts of a (G, N, K) times b (G, K, M), neither a weight; alphabets are decided for each matrix."""
+    # what is read of b are its numbers, which the real form of a complex one holds twice
+    read, a, b = real_input(b), real_input(a), real_weight(b)
     (G, N, K), M = a.shape, b.shape[2]
-    a_codes, b_codes = classify_rows(a.reshape(G, N * K)), classify_rows(b.reshape(G, K * M))
+    a_codes, b_codes = classify_rows(a.reshape(G, N * K)), classify_rows(read.reshape(G, -1))
     a_columns, b_rows = (a != 0).sum(dim=1), (b != 0).sum(dim=2)
+    b_nonzeros = (read != 0).sum(dim=(1, 2))
     effective = (a_columns * b_rows).sum(dim=1)
     spiking = (a_codes <= TERNARY) | (b_codes <= TERNARY)
     integer = ~spiking & (a_codes == INTEGER)
-    elements = torch.bincount(a_codes, minlength=REAL + 1) * (N * K) + torch.bincount(b_codes, minlength=REAL + 1) * (
-        K * M
-    )
+    elements = torch.bincount(a_codes, minlength=REAL + 1) * (N * K)
+    elements += torch.bincount(b_codes, minlength=REAL + 1) * read[0].numel()
     counts = Counts(
         calls=1,
         dense_ops=G * N * K * M,
         effective_acs=int(effective[spiking].sum()),
         effective_macs=int(effective[~spiking].sum()),
         integer_macs=int(effective[integer].sum()),
-        nonzeros=int(a_columns.sum() + b_rows.sum()),
-        events_in=int(a_columns[a_codes < REAL].sum() + b_rows[b_codes < REAL].sum()),
+        nonzeros=int(a_columns.sum() + b_nonzeros.sum()),
+        events_in=int(a_columns[a_codes < REAL].sum() + b_nonzeros[b_codes < REAL].sum()),
         fan_out=max(M, N),
-        activation_reads=G * (N * K + K * M),
+        activation_reads=a.numel() + read.numel(),
         activation_writes=G * N * M,
         **dict(zip(ELEMENTS, elements.tolist(), strict=True)),
     )
     if integer.any():
         counts.unit_acs = int((a[integer].abs().to(torch.int64).sum(dim=1) * b_rows[integer]).sum())
-    for matrix, codes in ((a, a_codes), (b, b_codes)):
+    for matrix, codes in ((a, a_codes), (read, b_codes)):
         if (codes == INTEGER).any():
             counts.largest_level = max(counts.largest_level, int(matrix[codes == INTEGER].abs().max()))
     return counts
@@ -163,46 +214,4 @@ def convolution(x: Tensor, weight: Weight, reach: Tensor, outputs: int) -> Count
     counts.weights_per_event = int((columns * reach).sum())
     counts.weights_dense = counts.dense_ops
     counts.activation_writes = outputs
-    return counts
-
-
-def attention(query: Tensor, key: Tensor, value: Tensor, is_causal: bool) -> Counts:
-    """Return the counts of softmax(query key^T) value, all (B, H, T, D); a causal mask leaves out the pairs it hides.
-
-    Alphabets are decided for each text of the batch.
-    """
-    if key.shape[1] != query.shape[1]:
-        repeats = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
-    (B, H, T, D), S = query.shape, key.shape[2]
-    visible = torch.ones(T, S, dtype=torch.float64, device=query.device)
-    visible = visible.tril() if is_causal else visible
-    pairs = B * H * int(visible.sum())
-    # float64 sums of zeros and ones are exact, and torch multiplies no matrices of integers fast
-    query_nonzero, key_nonzero, value_nonzero = ((part != 0).double() for part in (query, key, value))
-    scores = (query_nonzero * (visible @ key_nonzero)).sum(dim=(1, 2, 3)).to(torch.int64)
-    weighted = (visible @ value_nonzero).sum(dim=(1, 2, 3)).to(torch.int64)
-    query_codes, key_codes, value_codes = (classify_rows(part.reshape(B, -1)) for part in (query, key, value))
-    acs = int(scores[(query_codes <= TERNARY) | (key_codes <= TERNARY)].sum() + weighted[value_codes <= TERNARY].sum())
-    counts = Counts(
-        calls=1,
-        dense_ops=pairs * (D + value.shape[3]),
-        effective_acs=acs,
-        effective_macs=int(scores.sum() + weighted.sum()) - acs,
-        fan_out=S,
-        # scale, then maximum, subtract, exp, sum and divide of the softmax
-        mul=pairs,
-        compare=pairs,
-        add=2 * pairs,
-        exp=pairs,
-        div=pairs,
-        activation_reads=query.numel() + key.numel() + value.numel(),
-        activation_writes=B * H * T * value.shape[3],
-    )
-    for part, codes in ((query, query_codes), (key, key_codes), (value, value_codes)):
-        nonzeros = (part != 0).sum(dim=(1, 2, 3))
-        counts.nonzeros += int(nonzeros.sum())
-        counts.events_in += int(nonzeros[codes < REAL].sum())
-        for code, name in enumerate(ELEMENTS):
-            setattr(counts, name, getattr(counts, name) + int((codes == code).sum()) * part[0].numel())
     return counts

@@ -8,13 +8,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_map
 
-from . import products, rules
+from . import attention, complex_rules, moves, products, rules, structured
+from .accounts import Accounts
 from .counts import KINDS, QUANTITIES, Counts, Site
-from .storages import StorageSet, storage_key
-from .weights import WeightUse
+from .dispatch import named_arguments
+from .product_operators import PRODUCTS
+from .provenance import Origin, Provenance
+from .spikes import Spikes
+from .storages import storage_key, width
 
 
 class CountError(ValueError):
@@ -22,63 +27,117 @@ class CountError(ValueError):
 
 
 class Recorder:
-    """Counts by site.
-
-    `weights` holds what is prepared once: parameters, and what depends on nothing else. `buffers` may be weights or
-    state: they are weights where they enter a product. `mask` (B, T) is False at padding, or None.
-    """
+    """Counts by site. `mask` (B, T) is False at padding, or None."""
 
     def __init__(self):
-        self.sites: dict[Site, Counts] = {}
         self.kinds: dict[str, str] = {}
-        self.weights, self.buffers = StorageSet(), StorageSet()
+        self.provenance = Provenance()
+        self.spikes = Spikes(lambda tensor: self.provenance.of(tensor) is not Origin.DATA)
         self.mask: Tensor | None = None
         self.padding_included: dict[str, int] = {}
         self.state_elements: dict[tuple[str, str], int] = {}
         self.call_tokens = 1
         self.peak_activations = 0
         self._module, self._phase, self._padding_noted = "", "", False
-        self._use = WeightUse()
-        self._comparisons, self._spikes = StorageSet(), StorageSet()
-        self._described: dict[Hashable, tuple[StorageWeakRef, Any]] = {}
+        self.accounts = Accounts()
+        # memory of a weight -> a reference that keeps its key from other memory, way to look at it -> what was seen
+        self._described: dict[int, tuple[StorageWeakRef, dict[Hashable, Any]]] = {}
+
+    @property
+    def sites(self) -> dict[Site, Counts]:
+        return self.accounts.settled.sites
 
     def forget_weights(self) -> None:
         """Look at every weight anew, for it may have changed."""
         self._described.clear()
 
+    def forget_weight(self, weight: Tensor) -> None:
+        """Look at this one anew: an operator has written to it."""
+        if self._described:
+            self._described.pop(storage_key(weight), None)
+
     def start_call(self, tokens: int) -> None:
         """The model is called on so many tokens; what the call before has left is forgotten."""
         self.call_tokens = tokens
-        for storages in (self.weights, self._comparisons, self._spikes):
-            storages.forget_freed()
+        self.provenance.forget_freed()
+        self.spikes.forget_freed()
         self._described = {key: entry for key, entry in self._described.items() if not entry[0].expired()}
 
     def weights_once(self, site: Site) -> int:
         """Return how many distinct weights were needed at `site`."""
-        return self._use.needed(site)
+        return self.accounts.settled.use.needed(site)
 
     def record(
-        self, name: str, module: str, phase: str, args: tuple, kwargs: dict, inputs: list[Tensor], results: list[Tensor]
+        self,
+        func: OpOverload,
+        name: str,
+        module: str,
+        phase: str,
+        args: tuple,
+        kwargs: dict,
+        inputs: list[Tensor],
+        results: list[Tensor],
     ) -> bool:
         """Add the counts of one operator of torch; False if it has no rule."""
         self._module, self._phase, self._padding_noted = module, phase, False
+        is_known = self._count(func, name, args, kwargs, inputs, results)
+        self.spikes.follow(name, kwargs, inputs, results)
+        return is_known
+
+    def _count(
+        self, func: OpOverload, name: str, args: tuple, kwargs: dict, inputs: list[Tensor], results: list[Tensor]
+    ) -> bool:
         if name in PRODUCTS:
             kind, count = PRODUCTS[name]
-            count(self, self._site(kind, kind), args, kwargs, results)
-        elif name in rules.MOVES:
-            elements = self._live_elements(name, results[0])
+            return count(self, self._site(kind, kind), args, kwargs, results) is not False
+        if name in structured.GATHERS and self.provenance.of(args[0]) is not Origin.DATA:
+            self._gather(name, args, results[0])
+            return True
+        arguments: Mapping[str, Any] = {}
+        if name in structured.NORMS or name in structured.STRUCTURED:
+            arguments = named_arguments(func, args, kwargs)
+        if name in moves.MOVES or (name in moves.MOVES_OR_REDUCTIONS and not structured.is_reduction(arguments)):
+            elements = self._live_elements(name, results[0]) * width(results[0])
             self._add(self._site(name, "move"), Counts(calls=1, activation_reads=elements, activation_writes=elements))
-            if all(tensor in self._spikes for tensor in inputs):
-                self._spikes.add(results[0])
-        elif name == "_to_copy":
-            # spikes are born where a comparison of numbers becomes a number
-            if inputs[0] in self._comparisons:
-                self._spikes.add(results[0])
-        elif rules.has_rule(name):
-            self._count_elementwise(name, args, kwargs, inputs, results)
-        else:
+            return True
+        # the range of ids is looked at before they are read
+        if name in moves.FREE or (name == "aminmax" and not inputs[0].is_floating_point()):
+            return True
+        work = self._work(name, args, kwargs, arguments, inputs, results)
+        if work is None:
             return False
+        self._count_elementwise(name, work, inputs, results)
         return True
+
+    def _work(
+        self,
+        name: str,
+        args: tuple,
+        kwargs: dict,
+        arguments: Mapping[str, Any],
+        inputs: list[Tensor],
+        results: list[Tensor],
+    ) -> Mapping[str, int] | None:
+        """Return class -> operations of one elementwise operator, None without a rule."""
+        is_complex = any(tensor.is_complex() for tensor in (*inputs, *results[:1]))
+        if arguments and is_complex:
+            return None
+        if name in structured.NORMS:
+            rows = structured.rows_of_norm(name, results, inputs[0])
+            if self.mask is not None:
+                rows = self._live_elements(name, results[1])
+            return structured.NORMS[name](arguments, self._live_elements(name, results[0]), rows)
+        if arguments:
+            self.note_padding(name)
+            return structured.STRUCTURED[name](arguments, results)
+        outputs = self._live_elements(name, results[0]) if results else 0
+        rows = outputs
+        if name == "_log_softmax":
+            rows = outputs // max(results[0].shape[args[1]], 1) if results[0].dim() else outputs
+        sizes = (self._live_elements(name, inputs[0]) if inputs else 0, outputs, rows)
+        if is_complex:
+            return complex_rules.elementwise(name, args, kwargs, *sizes)
+        return rules.elementwise(name, args, kwargs, *sizes) if rules.has_rule(name) else None
 
     def record_declared(
         self, name: str, module: str, phase: str, kind: str, cost: Callable, args: tuple, kwargs: Mapping, output: Any
@@ -99,12 +158,19 @@ class Recorder:
         site = self._site(name, kind)
         self.state_elements[module, name] = max(state, self.state_elements.get((module, name), 0))
         if "weights_once" in declared:
-            self._use.declare(site, declared.pop("weights_once"))
+            self.accounts.current.use.declare(site, declared.pop("weights_once"))
         # a product counts the call itself
         self._add(site, Counts(**{"calls": int(product is None)} | declared))
         if product is not None:
             # `product` leaves padding out itself, so it is given the operands with their padding
             self._declared_product(site, *(product if self.mask is None else cost(args, kwargs, output)["product"]))
+
+    def record_state(self, module: str, phase: str, counts: Counts, of_one_text: int) -> None:
+        """Add what a module was seen to carry from call to call."""
+        self._module, self._phase = module, phase
+        self._add(self._site("carried_state", "state"), counts)
+        key = (module, "carried_state")
+        self.state_elements[key] = max(of_one_text, self.state_elements.get(key, 0))
 
     def _declared_product(self, site: Site, x: Tensor, w: Tensor) -> None:
         """Count x (..., K) times the weight w (K, M) as torch's own products are counted."""
@@ -114,8 +180,8 @@ class Recorder:
                 "want (..., K) and (K, M)"
             )
         # it may have been prepared before anything was counted
-        if not self._is_weight(w):
-            self.weights.add(w, storage_key(w), w.numel())
+        if self.provenance.of(w) is Origin.DATA:
+            self.provenance.add(Origin.WEIGHT, w, storage_key(w), width(w) * w.numel())
         self.product(site, x.reshape(1, -1, x.shape[-1]), w.unsqueeze(0))
 
     def _site(self, operator: str, kind: str) -> Site:
@@ -123,59 +189,42 @@ class Recorder:
         return Site(self._module, operator, self._phase)
 
     def _add(self, site: Site, counts: Counts) -> None:
-        self.sites[site] = self.sites[site] + counts if site in self.sites else counts
+        self.accounts.current.add(site, counts)
         moved = counts.activation_reads + counts.activation_writes
         self.peak_activations = max(self.peak_activations, -(-moved // max(self.call_tokens, 1)))
 
     def _touch(self, site: Site, weight: Tensor, touched: Tensor | int) -> None:
         """Remember which weights were needed: how many, or how many for each input element."""
-        storages = self.weights if weight in self.weights else self.buffers
-        if weight in storages:
-            self._use.add(site, weight, storages.member(weight), torch.as_tensor(touched))
+        member = self.provenance.member(weight)
+        if member is not None:
+            self.accounts.current.use.add(site, weight, member, torch.as_tensor(touched))
 
     # elementwise --------------------------------------------------------------------------------------------------
 
     def _count_elementwise(
-        self, name: str, args: tuple, kwargs: dict, inputs: list[Tensor], results: list[Tensor]
+        self, name: str, work: Mapping[str, int], inputs: list[Tensor], results: list[Tensor]
     ) -> None:
         site = self._site(name, rules.kind_of(name))
-        outputs = self._live_elements(name, results[0])
-        rows = outputs
-        if name in rules.NORMS and len(results) > 1:
-            rows = self._live_elements(name, results[1])
-        elif name == "_log_softmax":
-            rows = outputs // max(results[0].shape[args[1]], 1)
-        work = rules.elementwise(name, args, kwargs, self._live_elements(name, inputs[0]), outputs, rows)
-        counts = Counts(calls=1, activation_writes=outputs, **work)
+        outputs = self._live_elements(name, results[0]) if results else 0
+        counts = Counts(calls=1, activation_writes=outputs * width(*results[:1]), **work)
         for tensor in inputs:
-            if tensor in self.weights:
-                counts.weights_dense += _sweeps(tensor, results[0], outputs) * tensor.numel()
-                self._touch(site, tensor, tensor.numel())
+            if self.provenance.of(tensor) is Origin.WEIGHT:
+                numbers = tensor.numel() * width(tensor)
+                counts.weights_dense += _sweeps(tensor, results[0], outputs) * numbers
+                self._touch(site, tensor, numbers)
             else:
-                counts.activation_reads += self._live_elements(name, tensor)
+                counts.activation_reads += self._live_elements(name, tensor) * width(tensor)
         counts.weights_per_event = counts.weights_dense
         self._add(site, counts)
-        if name in rules.COMPARISONS and inputs[0].is_floating_point():
-            self._comparisons.add(results[0])
-        if name == "mul" and any(tensor in self._spikes for tensor in inputs):
-            # a spike of learned height is still a spike
-            others = [tensor for tensor in inputs if tensor not in self._spikes]
-            if all(tensor in self.weights for tensor in others):
-                self._spikes.add(results[0])
-
-    @property
-    def has_spikes(self) -> bool:
-        """True if some spikes have been born and not yet been counted."""
-        return bool(self._spikes)
 
     def emit(self, tensor: Tensor, module: str, phase: str) -> None:
         """Count the spikes of a tensor that leaves its module or enters a product, if they were not counted before.
 
         A neuron may compare its potential a second time for its reset; that is no spike for anyone else.
         """
-        if tensor not in self._spikes:
+        if tensor not in self.spikes:
             return
-        self._spikes.discard(tensor)
+        self.spikes.discard(tensor)
         live = self._live(tensor)
         emitted = tensor if live is None else tensor[live]
         self._module, self._phase = module, phase
@@ -187,15 +236,21 @@ class Recorder:
     # padding ------------------------------------------------------------------------------------------------------
 
     def _live(self, tensor: Tensor) -> Tensor | None:
-        """Return the mask in the shape that indexes the front of `tensor`, or None."""
+        """Return the mask in the shape that indexes the front of `tensor`, or None.
+
+        Where the length of the text stands at a second place, as in scores of (B, heads, T, T), nothing says which of
+        them is the text.
+        """
         if self.mask is None:
             return None
-        if tensor.shape[:2] == self.mask.shape:
+        T = self.mask.shape[1]
+        if tensor.shape[:2] == self.mask.shape and T not in tensor.shape[2:]:
             return self.mask
-        return self.mask.flatten() if tensor.dim() and tensor.shape[0] == self.mask.numel() else None
+        is_flat = tensor.dim() and tensor.shape[0] == self.mask.numel() and T not in tensor.shape[1:]
+        return self.mask.flatten() if is_flat else None
 
     def _live_elements(self, operator: str, tensor: Tensor) -> int:
-        if self.mask is None or tensor in self.weights:
+        if self.mask is None or self.provenance.of(tensor) is Origin.WEIGHT:
             return tensor.numel()
         live = self._live(tensor)
         if live is None:
@@ -205,7 +260,7 @@ class Recorder:
 
     def _only_live(self, leaf: Any) -> Any:
         """(B, T, ...) becomes (1, live tokens, ...)."""
-        live = self._live(leaf) if isinstance(leaf, Tensor) and leaf not in self.weights else None
+        live = self._live(leaf) if isinstance(leaf, Tensor) and self.provenance.of(leaf) is not Origin.WEIGHT else None
         return leaf if live is None else leaf[live].unsqueeze(0)
 
     def note_padding(self, operator: str) -> None:
@@ -222,11 +277,12 @@ class Recorder:
             self.emit(operand, site.module, site.phase)
         if x.numel() == 0 or w.numel() == 0:
             return
-        if not self._is_weight(w):
-            if not self._is_weight(x):
-                self.note_padding(site.operator)
-                self._add(site, products.activation_product(x, w))
-                return
+        of_x, of_w = self.provenance.of(x), self.provenance.of(w)
+        if of_x is of_w is Origin.DATA:
+            self.note_padding(site.operator)
+            self._add(site, products.activation_product(x, w))
+            return
+        if of_x > of_w:
             # a weight from the left: the same products, transposed
             x, w = w.mT, x.mT
         if w.shape[0] > 1 and w.stride(0) == 0:
@@ -238,11 +294,8 @@ class Recorder:
             else:
                 self.note_padding(site.operator)
         counts, touched = products.matrix_product(x, self._describe(w, products.describe_weight), live)
-        self._touch(site, w, touched * w.shape[2])
+        self._touch(site, w, touched * w.shape[2] * width(w))
         self._add(site, counts)
-
-    def _is_weight(self, operand: Tensor) -> bool:
-        return operand in self.weights or operand in self.buffers
 
     def convolution(
         self, site: Site, x: Tensor, w: Tensor, bias: Tensor | None, geometry: list, result: Tensor
@@ -257,9 +310,10 @@ class Recorder:
     def embedding(self, site: Site, table: Tensor, ids: Tensor) -> None:
         live = self._live(ids)
         ids = ids.flatten() if live is None else ids[live]
-        fetched = ids.numel() * table.shape[1]
+        row = table[0].numel() * width(table) if len(table) else 0
+        fetched = ids.numel() * row
         rows = torch.zeros(table.shape[0], dtype=torch.int64, device=ids.device)
-        rows[ids] = table.shape[1]
+        rows[ids] = row
         self._touch(site, table, rows)
         work = {
             "weights_per_event": fetched,
@@ -269,38 +323,68 @@ class Recorder:
         }
         self._add(site, Counts(calls=1, **work))
 
-    def attention(self, site: Site, query: Tensor, key: Tensor, value: Tensor, is_causal: bool) -> None:
+    def _gather(self, name: str, args: tuple, result: Tensor) -> None:
+        """Count numbers that are looked up in a weight: as an embedding, however it is written."""
+        table, site = args[0], self._site("embedding", "embedding")
+        rows = structured.rows_looked_up(name, args)
+        if rows is not None:
+            self.embedding(site, table, rows)
+            return
+        fetched = self._live_elements(name, result) * width(result)
+        self._touch(site, table, structured.looked_up(name, args) * width(table))
+        work = {"weights_per_event": fetched, "weights_dense": fetched, "activation_writes": fetched}
+        self._add(site, Counts(calls=1, **work))
+
+    def attention(
+        self,
+        site: Site,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        is_causal: bool,
+        mask: Tensor | None,
+        scale: float | None,
+    ) -> None:
         self.note_padding(site.operator)
-        self._add(site, products.attention(query, key, value, is_causal))
+        for operand in (query, key, value):
+            self.emit(operand, site.module, site.phase)
+        self._add(site, attention.attention(query, key, value, is_causal, mask, scale))
 
     def bias(self, site: Site, bias: Tensor, result: Tensor, sweeps: int | None = None) -> None:
         """Count the addition of `bias`, which is read `sweeps` times: once per row unless told."""
-        elements = self._live_elements(site.operator, result)
-        if bias in self.weights:
-            fetched = (elements // max(bias.numel(), 1) if sweeps is None else sweeps) * bias.numel()
-            self._touch(site, bias, bias.numel())
+        elements = self._live_elements(site.operator, result) * width(result)
+        if self.provenance.of(bias) is Origin.WEIGHT:
+            numbers = bias.numel() * width(bias)
+            fetched = (elements // max(numbers, 1) if sweeps is None else sweeps) * numbers
+            self._touch(site, bias, numbers)
             self._add(site, Counts(add=elements, weights_per_event=fetched, weights_dense=fetched))
         else:
             self._add(site, Counts(add=elements, activation_reads=elements))
 
     def scaled_bias(
-        self, site: Site, bias: Tensor, result: Tensor, beta: float = 1, alpha: float = 1, **_: Any
+        self, site: Site, bias: Tensor, result: Tensor, beta: complex = 1, alpha: complex = 1, **_: Any
     ) -> None:
         """Count beta * bias + alpha * product: a factor other than 1 multiplies all, a beta of 0 drops the bias."""
         if beta != 0:
             self.bias(site, bias, result)
-        factors = (beta not in (0, 1)) + (alpha != 1)
-        self._add(site, Counts(mul=factors * self._live_elements(site.operator, result)))
+        elements = self._live_elements(site.operator, result)
+        for factor in (beta, alpha):
+            if factor not in (0, 1):
+                work = complex_rules.factor(factor) if result.is_complex() else {"mul": 1}
+                self._add(site, Counts(**{operation: number * elements for operation, number in work.items()}))
 
     def _describe(self, w: Tensor, describe: Callable, *options: Any) -> Any:
         """Return describe(w, *options), computed once while the weight stays as it is."""
-        if w.is_inference():
-            return describe(w, *options)
-        key = (storage_key(w), w.storage_offset(), tuple(w.shape), w.stride(), w._version, describe, repr(options))
-        if key not in self._described:
-            # the weak reference keeps the key from being given to other memory
-            self._described[key] = (StorageWeakRef(w.untyped_storage()), describe(w, *options))
-        return self._described[key][1]
+        memory = storage_key(w)
+        if memory not in self._described:
+            self._described[memory] = (StorageWeakRef(w.untyped_storage()), {})
+        views = self._described[memory][1]
+        # a tensor of inference mode has no version; what operators write to it is seen, see `forget_weight`
+        version = None if w.is_inference() else w._version
+        key = (w.storage_offset(), tuple(w.shape), w.stride(), version, describe, repr(options))
+        if key not in views:
+            views[key] = describe(w, *options)
+        return views[key]
 
 
 def _sweeps(weight: Tensor, result: Tensor, outputs: int) -> int:
@@ -310,64 +394,3 @@ def _sweeps(weight: Tensor, result: Tensor, outputs: int) -> int:
         shape.pop(0)
     vector = result.shape[result.dim() - len(shape) :].numel() if shape else result.numel()
     return outputs // max(vector, 1)
-
-
-def _mm(recorder: Recorder, site: Site, args: tuple, kwargs: dict, results: list[Tensor]) -> None:
-    recorder.product(site, args[0].unsqueeze(0), args[1].unsqueeze(0))
-
-
-def _addmm(recorder: Recorder, site: Site, args: tuple, kwargs: dict, results: list[Tensor]) -> None:
-    recorder.product(site, args[1].unsqueeze(0), args[2].unsqueeze(0))
-    recorder.scaled_bias(site, args[0], results[0], **kwargs)
-
-
-def _bmm(recorder: Recorder, site: Site, args: tuple, kwargs: dict, results: list[Tensor]) -> None:
-    recorder.product(site, args[0], args[1])
-
-
-def _baddbmm(recorder: Recorder, site: Site, args: tuple, kwargs: dict, results: list[Tensor]) -> None:
-    recorder.product(site, args[1], args[2])
-    recorder.scaled_bias(site, args[0], results[0], **kwargs)
-
-
-def _mv(recorder: Recorder, site: Site, args: tuple, kwargs: dict, results: list[Tensor]) -> None:
-    recorder.product(site, args[0].unsqueeze(0), args[1][None, :, None])
-
-
-def _addmv(recorder: Recorder, site: Site, args: tuple, kwargs: dict, results: list[Tensor]) -> None:
-    recorder.product(site, args[1].unsqueeze(0), args[2][None, :, None])
-    recorder.scaled_bias(site, args[0], results[0], **kwargs)
-
-
-def _dot(recorder: Recorder, site: Site, args: tuple, kwargs: dict, results: list[Tensor]) -> None:
-    recorder.product(site, args[0][None, None, :], args[1][None, :, None])
-
-
-def _convolution(recorder: Recorder, site: Site, args: tuple, kwargs: dict, results: list[Tensor]) -> None:
-    x, w, bias, *geometry = args
-    recorder.convolution(site, x, w, bias, geometry, results[0])
-
-
-def _embedding(recorder: Recorder, site: Site, args: tuple, kwargs: dict, results: list[Tensor]) -> None:
-    recorder.embedding(site, args[0], args[1])
-
-
-def _attention(recorder: Recorder, site: Site, args: tuple, kwargs: dict, results: list[Tensor]) -> None:
-    query, key, value = args[:3]
-    is_causal = kwargs.get("is_causal", args[4] if len(args) > 4 else False)
-    recorder.attention(site, query, key, value, is_causal)
-
-
-PRODUCTS: dict[str, tuple[str, Callable]] = {
-    "mm": ("matmul", _mm),
-    "addmm": ("matmul", _addmm),
-    "bmm": ("matmul", _bmm),
-    "baddbmm": ("matmul", _baddbmm),
-    "mv": ("matmul", _mv),
-    "addmv": ("matmul", _addmv),
-    "dot": ("matmul", _dot),
-    "vdot": ("matmul", _dot),
-    "convolution": ("convolution", _convolution),
-    "embedding": ("embedding", _embedding),
-    "_scaled_dot_product_flash_attention_for_cpu": ("matmul", _attention),
-}

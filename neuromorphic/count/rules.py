@@ -6,10 +6,12 @@ flip counts as an addition, an absolute value as a comparison. Matrix products a
 
 from collections.abc import Mapping
 
+from . import structured
+
 # operator (without its overload and the _ of the in-place form) -> operations per output element
 PER_OUTPUT: dict[str, dict[str, int]] = {
     **{name: {"add": 1} for name in ("add", "sub", "rsub", "neg", "cumsum")},
-    **{name: {"mul": 1} for name in ("mul", "cumprod")},
+    **{name: {"mul": 1} for name in ("mul", "cumprod", "deg2rad", "rad2deg")},
     **{name: {"div": 1} for name in ("div", "reciprocal", "remainder", "fmod", "floor_divide")},
     **{
         name: {"compare": 1}
@@ -40,6 +42,9 @@ PER_OUTPUT: dict[str, dict[str, int]] = {
                 "isnan",
                 "isinf",
                 "isfinite",
+                "isneginf",
+                "isposinf",
+                "signbit",
                 "logical_and",
                 "logical_or",
                 "logical_not",
@@ -61,7 +66,7 @@ PER_OUTPUT: dict[str, dict[str, int]] = {
     **{name: {"select": 1} for name in ("where", "masked_fill", "tril", "triu")},
     **{name: {"exp": 1} for name in ("exp", "exp2", "expm1")},
     **{name: {"log": 1} for name in ("log", "log2", "log10", "log1p")},
-    **{name: {"tanh": 1} for name in ("tanh", "erf")},
+    **{name: {"tanh": 1} for name in ("tanh", "erf", "erfc")},
     **{name: {"trigonometric": 1} for name in ("sin", "cos", "tan", "atan", "asin", "acos", "atan2")},
     "sigmoid": {"sigmoid": 1},
     "sqrt": {"sqrt": 1},
@@ -78,15 +83,16 @@ PER_OUTPUT: dict[str, dict[str, int]] = {
     "softplus": {"compare": 1, "exp": 1, "log": 1},
     "hardsigmoid": {"compare": 2, "add": 1, "mul": 1},
     "hardswish": {"compare": 2, "add": 1, "mul": 2},
+    "celu": {"compare": 1, "div": 1, "exp": 1, "add": 1, "mul": 1},
+    "hardshrink": {"compare": 2},
+    "softshrink": {"compare": 2, "add": 1},
+    # min(x, 0) - log1p(exp(-|x|))
+    "log_sigmoid_forward": {"compare": 2, "add": 2, "exp": 1, "log": 1},
+    "glu": {"sigmoid": 1, "mul": 1},
+    "logit": {"add": 1, "div": 1, "log": 1},
+    "hypot": {"mul": 2, "add": 1, "sqrt": 1},
+    "frac": {"compare": 1, "add": 1},
     "mish": {"exp": 1, "log": 1, "tanh": 1, "mul": 1},
-    "native_dropout": {"compare": 1, "mul": 1},
-    # mean, variance and scale are folded to one multiplication and one addition at load time
-    "native_batch_norm": {"mul": 1, "add": 1},
-    "_native_batch_norm_legit_no_training": {"mul": 1, "add": 1},
-    # per element: sum, subtract, square, sum, scale, weight, bias; per row: see PER_ROW
-    "native_layer_norm": {"add": 4, "mul": 3},
-    "native_group_norm": {"add": 4, "mul": 3},
-    "_fused_rms_norm": {"add": 1, "mul": 3},
     # maximum, subtract, exp, sum, divide
     "_softmax": {"compare": 1, "add": 2, "exp": 1, "div": 1},
     "_safe_softmax": {"compare": 1, "add": 2, "exp": 1, "div": 1},
@@ -98,128 +104,46 @@ PER_INPUT: dict[str, dict[str, int]] = {
     **{name: {"add": 1} for name in ("sum", "nansum", "mean")},
     **{
         name: {"compare": 1}
-        for name in ("amax", "amin", "max", "min", "argmax", "argmin", "any", "all", "count_nonzero", "nonzero")
+        for name in (
+            "amax",
+            "amin",
+            "max",
+            "min",
+            "argmax",
+            "argmin",
+            "any",
+            "all",
+            "count_nonzero",
+            "nonzero",
+            "cummax",
+            "cummin",
+        )
     },
     "prod": {"mul": 1},
     "var": {"add": 3, "mul": 1},
     "var_mean": {"add": 3, "mul": 1},
     "std": {"add": 3, "mul": 1},
-    "norm": {"add": 1, "mul": 1},
-    "linalg_vector_norm": {"add": 1, "mul": 1},
-    "avg_pool2d": {"add": 1},
-    "_adaptive_avg_pool2d": {"add": 1},
-    "max_pool2d_with_indices": {"compare": 1},
+    "std_mean": {"add": 3, "mul": 1},
+    "aminmax": {"compare": 2},
+    # each element is compared with the smallest of those that are kept
+    "topk": {"compare": 1},
+    # the bin of each element, by its distance from the first, and one more in it
+    "histc": {"add": 2, "mul": 1},
+    # overlapping blocks are added up
+    "col2im": {"add": 1},
 }
 
 # operator -> operations per element of the smaller result: once per row of a norm, once per reduced value
 PER_ROW: dict[str, dict[str, int]] = {
-    "native_layer_norm": {"div": 2, "add": 1, "rsqrt": 1},
-    "native_group_norm": {"div": 2, "add": 1, "rsqrt": 1},
-    "_fused_rms_norm": {"div": 1, "add": 1, "rsqrt": 1},
     "_log_softmax": {"log": 1},
     "mean": {"div": 1},
     "var": {"div": 2},
     "var_mean": {"div": 2},
     "std": {"div": 2, "sqrt": 1},
-    "norm": {"sqrt": 1},
-    "linalg_vector_norm": {"sqrt": 1},
-    "avg_pool2d": {"div": 1},
-    "_adaptive_avg_pool2d": {"div": 1},
+    "std_mean": {"div": 2, "sqrt": 1},
 }
 
-NORMS = (
-    "native_layer_norm",
-    "native_group_norm",
-    "_fused_rms_norm",
-    "native_batch_norm",
-    "_native_batch_norm_legit_no_training",
-)
 SOFTMAXES = ("_softmax", "_safe_softmax", "_log_softmax")
-
-# they bring elements to another place and compute nothing
-MOVES = frozenset(
-    {
-        "cat",
-        "stack",
-        "index",
-        "index_select",
-        "gather",
-        "scatter",
-        "index_put",
-        "index_copy",
-        "repeat",
-        "roll",
-        "flip",
-        "constant_pad_nd",
-        "copy",
-        "select_scatter",
-        "slice_scatter",
-        "masked_select",
-        "take_along_dim",
-        "repeat_interleave",
-        "one_hot",
-        "upsample_nearest2d",
-    }
-)
-
-# copies of a layout or number format on this host, allocation, and looks at a value: no part of the model
-FREE = frozenset(
-    {
-        "clone",
-        "aminmax",
-        "_to_copy",
-        "lift_fresh",
-        "lift",
-        "detach",
-        "unsafe_split",
-        "unsafe_split_with_sizes",
-        "unsafe_chunk",
-        "transpose",
-        "squeeze",
-        "unsqueeze",
-        "t",
-        "_local_scalar_dense",
-        "item",
-        "_conj",
-        "resize",
-        "empty",
-        "empty_like",
-        "empty_strided",
-        "new_empty",
-        "new_empty_strided",
-        "zeros",
-        "zeros_like",
-        "new_zeros",
-        "zero",
-        "fill",
-        "full",
-        "full_like",
-        "new_full",
-        "ones",
-        "ones_like",
-        "new_ones",
-        "arange",
-        "scalar_tensor",
-        "eye",
-        "linspace",
-        "set_",
-        "_unsafe_view",
-        "_reshape_alias",
-        "record_stream",
-        "equal",
-        "_assert_async",
-    }
-)
-
-# a state begins as zeros, so zeros stay part of what is computed; other constants are prepared once
-STATE_MAKERS = frozenset(
-    ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "zeros", "zeros_like", "new_zeros")
-)
-
-# their results hold no other numbers than their operand
-COPIES = frozenset(("clone", "_to_copy", "repeat", "expand_copy"))
-
-COMPARISONS = frozenset(("ge", "gt", "le", "lt"))
 
 
 def has_rule(name: str) -> bool:
@@ -229,7 +153,7 @@ def has_rule(name: str) -> bool:
 
 def kind_of(name: str) -> str:
     """Return which of the kinds of work an operator with a rule here is."""
-    return "norm" if name in NORMS else "softmax" if name in SOFTMAXES else "elementwise"
+    return "norm" if name in structured.NORMS else "softmax" if name in SOFTMAXES else "elementwise"
 
 
 def elementwise(name: str, args: tuple, kwargs: Mapping, inputs: int, outputs: int, rows: int) -> dict[str, int]:
@@ -257,6 +181,7 @@ def _power(args: tuple) -> dict[str, int]:
     if not isinstance(exponent, int | float) or isinstance(args[0], int | float):
         return {"log": 1, "mul": 1, "exp": 1}
     known: dict[float, dict[str, int]] = {
+        0: {},
         2: {"mul": 1},
         3: {"mul": 2},
         4: {"mul": 2},
@@ -277,6 +202,8 @@ def _extra(name: str, args: tuple, kwargs: Mapping) -> dict[str, int]:
         return {"mul": 1}
     if name == "gelu" and kwargs.get("approximate") == "tanh":
         return {"mul": 3, "add": 1}
+    if name == "round" and kwargs.get("decimals"):
+        return {"mul": 1, "div": 1}
     if name == "clamp":
         bounds = [*args[1:3], *(kwargs.get(bound) for bound in ("min", "max"))]
         return {"compare": sum(bound is not None for bound in bounds) - 2}

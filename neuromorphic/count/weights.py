@@ -33,6 +33,13 @@ class WeightUse:
         self._sizes[name] = size
         self._views.setdefault(site, {})[name] = {None: torch.tensor(size)}
 
+    def update(self, other: "WeightUse") -> None:
+        """Note all that `other` has noted."""
+        self._sizes |= other._sizes
+        for site, weights in other._views.items():
+            for name, views in weights.items():
+                self._views.setdefault(site, {}).setdefault(name, {}).update(views)
+
     def needed(self, site: Site) -> int:
         """Return how many distinct weights were needed at `site`: of each weight no more than it has."""
         return sum(

@@ -62,6 +62,38 @@ def reals(*shape, density=1.0, seed=0):
     return values * kept
 
 
+def random_case(seed, levels, n=7, k=5, m=3, dtype=torch.float32):
+    """(x (n, k), weight (m, k)), both with zeros; the values of x are in `levels`, or real."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randint(-8, 9, (m, k), generator=generator) / 4 + 0.125
+    weight = weight * (torch.rand(m, k, generator=generator) < 0.7)
+    if levels is None:
+        x = torch.randint(-8, 9, (n, k), generator=generator) / 4 + 0.125
+        x = x * (torch.rand(n, k, generator=generator) < 0.6)
+        # a row of reals must not look like spikes by chance
+        x[:, 0] = 0.375
+    else:
+        x = torch.tensor(levels)[torch.randint(len(levels), (n, k), generator=generator)]
+        x[0, :2] = torch.tensor([min(levels), max(levels)])
+    return x.to(dtype), weight.to(dtype)
+
+
+LEVELS = {"real": None, "binary": [0.0, 1.0], "ternary": [-1.0, 0.0, 1.0], "integer": [-3.0, 0.0, 1.0, 4.0]}
+
+
+class Computes(nn.Module):
+    """function(*inputs, *parameters, *buffers)."""
+
+    def __init__(self, function, *parameters, buffers=()):
+        super().__init__()
+        self.function, self.weights = function, nn.ParameterList(parameters)
+        for number, buffer in enumerate(buffers):
+            self.register_buffer(f"buffer_{number}", buffer)
+
+    def forward(self, *inputs):
+        return self.function(*inputs, *self.weights, *self.buffers())
+
+
 class SnnTorchStack(nn.Module):
     """Two layers of snnTorch neurons over (T, B, C); keeps how many spikes they emitted."""
 
