@@ -96,7 +96,8 @@ def _one_line(text: str) -> str:
     """What tyro's box of an error says before its first rule, and the flag that may have been meant."""
     body = [line.strip("│ ") for line in text.splitlines() if line.startswith("│")]
     end = next((place for place, line in enumerate(body) if line.startswith("──")), len(body))
-    said = " ".join(" ".join(body[:end]).split())
+    # a long number may be broken at its commas
+    said = re.sub(r"(?<=\d,) (?=\d{3}\b)", "", " ".join(" ".join(body[:end]).split()))
     said = re.sub(r"^Error parsing (?:(?!-)[\w-]+: )?", "", said)
     said = re.sub(r"^Missing from [\w -]+: (\S+) (.*) \(required\)$", r"\1 is missing: \2", said)
     said = re.sub(r"Missing value for argument '(\S+)'.*", r"\1 wants a value", said)

@@ -13,12 +13,15 @@ from .reading import PACKED_SUFFIXES
 SPLITS = ("train", "valid", "test")
 # "eval" is whichever of valid and test is missing beside it
 SPLIT_OF_WORD = {
-    **dict.fromkeys(("train", "training", "trn"), "train"),
-    **dict.fromkeys(("valid", "validation", "val", "dev", "devel", "development"), "valid"),
-    **dict.fromkeys(("test", "testing", "tst"), "test"),
-    **dict.fromkeys(("eval", "evaluation", "heldout"), "eval"),
+    **dict.fromkeys(("train", "training", "trn", "trainset"), "train"),
+    **dict.fromkeys(("valid", "validation", "val", "dev", "devel", "development", "validset", "devset"), "valid"),
+    **dict.fromkeys(("test", "testing", "tst", "testset"), "test"),
+    **dict.fromkeys(("eval", "evaluation", "evalset"), "eval"),
+    **dict.fromkeys(("heldout", "held-out", "held_out", "holdout", "hold-out", "hold_out"), "eval"),
 }
 _WORD = re.compile(rf"(?<![^\W\d_])(?:{'|'.join(SPLIT_OF_WORD)})(?![^\W\d_])")
+# where a word begins in trainData
+_CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 # numbers, those of parts too (-00001-of-00004), and what separates words
 _NO_LETTERS = re.compile(r"\d+[-_.]of[-_.]\d+|[\W\d_]+")
 
@@ -59,7 +62,7 @@ def own_splits(files: list[Path]) -> dict[str, list[Path]]:
 
 def _told(path: Path) -> Iterator[tuple[str, str]]:
     """Yield (the name up to here with a star for the word of a split, that split), outermost folder first."""
-    *folders, name = map(str.lower, path.parts)
+    *folders, name = (_CAPITAL.sub("-", part).lower() for part in path.parts)
     if Path(name).suffix in PACKED_SUFFIXES:
         name = Path(name).stem
     suffix = suffix_of(path)

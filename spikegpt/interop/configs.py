@@ -18,11 +18,14 @@ PUBLISHED: dict[tuple[int, int, int], Spiking] = {(18, 768, 50277): "output"}
 PUBLISHED |= {(*size, 50277): "none" for size in RWKV4_SIZES}
 
 
-def config_beside(weights: Path) -> dict[str, Any]:
-    """Return the config.json beside a file of weights, or nothing; it is about files of the usual names only."""
+def config_beside(weights: Path, source: Path) -> dict[str, Any]:
+    """Return the config.json beside a file of weights, or nothing.
+
+    It is about the model that the folder `source` is, and about a file that was named itself if its name is usual.
+    """
     path = weights.with_name("config.json")
-    is_usual = weights.name.startswith(("model", "pytorch_model"))
-    return read_json(path) if is_usual and path.exists() else {}
+    is_of_this = source.is_dir() or weights.name.startswith(("model", "pytorch_model"))
+    return read_json(path) if is_of_this and path.exists() else {}
 
 
 def make_config(

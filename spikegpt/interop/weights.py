@@ -29,8 +29,6 @@ from .names import check_tensors, empty_model, huggingface_name, official_names,
 from .opening import find_weights, open_weights
 from .tokenizer_files import read_tokenizer, write_tokenizer
 
-# how the vocabulary of RWKV World begins, rwkv_vocab_v20230424.txt: id, token, bytes
-WORLD = rb"1 '\x00' 1"
 LAYOUTS = ("pth", "huggingface", "auto")
 
 
@@ -67,7 +65,7 @@ def import_weights(
     if tokenizer is not None and is_hub_name(tokenizer):
         tokenizer = fetch(tokenizer if tokenizer.suffix == ".json" else tokenizer / "tokenizer.json")
     file = find_weights(source)
-    said = config_beside(file)
+    said = config_beside(file, source)
     weights = official_names(open_weights(file), source, has_tied_head(said))
     config = make_config(said, sizes_of(weights, source), source, file, spiking, ctx_len)
     config = dataclasses.replace(
@@ -184,11 +182,6 @@ def _writing(target: Path) -> Iterator[None]:
 def _find_tokenizer(weights: Path, given: Path | None, vocab_size: int) -> Tokenizer:
     folder = weights.parent
     beside = [path for path in (folder / "tokenizer.json", folder / "20B_tokenizer.json") if path.exists()]
-    if given is not None and given.is_file() and given.read_bytes().startswith(WORLD):
-        raise SpikegptError(
-            f"{given} is RWKV World's vocabulary, which is not read here; "
-            "give a tokenizer.json of the tokenizers library"
-        )
     if given is not None or beside:
         tokenizer = read_tokenizer(given or beside[0])
         # released models have a few rows more than tokens

@@ -209,9 +209,11 @@ def test_valid_and_test_come_after_train(tmp_path):
 def test_a_long_document_is_written_whole(processes, tmp_path, monkeypatch):
     monkeypatch.setattr("spikegpt.data.tokenizers.encoding.BYTES_PER_PROCESS", 1000)
     text = b"the spiking neuron fires, and rests. " * 9000
-    (tmp_path / "long.txt").write_bytes(text)
+    files = [tmp_path / "long.txt", tmp_path / "too.txt"]
+    for file in files:
+        file.write_bytes(text)
     tokenizer = BPETokenizer.train(text[:1000], 300)
-    found = export_binidx([tmp_path / "long.txt"] * 2, tokenizer, tmp_path / "out", processes=processes)
+    found = export_binidx(files, tokenizer, tmp_path / "out", processes=processes)
     once = tokenizer.encode(text)
     assert found.starts.tolist() == [0, len(once)]
     assert np.array_equal(found.tokens, np.tile(once, 2))

@@ -77,6 +77,20 @@ def test_a_part_that_cannot_be_read_is_told(tmp_path):
         read_corpus(tmp_path)
 
 
+@pytest.mark.parametrize("names", [["a.txt", "a.txt"], [".", "a.txt"], ["a.txt", "./a.txt"]], ids=str)
+def test_a_text_that_is_named_twice_is_read_once(names, tmp_path, capsys):
+    place(tmp_path, "a.txt")
+    assert read_corpus([tmp_path / name for name in names]).metadata["files"] == ["a.txt"]
+    assert "1 file(s) named twice are read once" in capsys.readouterr().err
+
+
+def test_what_is_hidden_is_left_out_and_said(tmp_path, capsys):
+    place(tmp_path, "a.txt", ".git/b.txt", ".c.txt", "__MACOSX/d.txt", "e/.f/g.txt")
+    (tmp_path / "._a.txt").write_bytes(b"\0\5\x16\7\0")
+    assert read_corpus(tmp_path).metadata["files"] == ["a.txt"]
+    assert "left out hidden (5)" in capsys.readouterr().err
+
+
 # --- splits
 
 
@@ -93,6 +107,9 @@ def test_a_part_that_cannot_be_read_is_told(tmp_path):
         ("train-00000-of-00002.txt", "validation-00000-of-00001.txt", "test-00000-of-00001.txt"),
         ("train/neg/1.txt", "dev/neg/2.txt", "test/neg/3.txt"),
         ("train/a.txt", "valid.txt", "test.txt"),
+        ("TrainData.txt", "ValidData.txt", "TestData.txt"),
+        ("trainset.txt", "validset.txt", "testset.txt"),
+        ("train.txt", "dev.txt", "held-out.txt"),
         ("texts/training/test1.txt", "texts/dev/a.txt", "texts/test/b.txt"),
     ],
 )

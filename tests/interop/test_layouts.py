@@ -233,11 +233,13 @@ def test_rescaling_and_what_changes_no_number_is_taken(tmp_path):
         ("model_type", "llama"),
     ],
 )
-@pytest.mark.parametrize("is_folder", [True, False])
-def test_what_the_configuration_says_otherwise_is_refused(field, value, is_folder, tmp_path):
-    source = folder(tmp_path, {"model.safetensors": THEIRS}, {**THEIR_CONFIG, field: value})
+@pytest.mark.parametrize(
+    "name, is_folder", [("model.safetensors", True), ("model.safetensors", False), ("rwkv.pth", True), ("x.bin", True)]
+)
+def test_what_the_configuration_says_otherwise_is_refused(field, value, name, is_folder, tmp_path):
+    source = folder(tmp_path, {name: THEIRS}, {**THEIR_CONFIG, field: value})
     with pytest.raises(SpikegptError, match=f"config.json .*{field}"):
-        imported(source if is_folder else source / "model.safetensors")
+        imported(source if is_folder else source / name)
 
 
 @pytest.mark.parametrize(
