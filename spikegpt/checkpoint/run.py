@@ -74,11 +74,15 @@ def save_model(folder: Path, model: SpikeGPT, tokenizer: Tokenizer) -> None:
     tokenizer.save(folder / "tokenizer.json")
 
 
-def prune_checkpoints(run: Path, keep: int, best_step: int | None) -> None:
-    """Remove all but the newest `keep` checkpoints and the best, and what crashes left unfinished."""
+def prune_checkpoints(run: Path, keep: int, best_step: int | None, step: int) -> None:
+    """Remove all but the best checkpoint and the newest `keep` of those up to `step`, and what crashes left unfinished.
+
+    What lies beyond `step`, where the run is now, was damaged and passed over; it is replaced when its step comes.
+    """
     for path in (run / "checkpoints").glob(f"{_TEMPORARY}*"):
         shutil.rmtree(path, ignore_errors=True)
-    for path in _checkpoints(run)[keep:]:
+    reached = [path for path in _checkpoints(run) if step_of(path) <= step]
+    for path in reached[keep:]:
         if step_of(path) != best_step:
             shutil.rmtree(path, ignore_errors=True)
 
@@ -227,8 +231,9 @@ def _first_difference(found: Any, wanted: Any, name: str = "") -> str | None:
         parts = ((key, f"{name}.{key}".lstrip(".")) for key in dict.fromkeys([*wanted, *found]))
         differences = (_first_difference(found.get(key), wanted.get(key), part) for key, part in parts)
         return next((difference for difference in differences if difference is not None), None)
+    is_elsewhere = name in _PLACES and None not in (found, wanted)
     # as JSON: 1, 1.0 and true are equal in Python
-    same = name in _PLACES or json.dumps(found) == json.dumps(wanted)
+    same = is_elsewhere or json.dumps(found) == json.dumps(wanted)
     return None if same else f"{name} is {json.dumps(found)}, but {json.dumps(wanted)}"
 
 

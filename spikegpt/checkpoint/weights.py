@@ -126,12 +126,16 @@ def check_header(config: ModelConfig, weights: TensorFile, folder: Path) -> None
             )
 
 
+# what weights may be kept as; int8 and float8 mean nothing without their scales
+_REAL = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
 @torch.no_grad()
 def load_weights(model: SpikeGPT, weights: Mapping[str, Tensor], source: Path) -> None:
     """Copy `weights` into `model`, one after the other.
 
     Raises:
-        SpikegptError: a tensor is missing, too many, of another shape or not finite; the first one is named.
+        SpikegptError: a tensor is missing, too many, of another shape or kind, or not finite; the first one is named.
     """
     wanted = model.state_dict()
     advice = "the checkpoint is of another configuration"
@@ -145,6 +149,9 @@ def load_weights(model: SpikeGPT, weights: Mapping[str, Tensor], source: Path) -
             raise SpikegptError(
                 f"{source}: {name!r} has shape {tuple(found.shape)}, the model wants {tuple(tensor.shape)}; {advice}"
             )
+        if found.dtype not in _REAL:
+            raise SpikegptError(f"{source}: {name!r} holds {found.dtype} numbers, want float32; {advice}")
+        found = found.to(tensor.dtype)
         check_finite(name, found, source)
         tensor.copy_(found)
 

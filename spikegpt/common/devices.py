@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 def find_device(name: "str | torch.device" = "auto") -> "torch.device":
     """Return the device `name`: auto (the GPU where there is one, else the CPU), cpu, cuda, or cuda:N.
 
-    A torch.device is returned as it is: whoever made one knows of it.
+    A torch.device of another kind is returned as it is: whoever made one knows of it.
 
     Raises:
         SpikegptError: no device has this name, or it is not here; what is here is named.
@@ -19,7 +19,9 @@ def find_device(name: "str | torch.device" = "auto") -> "torch.device":
     import torch
 
     if isinstance(name, torch.device):
-        return name
+        if name.type != "cuda":
+            return name
+        name = str(name)
     here = available_devices()
     if name == "auto":
         return torch.device("cuda" if len(here) > 1 else "cpu")

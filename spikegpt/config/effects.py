@@ -10,7 +10,7 @@ from .train import TrainConfig
 
 def doubts(train: TrainConfig) -> list[str]:
     """Return what is allowed in `train`, but hardly meant."""
-    if train.warmup_steps >= train.steps > 1:
+    if train.warmup_steps > train.steps > 1:
         rate = f"{train.lr * train.steps / train.warmup_steps:.3g} instead of {train.lr:g}"
         return [
             f"warmup_steps {train.warmup_steps} are not over within the {train.steps} steps: "

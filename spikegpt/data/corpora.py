@@ -18,7 +18,7 @@ from ..common.progress import Progress
 from .folders import NOTES
 from .hub_rows import own_splits, split_names, texts
 from .reading import BLOCK_BYTES
-from .sources import Corpus, default_cache_dir
+from .sources import Corpus, cache_folder
 from .splits import SPLITS
 from .text import Text
 
@@ -131,7 +131,7 @@ def named_corpus(
     Raises:
         SpikegptError: it cannot be fetched, or the folder cannot be written or holds something else.
     """
-    corpus, cache_dir = CORPORA[name], cache_dir or default_cache_dir()
+    corpus, cache_dir = CORPORA[name], cache_folder(cache_dir)
     folder = out or cache_dir / "corpora" / name
     request = {"corpus": name, "sha256": corpus.sha256}
     if _is_there(folder, request):
@@ -202,7 +202,7 @@ def hub_corpus(
         "_",
         "-".join(str(value) for value in (name, config, split, column, limit_bytes) if value is not None),
     )
-    folder = out or (cache_dir or default_cache_dir()) / "corpora" / slug.strip("_")
+    folder = out or cache_folder(cache_dir) / "corpora" / slug.strip("_")
     if _is_there(folder, request):
         return folder
     names = split_names(name, config)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import SpikegptError, Warn, warn_on_stderr
-from .sources import PYTHON_DOCS, Corpus, default_cache_dir, read_corpus, source_paths
+from .sources import PYTHON_DOCS, Corpus, cache_folder, read_corpus, source_paths
 from .splits import SPLITS
 from .text import Text
 from .tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
@@ -47,7 +47,7 @@ def prepare(
     paths = source_paths(source)
     if paths is not None and any(map(is_binidx, paths)):
         return prepare_binidx(paths, tokenizer)
-    cache_dir = cache_dir or default_cache_dir()
+    cache_dir = cache_folder(cache_dir)
     corpus = read_corpus(PYTHON_DOCS if paths is None else paths, text_column, cache_dir, warn)
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)

@@ -19,8 +19,9 @@ from .text import Text
 PYTHON_DOCS = "python-docs"
 
 
-def default_cache_dir() -> Path:
-    return Path.home() / ".cache" / "spikegpt"
+def cache_folder(given: str | Path | None) -> Path:
+    """Return the folder of downloads, corpora and tokens: the one that is given, or ~/.cache/spikegpt."""
+    return Path.home() / ".cache" / "spikegpt" if given is None else Path(given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,7 @@ def read_corpus(
     paths = source_paths(source)
     if paths is None:
         return _python_docs()
-    files, folder = files_of(paths, warn), (cache_dir or default_cache_dir()) / "texts"
+    files, folder = files_of(paths, warn), cache_folder(cache_dir) / "texts"
 
     def joined(some: list[Path]) -> Text:
         return Text.joined((text_of(file, text_column, folder) for file in some), b"\n")

@@ -14,7 +14,7 @@ from ..common.printing import one_line
 from ..common.tables import columns
 from ..data.documents import text_of
 from ..data.prepare import prepare
-from ..data.sources import default_cache_dir
+from ..data.sources import cache_folder
 from ..data.tokenizers import Tokenizer
 from ..data.tokenizers.encoding import encode_first
 from .perplexity import check_length, evaluate_stream, evaluate_windows, named_if_not_finite
@@ -40,7 +40,7 @@ def read_text(
     if limit is not None and limit < 1:
         raise SpikegptError(f"limit must be at least 1 token, or None, got {limit}")
     if file is not None:
-        text = text_of(Path(file), "text", (cache or default_cache_dir()) / "texts")
+        text = text_of(Path(file), "text", cache_folder(cache) / "texts")
         tokens, source = encode_first(tokenizer, text, limit), str(file)
     else:
         folder = run_of(run)

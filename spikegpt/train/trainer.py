@@ -22,6 +22,7 @@ from ..common.printing import command
 from ..common.threads import Pace, fastest_threads, use_threads
 from ..config import ModelConfig, SamplingConfig, TrainConfig
 from ..config.effects import doubts
+from ..data.tokenizers.stored import load_tokenizer
 from ..data.tokens.token_file import TokenData
 from ..evaluate.perplexity import Evaluation, mean_firing_rate
 from ..generate.stream import generate
@@ -80,6 +81,8 @@ def train(
         SpikegptError: the folder holds a run already, is in use or cannot be written, the text is too short, the
             weights in `start` do not fit, the device is not there, the loss is not finite.
     """
+    if str(run) in ("", "."):
+        raise SpikegptError(f"run is {str(run)!r}, the current folder; give a folder of its own")
     for doubt in doubts(train_config):
         warn_on_stderr(doubt)
     train_config, start = with_absolute_paths(train_config), start and Path(start).absolute()
@@ -185,6 +188,11 @@ class _Trainer(Loop):
             self.step = kept["step"]
             if self.is_main and "run" not in kept:
                 warn_on_stderr(f"{self.run} is of an older spikegpt; its configuration and log are taken as they are")
+        elif ckpt.has_checkpoints(self.run):
+            raise SpikegptError(
+                f"none of the checkpoints of {self.run} is whole, so nothing is left to go on from; put one back, or "
+                "begin anew with another --out"
+            )
         elif not is_new and self.is_main and not quiet:
             print(f"{self.run} has no whole checkpoint yet: starting from step 0")
         # whether a signal came when an evaluation or a sample was due
@@ -192,7 +200,7 @@ class _Trainer(Loop):
         if self.is_main:
             marks = kept.get("marks", {})
             self.log = RunLog(self.run, self.step, self.config.steps, marks, self.config.tensorboard, quiet)
-            ckpt.prune_checkpoints(self.run, self.config.keep, self.objective.best.get("step"))
+            ckpt.prune_checkpoints(self.run, self.config.keep, self.objective.best.get("step"), self.step)
 
     @property
     def is_main(self) -> bool:
@@ -305,7 +313,7 @@ class _Trainer(Loop):
             more = {"run": self.run_config, "marks": self.log.marks, "put_off": put_off}
         save_training(self.run, self.step, self.objective, self.optimizer, self.accelerator, more)
         if self.is_main:
-            ckpt.prune_checkpoints(self.run, self.config.keep, self.objective.best.get("step"))
+            ckpt.prune_checkpoints(self.run, self.config.keep, self.objective.best.get("step"), self.step)
         self.accelerator.wait_for_everyone()
 
     def _sample(self) -> None:
@@ -363,6 +371,11 @@ def _vocab_size(data: TokenData, start: Path | None) -> int:
     tokens = data.tokenizer.vocab_size
     if start is None:
         return tokens
+    own = ckpt.find_model(start) / "tokenizer.json"
+    if own.is_file() and load_tokenizer(own).fingerprint != data.tokenizer.fingerprint:
+        raise SpikegptError(
+            f"the tokenizer is not that of {start}, whose rows stand for other tokens; leave out --tokenizer"
+        )
     # released models have a few rows more than tokens
     rows = read_model_config(start).vocab_size
     if tokens > rows:

@@ -40,7 +40,7 @@ def test_run_can_be_moved(run, tmp_path):
 def test_newest_k_and_the_best_are_kept(make_run):
     run = make_run(steps=12, save_every=2, keep=2, eval_every=0)
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-00000010", "step-00000012"]
-    ckpt.prune_checkpoints(run, 1, best_step=10)
+    ckpt.prune_checkpoints(run, 1, best_step=10, step=12)
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-00000010", "step-00000012"]
 
 

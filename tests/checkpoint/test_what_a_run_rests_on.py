@@ -1,9 +1,11 @@
 """What a run rests on is checked: text, configuration, teacher, log; its numbers are finite, its writer is one."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from spikegpt.measure.runs import report_folder
 from spikegpt.measure.twins import find_twin
 from spikegpt.train import resume, train
 from spikegpt.train.journal import read_metrics
+from spikegpt.train.loop import Loop
 
 
 @pytest.fixture
@@ -178,6 +181,73 @@ def test_an_imported_model_that_was_damaged_is_refused(make_run, tmp_path, capsy
     path.write_bytes(content)
     with pytest.raises(SpikegptError, match=r"model\.safetensors has changed since it was written"):
         load_model(tmp_path / "model")
+
+
+def test_damaged_checkpoints_ahead_do_not_push_out_those_that_are_written(broken, cache, monkeypatch):
+    """A run whose newest checkpoints are damaged goes on from the one before, and is never left without one."""
+    for ahead in ("step-00000010", "step-00000011"):
+        shutil.copytree(newest(broken), broken / "checkpoints" / ahead)
+        (broken / "checkpoints" / ahead / "training.json").write_text("{")
+    step = Loop.train_step
+
+    def stopping(self):
+        self.signals.number = signal.SIGTERM if self.step == 8 else None
+        return step(self)
+
+    monkeypatch.setattr(Loop, "train_step", stopping)
+    assert resume(broken, cache=cache, quiet=True).step == 9
+    assert newest(broken).name == "step-00000009"
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(broken, cache):
+    for checkpoint in (broken / "checkpoints").iterdir():
+        (checkpoint / "manifest.json").write_text("{")
+    with pytest.raises(SpikegptError, match=r"none of the checkpoints of .* is whole"):
+        resume(broken, cache=cache, quiet=True)
+
+
+def test_a_teacher_that_comes_or_goes_is_a_difference(broken, copy, cache):
+    change(broken / "config.json", "train", "teacher", to=str(copy))
+    with pytest.raises(SpikegptError, match=r"train\.teacher is .*, but null"):
+        resume(broken, cache=cache, quiet=True)
+
+
+def test_weights_of_another_model_do_not_take_another_tokenizer(trained, tmp_path, cache):
+    changed = dataclasses.replace(TRAIN, tokenizer="char")
+    with pytest.raises(SpikegptError, match=r"the tokenizer is not that of .*; leave out --tokenizer"):
+        train(MODEL, changed, tmp_path / "run", start=trained, cache=cache, quiet=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64, torch.float8_e4m3fn], ids=str)
+def test_weights_that_are_no_real_numbers_are_refused(copy, dtype):
+    replace_head(copy, lambda head: torch.ones(head.shape).to(dtype))
+    with pytest.raises(SpikegptError, match=r"'head.weight' holds torch\.\w+ numbers, want float32"):
+        load_model(copy)
+
+
+def test_weights_beyond_float32_are_not_finite(copy):
+    replace_head(copy, lambda head: head.double() + 1e300)
+    with pytest.raises(SpikegptError, match=r"'head.weight' holds NaN or infinity"):
+        load_model(copy)
+
+
+def replace_head(run: Path, change) -> None:
+    for checkpoint in (run / "checkpoints").iterdir():
+        weights = load_file(checkpoint / "model.safetensors")
+        weights["head.weight"] = change(weights["head.weight"])
+        save_file(weights, checkpoint / "model.safetensors")
+        write_manifest(checkpoint)
+
+
+@pytest.mark.parametrize("run", ["", "."])
+def test_the_current_folder_is_no_run_by_accident(run, cache):
+    with pytest.raises(SpikegptError, match="the current folder"):
+        train(MODEL, TRAIN, run, cache=cache, quiet=True)
+
+
+def test_a_cache_may_be_named_by_a_string(tmp_path):
+    train(MODEL, dataclasses.replace(TRAIN, steps=1), tmp_path / "run", cache=str(tmp_path / "cache"), quiet=True)
+    assert any((tmp_path / "cache").iterdir())
 
 
 def test_a_tokenizer_of_another_model_is_refused(copy):
