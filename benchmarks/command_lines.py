@@ -12,13 +12,11 @@ terminal, more than a minute. Last line: JSON with the counts.
 import argparse
 import contextlib
 import io
-import json
 import os
 import random
 import re
 import shlex
 import signal
-import sys
 import tempfile
 import traceback
 from collections import Counter
@@ -193,14 +191,9 @@ def main() -> None:
     assert set(BASES) | {"lm-eval"} == set(VERBS)
     with tempfile.TemporaryDirectory() as folder:
         verdicts, faults = try_all(Path(folder), count, options.seed, LIMIT_S)
-    print("\n\n".join(faults).encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
-    summary = {"lines": count, "seed": options.seed, "faults": len(faults), "verdicts": verdicts}
-    if not options.quick:
-        from measure import write_result
+    from measure import end_search
 
-        write_result("command_lines", summary)
-    print(json.dumps(summary))
-    sys.exit(bool(faults))
+    end_search("command_lines", {"lines": count, "seed": options.seed, "verdicts": verdicts}, faults, options.quick)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,11 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -62,3 +64,13 @@ def write_result(name: str, payload: dict) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({**payload, "machine": machine(), "commit": commit, "date": date}, indent=2) + "\n")
     return path
+
+
+def end_search(name: str, summary: dict, faults: list[str], quick: bool) -> NoReturn:
+    """Print the faults that a search found and its summary, keep that unless `quick`; exit with 1 if there are any."""
+    summary |= {"faults": len(faults)}
+    print("\n\n".join(faults).encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
+    if not quick:
+        write_result(name, summary)
+    print(json.dumps(summary))
+    sys.exit(bool(faults))

@@ -15,7 +15,6 @@ import io
 import json
 import random
 import shutil
-import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
@@ -199,14 +198,9 @@ def main() -> None:
     count = 20 if options.quick else options.mutations
     with tempfile.TemporaryDirectory() as folder:
         counts, faults = try_all(Path(folder), count, options.seed, options.verbs)
-    print("\n\n".join(faults), file=sys.stderr)
-    summary = {"mutations": count, "seed": options.seed, "faults": len(faults), "verdicts": counts}
-    if not options.quick:
-        from measure import write_result
+    from measure import end_search
 
-        write_result("mutated_runs", summary)
-    print(json.dumps(summary))
-    sys.exit(bool(faults))
+    end_search("mutated_runs", {"mutations": count, "seed": options.seed, "verdicts": counts}, faults, options.quick)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -86,7 +86,7 @@ def train(
     for doubt in doubts(train_config):
         warn_on_stderr(doubt)
     train_config, start = with_absolute_paths(train_config), start and Path(start).absolute()
-    return _train_alone(model_config, train_config, Path(run), start, neuron, cache, quiet, device, None)
+    return _train_alone(_Order(model_config, train_config, Path(run), start, neuron, cache, quiet), device, None)
 
 
 def resume(
@@ -106,22 +106,25 @@ def resume(
     values = ckpt.read_run_config(run)
     model_config, train_config = ckpt.configs_of(run, values)
     start = Path(values["started_from"]) if values.get("started_from") else None
-    return _train_alone(model_config, train_config, run, start, neuron, cache, quiet, device, values)
+    return _train_alone(_Order(model_config, train_config, run, start, neuron, cache, quiet), device, values)
 
 
-def _train_alone(
-    model_config: ModelConfig,
-    config: TrainConfig,
-    run: Path,
-    start: Path | None,
-    neuron: NeuronFactory | None,
-    cache: Path | None,
-    quiet: bool,
-    device: str,
-    begun: dict[str, Any] | None,
-) -> TrainResult:
-    """Train while no other process writes into `run`; `begun` is its configuration if it goes on, None if it is new."""
-    accelerator = _make_accelerator(config, device)
+class _Order(NamedTuple):
+    """What is to be trained, and where to: the arguments of `train`."""
+
+    model_config: ModelConfig
+    config: TrainConfig
+    run: Path
+    start: Path | None
+    neuron: NeuronFactory | None
+    cache: Path | None
+    quiet: bool
+
+
+def _train_alone(order: _Order, device: str, begun: dict[str, Any] | None) -> TrainResult:
+    """Train while no other process writes into the run; `begun` is its configuration if it goes on, None if new."""
+    run = order.run
+    accelerator = _make_accelerator(order.config, device)
     with locked(run) if accelerator.is_main_process else nullcontext():
         if begun is None and (run / "config.json").exists():
             raise SpikegptError(
@@ -133,7 +136,7 @@ def _train_alone(
                 f"{run} holds the checkpoints of a run, but no config.json; put that back (its newest training.json "
                 "has a copy as 'run'), or give another --out"
             )
-        return _Trainer(model_config, config, run, start, neuron, cache, quiet, accelerator, begun).train()
+        return _Trainer(order, accelerator, begun).train()
 
 
 class _Trainer(Loop):
@@ -141,18 +144,8 @@ class _Trainer(Loop):
 
     objective: LanguageModelling
 
-    def __init__(
-        self,
-        model_config: ModelConfig,
-        config: TrainConfig,
-        run: Path,
-        start: Path | None,
-        neuron: NeuronFactory | None,
-        cache: Path | None,
-        quiet: bool,
-        accelerator: "Accelerator",
-        begun: dict[str, Any] | None,
-    ):
+    def __init__(self, order: _Order, accelerator: "Accelerator", begun: dict[str, Any] | None):
+        model_config, config, run, start, neuron, cache, quiet = order
         use_threads(config.threads)
         newest = None if begun is None else ckpt.latest_checkpoint(run)
         # one process prepares the token file, the others find it done

@@ -56,15 +56,15 @@ def _take_address(typ, held, c):
 
 @intrinsic
 def _write(typing_context, room, value):
-    """Write `value` as it is in compiled code into the bytes of `room`."""
+    """Write `value` as it is in compiled code into the bytes of `room`; return how many these are."""
 
     def generate(context, builder, signature, arguments):
         place = context.make_array(signature.args[0])(context, builder, arguments[0]).data
         kind = context.get_value_type(signature.args[1])
         builder.store(arguments[1], builder.bitcast(place, kind.as_pointer()), align=1)
-        return context.get_dummy_value()
+        return context.get_constant(types.intp, context.get_abi_sizeof(kind))
 
-    return types.void(room, value), generate
+    return types.intp(room, value), generate
 
 
 @intrinsic
@@ -83,4 +83,4 @@ write: Any = _write
 
 @fused
 def _unpack(room, value):
-    write(room, value)
+    return write(room, value)
