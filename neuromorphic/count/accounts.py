@@ -1,6 +1,6 @@
 """Where counts are added up: at once, or for the time until it is known whether they are work or a preparation."""
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 
 from .counts import MAXIMA, Counts, Site
@@ -16,12 +16,16 @@ class Account:
 
     def add(self, site: Site, counts: Counts) -> None:
         """Add `counts`, which nobody else changes."""
-        known = self.sites.setdefault(site, counts)
-        if known is counts:
-            return
-        # in place, for it is done for every operator
+        if self.sites.setdefault(site, counts) is not counts:
+            self.add_some(site, vars(counts))
+
+    def add_some(self, site: Site, quantities: Mapping[str, int]) -> None:
+        """Add some of the quantities of Counts; in place, for it is done for every operator."""
+        known = self.sites.get(site)
+        if known is None:
+            known = self.sites[site] = Counts()
         values = vars(known)
-        for name, value in vars(counts).items():
+        for name, value in quantities.items():
             if value:
                 values[name] = max(values[name], value) if name in MAXIMA else values[name] + value
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import moves
 from .counts import Counts
-from .storages import Member, StorageSet, plain_tensors, storage_key
+from .storages import Member, StorageSet, has_storage, plain_tensors, storage_key
 
 
 class CarriedState:
@@ -39,6 +39,36 @@ class CarriedState:
         self._read[module], self._of_one_text[module] = {}, 0
         for part in () if given is None else plain_tensors(given):
             self._read[module][storage_key(part)] = part.numel()
+
+    @property
+    def members(self) -> dict[int, Member]:
+        """What operators have made, by memory."""
+        return self._made.members
+
+    def reads(self, module: str, tensor: Tensor, memory: int) -> bool:
+        """True if an operator of `module` that reads `tensor`, which lies in `memory`, reads a state."""
+        member = self._made.members.get(memory)
+        return (
+            member is not None
+            and memory != self._text
+            and (tensor.is_floating_point() or tensor.is_complex())
+            and self._is_earlier(module, member)
+        )
+
+    def note(self, module: str, result: Tensor, new: int) -> None:
+        """An operator of `module` that had nothing to do with states has made `result`, of so many new numbers."""
+        known = self._made.members.get(storage_key(result))
+        self._made.add(result, self._made_when(module, known), new)
+
+    def new_numbers(self, tensor: Tensor) -> int | None:
+        """Return how many numbers of a memory are new; None if nobody follows it."""
+        return self._made.member(tensor).size if tensor in self._made else None
+
+    def _made_when(self, module: str, known: Member | None) -> tuple[str, int, int]:
+        """Return who made a memory, and when; one that is written anew stays as old as its first numbers."""
+        if known is not None and (known.name[0] == module or known.name[2] < self._texts):
+            return known.name
+        return module, self._calls[module], self._texts
 
     def follow(
         self, module: str, name: str, inputs: list[Tensor], written: list[Tensor], results: list[Tensor]
@@ -79,12 +109,10 @@ class CarriedState:
 
     def _carried(self, module: str, tensor: Tensor) -> Member | None:
         """Return what is known of a tensor that was computed for an earlier text, or in an earlier call of `module`."""
-        if tensor not in self._made or not (tensor.is_floating_point() or tensor.is_complex()):
+        if not has_storage(tensor):
             return None
-        if self._text == storage_key(tensor):
-            return None
-        member = self._made.member(tensor)
-        return member if self._is_earlier(module, member) else None
+        memory = storage_key(tensor)
+        return self._made.members[memory] if self.reads(module, tensor, memory) else None
 
     def _is_earlier(self, module: str, member: Member) -> bool:
         maker, call, text = member.name
@@ -106,8 +134,4 @@ class CarriedState:
             elif is_filling and known is not None:
                 # what a carried memory was given is counted already
                 fresh = known.size + (0 if self._is_earlier(module, known) else inputs[-1].numel())
-            made = (module, self._calls[module], self._texts)
-            if known is not None and (known.name[0] == module or known.name[2] < self._texts):
-                # memory that is written anew stays as old as its first numbers
-                made = known.name
-            self._made.add(result, made, fresh)
+            self._made.add(result, self._made_when(module, known), fresh)

@@ -14,7 +14,7 @@ A module may have an `op_cost` of the same form, for what cannot be seen in oper
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -30,12 +30,12 @@ from .calls import Text, Texts, read_text
 from .carried import CarriedState
 from .counts import Counts, Footprint, Tally, Uncounted
 from .dispatch import OperatorMode, is_backward, mutated, operator_name, tensors_in, unseen
+from .places import CostFunction, Place
 from .provenance import Origin
 from .recorder import CountError, Recorder
-from .recurrent import has_state_cost, state_cost
+from .recurrent import state_cost
+from .replay import Call, Replays
 from .storages import has_storage, plain_tensors, storage_key
-
-CostFunction = Callable[[tuple, Mapping[str, Any], Any], Mapping[str, Any]]
 
 PREFILL, DECODE = "prefill", "decode"
 
@@ -81,10 +81,8 @@ class OpCounter:
         self.model, self.strict = model, strict
         self.outside_operators = self.backward_operators = 0
         self._recorder = Recorder()
-        self._names: dict[int, str] = {}
         self._modules: list[nn.Module] = []
-        # modules whose state is declared, and how many of them are running
-        self._declare: set[int] = set()
+        # how many modules are running whose state is declared
         self._declaring = 0
         self._tokens: dict[str, int] = {}
         self._uncounted: dict[str, Uncounted] = {}
@@ -94,8 +92,9 @@ class OpCounter:
         self._hooks: list[Any] = []
         self._fused_attention = True
         self._unfused, self._uncompiled = ExitStack(), ExitStack()
-        self._mode, self._is_counting = OperatorMode(self._observe, self._overlook), False
         self._texts, self._carried = Texts(model), CarriedState()
+        self._replays = Replays(self._recorder, self._carried)
+        self._mode, self._is_counting = OperatorMode(self._observe, self._overlook, self._replays), False
         self.mask = mask
 
     @property
@@ -115,6 +114,7 @@ class OpCounter:
                     "so (B, T) cannot be told from (B, C); pad by one more"
                 )
         self._recorder.mask = mask
+        self._turn()
 
     @property
     def padding_included(self) -> dict[str, int]:
@@ -130,12 +130,12 @@ class OpCounter:
         self._recorder.forget_weights()
         self._modules = list(self.model.modules())
         self._recorder.provenance.look_at(self._modules)
-        self._names = {id(module): name for name, module in self.model.named_modules()}
-        self._declare = {id(module) for module in self._modules if _declares(module)}
-        for module in self._modules:
+        for name, module in self.model.named_modules():
+            place = Place.of(name, module)
+            enter, leave = partial(self._enter_module, place), partial(self._leave_module, place)
             # before all other hooks, which compute pruned weights and make lazy ones
-            self._hooks.append(module.register_forward_pre_hook(self._enter_module, with_kwargs=True, prepend=True))
-            self._hooks.append(module.register_forward_hook(self._leave_module, with_kwargs=True, always_call=True))
+            self._hooks.append(module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True))
+            self._hooks.append(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
         self._fused_attention = torch.backends.mha.get_fastpath_enabled()
         # torch's fused encoder layer shows nothing of what it does
         torch.backends.mha.set_fastpath_enabled(False)
@@ -157,15 +157,18 @@ class OpCounter:
             hook.remove()
         self._hooks.clear()
         self._stack.clear()
+        self._turn()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Within this block everything belongs to the phase `name`."""
         before, self._chosen_phase = self._chosen_phase, name
+        self._turn()
         try:
             yield
         finally:
             self._chosen_phase = before
+            self._turn()
 
     def tally(self) -> Tally:
         """Return what was counted so far. The counter may go on.
@@ -179,6 +182,7 @@ class OpCounter:
     def _tally(self) -> Tally:
         recorder = self._recorder
         self._look_at_state()
+        self._replays.settle()
         if self.outside_operators and not self._tokens:
             raise CountError(
                 f"{self.outside_operators} operators ran, but not in this {type(self.model).__name__}; "
@@ -207,47 +211,54 @@ class OpCounter:
             names=tuple(name for name, _ in self.model.named_modules()),
         )
 
-    def _enter_module(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _enter_module(self, place: Place, module: nn.Module, args: tuple, kwargs: dict) -> None:
         is_outermost = not self._stack
-        where = self._names[id(module)]
-        self._stack.append(where)
-        self._declaring += id(module) in self._declare
+        self._stack.append(place.where)
+        self._declaring += place.is_declared
         if not self._declaring:
-            self._carried.start_call(where, args[0] if args and isinstance(args[0], Tensor) else None)
-        if isinstance(module, nn.RNNBase):
+            self._carried.start_call(place.where, args[0] if args and isinstance(args[0], Tensor) else None)
+        if place.is_recurrent:
             # oneDNN's fused layers show nothing of what they do
             self._unfused.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())
             torch._C._set_mkldnn_enabled(False)
         if is_outermost and not is_backward():
             with unseen():
                 self._start_call(module, args, kwargs)
+        self._turn()
 
-    def _leave_module(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        where, phase = self._stack.pop(), self._current_phase()
-        self._declaring -= id(module) in self._declare
-        if isinstance(module, nn.RNNBase):
+    def _leave_module(self, place: Place, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        self._stack.pop()
+        phase = self._current_phase()
+        self._declaring -= place.is_declared
+        self._turn()
+        if place.is_recurrent:
             self._unfused.close()
         # a forward pass that failed has no output
-        if output is None:
-            return
-        with unseen():
-            self._finish_call(module, where, phase, args, kwargs, output)
+        if output is not None and (self._recorder.spikes or not self._stack or place.is_declared):
+            with unseen():
+                self._finish_call(place, module, phase, args, kwargs, output)
 
-    def _finish_call(self, module: nn.Module, where: str, phase: str, args: tuple, kwargs: dict, output: Any) -> None:
+    def _turn(self) -> None:
+        """Say to which module the operators to come belong."""
+        if self._stack and self.mask is None and not is_backward():
+            self._replays.turn_to(self._stack[-1], self._current_phase(), bool(self._declaring))
+        else:
+            self._replays.turn_away()
+
+    def _finish_call(self, place: Place, module: nn.Module, phase: str, args: tuple, kwargs: dict, output: Any) -> None:
         recorder, is_outermost = self._recorder, not self._stack
         if recorder.spikes or is_outermost:
             tensors = [part for tensor in tensors_in(*tree_leaves(output)) for part in plain_tensors(tensor)]
             for tensor in tensors:
-                recorder.emit(tensor, where, phase)
+                recorder.emit(tensor, place.where, phase)
             if is_outermost:
                 self._texts.finish(tensors)
-        cost: Any = None
-        if hasattr(type(module), "op_cost"):
-            cost = module.op_cost
-        elif id(module) in self._declare and not self._declaring:
+        cost = place.cost
+        if cost is None and place.is_declared and not self._declaring:
             cost = partial(state_cost, module)
         if cost is not None:
-            recorder.record_declared(type(module).__name__, where, phase, "state", cost, args, kwargs, output)
+            name = type(module).__name__
+            recorder.record_declared(name, place.where, phase, "state", cost, args, kwargs, output)
 
     def _start_call(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """Number the tokens of one call of the model, or of one of its modules from outside."""
@@ -295,7 +306,18 @@ class OpCounter:
 
     def _observe(self, func: OpOverload, args: tuple, kwargs: dict, output: Any) -> None:
         """Take note of one operator that has just run."""
+        call = self._replays.look(func, args, kwargs)
+        if call is not None and self._replays.replay(call, args, kwargs, output):
+            return
+        with unseen():
+            self._look_closely(func, args, kwargs, output, call)
+
+    def _look_closely(self, func: OpOverload, args: tuple, kwargs: dict, output: Any, call: Call | None) -> None:
+        """Find out what one operator has cost and made, and keep it for calls of the same structure."""
         recorder, provenance = self._recorder, self._recorder.provenance
+        if call is not None:
+            call = self._replays.look_at_results(call, output)
+        recorder.start_log(call is not None)
         written = [tensor for tensor in mutated(func, args, kwargs) if has_storage(tensor)]
         for tensor in written:
             recorder.forget_weight(tensor)
@@ -304,7 +326,7 @@ class OpCounter:
             return
         name, is_inside = operator_name(func), bool(self._stack)
         inputs, results = tensors_in(args, kwargs), tensors_in(output)
-        origin = provenance.of_operator(func, name, inputs, results, is_inside)
+        origin, was_counted = provenance.of_operator(func, name, inputs, results, is_inside), True
         if origin is Origin.BUFFER and is_inside:
             with recorder.accounts.deferred(provenance.roots(inputs)):
                 self._record(func, name, args, kwargs, output, inputs, results)
@@ -312,7 +334,8 @@ class OpCounter:
             if origin is Origin.DATA:
                 for tensor in written:
                     provenance.write(tensor)
-            if not self._record(func, name, args, kwargs, output, inputs, results):
+            was_counted = self._record(func, name, args, kwargs, output, inputs, results)
+            if not was_counted:
                 self._list_uncounted(func, results)
             if not self._declaring:
                 self._follow_state(name, inputs, written, results)
@@ -321,6 +344,7 @@ class OpCounter:
             self._texts.follow(inputs, results)
         if origin is not Origin.DATA:
             provenance.remember(origin, func, name, args, kwargs, inputs, results)
+        self._replays.learn(call, origin, was_counted)
 
     def _record(
         self,
@@ -362,11 +386,6 @@ class OpCounter:
         before = self._uncounted.get(str(func), Uncounted(str(func), 0, 0))
         elements = sum(result.numel() for result in results)
         self._uncounted[str(func)] = Uncounted(str(func), before.calls + 1, before.elements + elements)
-
-
-def _declares(module: nn.Module) -> bool:
-    """True for modules whose state is declared, by themselves or in `recurrent.py`."""
-    return hasattr(type(module), "op_cost") or has_state_cost(module)
 
 
 def _nonzeros(parameter: Tensor) -> int:

@@ -183,6 +183,11 @@ def total(parts: Iterable[Counts]) -> Counts:
     return Counts(**values)
 
 
+def times(counts: Counts, number: int) -> Counts:
+    """Return the counts of the same work done `number` times."""
+    return Counts(**{name: value if name in MAXIMA else value * number for name, value in vars(counts).items()})
+
+
 class Uncounted(NamedTuple):
     """An operator that has no rule: how often it ran, and how many elements it returned."""
 

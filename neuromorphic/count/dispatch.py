@@ -3,7 +3,8 @@
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from enum import Enum, auto
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,11 +15,33 @@ from torch.utils._pytree import tree_map
 from . import moves
 
 
+class Way(Enum):
+    """How an operator is seen."""
+
+    WORK = auto()
+    # what shows a memory has its provenance; but a number of the program that is lifted into a tensor gets its own
+    VIEW = auto()
+    # it is made of other operators and has no kernel
+    PARTS = auto()
+    # of higher order: it calls functions
+    BODIES = auto()
+
+
+class Wholes(Protocol):
+    """Hears of operators that are made of others; `begin` says whether one may run as a whole."""
+
+    def begin(self, func: OpOverload, args: tuple, kwargs: dict) -> bool: ...
+
+    def end(self, output: Any) -> None: ...
+
+    def fail(self) -> None: ...
+
+
 class OperatorMode(TorchDispatchMode):
     """Shows every operator that is no view to `observe(operator, args, kwargs, output)`, after it has run.
 
-    `overlook(operator, output)` hears of those that run others and do not let them be seen. The observer's own work is
-    seen by nobody: see `unseen`.
+    `overlook(operator, output)` hears of those that run others and do not let them be seen. What the observer itself
+    computes with tensors must be `unseen`.
     """
 
     supports_higher_order_operators = True
@@ -27,27 +50,54 @@ class OperatorMode(TorchDispatchMode):
         self,
         observe: Callable[[OpOverload, tuple, dict, Any], None],
         overlook: Callable[[HigherOrderOperator, Any], None],
+        wholes: Wholes,
     ):
         super().__init__()
-        self.observe, self.overlook = observe, overlook
+        self.observe, self.overlook, self.wholes = observe, overlook, wholes
+        self._ways: dict[int, tuple[OpOverload | HigherOrderOperator, Way]] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if isinstance(func, HigherOrderOperator):
+        # operators are never freed, and have a hash of their own that takes longer than this
+        known = self._ways.get(id(func))
+        if known is None:
+            known = self._ways[id(func)] = func, _way(func)
+        way = known[1]
+        if way is Way.BODIES:
             return self._run_bodies(func, args, kwargs)
-        if any(map(_is_wrapper, types)):
+        if types and any(map(_is_wrapper, types)):
             # a wrapper says itself what it is made of, and is then seen operator by operator
             return NotImplemented
-        if _is_composite(func) and not hasattr(func, "op_cost") and not _is_nested(args):
+        if way is Way.PARTS and not hasattr(func, "op_cost") and not _is_nested(args):
             # inference_mode shows operators that are made of others;
             # everywhere else torch shows the parts, which have the rules
-            with self:
-                return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
+            return self._run_parts(func, args, kwargs)
         output = func(*args, **kwargs)
-        # a view has the memory, and so the provenance, of what it shows; a number of the program gets its own
-        if not func.is_view or operator_name(func) in moves.LIFTS:
-            with unseen():
-                self.observe(func, args, kwargs, output)
+        if way is not Way.VIEW:
+            self.observe(func, args, kwargs, output)
+        return output
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Torch's wrapper that keeps its compiler out costs as much as an operator; the counter keeps it out itself."""
+        return False
+
+    def _run_parts(self, func: OpOverload, args: tuple, kwargs: dict) -> Any:
+        """Run an operator with those that it is made of in sight, or as a whole where that tells nothing new."""
+        is_whole = self.wholes.begin(func, args, kwargs)
+        try:
+            if is_whole:
+                output = func(*args, **kwargs)
+            else:
+                torch._C._push_on_torch_dispatch_stack(self)
+                try:
+                    output = func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
+                finally:
+                    torch._C._pop_torch_dispatch_stack(None)
+        except BaseException:
+            self.wholes.fail()
+            raise
+        self.wholes.end(output)
         return output
 
     def _run_bodies(self, func: HigherOrderOperator, args: tuple, kwargs: dict) -> Any:
@@ -122,13 +172,14 @@ def is_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
-@functools.cache
-def _is_composite(func: OpOverload) -> bool:
-    """True if the operator is made of others and has no kernel of its own."""
+def _way(func: OpOverload | HigherOrderOperator) -> Way:
+    if isinstance(func, HigherOrderOperator):
+        return Way.BODIES
     keys = torch._C.DispatchKey
-    return func.has_kernel_for_dispatch_key(keys.CompositeImplicitAutograd) and not any(
-        map(func.has_kernel_for_dispatch_key, (keys.CPU, keys.CUDA))
-    )
+    is_composite = func.has_kernel_for_dispatch_key(keys.CompositeImplicitAutograd)
+    if is_composite and not any(map(func.has_kernel_for_dispatch_key, (keys.CPU, keys.CUDA))):
+        return Way.PARTS
+    return Way.VIEW if func.is_view and operator_name(func) not in moves.LIFTS else Way.WORK
 
 
 def mutated(func: OpOverload, args: tuple, kwargs: dict) -> list[Tensor]:

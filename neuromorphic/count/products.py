@@ -8,12 +8,11 @@ written as real ones, so that a complex product counts as the four real products
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .counts import ALPHABETS, Counts
-from .operands import BINARY, INTEGER, REAL, TERNARY, ZERO, alphabet_of, classify_row, classify_rows, is_spikes
+from .operands import BINARY, INTEGER, REAL, TERNARY, ZERO, alphabet_of, classify_rows, is_spikes
 
 # alphabets whose products can have an effect
 EFFECTIVE = (BINARY, TERNARY, INTEGER, REAL)
@@ -59,8 +58,6 @@ def matrix_product(x: Tensor, weight: Weight, live: Tensor | None = None) -> Pro
     """Return the counts of x (G, N, K) times a weight of (G, K, M); `live` (G, N) bool leaves padding out."""
     x = real_input(x)
     G, N, K = x.shape
-    if G == N == 1 and live is None and x.device.type == "cpu":
-        return _row_product(x, weight)
     codes = classify_rows(x.reshape(G * N, K)).reshape(G, N)
     nonzero = x != 0
     if live is not None:
@@ -96,7 +93,7 @@ def matrix_product(x: Tensor, weight: Weight, live: Tensor | None = None) -> Pro
         activation_reads=sum(rows) * K,
         activation_writes=sum(rows) * weight.fan_out,
     )
-    _split(counts, effective, weight.alphabet)
+    split(counts, effective, weight.alphabet)
     if rows[INTEGER]:
         levels = x.abs().masked_fill((codes != INTEGER).unsqueeze(2), 0)
         counts.largest_level = int(levels.max())
@@ -105,35 +102,7 @@ def matrix_product(x: Tensor, weight: Weight, live: Tensor | None = None) -> Pro
     return Product(counts, columns > 0)
 
 
-def _row_product(x: Tensor, weight: Weight) -> Product:
-    """Return the counts of one row x (1, 1, K), where many small operators of torch would take most of the time."""
-    row = (x.float() if x.dtype == torch.bfloat16 else x).detach().numpy().reshape(-1)
-    K, M, alphabet = len(row), weight.fan_out, classify_row(row)
-    nonzero = row != 0
-    nonzeros = int(np.count_nonzero(nonzero))
-    met = weight.nonzeros.numpy()[0]
-    counts = Counts(
-        calls=1,
-        dense_ops=K * M,
-        nonzeros=nonzeros,
-        events_in=nonzeros if alphabet < REAL else 0,
-        fan_out=M,
-        weights_per_event=nonzeros * M,
-        weights_dense=K * M,
-        activation_reads=K,
-        activation_writes=M,
-        **{ELEMENTS[alphabet]: K},
-    )
-    _split(counts, dict.fromkeys(EFFECTIVE, 0) | {alphabet: int(met[nonzero].sum())}, weight.alphabet)
-    if alphabet == INTEGER:
-        levels = np.abs(row)
-        counts.largest_level = int(levels.max())
-        if not is_spikes(weight.alphabet):
-            counts.unit_acs = int((levels.astype(np.int64) * met).sum())
-    return Product(counts, torch.from_numpy(nonzero).unsqueeze(0))
-
-
-def _split(counts: Counts, effective: dict[int, int], weight_alphabet: int) -> None:
+def split(counts: Counts, effective: dict[int, int], weight_alphabet: int) -> None:
     """Write how the effective products divide into MACs and ACs."""
     spikes, numbers = effective[BINARY] + effective[TERNARY], effective[INTEGER] + effective[REAL]
     counts.effective_acs = spikes

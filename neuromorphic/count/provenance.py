@@ -31,7 +31,8 @@ class Provenance:
     """The origin of every tensor that is alive, by the memory it lies in."""
 
     def __init__(self) -> None:
-        self._sets = {origin: StorageSet() for origin in (Origin.WEIGHT, Origin.BUFFER, Origin.CONSTANT)}
+        # the mark of a member is its origin
+        self._known = StorageSet()
         # (module, name) of a buffer -> the memory it lay in when the model was called
         self._places: dict[tuple[int, str], int] = {}
         self.state: set[Hashable] = set()
@@ -41,24 +42,27 @@ class Provenance:
         if not has_storage(tensor):
             return Origin.DATA
         key = storage_key(tensor)
-        for origin, storages in self._sets.items():
-            if key in storages.members:
-                return origin
+        known = self.known(key)
+        if known is not None:
+            return known.mark
         if isinstance(tensor, nn.Parameter):
             # of a lazy module, or of one that was changed during its own call
             self.add(Origin.WEIGHT, tensor, key, width(tensor) * tensor.numel())
             return Origin.WEIGHT
         return Origin.DATA
 
+    @property
+    def members(self) -> dict[int, Member]:
+        """What is known, by memory."""
+        return self._known.members
+
+    def known(self, memory: int) -> Member | None:
+        """Return what is known of a memory, as `storage_key` names it; its mark is the origin. None for data."""
+        return self._known.members.get(memory)
+
     def member(self, tensor: Tensor) -> Member | None:
         """Return what is known of a tensor that is no data."""
-        if not has_storage(tensor):
-            return None
-        key = storage_key(tensor)
-        for storages in self._sets.values():
-            if key in storages.members:
-                return storages.member(tensor)
-        return None
+        return self.known(storage_key(tensor)) if has_storage(tensor) else None
 
     def add(
         self,
@@ -68,16 +72,11 @@ class Provenance:
         size: int,
         roots: frozenset[Hashable] = frozenset(),
     ) -> None:
-        self._sets[origin].add(tensor, name, size, roots)
+        self._known.add(tensor, name, size, roots, origin)
 
     def discard(self, tensor: Tensor) -> None:
         """From now on it is data."""
-        for storages in self._sets.values():
-            storages.discard(tensor)
-
-    def forget_freed(self) -> None:
-        for storages in self._sets.values():
-            storages.forget_freed()
+        self._known.discard(tensor)
 
     def look_at(self, modules: Iterable[nn.Module]) -> None:
         """Take note of the parameters and buffers that the modules have now; a buffer that moved is a state."""
@@ -90,11 +89,16 @@ class Provenance:
                     self._look_at_buffer((id(module), name), buffer)
 
     def _add_weight(self, weight: Tensor) -> None:
+        if type(weight) is nn.Parameter and has_storage(weight):
+            # nearly always it is known
+            known = self.known(storage_key(weight))
+            if known is not None and known.mark is Origin.WEIGHT:
+                return
         for part in plain_tensors(weight):
             key = storage_key(part)
             # one that a forward pass has written to is a state, see `write`
-            if not (key in self._sets[Origin.WEIGHT].members or (key, "") in self.state):
-                self.discard(part)
+            known = self.known(key)
+            if not ((known and known.mark is Origin.WEIGHT) or (key, "") in self.state):
                 self.add(Origin.WEIGHT, part, key, width(part) * part.numel())
 
     def _look_at_buffer(self, place: tuple[int, str], buffer: Tensor) -> None:
@@ -107,8 +111,8 @@ class Provenance:
             if self._places.get(place, key) != key:
                 self.state.add(place)
             self._places[place] = key
-            if key not in self._sets[Origin.BUFFER].members:
-                self.discard(part)
+            known = self.known(key)
+            if known is None or known.mark is not Origin.BUFFER:
                 self.add(Origin.BUFFER, part, key, width(part) * part.numel(), frozenset((place,)))
 
     def write(self, tensor: Tensor) -> None:
@@ -116,15 +120,16 @@ class Provenance:
 
         A parameter or buffer stays a weight where it enters a product, and the work on it counts.
         """
-        origin = self.of(tensor)
+        origin, member = self.of(tensor), self.member(tensor)
+        if member is None:
+            return
         if origin is Origin.BUFFER:
-            self.state |= self._sets[Origin.BUFFER].member(tensor).roots
-        elif origin is Origin.WEIGHT and self._sets[Origin.WEIGHT].member(tensor).name == storage_key(tensor):
-            key = storage_key(tensor)
-            self.discard(tensor)
-            self.state.add((key, ""))
-            self.add(Origin.BUFFER, tensor, key, width(tensor) * tensor.numel(), frozenset(((key, ""),)))
-        elif origin is not Origin.DATA:
+            self.state |= member.roots
+        elif origin is Origin.WEIGHT and member.name == storage_key(tensor):
+            self.state.add((member.name, ""))
+            roots = frozenset(((member.name, ""),))
+            self.add(Origin.BUFFER, tensor, member.name, width(tensor) * tensor.numel(), roots)
+        else:
             self.discard(tensor)
 
     def roots(self, tensors: Iterable[Tensor]) -> frozenset[Hashable]:

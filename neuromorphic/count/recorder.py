@@ -3,27 +3,33 @@
 It knows nothing of hooks and dispatch; `counter.py` tells it what ran, and where.
 """
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_map
 
 from . import attention, complex_rules, moves, products, rules, structured
 from .accounts import Accounts
-from .counts import KINDS, QUANTITIES, Counts, Site
+from .counts import KINDS, QUANTITIES, Counts, Site, times
+from .described import DescribedWeights
 from .dispatch import named_arguments
 from .product_operators import PRODUCTS
 from .provenance import Origin, Provenance
+from .row_products import RowProducts
 from .spikes import Spikes
 from .storages import storage_key, width
+from .weights import sweeps
 
 
 class CountError(ValueError):
     """The counter was asked for something it cannot do; the message says what to do."""
+
+
+SPIKE = "spike"
+"""the operator of sites where a tensor was seen to be spikes"""
 
 
 class Recorder:
@@ -40,8 +46,10 @@ class Recorder:
         self.peak_activations = 0
         self._module, self._phase, self._padding_noted = "", "", False
         self.accounts = Accounts()
-        # memory of a weight -> a reference that keeps its key from other memory, way to look at it -> what was seen
-        self._described: dict[int, tuple[StorageWeakRef, dict[Hashable, Any]]] = {}
+        self._weights = DescribedWeights(self.provenance, self.accounts)
+        self.log: list[tuple[Site, Counts]] | None = None
+        """what one operator has cost, while somebody wants to know"""
+        self.logged_rows: list[RowProducts] = []
 
     @property
     def sites(self) -> dict[Site, Counts]:
@@ -49,19 +57,26 @@ class Recorder:
 
     def forget_weights(self) -> None:
         """Look at every weight anew, for it may have changed."""
-        self._described.clear()
+        self._weights.forget_all()
 
     def forget_weight(self, weight: Tensor) -> None:
         """Look at this one anew: an operator has written to it."""
-        if self._described:
-            self._described.pop(storage_key(weight), None)
+        self._weights.forget(weight)
+
+    def settle_rows(self) -> None:
+        """Add up the rows that met weights one by one."""
+        self._weights.settle_rows()
+
+    def start_log(self, is_wanted: bool) -> None:
+        """Write down what the next operator costs, if somebody wants to know."""
+        self.log, self.logged_rows = [] if is_wanted else None, []
 
     def start_call(self, tokens: int) -> None:
         """The model is called on so many tokens; what the call before has left is forgotten."""
         self.call_tokens = tokens
-        self.provenance.forget_freed()
-        self.spikes.forget_freed()
-        self._described = {key: entry for key, entry in self._described.items() if not entry[0].expired()}
+        if self.spikes:
+            self.spikes.forget_freed()
+        self._weights.forget_freed()
 
     def weights_once(self, site: Site) -> int:
         """Return how many distinct weights were needed at `site`."""
@@ -160,7 +175,8 @@ class Recorder:
         if "weights_once" in declared:
             self.accounts.current.use.declare(site, declared.pop("weights_once"))
         # a product counts the call itself
-        self._add(site, Counts(**{"calls": int(product is None)} | declared))
+        self.accounts.current.add_some(site, {"calls": int(product is None)} | declared)
+        self._note_moved(declared.get("activation_reads", 0) + declared.get("activation_writes", 0))
         if product is not None:
             # `product` leaves padding out itself, so it is given the operands with their padding
             self._declared_product(site, *(product if self.mask is None else cost(args, kwargs, output)["product"]))
@@ -189,9 +205,14 @@ class Recorder:
         return Site(self._module, operator, self._phase)
 
     def _add(self, site: Site, counts: Counts) -> None:
+        if self.log is not None:
+            self.log.append((site, times(counts, 1)))
         self.accounts.current.add(site, counts)
-        moved = counts.activation_reads + counts.activation_writes
-        self.peak_activations = max(self.peak_activations, -(-moved // max(self.call_tokens, 1)))
+        self._note_moved(counts.activation_reads + counts.activation_writes)
+
+    def _note_moved(self, elements: int) -> None:
+        """One operation has read and written so many."""
+        self.peak_activations = max(self.peak_activations, -(-elements // max(self.call_tokens, 1)))
 
     def _touch(self, site: Site, weight: Tensor, touched: Tensor | int) -> None:
         """Remember which weights were needed: how many, or how many for each input element."""
@@ -210,7 +231,7 @@ class Recorder:
         for tensor in inputs:
             if self.provenance.of(tensor) is Origin.WEIGHT:
                 numbers = tensor.numel() * width(tensor)
-                counts.weights_dense += _sweeps(tensor, results[0], outputs) * numbers
+                counts.weights_dense += sweeps(tensor, results[0], outputs) * numbers
                 self._touch(site, tensor, numbers)
             else:
                 counts.activation_reads += self._live_elements(name, tensor) * width(tensor)
@@ -229,7 +250,7 @@ class Recorder:
         emitted = tensor if live is None else tensor[live]
         self._module, self._phase = module, phase
         self._add(
-            self._site("spike", "neuron"),
+            self._site(SPIKE, "neuron"),
             Counts(calls=1, neuron_updates=emitted.numel(), events_out=int(emitted.count_nonzero())),
         )
 
@@ -293,7 +314,14 @@ class Recorder:
                 live = self.mask.reshape(x.shape[:2])
             else:
                 self.note_padding(site.operator)
-        counts, touched = products.matrix_product(x, self._describe(w, products.describe_weight), live)
+        rows = self._weights.rows(site, w) if live is None and RowProducts.takes(x, w) else None
+        if rows is not None:
+            rows.add(x)
+            if self.log is not None:
+                self.logged_rows.append(rows)
+            self._note_moved(w.shape[1] + w.shape[2])
+            return
+        counts, touched = products.matrix_product(x, self._weights.describe(w, products.describe_weight), live)
         self._touch(site, w, touched * w.shape[2] * width(w))
         self._add(site, counts)
 
@@ -301,7 +329,7 @@ class Recorder:
         self, site: Site, x: Tensor, w: Tensor, bias: Tensor | None, geometry: list, result: Tensor
     ) -> None:
         self.note_padding(site.operator)
-        weight, reach = self._describe(w, products.describe_convolution, geometry, x.shape[1:])
+        weight, reach = self._weights.describe(w, products.describe_convolution, geometry, x.shape[1:])
         self._add(site, products.convolution(x, weight, reach, result.numel()))
         self._touch(site, w, w.numel())
         if bias is not None:
@@ -372,25 +400,3 @@ class Recorder:
             if factor not in (0, 1):
                 work = complex_rules.factor(factor) if result.is_complex() else {"mul": 1}
                 self._add(site, Counts(**{operation: number * elements for operation, number in work.items()}))
-
-    def _describe(self, w: Tensor, describe: Callable, *options: Any) -> Any:
-        """Return describe(w, *options), computed once while the weight stays as it is."""
-        memory = storage_key(w)
-        if memory not in self._described:
-            self._described[memory] = (StorageWeakRef(w.untyped_storage()), {})
-        views = self._described[memory][1]
-        # a tensor of inference mode has no version; what operators write to it is seen, see `forget_weight`
-        version = None if w.is_inference() else w._version
-        key = (w.storage_offset(), tuple(w.shape), w.stride(), version, describe, repr(options))
-        if key not in views:
-            views[key] = describe(w, *options)
-        return views[key]
-
-
-def _sweeps(weight: Tensor, result: Tensor, outputs: int) -> int:
-    """How often an elementwise operator reads a whole weight: once per vector of `result` that it is spread over."""
-    shape = [*weight.shape]
-    while shape and shape[0] == 1:
-        shape.pop(0)
-    vector = result.shape[result.dim() - len(shape) :].numel() if shape else result.numel()
-    return outputs // max(vector, 1)

@@ -4,14 +4,14 @@ A spike is born where a comparison of numbers becomes a number, chooses between 
 and where numbers are rounded to few whole ones. It stays one when it is moved, scaled or bounded by no data.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor
 
 from . import moves
 from .operands import LARGEST_LEVEL
-from .storages import StorageSet, storage_key
+from .storages import Member, StorageSet, has_storage, storage_key
 
 COMPARISONS = frozenset(("ge", "gt", "le", "lt"))
 LOGIC = frozenset(
@@ -33,28 +33,59 @@ CASTS = frozenset(("_to_copy", "copy"))
 KNOWN = COMPARISONS | LOGIC | ROUNDINGS | FILLS | CHOICES | SCALINGS | CASTS | moves.MOVES
 
 
+# what is known of a memory: the sum of its marks
+COMPARED, FILLED, SPIKING, SHIFTED = 1, 2, 4, 8
+
+
 class Spikes:
     """The tensors that are alive and hold comparisons, constants or spikes that nobody has counted yet."""
 
     def __init__(self, is_constant: Callable[[Tensor], bool]):
         self._is_constant = is_constant
-        self._comparisons, self._fills, self._spikes = StorageSet(), StorageSet(), StorageSet()
-        # spikes with a number added or taken away, and which: a surrogate gives it back
-        self._shifted = StorageSet()
+        # SHIFTED are spikes with a number added or taken away, and the name says which: a surrogate gives it back
+        self._marked = StorageSet()
+        self._spiking = 0
 
     def __bool__(self) -> bool:
-        return bool(self._spikes)
+        return self._spiking > 0
 
     def __contains__(self, tensor: Tensor) -> bool:
-        return tensor in self._spikes
+        return self._has(tensor, SPIKING)
 
     def discard(self, tensor: Tensor) -> None:
         """They have been counted."""
-        self._spikes.discard(tensor)
+        self.mark(tensor, 0, SPIKING)
 
     def forget_freed(self) -> None:
-        for storages in (self._comparisons, self._fills, self._spikes, self._shifted):
-            storages.forget_freed()
+        self._marked.forget_freed()
+        self._spiking = sum(member.mark & SPIKING > 0 for member in self._marked.members.values())
+
+    @property
+    def members(self) -> dict[int, Member]:
+        """What has marks, by memory."""
+        return self._marked.members
+
+    def of_memory(self, memory: int) -> int:
+        """Return the marks of a memory, as `storage_key` names it: 0 for most."""
+        member = self._marked.members.get(memory)
+        return 0 if member is None else member.mark
+
+    def mark(self, tensor: Tensor, marks: int, without: int = 0, shift: Hashable = None) -> None:
+        """Give marks to the memory of a tensor, and take away those of `without`."""
+        if not has_storage(tensor):
+            return
+        memory = storage_key(tensor)
+        known = self._marked.members.get(memory)
+        before = 0 if known is None else known.mark
+        after = (before & ~without) | marks
+        if after:
+            self._marked.add(tensor, known.name if known and shift is None else shift, mark=after)
+        elif before:
+            self._marked.discard(tensor)
+        self._spiking += (after & SPIKING > 0) - (before & SPIKING > 0)
+
+    def _has(self, tensor: Tensor, mark: int) -> bool:
+        return has_storage(tensor) and self.of_memory(storage_key(tensor)) & mark > 0
 
     def follow(self, name: str, kwargs: dict, inputs: list[Tensor], results: list[Tensor]) -> None:
         """See what an operator that has run on data makes of spikes."""
@@ -62,14 +93,13 @@ class Spikes:
             return
         result = results[0]
         if name in FILLS:
-            self._fills.add(result)
+            self.mark(result, FILLED)
         elif name not in KNOWN:
             self._forget(result)
         elif self._are_compared(name, inputs):
-            (self._spikes if result.is_floating_point() else self._comparisons).add(result)
+            self.mark(result, SPIKING if result.is_floating_point() else COMPARED)
         elif self._are_born(name, kwargs, inputs, result) or self._stay(name, inputs):
-            self._spikes.add(result)
-            self._fills.discard(result)
+            self.mark(result, SPIKING, without=FILLED)
         elif not self._is_given_back(name, inputs, result):
             self._forget(result)
 
@@ -77,51 +107,49 @@ class Spikes:
         """(spike - soft) + soft and (spike + soft) - soft are the spike, written so that it has a derivative."""
         if name not in ("add", "sub") or len(inputs) != 2:
             return False
-        spikes, soft = inputs if inputs[0] in self._spikes or inputs[0] in self._shifted else reversed(inputs)
-        if spikes in self._shifted and self._shifted.member(spikes).name == (name, storage_key(soft)):
-            self._spikes.add(result)
-        elif spikes in self._spikes and spikes is inputs[0]:
-            self._shifted.add(result, ({"add": "sub", "sub": "add"}[name], storage_key(soft)))
+        spikes, soft = inputs if self._has(inputs[0], SPIKING | SHIFTED) else reversed(inputs)
+        if self._has(spikes, SHIFTED) and self._marked.member(spikes).name == (name, storage_key(soft)):
+            self.mark(result, SPIKING)
+        elif spikes in self and spikes is inputs[0]:
+            self.mark(result, SHIFTED, shift=({"add": "sub", "sub": "add"}[name], storage_key(soft)))
         else:
             return False
         return True
 
     def _forget(self, result: Tensor) -> None:
         """Memory that is written to is no longer what it was."""
-        for storages in (self._comparisons, self._fills, self._spikes):
-            if storages:
-                storages.discard(result)
+        self.mark(result, 0, without=COMPARED | FILLED | SPIKING)
 
     def _are_compared(self, name: str, inputs: list[Tensor]) -> bool:
         if name in COMPARISONS:
             return inputs[0].is_floating_point()
-        return name in LOGIC and any(tensor in self._comparisons for tensor in inputs)
+        return name in LOGIC and any(self._has(tensor, COMPARED) for tensor in inputs)
 
     def _are_born(self, name: str, kwargs: dict, inputs: list[Tensor], result: Tensor) -> bool:
         if name in ROUNDINGS or (name == "div" and kwargs.get("rounding_mode")):
             return inputs[0].is_floating_point() and _is_few(result)
         if name in CASTS:
-            if any(tensor in self._comparisons for tensor in inputs):
+            if any(self._has(tensor, COMPARED) for tensor in inputs):
                 return True
             return inputs[-1].is_floating_point() and not result.is_floating_point() and _is_few(result)
         return (
             name in CHOICES
             and result.dtype != torch.bool
-            and any(tensor in self._comparisons for tensor in inputs)
-            and all(tensor in self._comparisons or self._is_no_data(tensor) for tensor in inputs)
+            and any(self._has(tensor, COMPARED) for tensor in inputs)
+            and all(self._has(tensor, COMPARED) or self._is_no_data(tensor) for tensor in inputs)
         )
 
     def _stay(self, name: str, inputs: list[Tensor]) -> bool:
         if name in SCALINGS or name in CASTS:
-            others = [tensor for tensor in inputs if tensor not in self._spikes]
+            others = [tensor for tensor in inputs if tensor not in self]
             # spikes are written into a memory that holds anything
             if name == "copy":
-                return inputs[-1] in self._spikes
+                return inputs[-1] in self
             return len(others) < len(inputs) and all(map(self._is_no_data, others))
-        return name in moves.MOVES and bool(inputs) and all(tensor in self._spikes for tensor in inputs)
+        return name in moves.MOVES and bool(inputs) and all(tensor in self for tensor in inputs)
 
     def _is_no_data(self, tensor: Tensor) -> bool:
-        return tensor.dim() == 0 or tensor in self._fills or self._is_constant(tensor)
+        return tensor.dim() == 0 or self._has(tensor, FILLED) or self._is_constant(tensor)
 
 
 def _is_few(result: Tensor) -> bool:

@@ -26,6 +26,10 @@ def plain_tensors(tensor: Tensor) -> Iterator[Tensor]:
     Wrappers are those of torch.func (vmap, grad, jvp) and of subclasses, such as jagged or quantised tensors. A lazy
     parameter has no memory yet, a sparse tensor none that a product could be counted by.
     """
+    if type(tensor) is Tensor and has_storage(tensor) and not torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        # nearly always
+        yield tensor
+        return
     while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
     # for type checkers no tensor is one
@@ -50,6 +54,8 @@ class Member(NamedTuple):
     """distinct numbers in it, which copies do not multiply"""
     roots: frozenset[Hashable]
     """the buffers that it was computed from"""
+    mark: Any
+    """what the owner of the set says of it"""
 
 
 class StorageSet:
@@ -61,15 +67,21 @@ class StorageSet:
         self._limit = 64
 
     def add(
-        self, tensor: Tensor, name: Hashable = None, size: int = 0, roots: frozenset[Hashable] = frozenset()
+        self,
+        tensor: Tensor,
+        name: Hashable = None,
+        size: int = 0,
+        roots: frozenset[Hashable] = frozenset(),
+        mark: Any = None,
     ) -> None:
         if not has_storage(tensor):
             return
         if len(self.members) >= self._limit:
             self.forget_freed()
             self._limit = 64 + 2 * len(self.members)
+        storage = tensor.untyped_storage()
         # a weak reference keeps the key from being given to other memory
-        self.members[storage_key(tensor)] = Member(StorageWeakRef(tensor.untyped_storage()), name, size, roots)
+        self.members[storage._cdata] = Member(StorageWeakRef(storage), name, size, roots, mark)
 
     def discard(self, tensor: Tensor) -> None:
         if has_storage(tensor):

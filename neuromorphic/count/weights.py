@@ -46,3 +46,12 @@ class WeightUse:
             min(sum(int(touched.sum()) for touched in views.values()), self._sizes[name])
             for name, views in self._views.get(site, {}).items()
         )
+
+
+def sweeps(weight: Tensor, result: Tensor, outputs: int) -> int:
+    """How often an elementwise operator reads a whole weight: once per vector of `result` that it is spread over."""
+    shape = [*weight.shape]
+    while shape and shape[0] == 1:
+        shape.pop(0)
+    vector = result.shape[result.dim() - len(shape) :].numel() if shape else result.numel()
+    return outputs // max(vector, 1)

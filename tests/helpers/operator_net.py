@@ -130,9 +130,12 @@ class Net:
                 warnings.simplefilter("ignore")
                 if not runs(op, sample):
                     continue
+                # the second call may be replayed
+                samples = [sample.transform(copied) for _ in range(2)]
                 try:
                     with OpCounter(model) as counter:
-                        model(sample, op, Watch(counter, self))
+                        for each in samples:
+                            model(each, op, Watch(counter, self))
                 except REFUSALS as error:
                     self.faults.append(f"{op.name} {dtype}: {error}")
 

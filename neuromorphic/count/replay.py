@@ -1,0 +1,365 @@
+"""Operators that do again what they did: a token is decoded by the same operators on the same shapes as the one before.
+
+What an operator costs, and what its results are, follows from its module, its options, the shapes of its operands and
+what is known of their memories; only products look at numbers. So the recorder finds it out once for each structure,
+and here it is replayed whenever this structure comes again. Whatever looks at other numbers, writes into its operands
+or reads a state is never replayed. An operator that is made of others, such as a linear layer, is replayed as a whole.
+"""
+
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+
+from . import moves
+from .carried import CarriedState
+from .counts import Counts, Site, times
+from .dispatch import operator_name, tensors_in, unseen
+from .product_operators import PRODUCTS
+from .provenance import Origin
+from .recorder import SPIKE, Recorder
+from .row_products import RowProducts
+from .spikes import ROUNDINGS, SHIFTED
+from .storages import Member, has_storage, storage_key
+
+# structures that are kept; a cache that grows with every token brings new ones with every token
+MOST = 20_000
+# what they cost depends on the numbers that they find in their operands
+BY_VALUE = ROUNDINGS | {"embedding", "index_put", "_unsafe_index_put", "masked_scatter"}
+ROWS = frozenset(("mm", "addmm", "bmm", "mv", "addmv"))
+
+
+class Call:
+    """One call of an operator: all that its effect follows from, its operands and the memory of each, its results."""
+
+    __slots__ = ("func", "lowest", "memories", "operands", "results", "signature")
+
+    def __init__(self, func: OpOverload):
+        self.func, self.lowest = func, Origin.WEIGHT
+        self.signature: list[Any] = [id(func)]
+        self.operands: list[Tensor] = []
+        self.memories: list[int] = []
+        self.results: list[Tensor] = []
+
+
+class Effect:
+    """What one structure does whenever it comes, and how often it has come since it was last added up."""
+
+    def __init__(self) -> None:
+        self.times = 0
+        self.parts: list[tuple[Site, Counts]] = []
+        # what is known of the memory of each result, and its marks; empty where nothing is
+        self.made: list[tuple[Member | None, int]] = []
+        # how many numbers of the first result are new; None where nobody follows what becomes of them
+        self.new: int | None = None
+        # an operator that declares its cost does so each time
+        self.cost: Callable | None = None
+        # the products of a row, and which operand it is
+        self.rows: RowProducts | None = None
+        self.row = 0
+        # where the row counts as spikes that a neuron has emitted, and how many these were
+        self.emitted: Site | None = None
+        self.events = 0
+        # the host may go another way, depending on the number that it is told
+        self.tells_number = False
+
+    def is_usable(self) -> bool:
+        return self.rows is None or self.rows.is_current()
+
+
+class Whole:
+    """A call of an operator that is made of others, while these run: their effects, each with the memory of its row."""
+
+    def __init__(self, call: Call | None):
+        self.call = call
+        self.effects: list[tuple[Effect | None, int]] = []
+
+
+class Replays:
+    """Knows the structures that have come, by module and phase."""
+
+    def __init__(self, recorder: Recorder, carried: CarriedState):
+        self._recorder, self._carried = recorder, carried
+        # signature -> effect, None for a structure that cannot be replayed
+        self._plans: dict[Hashable, dict[tuple, Effect | None]] = {}
+        self._plan: dict[tuple, Effect | None] | None = None
+        self._where, self._phase, self._is_declared = "", "", False
+        self._are_replayable: dict[int, tuple[OpOverload, bool]] = {}
+        self._wholes: list[Whole] = []
+        self._recalled: tuple[Call, Effect] | None = None
+        self._kept = 0
+
+    def turn_to(self, where: str, phase: str, is_declared: bool) -> None:
+        """From now on operators belong to the module `where`; `is_declared`: its state is declared by itself."""
+        self._where, self._phase, self._is_declared = where, phase, is_declared
+        place = where, phase, is_declared, self._recorder.call_tokens
+        self._plan = self._plans.get(place)
+        if self._plan is None:
+            self._plan = self._plans[place] = {}
+
+    def turn_away(self) -> None:
+        """What comes now is not replayed."""
+        self._plan = None
+
+    # the structure of a call ------------------------------------------------------------------------------------------
+
+    def look(self, func: OpOverload, args: tuple, kwargs: dict, with_strides: bool = False) -> Call | None:
+        """Return what can be told of a call without looking at numbers; None if it cannot be replayed.
+
+        `with_strides`: they matter, as for an operator that copies what it cannot view.
+        """
+        if self._plan is None:
+            return None
+        # by identity, for operators are never freed and have a slow hash
+        known = self._are_replayable.get(id(func))
+        if known is None:
+            # one that writes to its operands may change a weight, a state, a spike
+            is_fixed = torch.Tag.dynamic_output_shape not in func.tags
+            is_replayable = is_fixed and not func._schema.is_mutable and operator_name(func) not in BY_VALUE
+            known = self._are_replayable[id(func)] = func, is_replayable
+        if not known[1]:
+            return None
+        call = Call(func)
+        if not self._look_at(args, call, with_strides):
+            return None
+        for key, value in kwargs.items():
+            call.signature.append(key)
+            if not self._look_at((value,), call, with_strides):
+                return None
+        return None if call.lowest is Origin.BUFFER else call
+
+    def _look_at(self, things: Iterable, call: Call, with_strides: bool) -> bool:
+        """Write into the signature of `call` what things are; False for some that cannot be replayed."""
+        found, memories = call.signature, call.memories
+        known_of, marks_of = self._recorder.provenance.members.get, self._recorder.spikes.members.get
+        made_of = None if self._is_declared else self._carried.members.get
+        for thing in things:
+            kind = type(thing)
+            if kind is Tensor or kind is nn.Parameter:
+                if thing.layout is not torch.strided or thing.is_nested:
+                    return False
+                memory = thing.untyped_storage()._cdata
+                found += thing.shape, thing.dtype, thing.device, memories.index(memory) if memory in memories else -1
+                known = known_of(memory)
+                if known is not None:
+                    if known.mark < call.lowest:
+                        call.lowest = known.mark
+                    found += known[1:], thing.stride(), thing.storage_offset()
+                elif kind is nn.Parameter:
+                    return False
+                else:
+                    call.lowest = Origin.DATA
+                    if with_strides:
+                        found.append(thing.stride())
+                marked = marks_of(memory)
+                if marked is not None:
+                    if marked.mark & SHIFTED:
+                        return False
+                    found.append(marked.mark)
+                if made_of is not None:
+                    made = made_of(memory)
+                    if made is not None and self._carried.reads(self._where, thing, memory):
+                        return False
+                call.operands.append(thing)
+                memories.append(memory)
+            elif kind is tuple or kind is list:
+                found.append(len(thing))
+                if not self._look_at(thing, call, with_strides):
+                    return False
+            else:
+                found += kind, thing
+        return True
+
+    def look_at_results(self, call: Call, output: Any) -> Call | None:
+        """Return `call` with its results, which nobody has looked at; None if they are in memory that is known."""
+        call.results = tensors_in(output)
+        for result in call.results:
+            if not has_storage(result):
+                return None
+            memory = storage_key(result)
+            if self._recorder.provenance.known(memory) or self._recorder.spikes.of_memory(memory):
+                return None
+        return call
+
+    # replaying --------------------------------------------------------------------------------------------------------
+
+    def replay(self, call: Call, args: tuple, kwargs: dict, output: Any) -> bool:
+        """Count a call as one of its kind was counted before; False if it has to be looked at closely."""
+        assert self._plan is not None
+        effect = self._plan.get(tuple(call.signature))
+        if effect is None or not effect.is_usable():
+            return False
+        self._apply(effect, call, output)
+        if effect.cost is not None:
+            name = call.func._schema.name
+            with unseen():
+                self._recorder.record_declared(
+                    name, self._where, self._phase, "scan", effect.cost, args, kwargs, output
+                )
+        self._tell_whole(effect, call)
+        return True
+
+    def _apply(self, effect: Effect, call: Call, output: Any) -> None:
+        effect.times += 1
+        if effect.rows is not None:
+            row = call.operands[effect.row]
+            effect.rows.add(row)
+            if effect.emitted is not None:
+                effect.events += effect.rows.last_nonzeros()
+                self._recorder.spikes.discard(row)
+        if effect.made or effect.new is not None:
+            results = tensors_in(output)
+            for (member, marks), result in zip(effect.made, results, strict=False):
+                if member is not None:
+                    self._recorder.provenance.add(member.mark, result, member.name, member.size, member.roots)
+                if marks:
+                    self._recorder.spikes.mark(result, marks)
+            if effect.new is not None:
+                self._carried.note(self._where, results[0], effect.new)
+
+    def _tell_whole(self, effect: Effect | None, call: Call | None) -> None:
+        if self._wholes:
+            row = call.memories[effect.row] if effect is not None and call is not None and call.memories else 0
+            self._wholes[-1].effects.append((effect, row))
+
+    # operators that are made of others --------------------------------------------------------------------------------
+
+    def begin(self, func: OpOverload, args: tuple, kwargs: dict) -> bool:
+        """Return whether an operator that is made of others may run as a whole; `end` is then told its output."""
+        call = self.look(func, args, kwargs, True)
+        effect = None
+        if call is not None and self._plan is not None:
+            signature = tuple(call.signature)
+            effect = self._plan.get(signature)
+            if effect is not None and effect.is_usable():
+                self._recalled = call, effect
+                return True
+            if signature in self._plan and effect is None:
+                call = None
+        self._wholes.append(Whole(call))
+        return False
+
+    def end(self, output: Any) -> None:
+        """The operator of the last `begin` that has not ended has returned `output`."""
+        if self._recalled is not None:
+            call, effect = self._recalled
+            self._recalled = None
+            self._apply(effect, call, output)
+            self._tell_whole(effect, call)
+            return
+        whole, results = self._wholes.pop(), tensors_in(output)
+        learned = None
+        if whole.call is not None and all(map(has_storage, results)):
+            learned = self._effect_of_whole(whole, whole.call, results)
+            self._keep(tuple(whole.call.signature), learned)
+        self._tell_whole(learned, whole.call)
+
+    def fail(self) -> None:
+        """The operator of the last `begin` has raised an exception."""
+        if self._recalled is not None:
+            self._recalled = None
+        else:
+            self._wholes.pop()
+
+    def _effect_of_whole(self, whole: Whole, call: Call, results: list[Tensor]) -> Effect | None:
+        whole_effect, operands = Effect(), call.memories
+        for effect, row in whole.effects:
+            if effect is None or effect.cost is not None or (effect.tells_number and results):
+                return None
+            whole_effect.tells_number |= effect.tells_number
+            whole_effect.parts += effect.parts
+            if effect.rows is not None:
+                if whole_effect.rows is not None or row not in operands:
+                    return None
+                whole_effect.rows, whole_effect.row = effect.rows, operands.index(row)
+                whole_effect.emitted = effect.emitted
+                # the row in any shape
+                found = call.operands[whole_effect.row]
+                if found.numel() != effect.rows.w.shape[1] or found.numel() != max(found.shape):
+                    return None
+        are_old = [storage_key(result) in operands for result in results]
+        if any(are_old) and whole.effects:
+            return None
+        if not any(are_old) and results:
+            if not self._set_made(whole_effect, results):
+                return None
+            whole_effect.new = self._carried.new_numbers(results[0])
+        return whole_effect
+
+    # learning ---------------------------------------------------------------------------------------------------------
+
+    def learn(self, call: Call | None, origin: Origin, was_counted: bool) -> None:
+        """Keep what the recorder has just done with a call that `look` has looked at."""
+        effect = None
+        if call is not None and self._plan is not None:
+            effect = self._effect(call, origin) if was_counted else None
+            self._keep(tuple(call.signature), effect)
+        self._recorder.start_log(False)
+        self._tell_whole(effect, call)
+
+    def _keep(self, signature: tuple, effect: Effect | None) -> None:
+        if self._plan is None:
+            return
+        before = self._plan.get(signature)
+        if before is not None:
+            self._add_up(before)
+        elif self._kept >= MOST:
+            self.settle()
+            self._plans, self._kept = {}, 0
+            self.turn_to(self._where, self._phase, self._is_declared)
+        self._kept += before is None
+        self._plan[signature] = effect
+
+    def _effect(self, call: Call, origin: Origin) -> Effect | None:
+        recorder, effect, name = self._recorder, Effect(), operator_name(call.func)
+        effect.tells_number = not call.results
+        if origin is not Origin.WEIGHT:
+            effect.cost = getattr(call.func, "op_cost", None)
+            if effect.cost is None:
+                effect.parts = recorder.log or []
+            if name in PRODUCTS:
+                if len(recorder.logged_rows) != 1 or name not in ROWS:
+                    return None
+                effect.rows, first = recorder.logged_rows[0], int(name.startswith("add"))
+                of = recorder.provenance.of
+                effect.row = first + (of(call.operands[first]) > of(call.operands[first + 1]))
+            if call.results and not self._is_declared:
+                effect.new = 0 if name in moves.FREE else call.results[0].numel()
+        for site, counts in effect.parts:
+            if site.operator == SPIKE:
+                if effect.rows is None or effect.emitted is not None:
+                    return None
+                effect.emitted, counts.events_out = site, 0
+        return effect if self._set_made(effect, call.results) else None
+
+    def _set_made(self, effect: Effect, results: list[Tensor]) -> bool:
+        """Write down what the results have become; False if it is more than can be told again."""
+        for result in results:
+            memory = storage_key(result)
+            effect.made.append((self._recorder.provenance.known(memory), self._recorder.spikes.of_memory(memory)))
+        if any(marks & SHIFTED for _, marks in effect.made):
+            return False
+        if not any(member or marks for member, marks in effect.made):
+            effect.made = []
+        return True
+
+    # adding up --------------------------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Add up all that was replayed."""
+        self._recorder.settle_rows()
+        for plan in self._plans.values():
+            for effect in plan.values():
+                if effect is not None:
+                    self._add_up(effect)
+
+    def _add_up(self, effect: Effect) -> None:
+        if effect.times:
+            account = self._recorder.accounts.settled
+            for site, counts in effect.parts:
+                account.add(site, times(counts, effect.times))
+            if effect.emitted is not None:
+                account.add(effect.emitted, Counts(events_out=effect.events))
+            effect.times = effect.events = 0
