@@ -65,6 +65,7 @@ class DescribedWeights:
     def _settle(self, rows: RowProducts) -> None:
         rows.is_closed, account = True, self._accounts.settled
         account.add_some(rows.site, vars(rows.counts()))
+        assert rows.member is not None
         account.use.add(rows.site, rows.w, rows.member, rows.touched() * rows.w.shape[2])
 
     def forget(self, weight: Tensor) -> None:

@@ -251,7 +251,7 @@ class Recorder:
         self._module, self._phase = module, phase
         self._add(
             self._site(SPIKE, "neuron"),
-            Counts(calls=1, neuron_updates=emitted.numel(), events_out=int(emitted.count_nonzero())),
+            Counts(calls=1, neuron_updates=emitted.numel(), events_out=int((emitted != 0).sum())),
         )
 
     # padding ------------------------------------------------------------------------------------------------------
@@ -314,16 +314,26 @@ class Recorder:
                 live = self.mask.reshape(x.shape[:2])
             else:
                 self.note_padding(site.operator)
-        rows = self._weights.rows(site, w) if live is None and RowProducts.takes(x, w) else None
-        if rows is not None:
-            rows.add(x)
-            if self.log is not None:
-                self.logged_rows.append(rows)
-            self._note_moved(w.shape[1] + w.shape[2])
+        if RowProducts.takes(x, w):
+            self._rows(site, x if live is None else x[live].unsqueeze(0), w)
             return
         counts, touched = products.matrix_product(x, self._weights.describe(w, products.describe_weight), live)
         self._touch(site, w, touched * w.shape[2] * width(w))
         self._add(site, counts)
+
+    def _rows(self, site: Site, x: Tensor, w: Tensor) -> None:
+        """Count the rows of x (1, N, K) times w (1, K, M)."""
+        rows = self._weights.rows(site, w)
+        if rows is not None:
+            rows.add(x)
+            if self.log is not None:
+                self.logged_rows.append(rows)
+            self._note_moved(x.shape[1] * (w.shape[1] + w.shape[2]))
+            return
+        alone = RowProducts(site, w, self._weights.describe(w, products.describe_weight), None)
+        alone.add(x)
+        self._touch(site, w, alone.touched() * w.shape[2])
+        self._add(site, alone.counts())
 
     def convolution(
         self, site: Site, x: Tensor, w: Tensor, bias: Tensor | None, geometry: list, result: Tensor

@@ -56,9 +56,9 @@ class Effect:
         self.new: int | None = None
         # an operator that declares its cost does so each time
         self.cost: Callable | None = None
-        # the products of a row, and which operand it is
+        # the products of rows, and which operand these are, of how many numbers
         self.rows: RowProducts | None = None
-        self.row = 0
+        self.row = self.numbers = 0
         # where the row counts as spikes that a neuron has emitted, and how many these were
         self.emitted: Site | None = None
         self.events = 0
@@ -205,10 +205,13 @@ class Replays:
         effect.times += 1
         if effect.rows is not None:
             row = call.operands[effect.row]
-            effect.rows.add(row)
             if effect.emitted is not None:
-                effect.events += effect.rows.last_nonzeros()
+                effect.rows.new_nonzeros()
+                effect.rows.add(row)
+                effect.events += effect.rows.new_nonzeros()
                 self._recorder.spikes.discard(row)
+            else:
+                effect.rows.add(row)
         if effect.made or effect.new is not None:
             results = tensors_in(output)
             for (member, marks), result in zip(effect.made, results, strict=False):
@@ -274,10 +277,12 @@ class Replays:
                 if whole_effect.rows is not None or row not in operands:
                     return None
                 whole_effect.rows, whole_effect.row = effect.rows, operands.index(row)
-                whole_effect.emitted = effect.emitted
-                # the row in any shape
-                found = call.operands[whole_effect.row]
-                if found.numel() != effect.rows.w.shape[1] or found.numel() != max(found.shape):
+                whole_effect.emitted, whole_effect.numbers = effect.emitted, effect.numbers
+                K, found = effect.rows.w.shape[1], call.operands[whole_effect.row]
+                # a row in any shape, or rows that nobody has transposed
+                is_row = found.numel() == max(found.shape, default=0) == K
+                are_rows = operator_name(call.func) in ("linear", "matmul") and found.shape[-1:] == (K,)
+                if found.numel() != effect.numbers or not (is_row or are_rows):
                     return None
         are_old = [storage_key(result) in operands for result in results]
         if any(are_old) and whole.effects:
@@ -324,7 +329,11 @@ class Replays:
                     return None
                 effect.rows, first = recorder.logged_rows[0], int(name.startswith("add"))
                 of = recorder.provenance.of
-                effect.row = first + (of(call.operands[first]) > of(call.operands[first + 1]))
+                is_transposed = of(call.operands[first]) > of(call.operands[first + 1])
+                effect.row = first + is_transposed
+                effect.numbers = call.operands[effect.row].numel()
+                if is_transposed and effect.numbers > effect.rows.w.shape[1]:
+                    return None
             if call.results and not self._is_declared:
                 effect.new = 0 if name in moves.FREE else call.results[0].numel()
         for site, counts in effect.parts:

@@ -154,7 +154,7 @@ class _Sums:
         for name, spike in spikes.items():
             fired, units, channels = self.spikes.get(name, (0, 0.0, spike.shape[-1]))
             units += spike.abs().sum(dtype=torch.float64).item()
-            self.spikes[name] = (fired + int(spike.count_nonzero()), units, channels)
+            self.spikes[name] = (fired + int((spike != 0).sum()), units, channels)
 
     def result(self, protocol: str, tokens: np.ndarray, tokenizer: Tokenizer) -> Evaluation:
         text = tokenizer.decode(tokens[1:])

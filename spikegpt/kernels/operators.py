@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,13 @@ Options = TypeVar("Options", bound="DataclassInstance")
 def new_like(tensor: Tensor) -> Tensor:
     """Return an empty tensor of the same shape, contiguous whatever `tensor` is: kernels fill new arrays."""
     return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+def count_events(spikes: Tensor) -> int:
+    """Return how many numbers are not 0; on the CPU in a small part of the time that torch's count_nonzero takes."""
+    if spikes.device.type == "cpu" and spikes.dtype in (torch.float32, torch.float64):
+        return int(np.count_nonzero(spikes.detach().numpy() != 0))
+    return int(spikes.count_nonzero())
 
 
 def declare_cost(overload: Any, op_cost: Callable[[tuple, dict, Any], dict[str, int | str]]) -> None:

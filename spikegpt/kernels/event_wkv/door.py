@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..backends import choose_backend, fast_kernels
 from ..checks import check_wkv_inputs
-from ..operators import declare_cost, new_like
+from ..operators import count_events, declare_cost, new_like
 from . import reference
 
 
@@ -127,7 +127,7 @@ def _op_cost(args: tuple, kwargs: dict, output: tuple[Tensor, ...]) -> dict[str,
     Every value is read, of the keys only those of events.
     """
     time_decay, _, key, value = args[:4]
-    steps, events = key.numel(), int(value.count_nonzero())
+    steps, events = key.numel(), count_events(value)
     silent = steps - events
     return {
         "kind": "scan",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..backends import choose_backend, fast_kernels
 from ..checks import check_neuron_inputs
-from ..operators import declare_cost, flatten, new_like, rebuild
+from ..operators import count_events, declare_cost, flatten, new_like, rebuild
 from . import reference
 from .options import LIFOptions
 
@@ -123,7 +123,7 @@ def _op_cost(args: tuple, kwargs: dict, output: tuple[Tensor, Tensor]) -> dict[s
         "state_reads": steps,
         "state_writes": steps,
         "neuron_updates": steps,
-        "events_out": int(output[0].count_nonzero()),
+        "events_out": count_events(output[0]),
     }
 
 
