@@ -167,11 +167,12 @@ class ByHand(TorchFunctionMode):
         scores = np.where(visible > 0, scores, -np.inf)
         # as torch does: what is too small for a float32 is 0
         probabilities = np.exp((scores - scores.max(axis=-1, keepdims=True)).astype(np.float32))
+        probabilities /= probabilities.sum(axis=-1, keepdims=True)
         for x, w, seen in ((q, k, visible), (probabilities, v, np.ones((T, v.shape[-1])))):
             full = round((np.ones_like(x) @ np.ones_like(w)).sum())
             real = full * int(visible.sum()) // (T * S)
             effective = (((x != 0) * 1.0) @ ((w != 0) * 1.0) * seen).sum(axis=-1)
-            spiking = are_spikes(w, axis=(-2, -1)) | (are_spikes(q, axis=(-2, -1)) if x is q else False)
+            spiking = are_spikes(x, axis=(-2, -1)) | are_spikes(w, axis=(-2, -1))
             self.note(full, real, effective, np.broadcast_to(spiking[..., None], effective.shape))
             self.note_calls(full, x, w, lambda x, w: (x @ w).sum())
 

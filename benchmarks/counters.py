@@ -38,9 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from neuromorphic import OpCounter
 
-INSTALL = (
-    "pip install --no-deps fvcore iopath yacs termcolor ptflops deepspeed hjson msgpack py-cpuinfo einops neurobench"
-)
+INSTALL = "pip install --no-deps fvcore iopath yacs termcolor ptflops deepspeed hjson msgpack py-cpuinfo einops"
 
 # parts of the names of operators that multiply matrices
 PRODUCTS = re.compile("attention|lstm|gru|rnn|mm|matmul|conv|(?<!bi)linear|einsum|encoder_layer")
@@ -121,7 +119,7 @@ def neurobench(model: nn.Module, x: Tensor) -> Counted:
         found = SynapticOperations()(wrapped, None, (x, None))
         # its figures are means over the first dimension
         names = {"connection_macs": "Effective_MACs", "connection_acs": "Effective_ACs", "connections": "Dense"}
-        values = {ours: round(found[theirs] * len(x), 6) for ours, theirs in names.items()}
+        values = {claim: round(found[theirs] * len(x), 6) for claim, theirs in names.items()}
         outputs = [part for hook in wrapped.activation_hooks for part in hook.activation_outputs]
         if outputs and all(isinstance(hook.layer, snntorch.SpikingNeuron) for hook in wrapped.activation_hooks):
             firing_rate = 1 - ActivationSparsity()(wrapped, None, (x, None))
@@ -200,11 +198,13 @@ def better(counter: str, name: str, right: Counter) -> dict:
     return min(tries, key=lambda result: (order.index(result["products"]), result.get("neurons", "")))
 
 
-def version(package: str) -> str | None:
+def is_installed(counter: str) -> bool:
     try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+        COUNTERS[counter][1](nn.Sequential(nn.Linear(1, 1)), torch.ones(1, 1))
+    except ImportError as error:
+        print(f"{counter} is left out: {error}")
+        return False
+    return True
 
 
 def main() -> None:
@@ -213,11 +213,10 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    versions = {counter: version(package) for counter, (package, _) in COUNTERS.items()}
-    missing = [counter for counter, found in versions.items() if found is None]
-    if missing:
-        print(f"not installed: {', '.join(missing)}; {INSTALL}")
-    counters = [counter for counter in COUNTERS if counter not in missing]
+    counters = [counter for counter in COUNTERS if is_installed(counter)]
+    if len(counters) < len(COUNTERS):
+        print(INSTALL)
+    versions = {counter: importlib.metadata.version(COUNTERS[counter][0]) for counter in counters}
     models = {}
     for name in list(CASES)[:: 5 if options.quick else 1]:
         right = by_hand(name)

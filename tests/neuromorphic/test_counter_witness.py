@@ -1,4 +1,4 @@
-"""The counter beside products counted by hand, one level above the dispatcher, on the models of benchmarks/counters.py."""
+"""The counter beside products counted by hand, one level above the dispatcher, on the models of `counters.py`."""
 
 import pytest
 import torch
