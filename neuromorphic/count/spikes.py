@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import moves
 from .operands import LARGEST_LEVEL
-from .storages import StorageSet, storage_key
+from .storages import StorageSet, has_storage, storage_key
 
 COMPARISONS = frozenset(("ge", "gt", "le", "lt"))
 LOGIC = frozenset(
@@ -41,6 +41,8 @@ class Spikes:
         self._comparisons, self._fills, self._spikes = StorageSet(), StorageSet(), StorageSet()
         # spikes with a number added or taken away, and which: a surrogate gives it back
         self._shifted = StorageSet()
+        # x - x.detach() and its products, which a surrogate adds: they have a derivative and are 0
+        self._nothing = StorageSet()
 
     def __bool__(self) -> bool:
         return bool(self._spikes)
@@ -53,7 +55,7 @@ class Spikes:
         self._spikes.discard(tensor)
 
     def forget_freed(self) -> None:
-        for storages in (self._comparisons, self._fills, self._spikes, self._shifted):
+        for storages in (self._comparisons, self._fills, self._spikes, self._shifted, self._nothing):
             storages.forget_freed()
 
     def follow(self, name: str, kwargs: dict, inputs: list[Tensor], results: list[Tensor]) -> None:
@@ -63,6 +65,9 @@ class Spikes:
         result = results[0]
         if name in FILLS:
             self._fills.add(result)
+        elif self._is_nothing(name, kwargs, inputs):
+            self._forget(result)
+            self._nothing.add(result)
         elif name not in KNOWN:
             self._forget(result)
         elif self._are_compared(name, inputs):
@@ -88,9 +93,14 @@ class Spikes:
 
     def _forget(self, result: Tensor) -> None:
         """Memory that is written to is no longer what it was."""
-        for storages in (self._comparisons, self._fills, self._spikes):
+        for storages in (self._comparisons, self._fills, self._spikes, self._nothing):
             if storages:
                 storages.discard(result)
+
+    def _is_nothing(self, name: str, kwargs: dict, inputs: list[Tensor]) -> bool:
+        if name == "sub":
+            return len(inputs) == 2 and "alpha" not in kwargs and _are_one(*inputs)
+        return bool(self._nothing) and name in ("mul", "div") and any(tensor in self._nothing for tensor in inputs)
 
     def _are_compared(self, name: str, inputs: list[Tensor]) -> bool:
         if name in COMPARISONS:
@@ -121,7 +131,15 @@ class Spikes:
         return name in moves.MOVES and bool(inputs) and all(tensor in self._spikes for tensor in inputs)
 
     def _is_no_data(self, tensor: Tensor) -> bool:
-        return tensor.dim() == 0 or tensor in self._fills or self._is_constant(tensor)
+        return tensor.dim() == 0 or tensor in self._fills or tensor in self._nothing or self._is_constant(tensor)
+
+
+def _are_one(first: Tensor, second: Tensor) -> bool:
+    """True for the same numbers of the same memory."""
+    if not (has_storage(first) and has_storage(second)) or storage_key(first) != storage_key(second):
+        return False
+    first_place, second_place = ((part.storage_offset(), part.shape, part.stride()) for part in (first, second))
+    return first_place == second_place
 
 
 def _is_few(result: Tensor) -> bool:
