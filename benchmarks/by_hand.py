@@ -214,7 +214,7 @@ CONVOLUTIONS = [f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2,
 FUNCTIONS = {
     "linear": ByHand.linear,
     **dict.fromkeys(("matmul", "__matmul__", "mm", "bmm"), ByHand.matmul),
-    "addmm": ByHand.addmm,
+    **dict.fromkeys(("addmm", "baddbmm"), ByHand.addmm),
     **{name: partial(ByHand.convolution, name=name) for name in CONVOLUTIONS},
     "einsum": ByHand.einsum,
     "scaled_dot_product_attention": ByHand.attention,
