@@ -39,6 +39,9 @@ from .storages import has_storage, plain_tensors, storage_key
 
 PREFILL, DECODE = "prefill", "decode"
 
+# integers that torch stores, and integers of the same width that it computes with
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 class UncountedOperator(CountError):
     """In strict mode: an operator ran that has no rule."""
@@ -391,4 +394,16 @@ class OpCounter:
 def _nonzeros(parameter: Tensor) -> int:
     if not has_storage(parameter):
         return parameter._nnz()
-    return int((torch.view_as_real(parameter) if parameter.is_complex() else parameter).count_nonzero())
+    return int(_countable(parameter).count_nonzero())
+
+
+def _countable(parameter: Tensor) -> Tensor:
+    """Return numbers of which as many are 0, in a format that torch does not only store."""
+    if parameter.is_complex():
+        return torch.view_as_real(parameter)
+    if not parameter.is_floating_point():
+        return parameter.view(INTEGERS[parameter.element_size()])
+    if parameter.element_size() > 1:
+        return parameter
+    # 8 bits have a zero of either sign; two numbers of 4 bits are one byte
+    return parameter.view(torch.int8) if parameter.dtype == torch.float4_e2m1fn_x2 else parameter.float()

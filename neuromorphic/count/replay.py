@@ -141,7 +141,12 @@ class Replays:
                 if thing.layout is not torch.strided or thing.is_nested:
                     return False
                 memory = thing.untyped_storage()._cdata
-                found += thing.shape, thing.dtype, thing.device, memories.index(memory) if memory in memories else -1
+                found += thing.shape, thing.dtype, thing.device
+                if memory in memories:
+                    # the same numbers, or others of the same memory
+                    found += memories.index(memory), thing.stride(), thing.storage_offset()
+                    first = call.operands[memories.index(memory)]
+                    found += first.stride(), first.storage_offset()
                 known = known_of(memory)
                 if known is not None:
                     if known.mark < call.lowest:

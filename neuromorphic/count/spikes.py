@@ -34,7 +34,7 @@ KNOWN = COMPARISONS | LOGIC | ROUNDINGS | FILLS | CHOICES | SCALINGS | CASTS | m
 
 
 # what is known of a memory: the sum of its marks
-COMPARED, FILLED, SPIKING, SHIFTED = 1, 2, 4, 8
+COMPARED, FILLED, SPIKING, SHIFTED, NOTHING = 1, 2, 4, 8, 16
 
 
 class Spikes:
@@ -42,7 +42,8 @@ class Spikes:
 
     def __init__(self, is_constant: Callable[[Tensor], bool]):
         self._is_constant = is_constant
-        # SHIFTED are spikes with a number added or taken away, and the name says which: a surrogate gives it back
+        # SHIFTED are spikes with a number added or taken away, and the name says which: a surrogate gives it back.
+        # NOTHING is x - x.detach() and its products, which a surrogate adds: they have a derivative and are 0
         self._marked = StorageSet()
         self._spiking = 0
 
@@ -94,6 +95,8 @@ class Spikes:
         result = results[0]
         if name in FILLS:
             self.mark(result, FILLED)
+        elif self._is_nothing(name, kwargs, inputs):
+            self.mark(result, NOTHING, without=COMPARED | FILLED | SPIKING)
         elif name not in KNOWN:
             self._forget(result)
         elif self._are_compared(name, inputs):
@@ -118,7 +121,12 @@ class Spikes:
 
     def _forget(self, result: Tensor) -> None:
         """Memory that is written to is no longer what it was."""
-        self.mark(result, 0, without=COMPARED | FILLED | SPIKING)
+        self.mark(result, 0, without=COMPARED | FILLED | SPIKING | NOTHING)
+
+    def _is_nothing(self, name: str, kwargs: dict, inputs: list[Tensor]) -> bool:
+        if name == "sub":
+            return len(inputs) == 2 and "alpha" not in kwargs and _are_one(*inputs)
+        return name in ("mul", "div") and any(self._has(tensor, NOTHING) for tensor in inputs)
 
     def _are_compared(self, name: str, inputs: list[Tensor]) -> bool:
         if name in COMPARISONS:
@@ -149,7 +157,15 @@ class Spikes:
         return name in moves.MOVES and bool(inputs) and all(tensor in self for tensor in inputs)
 
     def _is_no_data(self, tensor: Tensor) -> bool:
-        return tensor.dim() == 0 or self._has(tensor, FILLED) or self._is_constant(tensor)
+        return tensor.dim() == 0 or self._has(tensor, FILLED | NOTHING) or self._is_constant(tensor)
+
+
+def _are_one(first: Tensor, second: Tensor) -> bool:
+    """True for the same numbers of the same memory."""
+    if not (has_storage(first) and has_storage(second)) or storage_key(first) != storage_key(second):
+        return False
+    first_place, second_place = ((part.storage_offset(), part.shape, part.stride()) for part in (first, second))
+    return first_place == second_place
 
 
 def _is_few(result: Tensor) -> bool:

@@ -55,6 +55,8 @@ BINARY = {
     "copied into an output": lambda v: torch.empty_like(v).copy_(v >= 1),
     "straight through": lambda v: ((v >= 1).float() - v).detach() + v,
     "straight through, the other way": straight_through,
+    "with a derivative that is added": lambda v: (v >= 1).float() + 0.3 * (v - v.detach()),
+    "with a derivative in a window": lambda v: (v >= 1).float() + (v - v.detach()) * ((v < 2).float() + 0 * v),
     "compared in place": lambda v: v.clone().ge_(1),
     "compared into an output": lambda v: torch.ge(v, 1, out=torch.empty_like(v)),
     "stacked": lambda v: torch.stack([(row >= 1).float() for row in v]),
@@ -97,6 +99,9 @@ NO_SPIKES = {
     "masked scores": lambda v: v.masked_fill(v < 0, float("-inf")),
     "large numbers": lambda v: (v * 1000).round(),
     "sums": lambda v: (v >= 1).float() + v,
+    "differences of parts": lambda v: (v[:, :2] >= 1).float() + (v[:, :2] - v[:, 2:]),
+    "differences from the first": lambda v: (v >= 1).float() + (v - v[:1]),
+    "part of itself taken away": lambda v: (v >= 1).float() + torch.sub(v, v, alpha=0.5),
     "comparison of ids": lambda v: (torch.arange(4) >= 2).float() * v,
     "a comparison": lambda v: v >= 1,
 }
@@ -116,3 +121,14 @@ def test_spikes_that_feed_a_product_are_counted_once():
     total = count(model, V).total()
     # 6 leave the first module; what the second makes of them was counted
     assert (total.events_out, total.neuron_updates) == (6, 8)
+
+
+def test_integer_neurons_of_spikingjelly_are_seen():
+    neuron = pytest.importorskip("spikingjelly.activation_based.neuron")
+    model, x = neuron.ILIFNode(step_mode="m"), 4 * reals(6, 2, 4)
+    # the surrogate adds (x - x.detach()) * window to the levels
+    assert model(x).max() > 1
+    model.reset()
+    tally = count(nn.Sequential(model), x)
+    model.reset()
+    assert (tally.total().events_out, tally.total().neuron_updates) == (int(model(x).count_nonzero()), 6 * 2 * 4)

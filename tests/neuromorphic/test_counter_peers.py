@@ -300,3 +300,14 @@ def test_spikingjelly_sees_of_a_recurrence_only_its_additions():
     }
     assert found == {"mul": 3 * T * C, "add": 2 * T * C, "exp": T * C, "div": T * C}
     assert_still("SpikingJelly", spikingjelly_counts(WeightedMean(), reals(T, 2, C)), (0, 0, 2 * T * C))
+
+
+def test_spikingjelly_counts_the_neurons_of_the_first_layer_only():
+    op_counter = pytest.importorskip("spikingjelly.activation_based.op_counter")
+    model, x = SpikingJellyStack("LIF", "LIF"), reals(6, 4, 8)
+    states = op_counter.NeuronStateCounter()
+    with torch.no_grad(), op_counter.DispatchCounterMode([states]):
+        model(x)
+    # a comparison for each neuron and step: the state of the second layer is not recognised while the first one's lives
+    assert count(model, x).total().neuron_updates == 2 * 6 * 4 * 8
+    assert_still("SpikingJelly", states.get_metric_counts()["Global"]["state_comps"], 6 * 4 * 8)
