@@ -54,6 +54,7 @@ class Counts:
         weight_side_acs: the part of effective_acs owed to binary or ternary weights; its input was integer or real.
         integer_macs: the part of effective_macs whose input was integer spikes.
         unit_acs: the accumulations that replace integer_macs when a spike of level n is sent as n unit spikes.
+        repeated_acs: the accumulations that come on top of weight_side_acs then, n - 1 for each product.
         zero_, binary_, ternary_, integer_, real_elements: input elements by the alphabet of the vector they stood in.
         nonzeros: input elements that are not 0.
         events_in: those of them that stood in a binary, ternary or integer vector: one for each spike that was read.
@@ -64,9 +65,12 @@ class Counts:
         weights_once: distinct weights that met a nonzero input in the whole phase: perfect reuse over batch and time.
         weights_per_event: weights fetched when each nonzero input fetches its row, with no reuse.
         weights_dense: weights fetched when every vector fetches all of them, with no reuse.
+        repeated_weights: on top of weights_per_event when a spike of level n is sent as n unit spikes, each of which
+            fetches its row.
         activation_reads, activation_writes: elements of operands that are not weights, and of results.
         state_reads, state_writes: elements of recurrent state; how much is carried stands in the Footprint.
-    Neurons: neuron_updates, one per neuron and step; events_out, spikes emitted.
+    Neurons: neuron_updates, one per neuron and step; events_out, spikes emitted; repeated_events, on top of them when
+        a spike of level n is sent as n unit spikes.
     """
 
     calls: int = 0
@@ -76,6 +80,7 @@ class Counts:
     weight_side_acs: int = 0
     integer_macs: int = 0
     unit_acs: int = 0
+    repeated_acs: int = 0
     zero_elements: int = 0
     binary_elements: int = 0
     ternary_elements: int = 0
@@ -100,12 +105,14 @@ class Counts:
     weights_once: int = 0
     weights_per_event: int = 0
     weights_dense: int = 0
+    repeated_weights: int = 0
     activation_reads: int = 0
     activation_writes: int = 0
     state_reads: int = 0
     state_writes: int = 0
     neuron_updates: int = 0
     events_out: int = 0
+    repeated_events: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
         ours, theirs = vars(self), vars(other)

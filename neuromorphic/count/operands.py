@@ -73,6 +73,16 @@ def alphabet_of(tensor: Tensor) -> int:
     return int(classify_rows(tensor.reshape(1, -1)).item())
 
 
+def repeated_units(rows: Tensor) -> Tensor:
+    """Return for each element of `rows` (..., K) the unit spikes beyond its first, |n| - 1, as (N, K).
+
+    0 but in integer rows, for only they have levels.
+    """
+    rows = rows.flatten(0, -2) if rows.dim() > 1 else rows.reshape(1, -1)
+    levels = rows.abs().masked_fill((classify_rows(rows) != INTEGER).unsqueeze(1), 0).to(torch.int64)
+    return (levels - 1).clamp(min=0)
+
+
 def is_spikes(alphabet: int) -> bool:
     """True for the alphabets that need no multiplication: zero, binary and ternary."""
     return alphabet <= TERNARY

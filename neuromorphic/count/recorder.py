@@ -15,11 +15,12 @@ from torch.utils._pytree import tree_map
 from . import attention, complex_rules, moves, products, rules, structured
 from .accounts import Accounts
 from .counts import KINDS, QUANTITIES, Counts, Site
-from .dispatch import named_arguments
+from .dispatch import named_arguments, tensors_in
+from .operands import repeated_units
 from .product_operators import PRODUCTS
 from .provenance import Origin, Provenance
 from .spikes import Spikes
-from .storages import storage_key, width
+from .storages import has_storage, storage_key, width
 
 
 class CountError(ValueError):
@@ -146,6 +147,8 @@ class Recorder:
         self._module, self._phase, self._padding_noted = module, phase, False
         live = (args, kwargs, output) if self.mask is None else tree_map(self._only_live, (args, dict(kwargs), output))
         declared = dict(cost(*live))
+        if "events_out" in declared:
+            declared.setdefault("repeated_events", _repeated_events(declared["events_out"], live[2]))
         kind = declared.pop("kind", kind)
         state = declared.pop("state_elements", 0)
         product = declared.pop("product", None)
@@ -228,10 +231,12 @@ class Recorder:
         live = self._live(tensor)
         emitted = tensor if live is None else tensor[live]
         self._module, self._phase = module, phase
-        self._add(
-            self._site("spike", "neuron"),
-            Counts(calls=1, neuron_updates=emitted.numel(), events_out=int(emitted.count_nonzero())),
-        )
+        work = {
+            "neuron_updates": emitted.numel(),
+            "events_out": int(emitted.count_nonzero()),
+            "repeated_events": int(repeated_units(emitted).sum()),
+        }
+        self._add(self._site("spike", "neuron"), Counts(calls=1, **work))
 
     # padding ------------------------------------------------------------------------------------------------------
 
@@ -385,6 +390,12 @@ class Recorder:
         if key not in views:
             views[key] = describe(w, *options)
         return views[key]
+
+
+def _repeated_events(events: int, output: Any) -> int:
+    """Return what its `events` spikes repeat as unit spikes: they are the output that has so many numbers but 0."""
+    spikes = (tensor for tensor in tensors_in(output) if has_storage(tensor) and int(tensor.count_nonzero()) == events)
+    return next((int(repeated_units(tensor).sum()) for tensor in spikes), 0)
 
 
 def _sweeps(weight: Tensor, result: Tensor, outputs: int) -> int:
