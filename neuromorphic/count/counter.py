@@ -238,7 +238,7 @@ class OpCounter:
         if recorder.spikes or is_outermost:
             tensors = [part for tensor in tensors_in(*tree_leaves(output)) for part in plain_tensors(tensor)]
             for tensor in tensors:
-                recorder.emit(tensor, where, phase)
+                recorder.emit(tensor, phase)
             if is_outermost:
                 self._texts.finish(tensors)
         cost: Any = None

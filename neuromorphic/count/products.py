@@ -13,7 +13,18 @@ import torch
 from torch import Tensor
 
 from .counts import ALPHABETS, Counts
-from .operands import BINARY, INTEGER, REAL, TERNARY, ZERO, alphabet_of, classify_row, classify_rows, is_spikes, repeated_units
+from .operands import (
+    BINARY,
+    INTEGER,
+    REAL,
+    TERNARY,
+    ZERO,
+    alphabet_of,
+    classify_row,
+    classify_rows,
+    is_spikes,
+    repeated_units,
+)
 
 # alphabets whose products can have an effect
 EFFECTIVE = (BINARY, TERNARY, INTEGER, REAL)

@@ -15,12 +15,11 @@ from torch.utils._pytree import tree_map
 from . import attention, complex_rules, moves, products, rules, structured
 from .accounts import Accounts
 from .counts import KINDS, QUANTITIES, Counts, Site
-from .dispatch import named_arguments, tensors_in
-from .operands import repeated_units
+from .dispatch import named_arguments
 from .product_operators import PRODUCTS
 from .provenance import Origin, Provenance
-from .spikes import Spikes
-from .storages import has_storage, storage_key, width
+from .spikes import Spikes, emission, repeated_events
+from .storages import storage_key, width
 
 
 class CountError(ValueError):
@@ -82,7 +81,7 @@ class Recorder:
         """Add the counts of one operator of torch; False if it has no rule."""
         self._module, self._phase, self._padding_noted = module, phase, False
         is_known = self._count(func, name, args, kwargs, inputs, results)
-        self.spikes.follow(name, kwargs, inputs, results)
+        self.spikes.follow(name, module, kwargs, inputs, results)
         return is_known
 
     def _count(
@@ -148,7 +147,7 @@ class Recorder:
         live = (args, kwargs, output) if self.mask is None else tree_map(self._only_live, (args, dict(kwargs), output))
         declared = dict(cost(*live))
         if "events_out" in declared:
-            declared.setdefault("repeated_events", _repeated_events(declared["events_out"], live[2]))
+            declared.setdefault("repeated_events", repeated_events(declared["events_out"], live[2]))
         kind = declared.pop("kind", kind)
         state = declared.pop("state_elements", 0)
         product = declared.pop("product", None)
@@ -220,23 +219,19 @@ class Recorder:
         counts.weights_per_event = counts.weights_dense
         self._add(site, counts)
 
-    def emit(self, tensor: Tensor, module: str, phase: str) -> None:
+    def emit(self, tensor: Tensor, phase: str) -> None:
         """Count the spikes of a tensor that leaves its module or enters a product, if they were not counted before.
 
-        A neuron may compare its potential a second time for its reset; that is no spike for anyone else.
+        They are counted where they were born, for the module that reads them has no neurons. A neuron may compare its
+        potential a second time for its reset; that is no spike for anyone else.
         """
         if tensor not in self.spikes:
             return
+        site = Site(self.spikes.birthplace(tensor), "spike", phase)
+        self.kinds[site.operator] = "neuron"
         self.spikes.discard(tensor)
         live = self._live(tensor)
-        emitted = tensor if live is None else tensor[live]
-        self._module, self._phase = module, phase
-        work = {
-            "neuron_updates": emitted.numel(),
-            "events_out": int(emitted.count_nonzero()),
-            "repeated_events": int(repeated_units(emitted).sum()),
-        }
-        self._add(self._site("spike", "neuron"), Counts(calls=1, **work))
+        self._add(site, Counts(calls=1, **emission(tensor if live is None else tensor[live])))
 
     # padding ------------------------------------------------------------------------------------------------------
 
@@ -279,7 +274,7 @@ class Recorder:
     def product(self, site: Site, x: Tensor, w: Tensor) -> None:
         """Count x (G, N, K) times w (G, K, M); either may be the weight."""
         for operand in (x, w):
-            self.emit(operand, site.module, site.phase)
+            self.emit(operand, site.phase)
         if x.numel() == 0 or w.numel() == 0:
             return
         of_x, of_w = self.provenance.of(x), self.provenance.of(w)
@@ -352,7 +347,7 @@ class Recorder:
     ) -> None:
         self.note_padding(site.operator)
         for operand in (query, key, value):
-            self.emit(operand, site.module, site.phase)
+            self.emit(operand, site.phase)
         self._add(site, attention.attention(query, key, value, is_causal, mask, scale))
 
     def bias(self, site: Site, bias: Tensor, result: Tensor, sweeps: int | None = None) -> None:
@@ -390,12 +385,6 @@ class Recorder:
         if key not in views:
             views[key] = describe(w, *options)
         return views[key]
-
-
-def _repeated_events(events: int, output: Any) -> int:
-    """Return what its `events` spikes repeat as unit spikes: they are the output that has so many numbers but 0."""
-    spikes = (tensor for tensor in tensors_in(output) if has_storage(tensor) and int(tensor.count_nonzero()) == events)
-    return next((int(repeated_units(tensor).sum()) for tensor in spikes), 0)
 
 
 def _sweeps(weight: Tensor, result: Tensor, outputs: int) -> int:

@@ -5,13 +5,15 @@ and where numbers are rounded to few whole ones. It stays one when it is moved, 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import moves
-from .operands import LARGEST_LEVEL
-from .storages import StorageSet, storage_key
+from .dispatch import tensors_in
+from .operands import LARGEST_LEVEL, repeated_units
+from .storages import StorageSet, has_storage, storage_key
 
 COMPARISONS = frozenset(("ge", "gt", "le", "lt"))
 LOGIC = frozenset(
@@ -56,8 +58,12 @@ class Spikes:
         for storages in (self._comparisons, self._fills, self._spikes, self._shifted):
             storages.forget_freed()
 
-    def follow(self, name: str, kwargs: dict, inputs: list[Tensor], results: list[Tensor]) -> None:
-        """See what an operator that has run on data makes of spikes."""
+    def birthplace(self, spikes: Tensor) -> str:
+        """Return the module in which they were born."""
+        return self._spikes.member(spikes).name
+
+    def follow(self, name: str, where: str, kwargs: dict, inputs: list[Tensor], results: list[Tensor]) -> None:
+        """See what an operator that has run on data in module `where` makes of spikes."""
         if not results:
             return
         result = results[0]
@@ -66,9 +72,9 @@ class Spikes:
         elif name not in KNOWN:
             self._forget(result)
         elif self._are_compared(name, inputs):
-            (self._spikes if result.is_floating_point() else self._comparisons).add(result)
+            (self._spikes if result.is_floating_point() else self._comparisons).add(result, where)
         elif self._are_born(name, kwargs, inputs, result) or self._stay(name, inputs):
-            self._spikes.add(result)
+            self._spikes.add(result, next(map(self.birthplace, filter(self._spikes.__contains__, inputs)), where))
             self._fills.discard(result)
         elif not self._is_given_back(name, inputs, result):
             self._forget(result)
@@ -78,10 +84,11 @@ class Spikes:
         if name not in ("add", "sub") or len(inputs) != 2:
             return False
         spikes, soft = inputs if inputs[0] in self._spikes or inputs[0] in self._shifted else reversed(inputs)
-        if spikes in self._shifted and self._shifted.member(spikes).name == (name, storage_key(soft)):
-            self._spikes.add(result)
+        if spikes in self._shifted and self._shifted.member(spikes).name[:2] == (name, storage_key(soft)):
+            self._spikes.add(result, self._shifted.member(spikes).name[2])
         elif spikes in self._spikes and spikes is inputs[0]:
-            self._shifted.add(result, ({"add": "sub", "sub": "add"}[name], storage_key(soft)))
+            inverse = {"add": "sub", "sub": "add"}[name]
+            self._shifted.add(result, (inverse, storage_key(soft), self.birthplace(spikes)))
         else:
             return False
         return True
@@ -130,3 +137,18 @@ def _is_few(result: Tensor) -> bool:
         return False
     lowest, highest = (value.item() for value in result.aminmax())
     return lowest >= -LARGEST_LEVEL and highest <= LARGEST_LEVEL
+
+
+def emission(spikes: Tensor) -> dict[str, int]:
+    """Return what neurons did that emitted `spikes`, one element for each neuron and step."""
+    return {
+        "neuron_updates": spikes.numel(),
+        "events_out": int(spikes.count_nonzero()),
+        "repeated_events": int(repeated_units(spikes).sum()),
+    }
+
+
+def repeated_events(events: int, output: Any) -> int:
+    """Return what the spikes in `output` repeat as unit spikes: the tensor that has `events` numbers other than 0."""
+    spikes = (tensor for tensor in tensors_in(output) if has_storage(tensor) and int(tensor.count_nonzero()) == events)
+    return next((int(repeated_units(tensor).sum()) for tensor in spikes), 0)
