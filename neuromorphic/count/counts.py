@@ -5,11 +5,12 @@ they are asked for with a width. Counts of disjoint work add up; `Counts.__add__
 """
 
 import difflib
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
-from .text import text_table
+from .tables import module_rows, tally_latex, tally_text
+from .text import csv_table
 
 ELEMENTWISE = (
     "add",
@@ -175,7 +176,6 @@ class Counts:
         return asdict(self)
 
 
-SHOWN_MODULES = 40
 MAXIMA = ("largest_level", "fan_out")
 QUANTITIES = tuple(field.name for field in fields(Counts))
 
@@ -231,6 +231,8 @@ class Tally:
     footprint: Footprint
     names: tuple[str, ...] = ()
     """paths of all modules of the model, those without work too; empty where nobody knows them"""
+    uncounted_in: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """path of a module -> operators without a rule that ran in it"""
 
     def __repr__(self) -> str:
         """One line: a tally of thousands of sites is read by its methods, or printed as a table."""
@@ -240,8 +242,29 @@ class Tally:
         )
 
     def __str__(self) -> str:
-        """A table: the matrix products by module, all work by kind, and what was not counted."""
-        return tally_table(self)
+        """A table: the work of each module, without that of the modules inside it, by kind, and what has no rule."""
+        return tally_text(self)
+
+    def rows(self, phase: str | None = None) -> list[dict[str, Any]]:
+        """Return one row per module, as `pandas.DataFrame(tally.rows())` takes them; they sum to the total.
+
+        "module" is the path of one that did work of its own, "" of the model; modules inside it have their own rows.
+        "tokens" are those of the phase; then come all quantities of Counts, not per token; "density", "alphabet" and
+        "uncounted", the operators without a rule that ran there.
+
+        Raises:
+            ValueError: there is no such phase.
+        """
+        return module_rows(self, phase)
+
+    def to_csv(self, phase: str | None = None) -> str:
+        """Return `rows` as text for a file: a header and one line per module."""
+        names = ("module", "tokens", *QUANTITIES, "density", "alphabet", "uncounted")
+        return csv_table(names, self.rows(phase))
+
+    def to_latex(self, phase: str | None = None) -> str:
+        """Return the table that is printed, with all modules, as a tabular of LaTeX; it needs the package booktabs."""
+        return tally_latex(self, phase)
 
     def select(
         self, *, module: str | None = None, kind: str | None = None, phase: str | None = None
@@ -253,9 +276,9 @@ class Tally:
         """
         known = self.names or tuple({site.module for site in self.sites})
         below = any(name == module or name.startswith(f"{module}.") for name in known)
-        _check_known("module", module if module and not below else None, known)
+        _check_known("module", None if below or module == "" else module, known)
         _check_known("kind", kind, KINDS)
-        _check_known("phase", phase, (*self.tokens, *(site.phase for site in self.sites), *PHASES))
+        self._check_phase(phase)
 
         def wanted(site: Site) -> bool:
             below = module is None or site.module == module or site.module.startswith(module + ".") or module == ""
@@ -265,6 +288,9 @@ class Tally:
 
         return {site: counts for site, counts in self.sites.items() if wanted(site)}
 
+    def _check_phase(self, phase: str | None) -> None:
+        _check_known("phase", phase, (*self.tokens, *(site.phase for site in self.sites), *PHASES))
+
     def total(self, *, module: str | None = None, kind: str | None = None, phase: str | None = None) -> Counts:
         return total(self.select(module=module, kind=kind, phase=phase).values())
 
@@ -273,12 +299,23 @@ class Tally:
         sums = {kind: self.total(kind=kind, phase=phase) for kind in KINDS}
         return {kind: counts for kind, counts in sums.items() if counts.calls}
 
+    def by_module(self, phase: str | None = None) -> dict[str, Counts]:
+        """Return module path -> sum of its own work, in the order of `modules`; modules inside it have their own."""
+        sites = self.select(phase=phase)
+        modules = dict.fromkeys([*(site.module for site in sites), *self.uncounted_in])
+        return {name: total(counts for site, counts in sites.items() if site.module == name) for name in modules}
+
     def modules(self) -> list[str]:
         """Module paths that did work, in the order of their first operation."""
         return list(dict.fromkeys(site.module for site in self.sites))
 
     def token_count(self, phase: str | None = None) -> int:
-        """Return the tokens read in a phase, or in all; 0 in one that did not occur."""
+        """Return the tokens read in a phase, or in all; 0 in one that did not occur.
+
+        Raises:
+            ValueError: there is no such phase.
+        """
+        self._check_phase(phase)
         return sum(self.tokens.values()) if phase is None else self.tokens.get(phase, 0)
 
     def to_dict(self) -> dict[str, Any]:
@@ -303,29 +340,8 @@ def _check_known(what: str, name: str | None, known: Iterable[str]) -> None:
     known = list(dict.fromkeys(known))
     if name is None or name in known:
         return
-    near = difflib.get_close_matches(name, known, n=1)
+    nearest, *others = difflib.get_close_matches(str(name), known, n=3) or [""]
     listed = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
-    raise ValueError(f"there is no {what} {name!r}; {f'did you mean {near[0]!r}?' if near else f'known: {listed}'}")
-
-
-def tally_table(tally: Tally) -> str:
-    """Return a tally as text: matrix products by module, all work by kind, tokens, and what has no rule."""
-    header = ["", "dense products", "MACs", "ACs", "unit ACs", "nonzero inputs", "elementwise"]
-    modules = [(name, total(c for site, c in tally.sites.items() if site.module == name)) for name in tally.modules()]
-    products = [(name, counts) for name, counts in modules if counts.dense_ops]
-    shown = products if len(products) <= SHOWN_MODULES else products[: SHOWN_MODULES - 1]
-    rows = [header, *(_row(name or "(the model)", counts) for name, counts in shown)]
-    if len(shown) < len(products):
-        left_out = products[len(shown) :]
-        rows.append(_row(f"{len(left_out)} more modules", total(counts for _, counts in left_out)))
-    rows += [[""] * len(header)] + [_row(f"kind: {kind}", counts) for kind, counts in tally.by_kind().items()]
-    rows += [_row("all", tally.total())]
-    read = ", ".join(f"{number:,} in {phase}" for phase, number in tally.tokens.items())
-    uncounted = ", ".join(f"{item.operator} ({item.calls:,} calls)" for item in tally.uncounted) or "nothing"
-    return "\n".join([text_table(rows), f"tokens: {read or 'none'}", f"uncounted: {uncounted}"])
-
-
-def _row(name: str, counts: Counts) -> list[str]:
-    density = "" if counts.density is None else f"{counts.density:.1%}"
-    amounts = (counts.dense_ops, counts.effective_macs, counts.effective_acs, counts.unit_acs)
-    return [name, *(f"{amount:,}" for amount in amounts), density, f"{sum(counts.elementwise.values()):,}"]
+    hint = f"did you mean {nearest!r}?" if nearest else f"known: {listed}"
+    also = f" close too: {', '.join(map(repr, others))}" if others else ""
+    raise ValueError(f"there is no {what} {name!r:.80}; {hint}{also}")

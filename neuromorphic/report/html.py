@@ -5,9 +5,10 @@ from html import escape
 
 from matplotlib.figure import Figure
 
+from ..count.text import printable
 from .canvas import WIDTH, inline_svg
 from .derived import built_work, dense_work, effective_ops, phases, spiking, twin_of
-from .formats import percent, printable, shorten, si, times
+from .formats import percent, shorten, si, times
 from .measurement import Claims, Measurement
 from .tables import (
     FIRING_HEADER,
