@@ -49,11 +49,12 @@ def find_neurons(sites: Mapping[Site, Counts], kinds: Mapping[str, str]) -> Neur
             declared.add(site)
             continue
         is_alone = _is_neuron_only(site.module, sites, kinds)
-        beside = list(elementwise.get(site.module, ()))
-        parent = site.module.rpartition(".")[0]
-        is_threshold = not any(getattr(sites[part], name) for part in beside for name in CHARGING)
-        if is_threshold and parent != site.module and _is_neuron_only(parent, sites, kinds):
-            beside += elementwise.get(parent, ())
+        module, beside = site.module, list(elementwise.get(site.module, ()))
+        while module and not any(getattr(sites[part], name) for part in beside for name in CHARGING):
+            module = module.rpartition(".")[0]
+            if not _is_neuron_only(module, sites, kinds):
+                break
+            beside += elementwise.get(module, ())
         (replaced if is_alone else shared).update(beside)
         unknown += 0 if beside else counts.neuron_updates
     return Neurons(updates, frozenset(declared), frozenset(replaced), frozenset(shared - replaced), unknown)

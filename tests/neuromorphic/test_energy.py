@@ -3,12 +3,11 @@
 import json
 
 import pytest
+from tallies import KINDS, energies, make_tally, price
 
-from neuromorphic.count.counts import Counts, Footprint, Site, Tally, Uncounted
-from neuromorphic.energy.estimate import break_even_density, estimate
+from neuromorphic.count.counts import Counts, Tally, Uncounted
+from neuromorphic.energy.estimate import break_even_density
 from neuromorphic.energy.prices import bundled_profiles, load_profile
-
-KINDS = {"mm": "matmul", "layer_norm": "norm", "mul": "elementwise", "lif": "neuron", "wkv": "scan"}
 
 WEIGHTS = {"weights_once": 4, "weights_per_event": 6, "weights_dense": 10}
 REAL = Counts(
@@ -29,27 +28,6 @@ INTEGER = Counts(
     activation_reads=10,
 )
 NEURON = Counts(calls=1, mul=8, compare=4, state_reads=4, state_writes=4, neuron_updates=4, events_out=3)
-
-
-def make_tally(phase="prefill", tokens=2, uncounted=(), parameters=10, **operators):
-    """One site per operator, all in one phase."""
-    return Tally(
-        sites={Site("layer", operator, phase): counts for operator, counts in operators.items()},
-        kinds=KINDS,
-        tokens={phase: tokens},
-        uncounted=tuple(uncounted),
-        footprint=Footprint(parameters=parameters, zero_parameters=0, buffers=0, state=0, peak_activations=0),
-    )
-
-
-def price(tally, profile="horowitz45-fp32", phase=None):
-    """(estimate, term name -> term)."""
-    result = estimate(tally, load_profile(profile), phase)
-    return result, {term.name: term for term in result.terms}
-
-
-def energies(term):
-    return pytest.approx((term.low_pj, term.central_pj, term.high_pj))
 
 
 def test_macs_with_zeros_are_free_only_on_hardware_that_skips_them():
