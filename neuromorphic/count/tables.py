@@ -53,8 +53,8 @@ def _table(tally: "Tally", phase: str | None, limit: int | None) -> list[list[st
         for name, counts in tally.by_module(phase).items()
         if name in missing or any(_amounts(counts))
     ]
-    # where something is missing, that is to be seen
-    complete = [module for module in modules if not module[2]]
+    # where something is missing, that is to be seen; then come products
+    complete = sorted((module for module in modules if not module[2]), key=lambda module: module[1].dense_ops == 0)
     if limit is not None and len(complete) > limit:
         left_out = complete[limit - 1 :]
         rest = reduce(add, (counts for _, counts, _ in left_out))

@@ -80,7 +80,7 @@ class EnergyEstimate:
     def _cells(self) -> list[list[str]]:
         header = [f"pJ per token, {self.profile.name}", "count per token", *ENDS]
         found = [
-            [term.name, f"{term.count / self.tokens:,.4g}", *(_picojoule(getattr(term, f"{end}_pj")) for end in ENDS)]
+            [term.name, _number(term.count / self.tokens), *(_picojoule(getattr(term, f"{end}_pj")) for end in ENDS)]
             for term in self.terms
         ]
         mark = "" if self.is_complete else "> "
@@ -162,7 +162,7 @@ def _charges(
 def _assumptions(counts: Counts, neurons: Neurons, profile: Profile, footprint_bytes: int) -> dict[str, str]:
     said = {}
     if counts.integer_elements or counts.repeated_events:
-        said["integer spikes"] = f"{profile.integer_spikes}, that is, {SENDING[profile.integer_spikes]}"
+        said["integer spikes"] = f"{profile.integer_spikes}, {SENDING[profile.integer_spikes]}"
     if "neuron_update" in profile.prices or profile.scope == "all_in":
         if neurons.replaced:
             said["neurons"] = f"an update stands for all elementwise operations of {_modules(neurons.replaced)}"
@@ -182,7 +182,11 @@ def _modules(sites: Iterable[Site]) -> str:
 
 
 def _picojoule(energy_pj: float | None, mark: str = "") -> str:
-    return "no price" if energy_pj is None else f"{mark}{energy_pj:,.4g}"
+    return "no price" if energy_pj is None else mark + _number(energy_pj)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _sum(energies: list[float | None]) -> float | None:

@@ -18,8 +18,8 @@ from ..count.counts import ELEMENTWISE
 
 UNITS, GRADED = "units", "graded"
 SENDING = {
-    UNITS: "a spike of n is n unit spikes: n events, each of which fetches its weights and is added once",
-    GRADED: "a spike of n is one event that carries n: its weights are fetched once, and added n times or multiplied",
+    UNITS: "a spike of n is n events, n fetches of its weights, n additions",
+    GRADED: "a spike of n is one event and one fetch, then n additions or a product",
 }
 """how a machine sends integer spikes -> what is charged"""
 

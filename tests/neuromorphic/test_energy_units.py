@@ -111,10 +111,10 @@ def test_binary_spikes_and_numbers_cost_the_same_however_levels_travel(profile):
 def test_the_assumption_is_on_the_estimate_and_in_print():
     tally = make_tally(mm=INTEGER, lif=EMITTED)
     found = estimate(tally, "horowitz45-fp32")
-    assert found.integer_spikes == "graded" and "fetched once" in found.assumptions["integer spikes"]
-    assert "integer spikes: graded, that is, a spike of n is one event that carries n" in str(found)
+    assert found.integer_spikes == "graded" and "one fetch" in found.assumptions["integer spikes"]
+    assert "integer spikes: graded, a spike of n is one event and one fetch" in str(found)
     other = estimate(tally, "horowitz45-fp32", integer_spikes="units")
-    assert "integer spikes: units, that is, a spike of n is n unit spikes" in str(other)
+    assert "integer spikes: units, a spike of n is n events, n fetches" in str(other)
     assert other.central_pj > found.central_pj
     values = json.loads(json.dumps(other.to_dict()))
     assert values["integer_spikes"] == "units" and "n events" in values["assumptions"]["integer spikes"]

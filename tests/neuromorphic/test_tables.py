@@ -64,6 +64,12 @@ def test_work_that_multiplies_nothing_has_its_row_too(tally):
     assert line.split()[1:4] == ["0", "0", "0"] and line.split()[-2] == "18"
 
 
+def test_of_many_modules_those_that_multiply_are_shown():
+    model = nn.Sequential(*(nn.ReLU() for _ in range(45)), nn.Linear(4, 2))
+    lines = str(count(model, torch.rand(3, 4))).splitlines()
+    assert any(line.startswith("45 ") for line in lines) and any(line.startswith("7 more modules") for line in lines)
+
+
 def test_a_column_in_which_nothing_stands_is_left_out():
     header = str(count(nn.Linear(4, 2), torch.rand(3, 4) + 0.1)).splitlines()[0]
     assert "neuron updates" not in header and "not counted" not in header and "elementwise" in header
