@@ -301,9 +301,12 @@ class Tally:
 
     def by_module(self, phase: str | None = None) -> dict[str, Counts]:
         """Return module path -> sum of its own work, in the order of `modules`; modules inside it have their own."""
-        sites = self.select(phase=phase)
-        modules = dict.fromkeys([*(site.module for site in sites), *self.uncounted_in])
-        return {name: total(counts for site, counts in sites.items() if site.module == name) for name in modules}
+        parts: dict[str, list[Counts]] = {}
+        for site, counts in self.select(phase=phase).items():
+            parts.setdefault(site.module, []).append(counts)
+        for module in self.uncounted_in:
+            parts.setdefault(module, [])
+        return {module: total(found) for module, found in parts.items()}
 
     def modules(self) -> list[str]:
         """Module paths that did work, in the order of their first operation."""

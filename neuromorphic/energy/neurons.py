@@ -5,7 +5,7 @@ elementwise operators, which stand beside its spikes in the same module: where a
 replaces them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ..count.counts import Counts, Site, total
@@ -36,9 +36,13 @@ class Neurons:
 def find_neurons(sites: Mapping[Site, Counts], kinds: Mapping[str, str]) -> Neurons:
     """Return the neurons in `sites`; `kinds` are those of their operators."""
     elementwise: dict[str, list[Site]] = {}
+    # modules with other work than neurons', in them or in a module inside them
+    busy: set[str] = set()
     for site in sites:
         if kinds[site.operator] == "elementwise":
             elementwise.setdefault(site.module, []).append(site)
+        elif kinds[site.operator] not in OF_NEURONS:
+            busy.update(_outwards(site.module))
     declared, replaced, shared = set[Site](), set[Site](), set[Site]()
     updates = unknown = 0
     for site, counts in sites.items():
@@ -48,21 +52,23 @@ def find_neurons(sites: Mapping[Site, Counts], kinds: Mapping[str, str]) -> Neur
         if any(counts.elementwise.values()):
             declared.add(site)
             continue
-        is_alone = _is_neuron_only(site.module, sites, kinds)
-        module, beside = site.module, list(elementwise.get(site.module, ()))
-        while module and not any(getattr(sites[part], name) for part in beside for name in CHARGING):
-            module = module.rpartition(".")[0]
-            if not _is_neuron_only(module, sites, kinds):
+        found: list[Site] = []
+        for module in _outwards(site.module):
+            beside = elementwise.get(module, [])
+            found += beside
+            (shared if module in busy else replaced).update(beside)
+            if module in busy or any(getattr(sites[part], name) for part in beside for name in CHARGING):
                 break
-            beside += elementwise.get(module, ())
-        (replaced if is_alone else shared).update(beside)
-        unknown += 0 if beside else counts.neuron_updates
+        unknown += 0 if found else counts.neuron_updates
     return Neurons(updates, frozenset(declared), frozenset(replaced), frozenset(shared - replaced), unknown)
 
 
-def _is_neuron_only(module: str, sites: Mapping[Site, Counts], kinds: Mapping[str, str]) -> bool:
-    inside = (site for site in sites if not module or site.module == module or site.module.startswith(f"{module}."))
-    return all(kinds[site.operator] in OF_NEURONS for site in inside)
+def _outwards(module: str) -> Iterator[str]:
+    """Yield the paths of a module and of those around it."""
+    yield module
+    while module:
+        module = module.rpartition(".")[0]
+        yield module
 
 
 def neurons_and_elementwise(sites: Mapping[Site, Counts], neurons: Neurons, profile: Profile) -> list[Charge]:

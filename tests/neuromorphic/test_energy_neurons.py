@@ -139,17 +139,23 @@ def test_among_other_work_the_interval_says_that_nobody_knows(machine):
     assert "(the model)" in found.assumptions["neurons among other work"]
 
 
-def test_a_threshold_among_products_leaves_what_is_around_it(machine):
-    class Residual(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.up, self.sign = nn.Linear(3, 3, bias=False), Computes(lambda v: (v >= 0).float())
+class Around(nn.Module):
+    """The same with the threshold in a module of its own, so that its potential is charged around it."""
 
-        def forward(self, x):
-            return x + self.sign(self.up(x))
+    def __init__(self):
+        super().__init__()
+        self.up, self.spike = nn.Linear(3, 3, bias=False), Computes(lambda v: (v >= 1).float())
 
-    found = estimate(count(Residual(), X), machine(UPDATE, CLASSES))
-    assert elementwise_of(found) == {"add": 6}
+    def forward(self, x):
+        return x + self.spike(0.5 * self.up(x))
+
+
+def test_what_is_around_a_threshold_may_be_its_potential_and_may_not(machine):
+    found = estimate(count(Around(), X), machine(UPDATE, CLASSES))
+    terms = {term.name: term for term in found.terms}
+    assert "compare" not in terms
+    for name in ("mul", "add"):
+        assert (terms[name].low_pj, terms[name].central_pj, terms[name].high_pj) == (0, 0, 3.0)
 
 
 class Declared(nn.Module):
