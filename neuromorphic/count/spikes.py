@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import moves
 from .dispatch import tensors_in
-from .operands import LARGEST_LEVEL, repeated_units
+from .operands import LARGEST_LEVEL, count_repeated_units
 from .storages import StorageSet, has_storage, storage_key
 
 COMPARISONS = frozenset(("ge", "gt", "le", "lt"))
@@ -144,11 +144,11 @@ def emission(spikes: Tensor) -> dict[str, int]:
     return {
         "neuron_updates": spikes.numel(),
         "events_out": int(spikes.count_nonzero()),
-        "repeated_events": int(repeated_units(spikes).sum()),
+        "repeated_events": count_repeated_units(spikes),
     }
 
 
 def repeated_events(events: int, output: Any) -> int:
     """Return what the spikes in `output` repeat as unit spikes: the tensor that has `events` numbers other than 0."""
     spikes = (tensor for tensor in tensors_in(output) if has_storage(tensor) and int(tensor.count_nonzero()) == events)
-    return next((int(repeated_units(tensor).sum()) for tensor in spikes), 0)
+    return next(map(count_repeated_units, spikes), 0)

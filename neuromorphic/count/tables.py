@@ -62,7 +62,7 @@ def _table(tally: "Tally", phase: str | None, limit: int | None) -> list[list[st
             *(module for module in modules if module not in left_out),
             (f"{len(left_out)} more modules", rest, 0),
         ]
-    kinds = [(f"kind: {kind}", counts, 0) for kind, counts in tally.by_kind(phase).items()]
+    kinds = [(f"kind: {kind}", counts, 0) for kind, counts in tally.by_kind(phase).items() if any(_amounts(counts))]
     blank = [""] * (1 + len(HEADER) + len(OPTIONAL))
     rows = [
         ["", *HEADER, *OPTIONAL],

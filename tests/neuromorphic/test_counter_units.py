@@ -6,6 +6,7 @@ from counting import Computes, brute_force, count, linear, random_case
 from torch import nn
 
 from neuromorphic import OpCounter
+from neuromorphic.count.spikes import emission
 from spikegpt.config.neuron import NeuronConfig
 from spikegpt.neuron.lif import LIF
 
@@ -97,6 +98,14 @@ def test_our_integer_neurons_emit_levels():
     config = NeuronConfig(levels=4, signed=True, membrane_decay=0.0, **straight)
     counts = count(LIF(3, config), torch.tensor([[[2.4, -3.2, 0.4]]])).total()
     assert (counts.events_out, counts.repeated_events) == (2, 1 + 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int32])
+def test_one_vector_of_spikes_and_many_repeat_the_same(dtype):
+    rows = torch.tensor([[3.0, -2.0, 0.0], [1.0, 0.0, 1.0], [100.0, 0.0, 1.0]]).to(dtype)
+    alone = [emission(row)["repeated_events"] for row in rows]
+    assert alone == [2 + 1, 0, 99] and emission(rows)["repeated_events"] == sum(alone)
+    assert emission(rows[:1] * 200)["repeated_events"] == 0
 
 
 def test_spikes_without_neurons_or_dimensions_repeat_nothing():

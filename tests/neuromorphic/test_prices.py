@@ -1,9 +1,11 @@
 """Price tables: what is bundled, what a table of one's own must say, and what is refused."""
 
+from pathlib import Path
+
 import pytest
 
+import neuromorphic
 from neuromorphic.energy.prices import (
-    _TABLES,
     GRADES,
     SCOPES,
     SENDING,
@@ -12,6 +14,8 @@ from neuromorphic.energy.prices import (
     bundled_profiles,
     load_profile,
 )
+
+TABLES = Path(neuromorphic.__file__).parent / "energy" / "price_tables"
 
 OWN = """
 name = "own"
@@ -217,7 +221,7 @@ def test_every_price_of_every_table_says_where_it_is_from(name):
 @pytest.mark.parametrize("name", bundled_profiles())
 def test_every_table_says_how_a_spike_of_n_travels(name):
     assert load_profile(name).integer_spikes in SENDING
-    text = (_TABLES / f"{name}.toml").read_text()
+    text = (TABLES / f"{name}.toml").read_text()
     assert f'integer_spikes = "{load_profile(name).integer_spikes}"' in text
 
 
