@@ -233,7 +233,7 @@ def _profile(values: dict[str, Any], where: str) -> Profile:
 
 def check_sending(profile: Profile, where: str) -> None:
     """Raise PriceError unless the machine can send integer spikes as the profile says."""
-    if profile.integer_spikes not in SENDING:
+    if profile.integer_spikes not in (UNITS, GRADED):
         raise PriceError(
             f"{where}: integer_spikes is {profile.integer_spikes!r:.80}; it must be one of {', '.join(SENDING)}"
         )

@@ -136,7 +136,7 @@ def test_a_price_per_event_is_of_unit_spikes(profile):
         estimate(make_tally(mm=INTEGER), profile, integer_spikes="graded")
 
 
-@pytest.mark.parametrize("sending", ["unit", "", 3, True])
+@pytest.mark.parametrize("sending", ["unit", "", 3, True, ["units"]])
 def test_another_way_to_send_is_refused(sending):
     with pytest.raises(PriceError, match=r"integer_spikes is .*; it must be one of units, graded"):
         estimate(make_tally(mm=INTEGER), "horowitz45-fp32", integer_spikes=sending)
