@@ -89,6 +89,7 @@ class OpCounter:
         self._declaring = 0
         self._tokens: dict[str, int] = {}
         self._uncounted: dict[str, Uncounted] = {}
+        self._uncounted_in: dict[str, dict[str, None]] = {}
         self._stack: list[str] = []
         self._phase = PREFILL
         self._chosen_phase: str | None = None
@@ -212,6 +213,7 @@ class OpCounter:
             uncounted=uncounted,
             footprint=footprint,
             names=tuple(name for name, _ in self.model.named_modules()),
+            uncounted_in={module: tuple(operators) for module, operators in self._uncounted_in.items()},
         )
 
     def _enter_module(self, place: Place, module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -253,7 +255,7 @@ class OpCounter:
         if recorder.spikes or is_outermost:
             tensors = [part for tensor in tensors_in(*tree_leaves(output)) for part in plain_tensors(tensor)]
             for tensor in tensors:
-                recorder.emit(tensor, place.where, phase)
+                recorder.emit(tensor, phase)
             if is_outermost:
                 self._texts.finish(tensors)
         cost = place.cost
@@ -388,6 +390,7 @@ class OpCounter:
             )
         before = self._uncounted.get(str(func), Uncounted(str(func), 0, 0))
         elements = sum(result.numel() for result in results)
+        self._uncounted_in.setdefault(self._stack[-1], {})[str(func)] = None
         self._uncounted[str(func)] = Uncounted(str(func), before.calls + 1, before.elements + elements)
 
 

@@ -5,11 +5,12 @@ they are asked for with a width. Counts of disjoint work add up; `Counts.__add__
 """
 
 import difflib
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
-from .text import text_table
+from .tables import module_rows, tally_latex, tally_text
+from .text import csv_table
 
 ELEMENTWISE = (
     "add",
@@ -54,6 +55,7 @@ class Counts:
         weight_side_acs: the part of effective_acs owed to binary or ternary weights; its input was integer or real.
         integer_macs: the part of effective_macs whose input was integer spikes.
         unit_acs: the accumulations that replace integer_macs when a spike of level n is sent as n unit spikes.
+        repeated_acs: the accumulations that come on top of weight_side_acs then, n - 1 for each product.
         zero_, binary_, ternary_, integer_, real_elements: input elements by the alphabet of the vector they stood in.
         nonzeros: input elements that are not 0.
         events_in: those of them that stood in a binary, ternary or integer vector: one for each spike that was read.
@@ -64,9 +66,12 @@ class Counts:
         weights_once: distinct weights that met a nonzero input in the whole phase: perfect reuse over batch and time.
         weights_per_event: weights fetched when each nonzero input fetches its row, with no reuse.
         weights_dense: weights fetched when every vector fetches all of them, with no reuse.
+        repeated_weights: on top of weights_per_event when a spike of level n is sent as n unit spikes, each of which
+            fetches its row.
         activation_reads, activation_writes: elements of operands that are not weights, and of results.
         state_reads, state_writes: elements of recurrent state; how much is carried stands in the Footprint.
-    Neurons: neuron_updates, one per neuron and step; events_out, spikes emitted.
+    Neurons: neuron_updates, one per neuron and step; events_out, spikes emitted; repeated_events, on top of them when
+        a spike of level n is sent as n unit spikes.
     """
 
     calls: int = 0
@@ -76,6 +81,7 @@ class Counts:
     weight_side_acs: int = 0
     integer_macs: int = 0
     unit_acs: int = 0
+    repeated_acs: int = 0
     zero_elements: int = 0
     binary_elements: int = 0
     ternary_elements: int = 0
@@ -100,12 +106,14 @@ class Counts:
     weights_once: int = 0
     weights_per_event: int = 0
     weights_dense: int = 0
+    repeated_weights: int = 0
     activation_reads: int = 0
     activation_writes: int = 0
     state_reads: int = 0
     state_writes: int = 0
     neuron_updates: int = 0
     events_out: int = 0
+    repeated_events: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
         ours, theirs = vars(self), vars(other)
@@ -168,7 +176,6 @@ class Counts:
         return asdict(self)
 
 
-SHOWN_MODULES = 40
 MAXIMA = ("largest_level", "fan_out")
 QUANTITIES = tuple(field.name for field in fields(Counts))
 
@@ -229,6 +236,8 @@ class Tally:
     footprint: Footprint
     names: tuple[str, ...] = ()
     """paths of all modules of the model, those without work too; empty where nobody knows them"""
+    uncounted_in: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """path of a module -> operators without a rule that ran in it"""
 
     def __repr__(self) -> str:
         """One line: a tally of thousands of sites is read by its methods, or printed as a table."""
@@ -238,8 +247,29 @@ class Tally:
         )
 
     def __str__(self) -> str:
-        """A table: the matrix products by module, all work by kind, and what was not counted."""
-        return tally_table(self)
+        """A table: the work of each module, without that of the modules inside it, by kind, and what has no rule."""
+        return tally_text(self)
+
+    def rows(self, phase: str | None = None) -> list[dict[str, Any]]:
+        """Return one row per module, as `pandas.DataFrame(tally.rows())` takes them; they sum to the total.
+
+        "module" is the path of one that did work of its own, "" of the model; modules inside it have their own rows.
+        "tokens" are those of the phase; then come all quantities of Counts, not per token; "density", "alphabet" and
+        "uncounted", the operators without a rule that ran there.
+
+        Raises:
+            ValueError: there is no such phase.
+        """
+        return module_rows(self, phase)
+
+    def to_csv(self, phase: str | None = None) -> str:
+        """Return `rows` as text for a file: a header and one line per module."""
+        names = ("module", "tokens", *QUANTITIES, "density", "alphabet", "uncounted")
+        return csv_table(names, self.rows(phase))
+
+    def to_latex(self, phase: str | None = None) -> str:
+        """Return the table that is printed, with all modules, as a tabular of LaTeX; it needs the package booktabs."""
+        return tally_latex(self, phase)
 
     def select(
         self, *, module: str | None = None, kind: str | None = None, phase: str | None = None
@@ -251,9 +281,9 @@ class Tally:
         """
         known = self.names or tuple({site.module for site in self.sites})
         below = any(name == module or name.startswith(f"{module}.") for name in known)
-        _check_known("module", module if module and not below else None, known)
+        _check_known("module", None if below or module == "" else module, known)
         _check_known("kind", kind, KINDS)
-        _check_known("phase", phase, (*self.tokens, *(site.phase for site in self.sites), *PHASES))
+        self._check_phase(phase)
 
         def wanted(site: Site) -> bool:
             below = module is None or site.module == module or site.module.startswith(module + ".") or module == ""
@@ -263,6 +293,9 @@ class Tally:
 
         return {site: counts for site, counts in self.sites.items() if wanted(site)}
 
+    def _check_phase(self, phase: str | None) -> None:
+        _check_known("phase", phase, (*self.tokens, *(site.phase for site in self.sites), *PHASES))
+
     def total(self, *, module: str | None = None, kind: str | None = None, phase: str | None = None) -> Counts:
         return total(self.select(module=module, kind=kind, phase=phase).values())
 
@@ -271,12 +304,26 @@ class Tally:
         sums = {kind: self.total(kind=kind, phase=phase) for kind in KINDS}
         return {kind: counts for kind, counts in sums.items() if counts.calls}
 
+    def by_module(self, phase: str | None = None) -> dict[str, Counts]:
+        """Return module path -> sum of its own work, in the order of `modules`; modules inside it have their own."""
+        parts: dict[str, list[Counts]] = {}
+        for site, counts in self.select(phase=phase).items():
+            parts.setdefault(site.module, []).append(counts)
+        for module in self.uncounted_in:
+            parts.setdefault(module, [])
+        return {module: total(found) for module, found in parts.items()}
+
     def modules(self) -> list[str]:
         """Module paths that did work, in the order of their first operation."""
         return list(dict.fromkeys(site.module for site in self.sites))
 
     def token_count(self, phase: str | None = None) -> int:
-        """Return the tokens read in a phase, or in all; 0 in one that did not occur."""
+        """Return the tokens read in a phase, or in all; 0 in one that did not occur.
+
+        Raises:
+            ValueError: there is no such phase.
+        """
+        self._check_phase(phase)
         return sum(self.tokens.values()) if phase is None else self.tokens.get(phase, 0)
 
     def to_dict(self) -> dict[str, Any]:
@@ -301,29 +348,8 @@ def _check_known(what: str, name: str | None, known: Iterable[str]) -> None:
     known = list(dict.fromkeys(known))
     if name is None or name in known:
         return
-    near = difflib.get_close_matches(name, known, n=1)
+    nearest, *others = difflib.get_close_matches(str(name), known, n=3) or [""]
     listed = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
-    raise ValueError(f"there is no {what} {name!r}; {f'did you mean {near[0]!r}?' if near else f'known: {listed}'}")
-
-
-def tally_table(tally: Tally) -> str:
-    """Return a tally as text: matrix products by module, all work by kind, tokens, and what has no rule."""
-    header = ["", "dense products", "MACs", "ACs", "unit ACs", "nonzero inputs", "elementwise"]
-    modules = [(name, total(c for site, c in tally.sites.items() if site.module == name)) for name in tally.modules()]
-    products = [(name, counts) for name, counts in modules if counts.dense_ops]
-    shown = products if len(products) <= SHOWN_MODULES else products[: SHOWN_MODULES - 1]
-    rows = [header, *(_row(name or "(the model)", counts) for name, counts in shown)]
-    if len(shown) < len(products):
-        left_out = products[len(shown) :]
-        rows.append(_row(f"{len(left_out)} more modules", total(counts for _, counts in left_out)))
-    rows += [[""] * len(header)] + [_row(f"kind: {kind}", counts) for kind, counts in tally.by_kind().items()]
-    rows += [_row("all", tally.total())]
-    read = ", ".join(f"{number:,} in {phase}" for phase, number in tally.tokens.items())
-    uncounted = ", ".join(f"{item.operator} ({item.calls:,} calls)" for item in tally.uncounted) or "nothing"
-    return "\n".join([text_table(rows), f"tokens: {read or 'none'}", f"uncounted: {uncounted}"])
-
-
-def _row(name: str, counts: Counts) -> list[str]:
-    density = "" if counts.density is None else f"{counts.density:.1%}"
-    amounts = (counts.dense_ops, counts.effective_macs, counts.effective_acs, counts.unit_acs)
-    return [name, *(f"{amount:,}" for amount in amounts), density, f"{sum(counts.elementwise.values()):,}"]
+    hint = f"did you mean {nearest!r}?" if nearest else f"known: {listed}"
+    also = f" close too: {', '.join(map(repr, others))}" if others else ""
+    raise ValueError(f"there is no {what} {name!r:.80}; {hint}{also}")

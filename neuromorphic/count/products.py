@@ -6,13 +6,23 @@ The number of products x[n, k] * w[k, m] with both sides nonzero is, summed over
 written as real ones, so that a complex product counts as the four real products that it is.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .counts import ALPHABETS, Counts
-from .operands import BINARY, INTEGER, REAL, TERNARY, ZERO, alphabet_of, classify_rows, is_spikes
+from .operands import (
+    BINARY,
+    INTEGER,
+    REAL,
+    TERNARY,
+    ZERO,
+    alphabet_of,
+    classify_rows,
+    is_spikes,
+    repeated_units,
+)
 
 # alphabets whose products can have an effect
 EFFECTIVE = (BINARY, TERNARY, INTEGER, REAL)
@@ -97,8 +107,8 @@ def matrix_product(x: Tensor, weight: Weight, live: Tensor | None = None) -> Pro
     if rows[INTEGER]:
         levels = x.abs().masked_fill((codes != INTEGER).unsqueeze(2), 0)
         counts.largest_level = int(levels.max())
-        if not is_spikes(weight.alphabet):
-            counts.unit_acs = int((levels.to(torch.int64).sum(dim=1) * weight.nonzeros).sum())
+        units, events = levels.to(torch.int64).sum(dim=1), (levels != 0).sum(dim=1)
+        send_units(counts, units, units - events, weight.nonzeros, weight)
     return Product(counts, columns > 0)
 
 
@@ -112,6 +122,16 @@ def split(counts: Counts, effective: dict[int, int], weight_alphabet: int) -> No
     else:
         counts.effective_macs = numbers
         counts.integer_macs = effective[INTEGER]
+
+
+def send_units(counts: Counts, units: Any, repeats: Any, met: Any, weight: Weight) -> None:
+    """Write what it takes to send integer spikes as unit spikes: `units` of each input element, `repeats` all but the
+    first of each spike, `met` its nonzero weights, arrays of one shape."""
+    counts.repeated_weights = int(repeats.sum()) * weight.fan_out
+    if is_spikes(weight.alphabet):
+        counts.repeated_acs = int((repeats * met).sum())
+    else:
+        counts.unit_acs = int((units * met).sum())
 
 
 def activation_product(a: Tensor, b: Tensor) -> Counts:
@@ -182,5 +202,8 @@ def convolution(x: Tensor, weight: Weight, reach: Tensor, outputs: int) -> Count
     counts.dense_ops = x.shape[0] * int(reach.sum())
     counts.weights_per_event = int((columns * reach).sum())
     counts.weights_dense = counts.dense_ops
+    if counts.integer_elements:
+        repeats = repeated_units(rows[0]).sum(dim=0)
+        counts.repeated_weights = int((repeats * reach).sum())
     counts.activation_writes = outputs
     return counts

@@ -19,7 +19,7 @@ from .dispatch import named_arguments
 from .product_operators import PRODUCTS
 from .provenance import Origin, Provenance
 from .row_products import RowProducts
-from .spikes import Spikes
+from .spikes import Spikes, emission, repeated_events
 from .storages import storage_key, width
 from .weights import sweeps
 
@@ -96,7 +96,7 @@ class Recorder:
         """Add the counts of one operator of torch; False if it has no rule."""
         self._module, self._phase, self._padding_noted = module, phase, False
         is_known = self._count(func, name, args, kwargs, inputs, results)
-        self.spikes.follow(name, kwargs, inputs, results)
+        self.spikes.follow(name, module, kwargs, inputs, results)
         return is_known
 
     def _count(
@@ -161,6 +161,8 @@ class Recorder:
         self._module, self._phase, self._padding_noted = module, phase, False
         live = (args, kwargs, output) if self.mask is None else tree_map(self._only_live, (args, dict(kwargs), output))
         declared = dict(cost(*live))
+        if "events_out" in declared and "repeated_events" not in declared:
+            declared["repeated_events"] = repeated_events(declared["events_out"], live[2])
         kind = declared.pop("kind", kind)
         state = declared.pop("state_elements", 0)
         product = declared.pop("product", None)
@@ -238,21 +240,19 @@ class Recorder:
         counts.weights_per_event = counts.weights_dense
         self._add(site, counts)
 
-    def emit(self, tensor: Tensor, module: str, phase: str) -> None:
+    def emit(self, tensor: Tensor, phase: str) -> None:
         """Count the spikes of a tensor that leaves its module or enters a product, if they were not counted before.
 
-        A neuron may compare its potential a second time for its reset; that is no spike for anyone else.
+        They are counted where they were born, for the module that reads them has no neurons. A neuron may compare its
+        potential a second time for its reset; that is no spike for anyone else.
         """
         if tensor not in self.spikes:
             return
+        site = Site(self.spikes.birthplace(tensor), SPIKE, phase)
+        self.kinds[site.operator] = "neuron"
         self.spikes.discard(tensor)
         live = self._live(tensor)
-        emitted = tensor if live is None else tensor[live]
-        self._module, self._phase = module, phase
-        self._add(
-            self._site(SPIKE, "neuron"),
-            Counts(calls=1, neuron_updates=emitted.numel(), events_out=int((emitted != 0).sum())),
-        )
+        self._add(site, Counts(calls=1, **emission(tensor if live is None else tensor[live])))
 
     # padding ------------------------------------------------------------------------------------------------------
 
@@ -295,7 +295,7 @@ class Recorder:
     def product(self, site: Site, x: Tensor, w: Tensor) -> None:
         """Count x (G, N, K) times w (G, K, M); either may be the weight."""
         for operand in (x, w):
-            self.emit(operand, site.module, site.phase)
+            self.emit(operand, site.phase)
         if x.numel() == 0 or w.numel() == 0:
             return
         of_x, of_w = self.provenance.of(x), self.provenance.of(w)
@@ -385,7 +385,7 @@ class Recorder:
     ) -> None:
         self.note_padding(site.operator)
         for operand in (query, key, value):
-            self.emit(operand, site.module, site.phase)
+            self.emit(operand, site.phase)
         self._add(site, attention.attention(query, key, value, is_causal, mask, scale))
 
     def bias(self, site: Site, bias: Tensor, result: Tensor, sweeps: int | None = None) -> None:

@@ -50,8 +50,8 @@ class Effect:
     def __init__(self) -> None:
         self.times = 0
         self.parts: list[tuple[Site, Counts]] = []
-        # what is known of the memory of each result, and its marks; empty where nothing is
-        self.made: list[tuple[Member | None, int]] = []
+        # what is known of the memory of each result, and of its spikes; empty where nothing is
+        self.made: list[tuple[Member | None, Member | None]] = []
         # how many numbers of the first result are new; None where nobody follows what becomes of them
         self.new: int | None = None
         # an operator that declares its cost does so each time
@@ -59,9 +59,9 @@ class Effect:
         # the products of rows, and which operand these are, of how many numbers
         self.rows: RowProducts | None = None
         self.row = self.numbers = 0
-        # where the row counts as spikes that a neuron has emitted, and how many these were
+        # where the row counts as spikes that a neuron has emitted, how many these were, and what they repeat as units
         self.emitted: Site | None = None
-        self.events = 0
+        self.events = self.repeated = 0
         # the host may go another way, depending on the number that it is told
         self.tells_number = False
 
@@ -162,7 +162,7 @@ class Replays:
                 if marked is not None:
                     if marked.mark & SHIFTED:
                         return False
-                    found.append(marked.mark)
+                    found += marked.mark, marked.name[0]
                 if made_of is not None:
                     made = made_of(memory)
                     if made is not None and self._carried.reads(self._where, thing, memory):
@@ -211,19 +211,20 @@ class Replays:
         if effect.rows is not None:
             row = call.operands[effect.row]
             if effect.emitted is not None:
-                effect.rows.new_nonzeros()
+                effect.rows.new_events()
                 effect.rows.add(row)
-                effect.events += effect.rows.new_nonzeros()
+                events, repeated = effect.rows.new_events()
+                effect.events, effect.repeated = effect.events + events, effect.repeated + repeated
                 self._recorder.spikes.discard(row)
             else:
                 effect.rows.add(row)
         if effect.made or effect.new is not None:
             results = tensors_in(output)
-            for (member, marks), result in zip(effect.made, results, strict=False):
-                if member is not None:
-                    self._recorder.provenance.add(member.mark, result, member.name, member.size, member.roots)
-                if marks:
-                    self._recorder.spikes.mark(result, marks)
+            for (known, marked), result in zip(effect.made, results, strict=False):
+                if known is not None:
+                    self._recorder.provenance.add(known.mark, result, known.name, known.size, known.roots)
+                if marked is not None:
+                    self._recorder.spikes.mark(result, marked.mark, born=marked.name[0])
             if effect.new is not None:
                 self._carried.note(self._where, results[0], effect.new)
 
@@ -345,17 +346,17 @@ class Replays:
             if site.operator == SPIKE:
                 if effect.rows is None or effect.emitted is not None:
                     return None
-                effect.emitted, counts.events_out = site, 0
+                effect.emitted, counts.events_out, counts.repeated_events = site, 0, 0
         return effect if self._set_made(effect, call.results) else None
 
     def _set_made(self, effect: Effect, results: list[Tensor]) -> bool:
         """Write down what the results have become; False if it is more than can be told again."""
         for result in results:
             memory = storage_key(result)
-            effect.made.append((self._recorder.provenance.known(memory), self._recorder.spikes.of_memory(memory)))
-        if any(marks & SHIFTED for _, marks in effect.made):
+            effect.made.append((self._recorder.provenance.known(memory), self._recorder.spikes.members.get(memory)))
+        if any(marked is not None and marked.mark & SHIFTED for _, marked in effect.made):
             return False
-        if not any(member or marks for member, marks in effect.made):
+        if not any(known or marked for known, marked in effect.made):
             effect.made = []
         return True
 
@@ -375,5 +376,5 @@ class Replays:
             for site, counts in effect.parts:
                 account.add(site, times(counts, effect.times))
             if effect.emitted is not None:
-                account.add(effect.emitted, Counts(events_out=effect.events))
-            effect.times = effect.events = 0
+                account.add(effect.emitted, Counts(events_out=effect.events, repeated_events=effect.repeated))
+            effect.times = effect.events = effect.repeated = 0

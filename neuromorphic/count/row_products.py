@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .counts import Counts, Site
 from .dispatch import unseen
-from .operands import BINARY, INTEGER, LARGEST_LEVEL, PROBE, REAL, TERNARY, ZERO, classify_row, is_spikes
-from .products import EFFECTIVE, ELEMENTS, Weight, split
+from .operands import BINARY, INTEGER, LARGEST_LEVEL, PROBE, REAL, TERNARY, ZERO, classify_row
+from .products import EFFECTIVE, ELEMENTS, Weight, send_units, split
 from .storages import Member
 
 # numbers that are looked at in one go, so that they stay near the processor
@@ -32,7 +32,7 @@ class RowProducts:
         # rows by alphabet, and how often each input was not 0 in them
         self._rows, self._fired = [0] * (REAL + 1), np.zeros((REAL + 1, K), np.int64)
         self._levels, self._largest_level = np.zeros(K, np.int64), 0
-        self._before = 0
+        self._before = (0, 0)
 
     @staticmethod
     def takes(x: Tensor, w: Tensor) -> bool:
@@ -103,10 +103,12 @@ class RowProducts:
         self._levels += levels.sum(axis=0, dtype=np.float32).astype(np.int64)
         self._largest_level = max(self._largest_level, int(levels.max()))
 
-    def new_nonzeros(self) -> int:
-        """Return how many numbers were not 0 since this was asked last."""
-        before, self._before = self._before, int(self._fired.sum())
-        return self._before - before
+    def new_events(self) -> tuple[int, int]:
+        """Return how many numbers were not 0 since this was asked last, and what they repeat as unit spikes."""
+        events = int(self._fired.sum())
+        repeated = int(self._levels.sum() - self._fired[INTEGER].sum())
+        before, self._before = self._before, (events, repeated)
+        return events - before[0], repeated - before[1]
 
     def counts(self) -> Counts:
         """Return the counts of all rows so far."""
@@ -128,8 +130,7 @@ class RowProducts:
         )
         effective = self._fired @ met
         split(counts, {alphabet: int(effective[alphabet]) for alphabet in EFFECTIVE}, self.weight.alphabet)
-        if not is_spikes(self.weight.alphabet):
-            counts.unit_acs = int(self._levels @ met)
+        send_units(counts, self._levels, self._levels - self._fired[INTEGER], met, self.weight)
         return counts
 
     def touched(self) -> Tensor:

@@ -5,12 +5,14 @@ and where numbers are rounded to few whole ones. It stays one when it is moved, 
 """
 
 from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import moves
-from .operands import LARGEST_LEVEL
+from .dispatch import tensors_in
+from .operands import LARGEST_LEVEL, count_nonzeros, count_repeated_units
 from .storages import Member, StorageSet, has_storage, storage_key
 
 COMPARISONS = frozenset(("ge", "gt", "le", "lt"))
@@ -42,7 +44,8 @@ class Spikes:
 
     def __init__(self, is_constant: Callable[[Tensor], bool]):
         self._is_constant = is_constant
-        # SHIFTED are spikes with a number added or taken away, and the name says which: a surrogate gives it back.
+        # a name is where they were born, and of SHIFTED spikes the number that was added or taken away: a surrogate
+        # gives it back.
         # NOTHING is x - x.detach() and its products, which a surrogate adds: they have a derivative and are 0
         self._marked = StorageSet()
         self._spiking = 0
@@ -71,16 +74,16 @@ class Spikes:
         member = self._marked.members.get(memory)
         return 0 if member is None else member.mark
 
-    def mark(self, tensor: Tensor, marks: int, without: int = 0, shift: Hashable = None) -> None:
+    def mark(self, tensor: Tensor, marks: int, without: int = 0, born: str = "", shift: Hashable = None) -> None:
         """Give marks to the memory of a tensor, and take away those of `without`."""
         if not has_storage(tensor):
             return
-        memory = storage_key(tensor)
-        known = self._marked.members.get(memory)
+        known = self._marked.members.get(storage_key(tensor))
         before = 0 if known is None else known.mark
         after = (before & ~without) | marks
         if after:
-            self._marked.add(tensor, known.name if known and shift is None else shift, mark=after)
+            was_born, was_shifted = ("", None) if known is None else known.name
+            self._marked.add(tensor, (born or was_born, was_shifted if shift is None else shift), mark=after)
         elif before:
             self._marked.discard(tensor)
         self._spiking += (after & SPIKING > 0) - (before & SPIKING > 0)
@@ -88,8 +91,12 @@ class Spikes:
     def _has(self, tensor: Tensor, mark: int) -> bool:
         return has_storage(tensor) and self.of_memory(storage_key(tensor)) & mark > 0
 
-    def follow(self, name: str, kwargs: dict, inputs: list[Tensor], results: list[Tensor]) -> None:
-        """See what an operator that has run on data makes of spikes."""
+    def birthplace(self, spikes: Tensor) -> str:
+        """Return the module in which they were born."""
+        return self._marked.member(spikes).name[0]
+
+    def follow(self, name: str, where: str, kwargs: dict, inputs: list[Tensor], results: list[Tensor]) -> None:
+        """See what an operator that has run on data in module `where` makes of spikes."""
         if not results:
             return
         result = results[0]
@@ -100,9 +107,10 @@ class Spikes:
         elif name not in KNOWN:
             self._forget(result)
         elif self._are_compared(name, inputs):
-            self.mark(result, SPIKING if result.is_floating_point() else COMPARED)
+            self.mark(result, SPIKING if result.is_floating_point() else COMPARED, born=where)
         elif self._are_born(name, kwargs, inputs, result) or self._stay(name, inputs):
-            self.mark(result, SPIKING, without=FILLED)
+            born = next((self.birthplace(tensor) for tensor in inputs if tensor in self), where)
+            self.mark(result, SPIKING, without=FILLED, born=born)
         elif not self._is_given_back(name, inputs, result):
             self._forget(result)
 
@@ -111,10 +119,11 @@ class Spikes:
         if name not in ("add", "sub") or len(inputs) != 2:
             return False
         spikes, soft = inputs if self._has(inputs[0], SPIKING | SHIFTED) else reversed(inputs)
-        if self._has(spikes, SHIFTED) and self._marked.member(spikes).name == (name, storage_key(soft)):
-            self.mark(result, SPIKING)
+        if self._has(spikes, SHIFTED) and self._marked.member(spikes).name[1] == (name, storage_key(soft)):
+            self.mark(result, SPIKING, born=self.birthplace(spikes))
         elif spikes in self and spikes is inputs[0]:
-            self.mark(result, SHIFTED, shift=({"add": "sub", "sub": "add"}[name], storage_key(soft)))
+            shift = ({"add": "sub", "sub": "add"}[name], storage_key(soft))
+            self.mark(result, SHIFTED, born=self.birthplace(spikes), shift=shift)
         else:
             return False
         return True
@@ -174,3 +183,18 @@ def _is_few(result: Tensor) -> bool:
         return False
     lowest, highest = (value.item() for value in result.aminmax())
     return lowest >= -LARGEST_LEVEL and highest <= LARGEST_LEVEL
+
+
+def emission(spikes: Tensor) -> dict[str, int]:
+    """Return what neurons did that emitted `spikes`, one element for each neuron and step."""
+    return {
+        "neuron_updates": spikes.numel(),
+        "events_out": count_nonzeros(spikes),
+        "repeated_events": count_repeated_units(spikes),
+    }
+
+
+def repeated_events(events: int, output: Any) -> int:
+    """Return what the spikes in `output` repeat as unit spikes: the tensor that has `events` numbers other than 0."""
+    spikes = (tensor for tensor in tensors_in(output) if has_storage(tensor) and count_nonzeros(tensor) == events)
+    return next(map(count_repeated_units, spikes), 0)

@@ -16,6 +16,13 @@ from typing import Any, NamedTuple
 
 from ..count.counts import ELEMENTWISE
 
+UNITS, GRADED = "units", "graded"
+SENDING = {
+    UNITS: "a spike of n is n events, n fetches of its weights, n additions",
+    GRADED: "a spike of n is one event and one fetch, then n additions or a product",
+}
+"""how a machine sends integer spikes -> what is charged"""
+
 GRADES = ("unstated", "projected", "derived", "simulated", "measured", "metered", "convention")
 SCOPES = ("per_term", "all_in")
 
@@ -50,6 +57,8 @@ class Price:
     high_pj: float
     unit: str
     note: str = ""
+    source: str = ""
+    """table, figure or page of what the profile cites"""
 
     @property
     def central_pj(self) -> float:
@@ -87,6 +96,8 @@ class Profile:
     node_nm: float | None = None
     volts: float | None = None
     notes: str = ""
+    integer_spikes: str = UNITS
+    """how the machine sends a spike of n: one of SENDING"""
     prices: Mapping[str, Price]
     """a key of TERM_UNITS -> its price; a term that is not here is unpriced"""
     memories: tuple[Memory, ...]
@@ -188,10 +199,14 @@ _PROFILE_FIELDS = {
     **dict.fromkeys(("includes", "excludes"), _TEXTS),
     **dict.fromkeys(("weight_bits", "activation_bits", "state_bits"), _BITS),
 }
-_PROFILE_OPTIONS = {"node_nm": _NUMBER, "volts": _NUMBER, "notes": _TEXT, "prices": _TABLE, "memories": _ARRAY}
-_PRICE_FIELDS, _PRICE_OPTIONS = {"pj": _PICOJOULE, "unit": _TEXT}, {"note": _TEXT}
+_PROFILE_OPTIONS = {
+    **dict.fromkeys(("node_nm", "volts"), _NUMBER),
+    **dict.fromkeys(("notes", "integer_spikes"), _TEXT),
+    **{"prices": _TABLE, "memories": _ARRAY},
+}
+_PRICE_FIELDS, _PRICE_OPTIONS = {"pj": _PICOJOULE, "unit": _TEXT}, {"note": _TEXT, "source": _TEXT}
 _MEMORY_FIELDS = {"name": _TEXT, "pj": _PICOJOULE, "unit": _TEXT}
-_MEMORY_OPTIONS = {"capacity_bytes": _COUNT, "write_pj": _PICOJOULE}
+_MEMORY_OPTIONS = {"capacity_bytes": _COUNT, "write_pj": _PICOJOULE, "note": _TEXT, "source": _TEXT}
 
 
 def _profile(values: dict[str, Any], where: str) -> Profile:
@@ -211,7 +226,23 @@ def _profile(values: dict[str, Any], where: str) -> Profile:
             f"this one prices {found}"
         )
     texts = {field: tuple(values[field]) for field in ("includes", "excludes")}
-    return Profile(**values | texts | {"prices": prices, "memories": memories})
+    profile = Profile(**values | texts | {"prices": prices, "memories": memories})
+    check_sending(profile, where)
+    return profile
+
+
+def check_sending(profile: Profile, where: str) -> None:
+    """Raise PriceError unless the machine can send integer spikes as the profile says."""
+    if profile.integer_spikes not in (UNITS, GRADED):
+        raise PriceError(
+            f"{where}: integer_spikes is {profile.integer_spikes!r:.80}; it must be one of {', '.join(SENDING)}"
+        )
+    ac = profile.prices.get("ac")
+    if profile.integer_spikes == GRADED and ac is not None and ac.unit == "pJ/event":
+        raise PriceError(
+            f"{where}: it prices an accumulation in pJ/event, one unit spike through one synapse, which carries no "
+            f"number; integer_spikes must be {UNITS!r}, or the price of ac be in pJ/op"
+        )
 
 
 def _term_price(term: str, table: Any, where: str) -> Price:
@@ -220,7 +251,11 @@ def _term_price(term: str, table: Any, where: str) -> Price:
     _check_fields(table, _PRICE_FIELDS, _PRICE_OPTIONS, where)
     _check_unit(table["unit"], TERM_UNITS[term], where)
     low, high = _interval(table["pj"], "pj", where)
-    return Price(low_pj=low, high_pj=high, unit=table["unit"], note=table.get("note", ""))
+    return Price(low_pj=low, high_pj=high, unit=table["unit"], **_said(table))
+
+
+def _said(table: dict[str, Any]) -> dict[str, str]:
+    return {field: table.get(field, "") for field in ("note", "source")}
 
 
 def _memory(table: Any, where: str) -> Memory:
@@ -229,7 +264,7 @@ def _memory(table: Any, where: str) -> Memory:
 
     def per_bit(field: str) -> Price:
         low, high = (bound / MEMORY_UNITS[table["unit"]] for bound in _interval(table[field], field, where))
-        return Price(low_pj=low, high_pj=high, unit="pJ/bit")
+        return Price(low_pj=low, high_pj=high, unit="pJ/bit", **_said(table))
 
     write = per_bit("write_pj" if "write_pj" in table else "pj")
     return Memory(name=table["name"], capacity_bytes=table.get("capacity_bytes"), read=per_bit("pj"), write=write)

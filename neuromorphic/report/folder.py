@@ -4,9 +4,7 @@ The HTML needs nothing else: no network, no scripts, figures and style inside. T
 and then renamed, so it is whole or not there.
 """
 
-import csv
 import datetime
-import io
 import json
 import math
 import os
@@ -19,10 +17,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ..count.text import csv_table
 from . import figures, firing_figures
 from .canvas import to_png
 from .derived import spiking
-from .formats import printable
 from .html import page
 from .measurement import Claims, LayerOps, Measurement
 from .tables import comparison_table
@@ -145,17 +143,9 @@ def _figures(measurements: Sequence[Measurement]) -> dict[str, Figure]:
 def _csv(measurements: Sequence[Measurement]) -> str:
     """One row per model and module that multiplies matrices; operations per token."""
     names = list(LayerOps.__dataclass_fields__)
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(["model", *names, "is_spike_driven"])
-    for measurement in measurements:
-        for layer in measurement.layers:
-            values = [measurement.name, *(getattr(layer, name) for name in names), layer.is_spike_driven]
-            writer.writerow([_harmless(value) if isinstance(value, str) else value for value in values])
-    return text.getvalue()
-
-
-def _harmless(cell: str) -> str:
-    """Return a text as a spreadsheet shows it: without control characters, and as no formula."""
-    cell = printable(cell)
-    return f"'{cell}" if cell.startswith(("=", "+", "-", "@")) else cell
+    rows = [
+        {"model": measurement.name, **vars(layer), "is_spike_driven": layer.is_spike_driven}
+        for measurement in measurements
+        for layer in measurement.layers
+    ]
+    return csv_table(["model", *names, "is_spike_driven"], rows)

@@ -3,6 +3,8 @@
 import math
 import re
 
+from ..count.text import printable
+
 _PREFIXES = {-15: "f", -12: "p", -9: "n", -6: "µ", -3: "m", 0: "", 3: "k", 6: "M", 9: "G", 12: "T", 15: "P"}
 _VISIBLE = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "←"}
 
@@ -55,11 +57,6 @@ def times(ratio: float) -> str:
         if ratio < 1000
         else f"{ratio:,.0f}×"
     )
-
-
-def printable(text: str) -> str:
-    """Return `text` with a box for each character that cannot be shown: control characters, and the like."""
-    return "".join(character if character.isprintable() else "□" for character in text)
 
 
 def shorten(name: str, limit: int) -> str:

@@ -5,9 +5,10 @@ from html import escape
 
 from matplotlib.figure import Figure
 
+from ..count.text import printable
 from .canvas import WIDTH, inline_svg
 from .derived import built_work, dense_work, effective_ops, phases, spiking, twin_of
-from .formats import percent, printable, shorten, si, times
+from .formats import percent, shorten, si, times
 from .measurement import Claims, Measurement
 from .tables import (
     FIRING_HEADER,
@@ -311,6 +312,7 @@ def _energy_terms(measurements: Sequence[Measurement], profile: str) -> str:
         f"Includes {', '.join(source['includes']) or 'nothing'}. Excludes "
         f"{', '.join(source['excludes']) or 'nothing'}.",
         f"Source: {source['citation']}",
+        *_assumptions(measurements, profile),
     ]
     header = ["term", *(shorten(measurement.name, 28) for measurement in measurements), "note"]
     tables = [
@@ -319,6 +321,16 @@ def _energy_terms(measurements: Sequence[Measurement], profile: str) -> str:
     ]
     text = "".join(f'<p class="small">{escape(line)}</p>' for line in lines)
     return f"<details><summary>{summary}</summary>{text}{''.join(tables)}</details>"
+
+
+def _assumptions(measurements: Sequence[Measurement], profile: str) -> list[str]:
+    """What the estimates with one price table assume of each model."""
+    said: dict[tuple[str, str], dict[str, None]] = {}
+    for measurement in measurements:
+        for energies in measurement.energy.values():
+            for name, words in energies.get(profile, {}).get("assumptions", {}).items():
+                said.setdefault((name, words), {})[measurement.name] = None
+    return [f"Assumed of {', '.join(models)}: {name}: {words}." for (name, words), models in said.items()]
 
 
 def _break_even(measurements: Sequence[Measurement]) -> str:
@@ -369,9 +381,10 @@ def _method(measurements: Sequence[Measurement]) -> list[str]:
         f"Blocks: {blocks}.",
         "Counts are exact integers, taken from the tensors that the operators consumed. A product is an accumulation "
         "(AC) only if the vector that it read held nothing but 0 and 1, or -1, 0 and 1, or whole numbers: an integer "
-        "spike of n counts as n unit spikes, n accumulations. Everything else is a multiply-accumulate (MAC). As "
-        "built leaves out products with a zero on either side, which pays only on hardware that skips them; dense "
-        "counts them all. What depends on parameters alone is not counted.",
+        "spike of n counts as n unit spikes, n accumulations; whether it is sent so, or as one event that carries n, "
+        "each price table says. Everything else is a multiply-accumulate (MAC). As built leaves out products with a "
+        "zero on either side, which pays only on hardware that skips them; dense counts them all. What depends on "
+        "parameters alone is not counted.",
         "The idealised column is the published recipe, operations times a firing rate. "
         "It never asks what a product reads.",
         "Energies are estimates from the named price tables, not measurements. The interval runs from weights fetched "

@@ -85,11 +85,23 @@ def speed_cell(measurement: Measurement, phase: str) -> str:
 def comparison_table(measurements: Sequence[Measurement]) -> str:
     """Return the side-by-side table for a terminal of 120 columns: three models to a row, more of them below."""
     blocks = [_text_table(measurements[first : first + 3]) for first in range(0, len(measurements), 3)]
-    note = (
+    notes = [
         "energies are estimates from price tables; > means that some terms have no price there; "
-        f"state at {STATE_BITS} bits"
-    )
-    return "\n\n".join(blocks) + "\n" + note
+        f"state at {STATE_BITS} bits",
+        *sending_notes(measurements, TERMINAL_PROFILES),
+    ]
+    return "\n\n".join(blocks) + "\n" + "\n".join(notes)
+
+
+def sending_notes(measurements: Sequence[Measurement], profiles: Sequence[str] | None = None) -> list[str]:
+    """Return a line for each way in which price tables send the integer spikes of these models; none without such."""
+    tables: dict[str, dict[str, None]] = {}
+    for measurement in measurements:
+        for energy in measurement.energy.get(PREFILL, {}).values():
+            said = energy.get("assumptions", {}).get("integer spikes")
+            if said and energy["profile"] in _profiles(measurements, profiles):
+                tables.setdefault(said, {})[energy["profile"]] = None
+    return [f"integer spikes in {', '.join(names)}: {said}" for said, names in tables.items()]
 
 
 def _text_table(measurements: Sequence[Measurement]) -> str:
@@ -168,7 +180,7 @@ def term_rows(measurements: Sequence[Measurement], phase: str, profile: str) -> 
         for measurement in measurements
     ]
     found = [{term["name"]: term for term in energy["terms"]} for energy in energies]
-    notes = {name: term["note"] for terms in reversed(found) for name, term in terms.items()}
+    notes = {name: _note_of(term) for terms in reversed(found) for name, term in terms.items()}
     names = dict.fromkeys(name for terms in found for name in terms)
     cells = {
         name: [_term_cell(terms.get(name), energy["tokens"]) for terms, energy in zip(found, energies, strict=True)]
@@ -187,6 +199,10 @@ def term_rows(measurements: Sequence[Measurement], phase: str, profile: str) -> 
         *([name, *row, notes[name]] for name, row in cells.items()),
         ["memory", *levels, "the smallest level that holds weights, state and activations"],
     ]
+
+
+def _note_of(term: dict[str, Any]) -> str:
+    return "; ".join(filter(None, (term["note"], f"from {term['source']}" if term.get("source") else "")))
 
 
 def _term_cell(term: dict[str, Any] | None, tokens: int) -> str:

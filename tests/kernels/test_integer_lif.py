@@ -241,37 +241,42 @@ def test_only_the_inputs_are_kept_for_the_backward_pass():
     assert kept == {tensor.untyped_storage().data_ptr() for tensor in inputs}
 
 
-# 2 * 3 * 4 = 24 neuron steps; three neurons fire once, several spikes each, which leave nothing behind
+# 2 * 3 * 4 = 24 neuron steps; three neurons fire once, 2, 4 and -2 unit spikes or twice as many, which leave nothing
+# behind
 @pytest.mark.parametrize(
-    ("decay", "reset", "decay_input", "wanted"),
+    ("decay", "reset", "decay_input", "wanted", "repeated"),
     [
         (
             0.5,
             "subtract",
             True,
             {"mul": 72, "add": 48, "select": 0, "state_elements": 4, "state_reads": 24, "state_writes": 24},
+            5,
         ),
         (
             0.5,
             "zero",
             False,
             {"mul": 24, "add": 24, "select": 24, "state_elements": 4, "state_reads": 24, "state_writes": 24},
+            13,
         ),
         (
             0.0,
             "subtract",
             True,
             {"mul": 0, "add": 0, "select": 0, "state_elements": 0, "state_reads": 0, "state_writes": 0},
+            13,
         ),
         (
             0.0,
             "zero",
             True,
             {"mul": 0, "add": 0, "select": 0, "state_elements": 0, "state_reads": 0, "state_writes": 0},
+            13,
         ),
     ],
 )
-def test_declared_cost_is_the_hand_counted_one(decay, reset, decay_input, wanted):
+def test_declared_cost_is_the_hand_counted_one(decay, reset, decay_input, wanted, repeated):
     current = torch.zeros(2, 3, 4)
     current[0, 0] = torch.tensor([4.0, 8.0, -4.0, 0.0])
     args = (current, torch.zeros(2, 4), torch.full((4,), decay), torch.ones(4), 8, True, reset, decay_input)
@@ -284,7 +289,7 @@ def test_declared_cost_is_the_hand_counted_one(decay, reset, decay_input, wanted
         "activation_writes": 24,
         "neuron_updates": 24,
     }
-    assert declared == {**wanted, **always, "events_out": 3}
+    assert declared == {**wanted, **always, "events_out": 3, "repeated_events": repeated}
     assert set(declared) - {"kind", "state_elements"} <= set(QUANTITIES) and declared["kind"] in KINDS
 
 

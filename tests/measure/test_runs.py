@@ -7,11 +7,13 @@ import pytest
 import torch
 from runs import MODEL, TRAIN
 
-from neuromorphic import load_profile
+from neuromorphic import OpCounter, estimate, load_profile
+from spikegpt.checkpoint.weights import load_model
 from spikegpt.common.errors import SpikegptError
 from spikegpt.config import ModelConfig
 from spikegpt.data.tokenizers import ByteTokenizer
-from spikegpt.evaluate.runs import evaluate_run
+from spikegpt.evaluate.perplexity import evaluate_stream
+from spikegpt.evaluate.runs import evaluate_run, read_text
 from spikegpt.measure.runs import claims_of, measure_model, measure_runs, neuron_places, report_folder
 from spikegpt.measure.twins import find_twin, make_twin
 from spikegpt.model.network import SpikeGPT
@@ -197,3 +199,20 @@ def test_a_measurement_is_plain_values(trained, cache):
 def test_the_report_of_a_checkpoint_lies_in_its_run(trained):
     assert report_folder(trained) == trained / "report"
     assert report_folder(trained / "checkpoints" / "step-00000012") == trained.resolve() / "report"
+
+
+def test_a_report_has_the_energies_that_an_estimate_has(trained, cache):
+    (measured,) = measure(trained, cache=cache)
+    model, tokenizer = load_model(trained)
+    text, _ = read_text(trained, tokenizer, limit=TOKENS, cache=cache)
+    with OpCounter(model) as counter, counter.phase("prefill"):
+        evaluate_stream(model, text, tokenizer)
+    found = estimate(counter.tally(), "loihi1-presilicon", "prefill")
+    told = measured.energy["prefill"]["loihi1-presilicon"]
+    assert (told["central_pj"], told["terms"]) == (found.central_pj, [dataclasses.asdict(term) for term in found.terms])
+    # its neurons are integer ones: a spike of n is n events there, and one that carries n on an ordinary processor
+    sent = {name: energy["integer_spikes"] for name, energy in measured.energy["prefill"].items()}
+    assert sent == {"horowitz45-fp32": "graded", "loihi1-presilicon": "units"}
+    (emitted,) = (term["count"] for term in told["terms"] if term["name"] == "event")
+    counts = measured.per_token["prefill"]
+    assert emitted == round(measured.tokens * (counts["events_out"] + counts.get("repeated_events", 0)))

@@ -132,3 +132,26 @@ def test_integer_neurons_of_spikingjelly_are_seen():
     tally = count(nn.Sequential(model), x)
     model.reset()
     assert (tally.total().events_out, tally.total().neuron_updates) == (int(model(x).count_nonzero()), 6 * 2 * 4)
+
+
+class Inline(nn.Module):
+    """A neuron among the products of a module, whose spikes the next product reads at once."""
+
+    def __init__(self, straight_through):
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 4), nn.Linear(4, 3)
+        self.straight_through = straight_through
+
+    def forward(self, x):
+        potential = 0.9 * self.up(x)
+        spikes = (potential >= 0).to(x.dtype)
+        if self.straight_through:
+            spikes = (spikes - potential) + potential
+        return self.down(spikes)
+
+
+@pytest.mark.parametrize("straight_through", [False, True])
+def test_spikes_are_counted_where_they_are_born_not_where_they_are_read(straight_through):
+    tally = count(nn.Sequential(Inline(straight_through)), V)
+    assert {site.module for site in tally.select(kind="neuron")} == {"0"}
+    assert tally.total().neuron_updates == 8

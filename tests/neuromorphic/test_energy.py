@@ -3,12 +3,11 @@
 import json
 
 import pytest
+from tallies import KINDS, energies, make_tally, price
 
-from neuromorphic.count.counts import Counts, Footprint, Site, Tally, Uncounted
-from neuromorphic.energy.estimate import break_even_density, estimate
+from neuromorphic.count.counts import Counts, Tally, Uncounted
+from neuromorphic.energy.estimate import break_even_density
 from neuromorphic.energy.prices import bundled_profiles, load_profile
-
-KINDS = {"mm": "matmul", "layer_norm": "norm", "mul": "elementwise", "lif": "neuron", "wkv": "scan"}
 
 WEIGHTS = {"weights_once": 4, "weights_per_event": 6, "weights_dense": 10}
 REAL = Counts(
@@ -29,27 +28,6 @@ INTEGER = Counts(
     activation_reads=10,
 )
 NEURON = Counts(calls=1, mul=8, compare=4, state_reads=4, state_writes=4, neuron_updates=4, events_out=3)
-
-
-def make_tally(phase="prefill", tokens=2, uncounted=(), parameters=10, **operators):
-    """One site per operator, all in one phase."""
-    return Tally(
-        sites={Site("layer", operator, phase): counts for operator, counts in operators.items()},
-        kinds=KINDS,
-        tokens={phase: tokens},
-        uncounted=tuple(uncounted),
-        footprint=Footprint(parameters=parameters, zero_parameters=0, buffers=0, state=0, peak_activations=0),
-    )
-
-
-def price(tally, profile="horowitz45-fp32", phase=None):
-    """(estimate, term name -> term)."""
-    result = estimate(tally, load_profile(profile), phase)
-    return result, {term.name: term for term in result.terms}
-
-
-def energies(term):
-    return pytest.approx((term.low_pj, term.central_pj, term.high_pj))
 
 
 def test_macs_with_zeros_are_free_only_on_hardware_that_skips_them():
@@ -302,3 +280,49 @@ def test_break_even_needs_every_price():
 def test_reuse_below_one_is_refused():
     with pytest.raises(ValueError, match=r"reuse must be at least 1.*got 0\.5"):
         break_even_density(load_profile("horowitz45-fp32"), reuse=0.5)
+
+
+def test_a_table_that_is_printed_says_what_the_sum_leaves_out():
+    lines = str(price(make_tally(mm=REAL, wkv=Counts(calls=1, exp=4000), tokens=1))[0]).splitlines()
+    assert lines[0].endswith("(Horowitz 2014); grade: unstated; an estimate, not a measurement")
+    assert lines[1].startswith("memory: everything lies in SRAM 8 KB")
+    assert lines[2].startswith("pJ per token, horowitz45-fp32") and lines[2].split()[-3:] == ["low", "central", "high"]
+    cells = {line.split()[0]: line.split()[1:] for line in lines[3:-1]}
+    assert cells["exp"] == ["4,000", "no", "price", "no", "price", "no", "price"]
+    assert cells["mac"] == ["6", "27.6", "27.6", "46"]
+    # 27.6 and 46 of MACs; 4, 6 and 10 weights, and 10 + 2 activations, at 5
+    assert lines[-1].split("price")[1].split() == [">", "107.6", ">", "117.6", ">", "156"]
+    assert ">" not in str(price(make_tally(mm=REAL))[0])
+
+
+def test_terms_are_rows_for_a_data_frame_and_a_spreadsheet():
+    found, _ = price(make_tally(mm=REAL, lif=NEURON), "seneca22")
+    rows = found.rows()
+    assert [row["name"] for row in rows] == [term.name for term in found.terms]
+    assert sum(row["central_pj"] or 0 for row in rows) == pytest.approx(found.central_pj)
+    compare = next(row for row in rows if row["name"] == "compare")
+    # 4 comparisons at 1.1 to 1.2, for 2 tokens
+    assert (compare["low_pj"], compare["high_pj"]) == (pytest.approx(2.2), pytest.approx(2.4))
+    assert compare["source"].startswith("Table 8") and compare["profile"] == "seneca22" and compare["tokens"] == 2
+    lines = found.to_csv().splitlines()
+    assert lines[0].startswith("profile,tokens,name,count,low_pj") and len(lines) == 1 + len(rows)
+
+
+def test_an_estimate_in_latex_has_its_sum_below_a_rule():
+    lines = price(make_tally(lif=NEURON), "convention-4.6-0.9")[0].to_latex().splitlines()
+    assert lines[0] == r"\begin{tabular}{lrrrr}" and lines[-4] == r"\midrule"
+    assert lines[-3] == r"sum of what has a price &  & no price & no price & no price \\"
+    assert any(line.startswith(r"mul & 4 & no price") for line in lines)
+
+
+@pytest.mark.parametrize("profile", bundled_profiles())
+def test_every_term_that_is_charged_says_where_its_price_is_from(profile):
+    everything = make_tally(mm=REAL + BINARY, lif=NEURON, mul=Counts(calls=1, add=3, mul=2, compare=4))
+    for term in price(everything, profile)[0].terms:
+        assert bool(term.source) == term.priced, term
+
+
+@pytest.mark.parametrize("phase", ["prefil", "Decode", 3])
+def test_an_unknown_phase_is_named(phase):
+    with pytest.raises(ValueError, match="there is no phase"):
+        price(make_tally(mm=REAL), phase=phase)

@@ -1,8 +1,21 @@
 """Price tables: what is bundled, what a table of one's own must say, and what is refused."""
 
+from pathlib import Path
+
 import pytest
 
-from neuromorphic.energy.prices import GRADES, SCOPES, TERM_UNITS, PriceError, bundled_profiles, load_profile
+import neuromorphic
+from neuromorphic.energy.prices import (
+    GRADES,
+    SCOPES,
+    SENDING,
+    TERM_UNITS,
+    PriceError,
+    bundled_profiles,
+    load_profile,
+)
+
+TABLES = Path(neuromorphic.__file__).parent / "energy" / "price_tables"
 
 OWN = """
 name = "own"
@@ -194,3 +207,59 @@ def test_prices_and_memories_must_be_tables(tmp_path, line, message):
 
 def test_every_elementwise_class_may_have_a_price():
     assert {"exp", "select", "trigonometric", "neuron_update", "event"} < set(TERM_UNITS)
+
+
+@pytest.mark.parametrize("name", bundled_profiles())
+def test_every_price_of_every_table_says_where_it_is_from(name):
+    profile = load_profile(name)
+    prices = {**profile.prices, **{memory.name: memory.read for memory in profile.memories}}
+    assert [term for term, price in prices.items() if not (price.source and price.note)] == []
+    named = ("Figure 1.1.9", "Table ", "paper", "main text")
+    assert [price.source for price in prices.values() if not any(words in price.source for words in named)] == []
+
+
+@pytest.mark.parametrize("name", bundled_profiles())
+def test_every_table_says_how_a_spike_of_n_travels(name):
+    assert load_profile(name).integer_spikes in SENDING
+    text = (TABLES / f"{name}.toml").read_text()
+    assert f'integer_spikes = "{load_profile(name).integer_spikes}"' in text
+
+
+def test_seneca_is_its_table_8():
+    prices = load_profile("seneca22").prices
+    found = {term: (price.low_pj, price.high_pj) for term, price in prices.items()}
+    # ADD, SUB and MUL 1.4; GTH, MAX and MIN 1.2, EQL and ABS 1.1; EVC 0.5 + 1.1, NOC 2
+    comparison, event = (1.1, 1.2), (pytest.approx(1.6), pytest.approx(3.6))
+    instruction = (1.4, 1.4)
+    assert found == {
+        **dict.fromkeys(("add", "mul", "ac"), instruction),
+        **{"mac": (2.8, 2.8), "compare": comparison, "event": event},
+    }
+    (memory,) = load_profile("seneca22").memories
+    assert (16 * memory.read.central_pj, 16 * memory.write.central_pj) == (3.7, 3.9)
+
+
+def test_a_table_of_ones_own_sends_units_unless_it_says_otherwise(load_own):
+    assert load_own().integer_spikes == "units"
+    assert load_own('scope = "per_term"', 'scope = "per_term"\ninteger_spikes = "graded"').integer_spikes == "graded"
+
+
+def test_a_source_and_a_note_are_read(load_own):
+    profile = load_own('unit = "pJ/op"', 'unit = "pJ/op"\nsource = "Table 3"\nnote = "of one"')
+    assert (profile.prices["mac"].source, profile.prices["mac"].note) == ("Table 3", "of one")
+    assert load_own('unit = "pJ/byte"', 'unit = "pJ/byte"\nsource = "p. 4"').memories[1].write.source == "p. 4"
+
+
+SENT_WRONGLY = [
+    ('integer_spikes = "twice"', "integer_spikes is 'twice'; it must be one of units, graded"),
+    ("integer_spikes = 3", "integer_spikes must be a text"),
+    ('integer_spikes = "graded"\n[prices.ac]\npj = 1\nunit = "pJ/event"', "which carries no number"),
+]
+
+
+@pytest.mark.parametrize(("lines", "message"), SENT_WRONGLY)
+def test_a_machine_that_sends_otherwise_is_refused(tmp_path, lines, message):
+    path = tmp_path / "own.toml"
+    path.write_text(OWN.split("[prices.mac]")[0] + lines)
+    with pytest.raises(PriceError, match=message):
+        load_profile(path)

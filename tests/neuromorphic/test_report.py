@@ -204,3 +204,15 @@ def test_the_table_fits_a_terminal_however_many_models_there_are():
     )
     assert max(map(len, table.splitlines())) <= 120
     assert table.count("bits per byte") == 2
+
+
+def test_what_an_estimate_assumed_stands_with_it(tmp_path):
+    assumed = {"integer spikes": "units, that is, n events", "neurons": "an update stands for <lif>"}
+    energies = {"prefill": {"table": {**energy(), "assumptions": assumed}}}
+    energies["prefill"]["table"]["terms"][0]["source"] = "Table 9"
+    measured = [model(name="first", energy=energies), model(name="second", energy=energies)]
+    page = write_report(tmp_path / "report", measured, title="t").read_text()
+    assert "Assumed of first, second: integer spikes: units, that is, n events." in page
+    assert "stands for &lt;lif&gt;" in page and "from Table 9" in page
+    assert "integer spikes in table: units, that is, n events" in comparison_table(measured)
+    assert "integer spikes" not in comparison_table(PAIR)

@@ -124,6 +124,7 @@ def _op_cost(args: tuple, kwargs: dict, output: tuple[Tensor, Tensor]) -> dict[s
         "state_writes": steps,
         "neuron_updates": steps,
         "events_out": count_events(output[0]),
+        "repeated_events": 0,
     }
 
 
