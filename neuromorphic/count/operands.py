@@ -18,6 +18,9 @@ LARGEST_LEVEL = 127
 # most real vectors show a fraction among so many of their first elements
 PROBE = 32
 
+# sums of so many flags fit into a byte
+FLAGS = 255
+
 
 def classify_rows(rows: Tensor) -> Tensor:
     """Return the alphabet of every row of `rows` (N, K) as indices into ALPHABETS, (N,) int64.
@@ -70,7 +73,9 @@ def _is_whole(rows: Tensor) -> Tensor:
 
 def alphabet_of(tensor: Tensor) -> int:
     """Return the alphabet of a whole tensor, e.g. of a weight."""
-    return int(classify_rows(tensor.reshape(1, -1)).item())
+    # the order does not matter, and a transposed matrix would be copied
+    ordered = tensor.mT if tensor.dim() > 1 and tensor.mT.is_contiguous() else tensor
+    return int(classify_rows(ordered.reshape(1, -1)).item())
 
 
 def repeated_units(rows: Tensor) -> Tensor:
@@ -96,6 +101,14 @@ def count_repeated_units(spikes: Tensor) -> int:
     else:
         return 0
     return int(np.abs(values).sum(dtype=np.float64)) - int(np.count_nonzero(values != 0))
+
+
+def count_by_column(flags: np.ndarray) -> np.ndarray:
+    """Return how many flags (N, K) of bool are set in each column, (K,) int64."""
+    counts = np.zeros(flags.shape[1], np.int64)
+    for start in range(0, len(flags), FLAGS):
+        counts += np.add.reduce(flags[start : start + FLAGS].view(np.uint8), axis=0, dtype=np.uint8)
+    return counts
 
 
 def count_nonzeros(tensor: Tensor) -> int:

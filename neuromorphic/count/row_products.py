@@ -10,14 +10,12 @@ from torch import Tensor
 
 from .counts import Counts, Site
 from .dispatch import unseen
-from .operands import BINARY, INTEGER, LARGEST_LEVEL, PROBE, REAL, TERNARY, ZERO, classify_row
+from .operands import BINARY, INTEGER, LARGEST_LEVEL, REAL, TERNARY, ZERO, classify_row, count_by_column
 from .products import EFFECTIVE, ELEMENTS, Weight, send_units, split
 from .storages import Member
 
 # numbers that are looked at in one go, so that they stay near the processor
 BLOCK = 1 << 17
-# sums of so many flags fit into a byte
-FLAGS = 255
 FORMATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -30,7 +28,7 @@ class RowProducts:
         self._version = None if w.is_inference() else w._version
         self._calls, K = 0, w.shape[1]
         # rows by alphabet, and how often each input was not 0 in them
-        self._rows, self._fired = [0] * (REAL + 1), np.zeros((REAL + 1, K), np.int64)
+        self._rows, self._fired = np.zeros(REAL + 1, np.int64), np.zeros((REAL + 1, K), np.int64)
         self._levels, self._largest_level = np.zeros(K, np.int64), 0
         self._before = (0, 0)
 
@@ -71,36 +69,45 @@ class RowProducts:
         self._rows[alphabet] += 1
         self._fired[alphabet] += nonzero
         if alphabet == INTEGER:
-            self._add_levels(row[None])
+            self._add_levels(np.abs(row[None]))
 
     def _add_rows(self, rows: np.ndarray) -> None:
-        nonzero = rows != 0
-        maybe = np.flatnonzero(_are_whole(rows[:, :PROBE]))
-        if len(maybe) == 0:
-            self._note(REAL, nonzero)
+        nonzero, firsts = rows != 0, rows[:, 0]
+        if not (firsts == np.floor(firsts)).any():
+            # nearly always for real numbers
+            self._rows[REAL] += len(rows)
+            self._fired[REAL] += count_by_column(nonzero)
             return
-        if nonzero[maybe].astype(rows.dtype).tobytes() == rows[maybe].tobytes():
-            codes = np.where(nonzero[maybe].any(axis=1), BINARY, ZERO)
+        is_whole, levels = rows == np.floor(rows), None
+        lowest, highest = rows.min(), rows.max()
+        levels = None
+        if is_whole.all() and lowest >= -LARGEST_LEVEL and highest <= LARGEST_LEVEL:
+            # nearly always for spikes: to look at each row by itself would take longer than all of this
+            levels = rows if lowest >= 0 else np.abs(rows)
+            alphabets = _alphabets_of_levels(rows, levels, nonzero)
         else:
-            codes = _alphabets(rows[maybe])
-        alphabets = np.full(len(rows), REAL)
-        alphabets[maybe] = codes
-        for alphabet in np.unique(alphabets):
-            chosen = alphabets == alphabet
-            self._note(alphabet, nonzero if chosen.all() else nonzero[chosen])
-            if alphabet == INTEGER:
-                self._add_levels(rows[chosen])
+            are_real = _any_by_row(~is_whole)
+            alphabets = np.full(len(rows), REAL)
+            alphabets[~are_real] = [classify_row(row) for row in rows[~are_real]]
+        numbers, fired = np.bincount(alphabets, minlength=REAL + 1), np.zeros_like(self._fired)
+        # those of the commonest alphabet are what is left of all: to pick rows out is to copy them
+        commonest = int(numbers.argmax())
+        for alphabet in (BINARY, TERNARY, INTEGER, REAL):
+            if numbers[alphabet] and alphabet != commonest:
+                fired[alphabet] = count_by_column(nonzero[alphabets == alphabet])
+        if commonest != ZERO:
+            fired[commonest] = count_by_column(nonzero) - fired.sum(axis=0)
+        self._rows += numbers
+        self._fired += fired
+        if numbers[INTEGER] and levels is not None:
+            # every spike of another row is worth one
+            self._add_levels(levels, fired[BINARY] + fired[TERNARY])
+        elif numbers[INTEGER]:
+            self._add_levels(np.abs(rows[alphabets == INTEGER]))
 
-    def _note(self, alphabet: int, nonzero: np.ndarray) -> None:
-        self._rows[alphabet] += len(nonzero)
-        flags = nonzero.view(np.uint8)
-        for start in range(0, len(flags), FLAGS):
-            self._fired[alphabet] += np.add.reduce(flags[start : start + FLAGS], axis=0, dtype=np.uint8)
-
-    def _add_levels(self, rows: np.ndarray) -> None:
-        levels = np.abs(rows)
+    def _add_levels(self, levels: np.ndarray, others: int | np.ndarray = 0) -> None:
         # sums of a block of levels are exact in float32
-        self._levels += levels.sum(axis=0, dtype=np.float32).astype(np.int64)
+        self._levels += levels.sum(axis=0, dtype=np.float32).astype(np.int64) - others
         self._largest_level = max(self._largest_level, int(levels.max()))
 
     def new_events(self) -> tuple[int, int]:
@@ -112,7 +119,7 @@ class RowProducts:
 
     def counts(self) -> Counts:
         """Return the counts of all rows so far."""
-        K, M, rows = self.w.shape[1], self.weight.fan_out, sum(self._rows)
+        K, M, rows = self.w.shape[1], self.weight.fan_out, int(self._rows.sum())
         met, fired = self.weight.nonzeros.numpy()[0], self._fired.sum(axis=1)
         nonzeros = int(fired.sum())
         counts = Counts(
@@ -126,7 +133,7 @@ class RowProducts:
             weights_dense=rows * K * M,
             activation_reads=rows * K,
             activation_writes=rows * M,
-            **{name: number * K for name, number in zip(ELEMENTS, self._rows, strict=True)},
+            **{name: number * K for name, number in zip(ELEMENTS, self._rows.tolist(), strict=True)},
         )
         effective = self._fired @ met
         split(counts, {alphabet: int(effective[alphabet]) for alphabet in EFFECTIVE}, self.weight.alphabet)
@@ -138,21 +145,20 @@ class RowProducts:
         return torch.from_numpy(self._fired.any(axis=0)).unsqueeze(0)
 
 
-def _are_whole(rows: np.ndarray) -> np.ndarray:
-    """(N,) bool: every element of the row is a whole number; NaN is not."""
-    return (rows == np.floor(rows)).all(axis=1)
+def _alphabets_of_levels(rows: np.ndarray, levels: np.ndarray, nonzero: np.ndarray) -> np.ndarray:
+    """Return the alphabet of each row of whole numbers, as `operands.classify_rows` does; `levels` are magnitudes."""
+    beyond = _any_by_row(levels > 1)
+    if beyond.all():
+        return np.full(len(rows), INTEGER)
+    alphabets = np.where(_any_by_row(nonzero), BINARY, ZERO)
+    if levels is not rows:
+        alphabets[_any_by_row(rows < 0)] = TERNARY
+    alphabets[beyond] = INTEGER
+    return alphabets
 
 
-def _alphabets(rows: np.ndarray) -> np.ndarray:
-    """Return the alphabet of each row, as `operands.classify_rows` does."""
-    codes = np.full(len(rows), REAL)
-    lowest, highest = rows.min(axis=1), rows.max(axis=1)
-    for alphabet, least, most in (
-        (INTEGER, -LARGEST_LEVEL, LARGEST_LEVEL),
-        (TERNARY, -1, 1),
-        (BINARY, 0, 1),
-        (ZERO, 0, 0),
-    ):
-        codes[(lowest >= least) & (highest <= most)] = alphabet
-    codes[~_are_whole(rows)] = REAL
-    return codes
+def _any_by_row(flags: np.ndarray) -> np.ndarray:
+    """(N,) bool: a flag of the row is set. Eight of them are looked at together, where their number allows it."""
+    if flags.shape[1] % 8 or not flags.flags.c_contiguous:
+        return flags.any(axis=1)
+    return np.asarray(np.bitwise_or.reduce(flags.view(np.uint64), axis=1)).astype(bool)

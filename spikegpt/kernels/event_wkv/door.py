@@ -127,7 +127,7 @@ def _op_cost(args: tuple, kwargs: dict, output: tuple[Tensor, ...]) -> dict[str,
     Every value is read, of the keys only those of events.
     """
     time_decay, _, key, value = args[:4]
-    steps, events = key.numel(), count_events(value)
+    steps, events = key.numel(), count_events(value)[0]
     silent = steps - events
     return {
         "kind": "scan",

@@ -119,7 +119,8 @@ def _op_cost(args: tuple, kwargs: dict, output: tuple[Tensor, Tensor]) -> dict[s
     current, _, membrane_decay, _, _, _, reset, decay_input = args
     steps = current.numel()
     remembering = steps if membrane_decay.any() else 0
-    subtracts, events = reset == "subtract", count_events(output[0])
+    subtracts = reset == "subtract"
+    events, units = count_events(output[0])
     return {
         "kind": "neuron",
         "mul": remembering * (1 + decay_input + subtracts),
@@ -134,7 +135,7 @@ def _op_cost(args: tuple, kwargs: dict, output: tuple[Tensor, Tensor]) -> dict[s
         "state_writes": remembering,
         "neuron_updates": steps,
         "events_out": events,
-        "repeated_events": int(output[0].abs().sum(dtype=torch.float64)) - events,
+        "repeated_events": units - events,
     }
 
 

@@ -123,7 +123,7 @@ def _op_cost(args: tuple, kwargs: dict, output: tuple[Tensor, Tensor]) -> dict[s
         "state_reads": steps,
         "state_writes": steps,
         "neuron_updates": steps,
-        "events_out": count_events(output[0]),
+        "events_out": count_events(output[0])[0],
         "repeated_events": 0,
     }
 
