@@ -160,5 +160,5 @@ def _alphabets_of_levels(rows: np.ndarray, levels: np.ndarray, nonzero: np.ndarr
 def _any_by_row(flags: np.ndarray) -> np.ndarray:
     """(N,) bool: a flag of the row is set. Eight of them are looked at together, where their number allows it."""
     if flags.shape[1] % 8 or not flags.flags.c_contiguous:
-        return flags.any(axis=1)
+        return np.asarray(flags.any(axis=1))
     return np.asarray(np.bitwise_or.reduce(flags.view(np.uint64), axis=1)).astype(bool)
