@@ -25,7 +25,8 @@ def config_beside(weights: Path, source: Path) -> dict[str, Any]:
     """
     path = weights.with_name("config.json")
     is_of_this = source.is_dir() or weights.name.startswith(("model", "pytorch_model"))
-    return read_json(path) if is_of_this and path.exists() else {}
+    # a link that leads nowhere is no permission to go without
+    return read_json(path) if is_of_this and (path.exists() or path.is_symlink()) else {}
 
 
 def make_config(
@@ -48,13 +49,9 @@ def make_config(
     ours = _our_fields(said, source)
     if ours is not None:
         _compare(ours, found, source)
-        try:
-            config = ModelConfig.from_dict(ours)
-        except (TypeError, ValueError) as error:
-            raise SpikegptError(f"{source}: its config.json does not describe a model: {error}") from None
         changes = {"spiking": spiking, "ctx_len": ctx_len}
         given = {name: value for name, value in changes.items() if value is not None}
-        return ModelConfig.from_dict({**config.to_dict(), **given})
+        return _model_config({**_model_config(ours, source).to_dict(), **given}, source)
     if said:
         _check_theirs(said, found, source)
     is_dense = said.get("model_type") == "rwkv"
@@ -66,8 +63,16 @@ def make_config(
             "and neither size nor name tells which this is: say --spiking output or --spiking none"
         )
     if ctx_len is None:
-        ctx_len = said.get("context_length") or CTX_LEN
-    return ModelConfig.from_dict({**found, "ctx_len": ctx_len, "spiking": block})
+        # transformers takes both names
+        ctx_len = said.get("context_length", said.get("max_position_embeddings"))
+    return _model_config({**found, "ctx_len": CTX_LEN if ctx_len is None else ctx_len, "spiking": block}, source)
+
+
+def _model_config(fields: dict[str, Any], source: Path) -> ModelConfig:
+    try:
+        return ModelConfig.from_dict(fields)
+    except (TypeError, ValueError) as error:
+        raise SpikegptError(f"{source} does not describe a model of this package: {error}") from None
 
 
 def has_tied_head(said: dict[str, Any]) -> bool:
@@ -124,9 +129,14 @@ def _check_theirs(said: dict[str, Any], found: dict[str, int], source: Path) -> 
         "intermediate_size": 4 * n_embd,
         "layer_norm_epsilon": LAYER_NORM_EPSILON,
     }
-    for name in ("context_length", "tie_word_embeddings"):
-        if not isinstance(said.get(name, 1), int | None):
-            raise SpikegptError(f"{source}: its config.json says {name} {said[name]!r}, which is of another type")
+    for name in ("context_length", "max_position_embeddings"):
+        length = said.get(name)
+        if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 1):
+            raise SpikegptError(f"{source}: its config.json says {name} {length!r}, want a number of tokens")
+    if not isinstance(said.get("tie_word_embeddings"), bool | None):
+        raise SpikegptError(
+            f"{source}: its config.json says tie_word_embeddings {said['tie_word_embeddings']!r}, want true or false"
+        )
     for name, value in wanted.items():
         if said.get(name, value) not in (value, None):
             raise SpikegptError(f"{source}: its config.json says {name} {said[name]!r}; RWKV-4 here has {value}")
