@@ -14,6 +14,8 @@ CTX_LEN = 1024
 LAYER_NORM_EPSILON = 1e-5
 # layers, width and vocabulary that only one of the two blocks was published with
 RWKV4_SIZES = ((12, 768), (24, 1024), (24, 2048), (32, 2560), (32, 4096), (40, 5120))
+# what the library calls sizes that are ours too
+THEIR_NAMES = {"num_hidden_layers": "n_layer", "hidden_size": "n_embd", "max_position_embeddings": "ctx_len"}
 PUBLISHED: dict[tuple[int, int, int], Spiking] = {(18, 768, 50277): "output"}
 PUBLISHED |= {(*size, 50277): "none" for size in RWKV4_SIZES}
 
@@ -101,7 +103,8 @@ def huggingface_config(config: ModelConfig) -> dict[str, Any]:
 def _our_fields(said: dict[str, Any], source: Path) -> dict[str, Any] | None:
     """ModelConfig's fields, where a run or a checkpoint of ours, or our class in transformers, wrote config.json."""
     if said.get("model_type") == "spikegpt":
-        return {name: said[name] for name in ModelConfig().to_dict() if name in said}
+        ours = {THEIR_NAMES.get(name, name): value for name, value in said.items()}
+        return {name: ours[name] for name in ModelConfig().to_dict() if name in ours}
     if "model" not in said:
         return None
     check_format(said, source / "config.json")
@@ -120,8 +123,7 @@ def _check_theirs(said: dict[str, Any], found: dict[str, int], source: Path) -> 
         raise SpikegptError(
             f"{source}: its config.json has a quantization_config; take the weights that were not quantised"
         )
-    theirs = {"num_hidden_layers": "n_layer", "hidden_size": "n_embd", "vocab_size": "vocab_size"}
-    _compare({ours: said[name] for name, ours in theirs.items() if name in said}, found, source)
+    _compare({THEIR_NAMES.get(name, name): value for name, value in said.items()}, found, source)
     # rescale_every stands in no list: it is exact for dense RWKV-4
     n_embd = found["n_embd"]
     wanted = {

@@ -154,11 +154,19 @@ class SpikeGPTForCausalLM(SpikeGPTPreTrained, GenerationMixin):
         new = self.get_input_embeddings()(input_ids[:, input_ids.shape[1] - n_new :])
         return {"inputs_embeds": torch.cat([inputs_embeds, new], dim=1), **given}
 
+    def _prepare_generation_config(self, generation_config: Any, **options: Any) -> Any:
+        """As the library's, but what is no token stays suppressed beside what the caller suppresses."""
+        # the library declares the self of its mixins by a protocol
+        config, others = super()._prepare_generation_config(generation_config, **options)  # type: ignore[misc]
+        suppressed = {*(config.suppress_tokens or ()), *(self.generation_config.suppress_tokens or ())}
+        config.suppress_tokens = sorted(suppressed) or None
+        return config, others
+
     def _expand_inputs_for_generation(self, expand_size: int = 1, *arguments: Any, **inputs: Any) -> Any:
         """As the library's, which expands tensors and no trees of them."""
         if inputs.get("state") is not None:
             inputs["state"] = _map_tensors(lambda part: part.repeat_interleave(expand_size, dim=0), inputs["state"])
-        # the library declares the self of its mixins by a protocol
+        # as above
         return super()._expand_inputs_for_generation(expand_size, *arguments, **inputs)  # type: ignore[misc]
 
     @staticmethod

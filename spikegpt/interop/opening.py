@@ -57,7 +57,7 @@ def find_weights(source: Path) -> Path:
         SpikegptError: there is none, or it is not clear which.
     """
     if source.is_file():
-        return source
+        return _whole(source)
     if not source.exists():
         raise SpikegptError(f"{source} does not exist; give a .pth or .safetensors file, or the folder of a model")
     if not source.is_dir():
@@ -77,10 +77,21 @@ def find_weights(source: Path) -> Path:
     if len(found) > 1:
         raise SpikegptError(f"{source} holds several files of weights; give one: {some([str(path) for path in found])}")
     if found:
-        return found[0]
+        return _whole(found[0])
     if not (source / "checkpoints").exists():
         raise SpikegptError(f"{source} holds no weights; want one of {', '.join(FOLDER_FILES)}, or one .pth file")
     return find_model(source) / "model.safetensors"
+
+
+def _whole(file: Path) -> Path:
+    """`file`, unless its name says that it is one of several parts."""
+    part = re.search(r"-(\d+)-of-(\d+)$", file.stem)
+    if part and int(part[2]) > 1:
+        raise SpikegptError(
+            f"{file} is a part of {int(part[2])}, and nothing says where the others are; get the index, *{INDEX}, "
+            "that was beside it, and give that"
+        )
+    return file
 
 
 def _holds_a_model(path: Path) -> bool | None:

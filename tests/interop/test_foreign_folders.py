@@ -126,3 +126,18 @@ def test_a_configuration_that_is_no_file_is_refused(make, tmp_path):
     make(folder / "config.json")
     with pytest.raises(SpikegptError, match=r"config.json (is a folder, pipe or device|does not exist)"):
         import_weights(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+def test_a_part_without_its_index_is_called_a_part(is_named, tmp_path):
+    folder = write(tmp_path / "rwkv", {"model-00001-of-00002.safetensors": HALVES[0]})
+    with pytest.raises(SpikegptError, match=r"is a part of 2, .* get the index"):
+        import_weights(folder / "model-00001-of-00002.safetensors" if is_named else folder, tmp_path / "out")
+
+
+def test_the_names_of_sizes_that_our_class_takes_are_read(tmp_path):
+    ours = ModelConfig(n_layer=1, n_embd=8, spiking="none", ctx_len=77)
+    fields = {"num_hidden_layers": 1, "hidden_size": 8, "max_position_embeddings": 77, "spiking": "none"}
+    weights = {f"spikegpt.{name}": tensor for name, tensor in SpikeGPT(ours).state_dict().items()}
+    files = {"model.safetensors": weights, "config.json": {"model_type": "spikegpt", **fields}}
+    assert import_weights(write(tmp_path / "rwkv", files), tmp_path / "out").ctx_len == 77

@@ -262,8 +262,9 @@ def test_rows_without_a_token_are_never_chosen(run, ours):
     model, hf = from_run(run)
     with torch.no_grad():
         model.spikegpt.head.weight[ours.vocab_size :] *= 1e4
-    found = model.generate(hf("abc", return_tensors="pt").input_ids, max_new_tokens=20, do_sample=True)
-    assert int(found.max()) < ours.vocab_size
+    for options in ({}, {"suppress_tokens": [1]}, {"generation_config": transformers.GenerationConfig(top_k=5)}):
+        found = model.generate(hf("abc", return_tensors="pt").input_ids, max_new_tokens=20, do_sample=True, **options)
+        assert int(found.max()) < ours.vocab_size
 
 
 @each
