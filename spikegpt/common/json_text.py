@@ -3,9 +3,15 @@
 import json
 from typing import Any
 
+# how a file begins that is often found in the place of JSON; what it is, and what to do
+NO_JSON = {
+    "version https://git-lfs": "a pointer of Git LFS, not the file it stands for; fetch that with: git lfs pull",
+    "<": "HTML or XML, perhaps a server's word about the file; download the file itself",
+}
+
 
 def parse_json(text: str | bytes) -> Any:
-    """Return the value that `text` spells.
+    """Return the value that `text` spells; bytes may be in UTF-8, UTF-16 or UTF-32, with a byte order mark.
 
     Raises:
         ValueError: it is not JSON, or nested too deeply to be read.
@@ -14,3 +20,9 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("brackets nested too deeply") from None
+    except json.JSONDecodeError as error:
+        # what was decoded, and not the bytes
+        for beginning, what in NO_JSON.items():
+            if error.doc.lstrip().startswith(beginning):
+                raise ValueError(what) from None
+        raise

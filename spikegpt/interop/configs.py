@@ -14,6 +14,8 @@ CTX_LEN = 1024
 LAYER_NORM_EPSILON = 1e-5
 # layers, width and vocabulary that only one of the two blocks was published with
 RWKV4_SIZES = ((12, 768), (24, 1024), (24, 2048), (32, 2560), (32, 4096), (40, 5120))
+# what the library calls sizes that are ours too
+THEIR_NAMES = {"num_hidden_layers": "n_layer", "hidden_size": "n_embd", "max_position_embeddings": "ctx_len"}
 PUBLISHED: dict[tuple[int, int, int], Spiking] = {(18, 768, 50277): "output"}
 PUBLISHED |= {(*size, 50277): "none" for size in RWKV4_SIZES}
 
@@ -25,7 +27,8 @@ def config_beside(weights: Path, source: Path) -> dict[str, Any]:
     """
     path = weights.with_name("config.json")
     is_of_this = source.is_dir() or weights.name.startswith(("model", "pytorch_model"))
-    return read_json(path) if is_of_this and path.exists() else {}
+    # a link that leads nowhere is no permission to go without
+    return read_json(path) if is_of_this and (path.exists() or path.is_symlink()) else {}
 
 
 def make_config(
@@ -48,13 +51,9 @@ def make_config(
     ours = _our_fields(said, source)
     if ours is not None:
         _compare(ours, found, source)
-        try:
-            config = ModelConfig.from_dict(ours)
-        except (TypeError, ValueError) as error:
-            raise SpikegptError(f"{source}: its config.json does not describe a model: {error}") from None
         changes = {"spiking": spiking, "ctx_len": ctx_len}
         given = {name: value for name, value in changes.items() if value is not None}
-        return ModelConfig.from_dict({**config.to_dict(), **given})
+        return _model_config({**_model_config(ours, source).to_dict(), **given}, source)
     if said:
         _check_theirs(said, found, source)
     is_dense = said.get("model_type") == "rwkv"
@@ -66,8 +65,16 @@ def make_config(
             "and neither size nor name tells which this is: say --spiking output or --spiking none"
         )
     if ctx_len is None:
-        ctx_len = said.get("context_length") or CTX_LEN
-    return ModelConfig.from_dict({**found, "ctx_len": ctx_len, "spiking": block})
+        # transformers takes both names
+        ctx_len = said.get("context_length", said.get("max_position_embeddings"))
+    return _model_config({**found, "ctx_len": CTX_LEN if ctx_len is None else ctx_len, "spiking": block}, source)
+
+
+def _model_config(fields: dict[str, Any], source: Path) -> ModelConfig:
+    try:
+        return ModelConfig.from_dict(fields)
+    except (TypeError, ValueError) as error:
+        raise SpikegptError(f"{source} does not describe a model of this package: {error}") from None
 
 
 def has_tied_head(said: dict[str, Any]) -> bool:
@@ -96,7 +103,8 @@ def huggingface_config(config: ModelConfig) -> dict[str, Any]:
 def _our_fields(said: dict[str, Any], source: Path) -> dict[str, Any] | None:
     """ModelConfig's fields, where a run or a checkpoint of ours, or our class in transformers, wrote config.json."""
     if said.get("model_type") == "spikegpt":
-        return {name: said[name] for name in ModelConfig().to_dict() if name in said}
+        ours = {THEIR_NAMES.get(name, name): value for name, value in said.items()}
+        return {name: ours[name] for name in ModelConfig().to_dict() if name in ours}
     if "model" not in said:
         return None
     check_format(said, source / "config.json")
@@ -115,8 +123,7 @@ def _check_theirs(said: dict[str, Any], found: dict[str, int], source: Path) -> 
         raise SpikegptError(
             f"{source}: its config.json has a quantization_config; take the weights that were not quantised"
         )
-    theirs = {"num_hidden_layers": "n_layer", "hidden_size": "n_embd", "vocab_size": "vocab_size"}
-    _compare({ours: said[name] for name, ours in theirs.items() if name in said}, found, source)
+    _compare({THEIR_NAMES.get(name, name): value for name, value in said.items()}, found, source)
     # rescale_every stands in no list: it is exact for dense RWKV-4
     n_embd = found["n_embd"]
     wanted = {
@@ -124,9 +131,14 @@ def _check_theirs(said: dict[str, Any], found: dict[str, int], source: Path) -> 
         "intermediate_size": 4 * n_embd,
         "layer_norm_epsilon": LAYER_NORM_EPSILON,
     }
-    for name in ("context_length", "tie_word_embeddings"):
-        if not isinstance(said.get(name, 1), int | None):
-            raise SpikegptError(f"{source}: its config.json says {name} {said[name]!r}, which is of another type")
+    for name in ("context_length", "max_position_embeddings"):
+        length = said.get(name)
+        if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 1):
+            raise SpikegptError(f"{source}: its config.json says {name} {length!r}, want a number of tokens")
+    if not isinstance(said.get("tie_word_embeddings"), bool | None):
+        raise SpikegptError(
+            f"{source}: its config.json says tie_word_embeddings {said['tie_word_embeddings']!r}, want true or false"
+        )
     for name, value in wanted.items():
         if said.get(name, value) not in (value, None):
             raise SpikegptError(f"{source}: its config.json says {name} {said[name]!r}; RWKV-4 here has {value}")

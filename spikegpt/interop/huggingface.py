@@ -21,7 +21,7 @@ from ..checkpoint.weights import load_model
 from ..data.tokenizers import Tokenizer
 from ..model.state import State
 from .pretrained import SpikeGPTConfig, SpikeGPTOutput, SpikeGPTPreTrained
-from .tokenizer_files import library_tokenizer, tokenizer_options
+from .tokenizer_files import library_tokenizer, rows_without_token, tokenizer_options
 
 # isort: split
 # after .pretrained, which says what to install where this is missing
@@ -52,8 +52,9 @@ class SpikeGPTForCausalLM(SpikeGPTPreTrained, GenerationMixin):
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.spikegpt.head = new_embeddings
-        # made for new tokens; see `from_run`
-        self.generation_config.suppress_tokens = None
+        # they are of the tokenizer whose padding is among them; see `from_run`
+        if self.config.pad_token_id not in (self.generation_config.suppress_tokens or ()):
+            self.generation_config.suppress_tokens = None
 
     def forward(
         self,
@@ -112,10 +113,12 @@ class SpikeGPTForCausalLM(SpikeGPTPreTrained, GenerationMixin):
                 f"label {int(labels[wrong][0])} is no token of the vocabulary [0, {vocab_size}); "
                 "set -100 where nothing is to be learned, as at padding"
             )
+        learned = labels
         if is_text is not None:
-            labels = labels.masked_fill(F.pad(~is_text[:, :-1], (1, 0)), -100)
-        loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size)
-        return self._share_of_batch(loss, labels[:, 1:], n_items)
+            learned = labels.masked_fill(F.pad(~is_text[:, :-1], (1, 0)), -100)
+        loss = self.loss_function(logits=logits, labels=learned, vocab_size=vocab_size)
+        # the share by the labels that Trainer counted, among them the first tokens of texts padded on the left
+        return self._share_of_batch(loss, learned[:, 1:], labels[:, 1:], n_items)
 
     def prepare_inputs_for_generation(
         self,
@@ -151,11 +154,19 @@ class SpikeGPTForCausalLM(SpikeGPTPreTrained, GenerationMixin):
         new = self.get_input_embeddings()(input_ids[:, input_ids.shape[1] - n_new :])
         return {"inputs_embeds": torch.cat([inputs_embeds, new], dim=1), **given}
 
+    def _prepare_generation_config(self, generation_config: Any, **options: Any) -> Any:
+        """As the library's, but what is no token stays suppressed beside what the caller suppresses."""
+        # the library declares the self of its mixins by a protocol
+        config, others = super()._prepare_generation_config(generation_config, **options)  # type: ignore[misc]
+        suppressed = {*(config.suppress_tokens or ()), *(self.generation_config.suppress_tokens or ())}
+        config.suppress_tokens = sorted(suppressed) or None
+        return config, others
+
     def _expand_inputs_for_generation(self, expand_size: int = 1, *arguments: Any, **inputs: Any) -> Any:
         """As the library's, which expands tensors and no trees of them."""
         if inputs.get("state") is not None:
             inputs["state"] = _map_tensors(lambda part: part.repeat_interleave(expand_size, dim=0), inputs["state"])
-        # the library declares the self of its mixins by a protocol
+        # as above
         return super()._expand_inputs_for_generation(expand_size, *arguments, **inputs)  # type: ignore[misc]
 
     @staticmethod
@@ -227,7 +238,7 @@ class SpikeGPTForSequenceClassification(SpikeGPTPreTrained):
         else:
             labels = labels.float()
         loss = self.loss_function(labels=labels, pooled_logits=logits.float(), config=self.config)
-        return self._share_of_batch(loss, labels, n_items)
+        return self._share_of_batch(loss, labels, labels, n_items)
 
 
 def _map_tensors(function: Any, state: State) -> State:
@@ -248,7 +259,7 @@ def from_run(run: str | Path) -> tuple[SpikeGPTForCausalLM, PreTrainedTokenizerF
         SpikegptError: no whole model is there, or its tokenizer has no equal in Hugging Face's library.
     """
     model, tokenizer = load_model(run)
-    theirs = to_huggingface_tokenizer(tokenizer)
+    theirs = to_huggingface_tokenizer(tokenizer, model.config.vocab_size)
     special = {
         "eos_token_id": theirs.eos_token_id,
         "bos_token_id": theirs.eos_token_id,
@@ -258,20 +269,21 @@ def from_run(run: str | Path) -> tuple[SpikeGPTForCausalLM, PreTrainedTokenizerF
         SpikeGPTConfig.from_model_config(model.config, architectures=["SpikeGPTForCausalLM"], **special)
     )
     wrapped.spikegpt.load_state_dict(model.state_dict())
-    # released models have rows without a token
-    tokens = set(theirs.get_vocab().values()) - {theirs.pad_token_id, theirs.unk_token_id}
-    without = sorted(set(range(model.config.vocab_size)) - tokens)
-    wrapped.generation_config.suppress_tokens = without or None
+    # padding and an unknown token have no row yet, and get one if tokens are added behind them
+    wrapped.generation_config.suppress_tokens = rows_without_token(tokenizer, len(theirs))
     return wrapped.eval(), theirs
 
 
-def to_huggingface_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+def to_huggingface_tokenizer(tokenizer: Tokenizer, rows: int | None = None) -> PreTrainedTokenizerFast:
     """Return a tokenizer of Hugging Face's with the same ids; texts are padded on the left, for `generate`.
 
     The padding token lies behind the vocabulary. One without an end-of-text token has none here either.
 
+    Args:
+        rows: vocab_size of the model, where that has more rows than there are tokens.
+
     Raises:
         SpikegptError: it is of a kind that the library has no equal of.
     """
-    library = library_tokenizer(tokenizer)
+    library = library_tokenizer(tokenizer, rows)
     return PreTrainedTokenizerFast(tokenizer_object=library, **tokenizer_options(library, pads=True))

@@ -19,6 +19,7 @@ from ..checkpoint.files import read_json
 from ..checkpoint.run import find_model
 from ..checkpoint.weights import TensorFile
 from ..common.errors import SpikegptError
+from ..common.json_text import NO_JSON
 from .names import some, whole_model
 
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
@@ -31,8 +32,7 @@ FOLDER_FILES = (
 )
 # how a file begins that is often taken for weights; what it is, and what to do
 BEGINNINGS = (
-    (b"version https://git-lfs", "a pointer of Git LFS, not the file it stands for; fetch that with: git lfs pull"),
-    (b"<", "HTML or XML, perhaps a server's word about the file; download the file itself"),
+    *((beginning.encode(), what) for beginning, what in NO_JSON.items()),
     (b"GGUF", "a GGUF file, of numbers rounded for llama.cpp; take the weights that it was made from"),
     (b"\x93NUMPY", "an array of NumPy; save name -> tensor with torch.save or safetensors"),
     (b"\x89HDF", "an HDF5 file; save name -> tensor with torch.save or safetensors"),
@@ -43,6 +43,9 @@ BEGINNINGS = (
     (b"7z\xbc\xaf", "a 7z archive; unpack it first"),
 )
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
+INDEX = ".index.json"
+# what trainers write beside the weights: the state of the training
+COMPANION = re.compile(r"(optim|optimizer|scheduler|scaler|training_args|rng_state)s?([-_.].*)?")
 # a training state is not nested deeper
 DEEPEST = 4
 
@@ -54,7 +57,7 @@ def find_weights(source: Path) -> Path:
         SpikegptError: there is none, or it is not clear which.
     """
     if source.is_file():
-        return source
+        return _whole(source)
     if not source.exists():
         raise SpikegptError(f"{source} does not exist; give a .pth or .safetensors file, or the folder of a model")
     if not source.is_dir():
@@ -62,14 +65,44 @@ def find_weights(source: Path) -> Path:
     for name in FOLDER_FILES:
         if (source / name).exists():
             return source / name
-    found = sorted(path for path in source.iterdir() if path.suffix in SUFFIXES and path.is_file())
+    files = sorted(path for path in source.iterdir() if path.is_file() and not COMPANION.fullmatch(path.stem))
+    found = (
+        [path for path in files if path.name.endswith(INDEX)]
+        or [path for path in files if path.suffix.lower() in SUFFIXES]
+        # whatever they are called
+        or [path for path in files if _holds_a_model(path) is True]
+    )
+    if len(found) > 1:
+        found = [path for path in found if _holds_a_model(path) is not False] or found
     if len(found) > 1:
         raise SpikegptError(f"{source} holds several files of weights; give one: {some([str(path) for path in found])}")
     if found:
-        return found[0]
+        return _whole(found[0])
     if not (source / "checkpoints").exists():
         raise SpikegptError(f"{source} holds no weights; want one of {', '.join(FOLDER_FILES)}, or one .pth file")
     return find_model(source) / "model.safetensors"
+
+
+def _whole(file: Path) -> Path:
+    """`file`, unless its name says that it is one of several parts."""
+    part = re.search(r"-(\d+)-of-(\d+)$", file.stem)
+    if part and int(part[2]) > 1:
+        raise SpikegptError(
+            f"{file} is a part of {int(part[2])}, and nothing says where the others are; get the index, *{INDEX}, "
+            "that was beside it, and give that"
+        )
+    return file
+
+
+def _holds_a_model(path: Path) -> bool | None:
+    """Whether a file holds the embedding of a model, or an index names one; None if it cannot be opened."""
+    try:
+        values = _open_index(path) if path.name.endswith(INDEX) else _open_file(path)
+    except SpikegptError:
+        return None
+    if isinstance(values, TensorFile | _Joined):
+        return any(whole_model(name) is not None for name in values)
+    return any(True for _ in _sets_of_weights(values))
 
 
 def open_weights(path: Path) -> Mapping[str, Tensor]:
@@ -78,7 +111,7 @@ def open_weights(path: Path) -> Mapping[str, Tensor]:
     Raises:
         SpikegptError: it is broken, holds something else than the weights of one model, or would run code.
     """
-    if path.name.endswith(".index.json"):
+    if path.name.endswith(INDEX):
         return _open_index(path)
     values = _open_file(path)
     return values if isinstance(values, TensorFile) else _the_weights(values, path)

@@ -3,6 +3,7 @@
 The models themselves: huggingface.py.
 """
 
+import copy
 import dataclasses
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -19,6 +20,7 @@ from ..model.network import SpikeGPT
 from ..model.state import State, join_states, select_texts
 
 try:
+    from huggingface_hub.dataclasses import strict
     from transformers import PreTrainedConfig, PreTrainedModel, initialization
     from transformers.utils import ModelOutput
 except ModuleNotFoundError as error:
@@ -28,6 +30,7 @@ except ModuleNotFoundError as error:
 UNUSED = {"use_cache", "token_type_ids", "position_ids", "is_causal"}
 
 
+@strict
 class SpikeGPTConfig(PreTrainedConfig):
     """`ModelConfig`'s fields, by their names, beside those that every configuration of Hugging Face's has."""
 
@@ -51,6 +54,12 @@ class SpikeGPTConfig(PreTrainedConfig):
         if self.tie_word_embeddings:
             raise ValueError("tie_word_embeddings is true, but the head is never the embedding; leave it out")
         super().__post_init__(**others)
+
+    def validate_token_ids(self) -> None:
+        """As the library's, but padding lies behind the vocabulary by design: it is no token of any text."""
+        others = copy.copy(self)
+        others.pad_token_id = None
+        PreTrainedConfig.validate_token_ids(others)
 
     def to_model_config(self) -> ModelConfig:
         return ModelConfig.from_dict({name: getattr(self, name) for name in ModelConfig().to_dict()})
@@ -264,14 +273,15 @@ class SpikeGPTPreTrained(PreTrainedModel):
                     f"{type(self).__name__}.forward() has no {name!r}; what is carried from token to token is `state`"
                 )
 
-    def _share_of_batch(self, loss: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
-        """The mean `loss` of these labels as their part of the mean of all accumulated batches."""
-        n_labels = (labels != -100).sum()
+    def _share_of_batch(
+        self, loss: Tensor, learned: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None
+    ) -> Tensor:
+        """The mean `loss` of the labels that are `learned`, as the part of `labels` in the mean of all batches."""
         # the mean of nothing is no number
-        loss = torch.where(n_labels > 0, loss, loss.new_zeros(()))
+        loss = torch.where((learned != -100).any(), loss, loss.new_zeros(()))
         if num_items_in_batch is None:
             return loss
-        return loss * n_labels / torch.as_tensor(num_items_in_batch, device=loss.device).clamp(min=1)
+        return loss * (labels != -100).sum() / torch.as_tensor(num_items_in_batch, device=loss.device).clamp(min=1)
 
     def _finish(self, output: SpikeGPTOutput, return_dict: bool | None) -> SpikeGPTOutput | tuple:
         wants_dict = self.config.return_dict if return_dict is None else return_dict

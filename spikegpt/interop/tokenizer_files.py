@@ -1,7 +1,7 @@
 """Our tokenizers as files of Hugging Face's `tokenizers` library, and back; needs no `transformers`.
 
 The padding token is none of the vocabulary, and its id is the first that has no row in the model: no text can hold it,
-and it stays padding whether a mask says so or not.
+and it stays padding whether a mask says so or not. Names that begin with NO_TOKEN have an id and are no token of ours.
 """
 
 import json
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ..common.errors import SpikegptError
 from ..common.files import write_atomically
 from ..data.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
-from ..data.tokenizers.bpe import byte_letters
-from ..data.tokenizers.contract import check_values, read_values
+from ..data.tokenizers.bpe import NO_TOKEN, byte_letters
+from ..data.tokenizers.contract import read_values
 from ..data.tokenizers.stored import tokenizer_of
 
 if TYPE_CHECKING:
@@ -20,17 +20,19 @@ if TYPE_CHECKING:
 
 END = "<|endoftext|>"
 # spelled out in a text, each would be read as that token, as with every special token: so nobody writes them by chance
-PADDING = "<|spikegpt padding|>"
-UNKNOWN = "<|spikegpt unknown|>"
+PADDING = f"{NO_TOKEN}padding|>"
+UNKNOWN = f"{NO_TOKEN}unknown|>"
 
 # takes a text apart into its characters
 SPLIT = {"type": "Split", "pattern": {"Regex": "[\\s\\S]"}, "behavior": "Isolated", "invert": False}
 
 
-def library_tokenizer(tokenizer: Tokenizer) -> "LibraryTokenizer":
+def library_tokenizer(tokenizer: Tokenizer, rows: int | None = None) -> "LibraryTokenizer":
     """Return a tokenizer of the library with the same ids and no padding token.
 
-    An alphabet has one token more here, UNKNOWN, for characters that are not in it.
+    Args:
+        rows: of the model, which may have more than there are tokens; default as many. What is added here comes behind
+            them: to an alphabet UNKNOWN, for characters that are not in it, and whatever the user adds.
 
     Raises:
         SpikegptError: it is of a kind that the library has no equal of.
@@ -38,27 +40,52 @@ def library_tokenizer(tokenizer: Tokenizer) -> "LibraryTokenizer":
     from tokenizers import Tokenizer as LibraryTokenizer
     from tokenizers import decoders, models, pre_tokenizers
 
+    rows = max(rows or 0, tokenizer.vocab_size)
     if isinstance(tokenizer, BPETokenizer):
-        library = LibraryTokenizer.from_str(json.dumps(tokenizer.to_json()))
         # ours adds no token to a text, and takes none away
-        library.post_processor = None
-        library.no_truncation()
-        library.no_padding()
-        return library
+        values = {**tokenizer.to_json(), "post_processor": None, "truncation": None, "padding": None}
+        return _library(values, tokenizer.vocabulary, rows)
     if isinstance(tokenizer, ByteTokenizer):
         # the vocabulary of single letters that stand for bytes, and no pair of them
-        library = LibraryTokenizer(models.BPE({letter: byte for byte, letter in enumerate(byte_letters())}, []))
+        ids = {letter: byte for byte, letter in enumerate(byte_letters())}
+        library = LibraryTokenizer(models.BPE(ids, []))
         library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         library.decoder = decoders.ByteLevel()
-        return library
+        return _library(json.loads(library.to_str()), ids, rows)
     if isinstance(tokenizer, CharTokenizer):
-        vocabulary = {token: id for id, token in enumerate([*tokenizer.characters, UNKNOWN])}
-        model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": UNKNOWN}
+        ids = {character: id for id, character in enumerate(tokenizer.characters)}
+        model = {"type": "WordLevel", "vocab": ids | {UNKNOWN: rows}, "unk_token": UNKNOWN}
         values = {"version": "1.0", "added_tokens": [], "pre_tokenizer": SPLIT, "decoder": {"type": "Fuse"}}
-        return LibraryTokenizer.from_str(json.dumps({**values, "model": model}))
+        return _library({**values, "model": model}, ids, rows)
     raise SpikegptError(
         f"{type(tokenizer).__name__} has no equal in Hugging Face's library; train with --tokenizer byte, char or bpe"
     )
+
+
+def _library(values: dict[str, Any], ids: dict[str, int], rows: int) -> "LibraryTokenizer":
+    from tokenizers import Tokenizer as LibraryTokenizer
+
+    return LibraryTokenizer.from_str(json.dumps(_fill(values, ids, rows)))
+
+
+def _fill(values: dict[str, Any], ids: dict[str, int], rows: int) -> dict[str, Any]:
+    """Return `values`, a file of the library, with a name in its vocabulary for each of the ids below `rows`.
+
+    The library gives an added token the first free id, whatever the file says: all of `ids` are held in place so.
+    """
+    names = {id: name for name, id in ids.items() if id < rows}
+    if len(names) == rows:
+        return values
+    vocabulary = values["model"]["vocab"]
+    # a list, of Unigram, has pairs of a name and a score, and the place is the id
+    known = set(vocabulary.values()) if isinstance(vocabulary, dict) else range(len(vocabulary))
+    new = {names.get(id, f"{NO_TOKEN}{id}|>"): id for id in range(rows) if id not in known}
+    if isinstance(vocabulary, dict):
+        vocabulary = vocabulary | new
+    else:
+        least = min((score for _, score in vocabulary), default=0.0)
+        vocabulary = vocabulary + [[name, least] for name in new]
+    return {**values, "model": {**values["model"], "vocab": vocabulary}}
 
 
 def tokenizer_options(library: "LibraryTokenizer", pads: bool) -> dict[str, Any]:
@@ -71,13 +98,19 @@ def tokenizer_options(library: "LibraryTokenizer", pads: bool) -> dict[str, Any]
     return options | ({"pad_token": PADDING} if pads else {})
 
 
-def write_tokenizer(tokenizer: Tokenizer, folder: Path, pads: bool) -> dict[str, int | None]:
+def rows_without_token(tokenizer: Tokenizer, rows: int) -> list[int]:
+    """Return the ids below `rows`, those of a model, that are no token; released models have such rows."""
+    return [id for id in range(rows) if id >= tokenizer.vocab_size or not tokenizer.has_token[id]]
+
+
+def write_tokenizer(tokenizer: Tokenizer, folder: Path, pads: bool, rows: int | None = None) -> dict[str, int | None]:
     """Write into `folder` what AutoTokenizer reads, and return the ids of its special tokens for config.json.
 
     Args:
         pads: whether there is a padding token; a model that looks rows up for padding too has none for ours.
+        rows: see `library_tokenizer`.
     """
-    library = library_tokenizer(tokenizer)
+    library = library_tokenizer(tokenizer, rows)
     options = {"tokenizer_class": "PreTrainedTokenizerFast", **tokenizer_options(library, pads)}
     write_atomically(folder / "tokenizer.json", library.to_str(pretty=True))
     write_atomically(folder / "tokenizer_config.json", json.dumps(options, indent=1))
@@ -91,10 +124,13 @@ def read_tokenizer(path: Path) -> Tokenizer:
         SpikegptError: missing, not JSON, or not a tokenizer.
     """
     values = read_values(path)
-    check_values(values, str(path))
-    if isinstance(added := values.get("added_tokens"), list):
-        # one that was saved by PreTrainedTokenizerFast
-        values["added_tokens"] = [token for token in added if PADDING not in str(token)]
-    if values.get("pre_tokenizer") == SPLIT and UNKNOWN in (ids := values["model"]["vocab"]):
-        return CharTokenizer("".join(token for token in sorted(ids, key=ids.get) if token != UNKNOWN))
-    return tokenizer_of(values, str(path))
+    whole = tokenizer_of(values, str(path))
+    if not isinstance(whole, BPETokenizer) or not {PADDING, UNKNOWN} & whole.vocabulary.keys():
+        return whole
+    # one that was saved by PreTrainedTokenizerFast; perhaps with more tokens, whose ids follow that of the padding
+    ids = {name: id for name, id in whole.vocabulary.items() if name != PADDING}
+    tokens = [name for name in sorted(ids, key=ids.__getitem__) if not name.startswith(NO_TOKEN)]
+    if values.get("pre_tokenizer") == SPLIT and len(tokens) == len("".join(tokens)) == whole.vocab_size:
+        return CharTokenizer("".join(tokens))
+    added = [token for token in values.get("added_tokens") or [] if not token["content"].startswith(NO_TOKEN)]
+    return BPETokenizer(_fill({**values, "added_tokens": added}, ids, whole.vocab_size), str(path))

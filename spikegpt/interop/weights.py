@@ -6,13 +6,11 @@ side. How their files are opened: opening.py; what they call their tensors: name
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ..checkpoint.files import FORMAT, write_manifest
@@ -27,7 +25,7 @@ from ..data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
 from .configs import config_beside, has_tied_head, huggingface_config, make_config
 from .names import check_tensors, empty_model, huggingface_name, official_names, sizes_of
 from .opening import find_weights, open_weights
-from .tokenizer_files import read_tokenizer, write_tokenizer
+from .tokenizer_files import read_tokenizer, rows_without_token, write_tokenizer
 
 LAYOUTS = ("pth", "huggingface", "auto")
 
@@ -135,12 +133,11 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
         from .huggingface import from_run
 
         wrapped, own = from_run(run)[0], load_tokenizer(find_model(run) / "tokenizer.json")
-        with _writing(target):
-            wrapped.save_pretrained(target)
-            write_tokenizer(own, target, pads=True)
-            for path in target.glob("*.safetensors"):
-                # the library of these lets only the owner read
-                shutil.copymode(target / "config.json", path)
+        target.mkdir(parents=True, exist_ok=True)
+        write_tokenizer(own, target, pads=True, rows=wrapped.config.vocab_size)
+        write_atomically(target / "config.json", wrapped.config.to_json_string())
+        write_atomically(target / "generation_config.json", wrapped.generation_config.to_json_string())
+        _write_tensors(target, wrapped.state_dict())
         return
     model, tokenizer = load_model(run)
     config = model.config
@@ -161,20 +158,27 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
             torch.save(weights, temporary)
         return
     target.mkdir(parents=True, exist_ok=True)
-    names = {huggingface_name(name): name for name in weights}
-    shapes = {name: tuple(weights[ours].shape) for name, ours in names.items()}
-    stream = ((name, weights[ours]) for name, ours in names.items())
-    special = write_tokenizer(tokenizer, target, pads=False)
+    special = write_tokenizer(tokenizer, target, pads=False, rows=config.vocab_size)
     write_atomically(target / "config.json", json.dumps(huggingface_config(config) | special, indent=1))
-    write_safetensors(target / "model.safetensors", shapes, stream)
+    # texts that have ended are filled with the token that ends them, as the library would do with a warning
+    without = rows_without_token(tokenizer, config.vocab_size)
+    generation = {**special, "pad_token_id": special["eos_token_id"], "suppress_tokens": without or None}
+    write_atomically(target / "generation_config.json", json.dumps(generation, indent=1))
+    _write_tensors(target, {huggingface_name(name): tensor for name, tensor in weights.items()})
+
+
+def _write_tensors(folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write model.safetensors; to be done last, because a folder with weights is a model."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    write_safetensors(folder / "model.safetensors", shapes, weights.items())
 
 
 @contextmanager
 def _writing(target: Path) -> Iterator[None]:
-    """Within this block a full disk is a SpikegptError, in whatever words safetensors and torch.save say so."""
+    """Within this block a full disk is a SpikegptError, in whatever words torch.save says so."""
     try:
         yield
-    except (SafetensorError, RuntimeError) as error:
+    except RuntimeError as error:
         reason = str(error).split("\n")[0]
         raise SpikegptError(f"cannot write {target}: {reason}; is the disk full?") from None
 

@@ -215,6 +215,8 @@ class _Trainer(Loop):
                 if self.chooses_threads and self.step < self.config.steps:
                     self._choose_threads()
                 self.train_steps()
+                # nobody takes the connections down while the main process still evaluates
+                self.accelerator.wait_for_everyone()
         finally:
             if self.is_main:
                 self.log.close()

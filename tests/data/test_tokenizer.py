@@ -264,7 +264,9 @@ def test_what_are_no_ids_is_not_decoded(name, ids):
     ("content", "message"),
     [
         ("[" * 200_000, "is not JSON .brackets nested too deeply"),
-        ('{"format": "1", "tokenizer": "byte"}', "has format '1', this spikegpt reads 1"),
+        ('{"format": "1", "tokenizer": "byte"}', "has format '1', want 1"),
+        ('{"format": true, "tokenizer": "byte"}', "has format True, want 1"),
+        ('{"format": 1, "tokenizer": "char", "characters": "aa"}', r"t.json: the alphabet has 2"),
         ('{"format": 1, "tokenizer": "char", "characters": 5}', "has no 'characters' that are a string"),
     ],
 )

@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from spikegpt.checkpoint import load_model, save_model
+from spikegpt.common.errors import SpikegptError
 from spikegpt.config import ModelConfig
 from spikegpt.data.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer
 from spikegpt.interop.huggingface import SpikeGPTForCausalLM, from_run, to_huggingface_tokenizer
@@ -154,6 +155,53 @@ def test_nothing_is_added_to_a_text_or_cut_off():
     assert to_huggingface_tokenizer(ours)(ODD).input_ids == ours.encode(ODD.encode()).tolist()
 
 
+def unigram():
+    """A tokenizer whose vocabulary is a list, and not byte-level."""
+    letters = [(letter, -2.0) for letter in sorted(set("".join(TEXTS)))]
+    library = tokenizers.Tokenizer(tokenizers.models.Unigram([("wow", -1.0), *letters]))
+    library.decoder = tokenizers.decoders.Fuse()
+    return BPETokenizer(json.loads(library.to_str()))
+
+
+@pytest.mark.parametrize("ours", [*OURS.values(), unigram()], ids=[*OURS, "unigram"])
+@pytest.mark.parametrize("more_rows", [0, 3])
+def test_tokens_that_were_added_keep_their_ids(ours, more_rows, tmp_path):
+    hf = to_huggingface_tokenizer(ours, ours.vocab_size + more_rows)
+    hf.add_tokens(["<new>", "\u03a9"])
+    hf.add_special_tokens({"additional_special_tokens": ["<user>"]})
+    hf.save_pretrained(tmp_path)
+    again = read_tokenizer(tmp_path / "tokenizer.json")
+    ids = hf("a<user><new>\u03a9" + ODD).input_ids
+    assert again.encode("a<user><new>\u03a9" + ODD).tolist() == ids
+    assert again.decode(ids).decode() == "a<user><new>\u03a9" + ODD
+    assert again.vocab_size == len(hf) and not again.has_token[ours.vocab_size : ours.vocab_size + more_rows + 1].any()
+    once_more = to_huggingface_tokenizer(again)
+    assert once_more("a<user><new>\u03a9" + ODD).input_ids == ids and once_more.pad_token_id == len(hf)
+
+
+def test_an_unknown_character_is_refused_with_added_tokens_too(tmp_path):
+    hf = to_huggingface_tokenizer(CharTokenizer("\nab"))
+    hf.add_tokens(["<new>"])
+    hf.save_pretrained(tmp_path)
+    with pytest.raises(SpikegptError, match="'\u03a9' is no token of the alphabet"):
+        read_tokenizer(tmp_path / "tokenizer.json").encode("ab<new>\u03a9b")
+
+
+@each
+def test_a_model_with_added_tokens_is_imported_with_them(run, ours, tmp_path):
+    model, hf = from_run(run)
+    hf.add_tokens(["<new>"])
+    model.resize_token_embeddings(len(hf))
+    model.save_pretrained(tmp_path / "out")
+    hf.save_pretrained(tmp_path / "out")
+    import_weights(tmp_path / "out", tmp_path / "back")
+    again, tokenizer = load_model(tmp_path / "back")
+    ids = torch.tensor([hf("ab<new>a").input_ids])
+    assert tokenizer.encode("ab<new>a").tolist() == ids[0].tolist()
+    assert torch.equal(again(ids).logits, model(ids).logits)
+    assert not tokenizer.has_token[ours.vocab_size : -1].any()
+
+
 @pytest.mark.parametrize("unknown", ["\u03a9", "aXb\u03a9"])
 def test_an_unknown_character_is_an_unknown_token(unknown):
     ours = CharTokenizer("\nab")
@@ -214,8 +262,59 @@ def test_rows_without_a_token_are_never_chosen(run, ours):
     model, hf = from_run(run)
     with torch.no_grad():
         model.spikegpt.head.weight[ours.vocab_size :] *= 1e4
+    for options in ({}, {"suppress_tokens": [1]}, {"generation_config": transformers.GenerationConfig(top_k=5)}):
+        found = model.generate(hf("abc", return_tensors="pt").input_ids, max_new_tokens=20, do_sample=True, **options)
+        assert int(found.max()) < ours.vocab_size
+
+
+@each
+def test_padding_and_unknown_characters_lie_behind_the_rows(run, ours):
+    model, hf = from_run(run)
+    batch = hf(["abc", "a"], padding=True, return_tensors="pt")
+    assert hf.pad_token_id >= model.config.vocab_size
+    assert torch.equal(model(batch.input_ids).logits, model(**batch).logits)
+    if hf.unk_token_id is not None:
+        with pytest.raises(ValueError, match="outside the vocabulary"):
+            model(hf("\u03a9", return_tensors="pt").input_ids)
+
+
+@each
+@pytest.mark.parametrize("layout", ["auto", "huggingface"])
+def test_rows_without_a_token_are_never_chosen_after_an_export(run, ours, layout, tmp_path):
+    model, own = load_model(run)
+    with torch.no_grad():
+        model.head.weight[ours.vocab_size :] *= 1e4
+    save_model(run, model, own)
+    export_weights(run, tmp_path / "out", layout)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    hf = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     found = model.generate(hf("abc", return_tensors="pt").input_ids, max_new_tokens=20, do_sample=True)
     assert int(found.max()) < ours.vocab_size
+
+
+@each
+def test_a_resized_model_draws_neither_padding_nor_rows_without_a_token(run, ours):
+    model, hf = from_run(run)
+    model.resize_token_embeddings(len(hf))
+    with torch.no_grad():
+        model.spikegpt.head.weight[ours.vocab_size :] *= 1e6
+    found = model.generate(hf("abc", return_tensors="pt").input_ids, max_new_tokens=20, do_sample=True)
+    assert int(found.max()) < ours.vocab_size
+
+
+@each
+@pytest.mark.parametrize("layout", ["auto", "huggingface"])
+def test_export_and_loading_warn_of_nothing(run, ours, layout, tmp_path, caplog, capfd):
+    transformers.utils.logging.enable_propagation()
+    transformers.utils.logging.warning_once.cache_clear()
+    export_weights(run, tmp_path / "out", layout)
+    printed = capfd.readouterr()
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    hf = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    model.generate(hf("abc", return_tensors="pt").input_ids, max_new_tokens=2)
+    model.save_pretrained(tmp_path / "again")
+    assert printed.out == "" and "it/s" not in printed.err
+    assert not [record.getMessage() for record in caplog.records]
 
 
 @pytest.mark.parametrize("ours", [OURS["byte"]])

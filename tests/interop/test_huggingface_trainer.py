@@ -97,6 +97,24 @@ def test_the_loss_is_the_mean_over_all_labels(tmp_path):
     assert found["loss"] == pytest.approx(float(sum(losses)) / sum(n - 1 for n in LENGTHS[:3] + LENGTHS[4:]), rel=1e-4)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(("size", "steps"), [(8, 1), (1, 8)])
+def test_the_loss_is_the_mean_over_all_labels_whatever_the_padding(side, size, steps, tmp_path):
+    tokenizer, model = to_huggingface_tokenizer(ByteTokenizer()), make(LM, "none", pad_token_id=256)
+    model.resize_token_embeddings(256)
+    texts = ["a longer text", "wow", "some words", "ab", "abc", "a text", "it", "is"]
+    data = [dict(tokenizer(text)) for text in texts]
+    losses = [
+        F.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:], reduction="sum")
+        for ids in (torch.tensor([one["input_ids"]]) for one in data)
+    ]
+    tokenizer.padding_side = side
+    collate = transformers.DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps, "data_collator": collate}
+    found = first_step(model, tmp_path, data, **options)
+    assert found["loss"] == pytest.approx(float(sum(losses)) / sum(len(text) - 1 for text in texts), rel=1e-4)
+
+
 @pytest.mark.parametrize(("problem", "label"), [("regression", 0.5), ("multi_label_classification", [1.0, 0.0])])
 def test_accumulation_of_other_problems(problem, label, tmp_path):
     labels = 1 if problem == "regression" else 2

@@ -155,6 +155,18 @@ def test_signal_saves_and_names_the_command_that_resumes(tmp_path, cache, number
     assert latest_checkpoint(tmp_path / "run") is not None
 
 
+def test_nobody_leaves_while_the_main_process_evaluates(make_run, monkeypatch, cache):
+    """A complete run is evaluated by the main process alone; the others wait before connections are taken down."""
+    from accelerate import Accelerator
+
+    run, events, measure = make_run(), [], LanguageModelling.evaluate
+    monkeypatch.setattr(Accelerator, "wait_for_everyone", lambda self: events.append("wait"))
+    monkeypatch.setattr(Accelerator, "end_training", lambda self: events.append("end"))
+    monkeypatch.setattr(LanguageModelling, "evaluate", lambda *given: (events.append("evaluate"), measure(*given))[1])
+    training.resume(run, cache=cache, quiet=True)
+    assert events[-3:] == ["evaluate", "wait", "end"]
+
+
 @pytest.mark.slow
 def test_two_processes_train_like_one_with_the_doubled_batch(tmp_path, cache):
     common = ["--steps", "6", "--dropout", "0", "--log-every", "1", "--warmup-steps", "0"]

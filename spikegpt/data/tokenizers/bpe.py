@@ -17,6 +17,8 @@ from ...common.errors import SpikegptError
 from ..cutting import PAIR_CUTS, blocks_of, cut_pieces, next_pair_cut, pair_pattern, strings
 from .contract import PAIR_PIECE_BYTES, TextStream, Tokenizer, check_values, read_values
 
+# so begin the names of ids that are no token: rows of a model without one, padding, unknown characters
+NO_TOKEN = "<|spikegpt "
 # words whose pairs are remembered, about 50 MB; longer ones, in characters, are not
 KNOWN_WORDS, LONGEST_KNOWN_WORD = 1 << 18, 64
 # characters of a word that pairs are learned from: the library's time grows with the square of it
@@ -48,8 +50,11 @@ class BPETokenizer(Tokenizer):
         self._library.no_truncation()
         self._library.no_padding()
         self._values = values
+        self.vocabulary: dict[str, int] = self._library.get_vocab(with_added_tokens=True)
+        """name -> id, also of what is no token"""
+        self._tokens = {id for name, id in self.vocabulary.items() if not name.startswith(NO_TOKEN)}
         # ids may have holes: the highest counts, so that every id is below vocab_size
-        self.vocab_size = max(self._library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self.vocab_size = max(self._tokens, default=-1) + 1
         if self.vocab_size == 0:
             raise SpikegptError(f"{source} has an empty vocabulary; give a trained tokenizer")
         self._bytes = self._token_bytes() if (values.get("decoder") or {}).get("type") == "ByteLevel" else None
@@ -106,7 +111,10 @@ class BPETokenizer(Tokenizer):
             known = self._known
             new = [word for word in dict.fromkeys(words) if word not in known]
             found = self._library.encode_batch_fast(new, add_special_tokens=False)
-            known |= {word: np.array(one.ids, self.dtype).tobytes() for word, one in zip(new, found, strict=True)}
+            for word, one in zip(new, found, strict=True):
+                if not self._tokens.issuperset(one.ids):
+                    self._refuse(word)
+                known[word] = np.array(one.ids, self.dtype).tobytes()
             encoded.append(np.frombuffer(b"".join(map(known.__getitem__, words)), self.dtype))
             for word in new:
                 # long ones, such as a text without any place to cut, do not come again
@@ -116,13 +124,21 @@ class BPETokenizer(Tokenizer):
                 known.clear()
         return np.concatenate(encoded)
 
+    def _refuse(self, text: str) -> None:
+        found = self._library.encode(text, add_special_tokens=False)
+        begin, end = next(place for id, place in zip(found.ids, found.offsets, strict=True) if id not in self._tokens)
+        raise SpikegptError(
+            f"{text[begin:end]!r} is no token of the alphabet; "
+            "remove it, or train with the byte tokenizer, which takes any text"
+        )
+
     def next_cut(self, text: bytes | bytearray, start: int) -> int | None:
         return next_pair_cut(text, start, self._cuts)
 
     @cached_property
     def has_token(self) -> np.ndarray:
         has_token = np.zeros(self.vocab_size, np.bool_)
-        has_token[list(self._library.get_vocab(with_added_tokens=True).values())] = True
+        has_token[list(self._tokens)] = True
         return has_token
 
     @cached_property
@@ -153,21 +169,18 @@ class BPETokenizer(Tokenizer):
 
     def _decode(self, ids: np.ndarray) -> bytes:
         if self._bytes is None:
-            return self._library.decode(ids.tolist(), skip_special_tokens=False).encode()
+            return self._library.decode(ids[self.has_token[ids]].tolist(), skip_special_tokens=False).encode()
         return b"".join(map(self._bytes.__getitem__, ids.tolist()))
 
     def _token_bytes(self) -> list[bytes]:
-        """The bytes of each id; a hole has none."""
+        """The bytes of each id; what is no token has none."""
         byte_of, table = {letter: byte for byte, letter in enumerate(byte_letters())}, [b""] * self.vocab_size
-        for token, id in self._library.get_vocab(with_added_tokens=False).items():
-            table[id] = (
-                bytes(byte_of[letter] for letter in token)
-                if all(letter in byte_of for letter in token)
-                else token.encode()
-            )
         # added tokens are spelled as they are, and go before those of the model
-        for id, added in self._library.get_added_tokens_decoder().items():
-            table[id] = added.content.encode()
+        added = self._library.get_added_tokens_decoder().keys()
+        for token, id in self.vocabulary.items():
+            if id in self._tokens:
+                is_letters = id not in added and all(letter in byte_of for letter in token)
+                table[id] = bytes(byte_of[letter] for letter in token) if is_letters else token.encode()
         return table
 
     def stream(self) -> TextStream:

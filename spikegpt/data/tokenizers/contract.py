@@ -22,7 +22,7 @@ from ..reading import check_is_file
 
 FORMAT = 1
 # how RWKV World's vocabulary begins, rwkv_vocab_v20230424.txt: id, token, bytes
-WORLD = r"1 '\x00' 1"
+WORLD = rb"1 '\x00' 1"
 # encoded at a time: bounds memory
 PAIR_PIECE_BYTES = 1 << 17
 
@@ -138,10 +138,10 @@ def read_values(path: str | Path) -> Any:
     try:
         if os.path.exists(path):
             check_is_file(path)
-        text = path.read_text(encoding="utf-8-sig")
-        if text.startswith(WORLD):
+        content = path.read_bytes()
+        if content.removeprefix(codecs.BOM_UTF8).startswith(WORLD):
             raise SpikegptError(f"{path} is RWKV World's vocabulary, which is not read here; give a tokenizer.json")
-        return parse_json(text)
+        return parse_json(content)
     except OSError as error:
         raise SpikegptError(
             f"cannot read the tokenizer {path}: {error.strerror}; give byte, char, bpe or a tokenizer.json"

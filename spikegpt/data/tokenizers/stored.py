@@ -28,17 +28,21 @@ def tokenizer_of(values: Any, source: str) -> Tokenizer:
     check_values(values, source)
     if "model" in values:
         return BPETokenizer(values, source)
-    if values.get("format") != FORMAT:
-        raise SpikegptError(
-            f"{source} has format {values.get('format')!r}, this spikegpt reads {FORMAT}; install a newer spikegpt"
-        )
+    found = values.get("format")
+    if type(found) is not int or found < 1:
+        raise SpikegptError(f"{source} has format {found!r}, want {FORMAT}; fetch or write the tokenizer anew")
+    if found > FORMAT:
+        raise SpikegptError(f"{source} has format {found}, this spikegpt reads {FORMAT}; install a newer spikegpt")
     if values["tokenizer"] == "byte":
         return ByteTokenizer()
     if values["tokenizer"] == "char":
         characters = values.get("characters")
         if not isinstance(characters, str):
             raise SpikegptError(f"{source} has no 'characters' that are a string; fetch or write the tokenizer anew")
-        return CharTokenizer(characters)
+        try:
+            return CharTokenizer(characters)
+        except SpikegptError as error:
+            raise SpikegptError(f"{source}: {error}") from None
     raise SpikegptError(
         f"{source} holds a tokenizer {values['tokenizer']!r}, known are byte and char; install a newer spikegpt"
     )
