@@ -103,7 +103,7 @@ def read_corpus(
     else:
         name = files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more"
         metadata = {"files": [file.name for file in files]}
-    own = own_splits(files)
+    own = own_splits(files, warn)
     if own:
         return Corpus(name=name, **{split: joined(some) for split, some in own.items()}, metadata=metadata)
     return split_text(name, joined(files), metadata)

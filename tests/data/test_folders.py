@@ -111,6 +111,11 @@ def test_what_is_hidden_is_left_out_and_said(tmp_path, capsys):
         ("trainset.txt", "validset.txt", "testset.txt"),
         ("train.txt", "dev.txt", "held-out.txt"),
         ("texts/training/test1.txt", "texts/dev/a.txt", "texts/test/b.txt"),
+        ("train.txt", "dev_clean.txt", "final-test.txt"),
+        ("train.txt", "newsdev2016.txt", "newstest2016.txt"),
+        ("eng.train.txt", "eng.deva.txt", "eng.testa.txt"),
+        ("en/train.txt", "fr/valid.txt", "de/test.txt"),
+        ("data/train-00000-of-00002.txt", "data/val_1-00000-of-00001.txt", "data/public_test-00000-of-00001.txt"),
     ],
 )
 def test_a_split_is_kept_however_it_is_spelled(train, valid, test, tmp_path):
@@ -130,6 +135,15 @@ def test_a_split_may_have_several_files(tmp_path):
         ("Train.txt", "Test.txt"),
         ("train/pos/1.txt", "test/pos/1.txt"),
         ("wiki.train.txt", "wiki.test.txt", "notes.txt"),
+        ("train.txt", "public_test.txt", "private_test.txt"),
+        ("train-00000-of-00001.txt", "public_test-00000-of-00001.txt", "private_test-00000-of-00001.txt"),
+        ("train/a.txt", "PublicTest/b.txt"),
+        ("train.txt", "testa.txt", "testb.txt"),
+        ("train.txt", "newstest2014.txt"),
+        ("train.txt", "devtest.txt"),
+        ("corpus.train.txt", "heldout.txt"),
+        ("pos/train.txt", "neg/test.txt"),
+        ("train.txt", "valid.txt", "test.txt", "unsupervised.txt"),
     ],
 )
 @pytest.mark.parametrize("how", ["folder", "files"])
@@ -149,6 +163,26 @@ def test_half_a_split_is_never_joined(how, names, tmp_path):
 )
 def test_words_in_other_names_are_no_splits(names, tmp_path):
     assert len(read_corpus(place(tmp_path, *names)).metadata["files"]) == len(names)
+
+
+@pytest.mark.parametrize(
+    "names", [("train.txt", "quiz.txt"), ("a_train.txt", "b_test.txt"), ("train/a.txt", "challenge/b.txt")]
+)
+def test_names_that_may_tell_splits_are_not_joined_in_silence(names, tmp_path, capsys):
+    read_corpus(place(tmp_path, *names))
+    assert f"the files {', '.join(sorted(names))} are joined and cut into splits anew" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("names", [("notes.txt", "plans.txt"), ("train1.txt", "train2.txt"), ("test-plan.md", "a.md")])
+def test_files_that_tell_no_splits_are_joined_without_a_word(names, tmp_path, capsys):
+    read_corpus(place(tmp_path, *names))
+    assert not capsys.readouterr().err
+
+
+def test_what_tells_about_a_split_is_no_part_of_it(tmp_path, capsys):
+    corpus = read_corpus(place(tmp_path, "train.txt", "valid.txt", "test.txt", "README.md", "license.txt"))
+    assert split_into(corpus) == {"train": ["train.txt"], "valid": ["valid.txt"], "test": ["test.txt"]}
+    assert "left out beside the splits" in capsys.readouterr().err
 
 
 def test_the_files_of_a_split_keep_it_when_they_are_named_themselves(tmp_path):

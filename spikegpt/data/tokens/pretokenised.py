@@ -152,7 +152,7 @@ def _documents(source: str | Path | Iterable[str | Path], text_column: str) -> t
         return iter([chain.from_iterable(corpus.split(name).blocks() for name in SPLITS)]), len(corpus)
     # valid and test stand last, so that whoever splits the tokens by position does not train on them
     files = files_of(paths, warn_on_stderr)
-    ordered = list(chain.from_iterable(own_splits(files).values())) or files
+    ordered = list(chain.from_iterable(own_splits(files, warn_on_stderr).values())) or files
     documents = chain.from_iterable(document_blocks(file, text_column) for file in ordered)
     return documents, sum(len(Text.of_file(file)) for file in ordered)
 
