@@ -3,6 +3,7 @@
 import csv
 import glob
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from ..common.errors import SpikegptError
 from ..common.files import atomic_path, sha256_of
 from ..common.json_text import parse_json
-from .reading import PACKED_SUFFIXES, check_is_file, plain_start, text_blocks, text_lines
+from .reading import PACKED_SUFFIXES, check_is_file, checked, plain_start, text_blocks, text_lines
 from .text import Text
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
@@ -43,8 +44,8 @@ def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     The first line of a table names its columns; a cell of a CSV file may be quoted, one of a TSV file is what it is.
 
     Raises:
-        SpikegptError: the file cannot be read, a line is not a JSON object, or a row is longer or shorter than the
-            first; file and line are named.
+        SpikegptError: the file cannot be read, a line is not a JSON object, two columns have one name, or a row is
+            longer or shorter than the first; file and line are named.
     """
     if suffix_of(path) in JSONL_SUFFIXES:
         yield from ((place, _object(line, place)) for place, line in text_lines(path) if line.strip())
@@ -52,7 +53,7 @@ def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     columns: list[str] | None = None
     for place, cells in _csv_cells(path) if suffix_of(path) == ".csv" else _tsv_cells(path):
         if columns is None:
-            columns = [cell.strip() for cell in cells]
+            columns = _columns(cells, path)
         elif len(cells) == len(columns):
             yield place, dict(zip(columns, cells, strict=True))
         else:
@@ -60,6 +61,19 @@ def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 f"{place}: {len(cells)} cell(s), but the first line names {len(columns)} column(s), "
                 f"{', '.join(columns)}; mend or remove the line"
             )
+
+
+def _columns(cells: list[str], path: Path) -> list[str]:
+    """The names in the first line of a table; several may be empty, as spreadsheets leave them."""
+    columns = [cell.strip() for cell in cells]
+    if twice := next((name for name in columns if name and columns.count(name) > 1), None):
+        raise SpikegptError(f"{path} has two columns of the name {twice!r}; rename or remove one")
+    if len(columns) == 1 and re.search("[,;|\t]", columns[0]):
+        raise SpikegptError(
+            f"{path} begins with one column, {columns[0]!r}; cells of a .csv file are separated by commas, of a .tsv "
+            "file by tabs: write or name it so"
+        )
+    return columns
 
 
 def _object(line: str, place: str) -> dict[str, Any]:
@@ -88,7 +102,9 @@ def _csv_cells(path: Path) -> Iterator[tuple[str, list[str]]]:
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            raise SpikegptError(f"{place}: not a row of a CSV file: {error}; mend the quotation marks") from None
+            is_line_end = "new-line" in str(error)
+            fault, mend = ("a CR in it", "line ends") if is_line_end else (str(error), "quotation marks")
+            raise SpikegptError(f"{place}: not a row of a CSV file: {fault}; mend the {mend}") from None
         if cells is None:
             return
         if cells:
@@ -99,8 +115,12 @@ def documents(path: Path, column: str) -> Iterator[bytes]:
     """Yield the text of each row of a JSONL, CSV or TSV file, as UTF-8.
 
     Raises:
-        SpikegptError: as `rows`; or a row has no such text.
+        SpikegptError: as `rows`; or a row has no such text, or they are full of control characters.
     """
+    return checked(_documents(path, column), path)
+
+
+def _documents(path: Path, column: str) -> Iterator[bytes]:
     for place, values in rows(path):
         if column not in values:
             raise SpikegptError(
@@ -113,12 +133,15 @@ def documents(path: Path, column: str) -> Iterator[bytes]:
                 f"{place}, has a {type(text).__name__} as {column!r}, not text; "
                 "mend the line or name another --text-column"
             )
-        try:
-            yield text.encode()
-        except UnicodeEncodeError as error:
-            raise SpikegptError(
-                f"{place}, has half a character in {column!r}: {error}; mend or remove the line"
-            ) from None
+        yield encoded(text, place, repr(column))
+
+
+def encoded(text: str, place: str, what: str) -> bytes:
+    """Return a text as UTF-8; SpikegptError if it holds half a surrogate pair, which JSON may spell."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise SpikegptError(f"{place}, has half a character in {what}: {error}; mend or remove the line") from None
 
 
 def document_blocks(path: Path, column: str) -> Iterator[Iterable[bytes]]:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,9 @@ def read_corpus(
     if paths is None:
         return _python_docs()
     files, folder = files_of(paths, warn), cache_folder(cache_dir) / "texts"
+    own = own_splits(files, warn)
+    read = set(chain.from_iterable(own.values()))
+    files = [file for file in files if not own or file in read]
 
     def joined(some: list[Path]) -> Text:
         return Text.joined((text_of(file, text_column, folder) for file in some), b"\n")
@@ -103,7 +107,6 @@ def read_corpus(
     else:
         name = files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more"
         metadata = {"files": [file.name for file in files]}
-    own = own_splits(files, warn)
     if own:
         return Corpus(name=name, **{split: joined(some) for split, some in own.items()}, metadata=metadata)
     return split_text(name, joined(files), metadata)

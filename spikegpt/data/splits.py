@@ -112,12 +112,12 @@ def _places(word: _Told, bare: set[str]) -> list[str]:
 
 
 def _warn_of_joining(told: dict[Path, list[_Told]], names: dict[Path, Path], warn: Warn) -> None:
-    """Say that files are joined although a name has the word of a split, if others have another or it is train alone."""
+    """Say that files are joined though their names have words of several splits, or one is train and others are not."""
     spoken = {word.split for words in told.values() for word in words}
     has_train = any(word.split == "train" and word.place == word.bare for words in told.values() for word in words)
-    if len(told) > 1 and (len(spoken) > 1 or has_train and not all(told.values())):
+    if len(told) > 1 and (len(spoken) > 1 or (has_train and not all(told.values()))):
         warn(
-            f"the files {_listed(names.values())} are joined and cut into splits anew; if some of them are for testing, "
+            f"the files {_listed(names.values())} are joined and cut into splits anew; if some are for testing, "
             "call all train, valid and test, or name those alone that are for training"
         )
 

@@ -114,7 +114,8 @@ def export_binidx(
         end_token: id put after each document; default none.
 
     Raises:
-        SpikegptError: the source cannot be read, does not fit the tokenizer, or the files cannot be written.
+        SpikegptError: the source cannot be read, does not fit the tokenizer, or the files are there or cannot be
+            written.
     """
     if end_token is not None and not 0 <= end_token < tokenizer.vocab_size:
         raise SpikegptError(
