@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..common.errors import SpikegptError
 from ..common.files import atomic_path, sha256_of, write_atomically
+from ..common.json_text import parse_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -26,11 +27,11 @@ TRAINING_FILES = ("training.safetensors", "training.json")
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in `path`; SpikegptError if it is missing or broken."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SpikegptError(f"{path} does not exist; give the folder of a run or of a checkpoint") from None
-    # not UTF-8, not JSON, a number of a thousand digits, brackets nested too deep
-    except (ValueError, RecursionError) as error:
+    # not UTF-8, not JSON, a number of a thousand digits
+    except ValueError as error:
         raise SpikegptError(f"{path} is not JSON ({error}); restore it or use another checkpoint") from None
     if not isinstance(values, dict):
         raise SpikegptError(f"{path} holds a {type(values).__name__}, expected a JSON object")
