@@ -14,7 +14,7 @@ from ..common.json_text import parse_json
 from .reading import PACKED_SUFFIXES, check_is_file, checked, plain_start, text_blocks, text_lines
 from .text import Text
 
-JSONL_SUFFIXES = (".jsonl", ".ndjson")
+JSONL_SUFFIXES = (".jsonl", ".ndjson", ".ldjson", ".jsonlines")
 ROW_SUFFIXES = (*JSONL_SUFFIXES, ".csv", ".tsv")
 _LONGEST_CELL = 2**31 - 1
 
@@ -51,9 +51,12 @@ def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from ((place, _object(line, place)) for place, line in text_lines(path) if line.strip())
         return
     columns: list[str] | None = None
+    first: list[str] = []
     for place, cells in _csv_cells(path) if suffix_of(path) == ".csv" else _tsv_cells(path):
         if columns is None:
-            columns = _columns(cells, path)
+            columns, first = _columns(cells, path), cells
+        elif cells == first and len(cells) > 1:
+            raise SpikegptError(f"{place}: the names of the columns again, as in joined files; remove the line")
         elif len(cells) == len(columns):
             yield place, dict(zip(columns, cells, strict=True))
         else:
@@ -80,7 +83,9 @@ def _object(line: str, place: str) -> dict[str, Any]:
     try:
         values = parse_json(line)
     except ValueError as error:
-        raise SpikegptError(f"{place}, is not JSON: {error}; mend or remove the line") from None
+        is_one_piece = line.lstrip().startswith("[") or line.strip() == "{"
+        advice = "write one object per line, as jq -c does" if is_one_piece else "mend or remove the line"
+        raise SpikegptError(f"{place}, is not JSON: {error}; {advice}") from None
     if not isinstance(values, dict):
         raise SpikegptError(
             f"{place}, is not an object but a {type(values).__name__}; every line must be an object with a text"
@@ -130,7 +135,7 @@ def _documents(path: Path, column: str) -> Iterator[bytes]:
         text = values[column]
         if not isinstance(text, str):
             raise SpikegptError(
-                f"{place}, has a {type(text).__name__} as {column!r}, not text; "
+                f"{place}, has {'null' if text is None else f'a {type(text).__name__}'} as {column!r}, not text; "
                 "mend the line or name another --text-column"
             )
         yield encoded(text, place, repr(column))
@@ -162,7 +167,7 @@ def text_of(path: Path, column: str, folder: Path) -> Text:
         SpikegptError: it cannot be read, is no text, has no such column, or `folder` cannot be written.
     """
     start = None if has_rows(path) else plain_start(path)
-    return Text.of_file(_laid_down(path, column, folder)) if start is None else Text.of_file(path, start)
+    return Text.of_file(path, start) if start is not None else Text.of_file(_laid_down(path, column, folder), name=path)
 
 
 def _laid_down(path: Path, column: str, folder: Path) -> Path:

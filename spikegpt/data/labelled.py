@@ -112,6 +112,9 @@ def load_file_task(
             only.
     """
 
+    if text_column == label_column:
+        raise SpikegptError(f"text and label are both to be column {text_column!r}; name another --label-column")
+
     def read(path: Path) -> list[_Found]:
         return list(_read_file(Path(path), text_column, label_column))
 

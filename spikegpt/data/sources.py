@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -118,6 +119,10 @@ def source_paths(source: str | Path | Iterable[str | Path]) -> list[Path] | None
     # an empty string would be the current folder
     if not sources or "" in sources:
         raise SpikegptError(f"no source given; name text files, a folder, or {PYTHON_DOCS!r}")
+    if PYTHON_DOCS in sources and len(sources) > 1:
+        raise SpikegptError(f"{PYTHON_DOCS!r} stands alone; a file or folder of that name is ./{PYTHON_DOCS}")
+    if address := next((path for path in map(str, sources) if re.match(r"[a-z][a-z0-9+.]+://", path)), None):
+        raise SpikegptError(f"{address} is an address; fetch it, and name the file")
     return None if sources == [PYTHON_DOCS] else [Path(path) for path in sources]
 
 

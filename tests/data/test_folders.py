@@ -84,6 +84,56 @@ def test_a_text_that_is_named_twice_is_read_once(names, tmp_path, capsys):
     assert "1 file(s) named twice are read once" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
+def test_a_text_that_is_named_by_a_link_too_is_read_once(link, tmp_path, capsys):
+    place(tmp_path, "a.txt")
+    getattr(tmp_path / "b.txt", link)(tmp_path / "a.txt")
+    assert read_corpus([tmp_path / "a.txt", tmp_path / "b.txt"]).metadata["files"] == ["a.txt"]
+    assert "1 file(s) named twice are read once" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("names", [("a.txt", "copy of a.txt"), ("train.txt", "valid.txt", "test.txt")])
+def test_copies_are_told(names, tmp_path, capsys):
+    place(tmp_path, *names)
+    (tmp_path / names[-1]).write_text((tmp_path / names[0]).read_text())
+    read_corpus(tmp_path)
+    first, last = sorted(tmp_path / name for name in (names[0], names[-1]))
+    told = f"{first} and 1 other(s), such as {last}, are the same: what is learned may be tested"
+    assert told in capsys.readouterr().err
+
+
+def test_empty_files_are_told(tmp_path, capsys):
+    place(tmp_path, "a.txt")
+    (tmp_path / "b.txt").touch()
+    read_corpus(tmp_path)
+    assert f"1 file(s) are empty, such as {tmp_path / 'b.txt'}" in capsys.readouterr().err
+
+
+def test_a_link_that_leads_to_itself_ends(tmp_path):
+    place(tmp_path, "a.txt")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "b.txt")
+    (tmp_path / "deeper").symlink_to(tmp_path)
+    assert read_corpus(tmp_path, warn=lambda message: None).metadata["files"] == ["a.txt"]
+    with pytest.raises(SpikegptError, match=r"cannot read .*b\.txt: Too many levels of symbolic links"):
+        read_corpus(tmp_path / "b.txt")
+
+
+def test_a_folder_may_be_named_as_a_text_is(tmp_path):
+    place(tmp_path, "story.txt/a.txt")
+    assert read_corpus(tmp_path).metadata["files"] == ["story.txt/a.txt"]
+    assert read_corpus(tmp_path / "story.txt").metadata["files"] == ["a.txt"]
+
+
+def test_the_built_in_text_stands_alone(tmp_path):
+    with pytest.raises(SpikegptError, match=r"'python-docs' stands alone; a file or folder of that name is \./"):
+        read_corpus(["python-docs", place(tmp_path, "a.txt")])
+
+
+def test_an_address_is_no_file():
+    with pytest.raises(SpikegptError, match=r"https://example\.com/a\.txt is an address; fetch it"):
+        read_corpus("https://example.com/a.txt")
+
+
 def test_what_is_hidden_is_left_out_and_said(tmp_path, capsys):
     place(tmp_path, "a.txt", ".git/b.txt", ".c.txt", "__MACOSX/d.txt", "e/.f/g.txt")
     (tmp_path / "._a.txt").write_bytes(b"\0\5\x16\7\0")

@@ -257,6 +257,40 @@ def test_two_columns_of_one_name_are_refused(name, content, tmp_path):
         list(rows(tmp_path / name))
 
 
+@pytest.mark.parametrize("name", ["a.jsonlines", "a.ldjson", "a.jsonl.lzma"])
+def test_rows_are_known_by_their_other_names(name, tmp_path):
+    content = b'{"text": "one"}\n'
+    (tmp_path / name).write_bytes(lzma.compress(content) if name.endswith("lzma") else content)
+    assert [row for _, row in rows(tmp_path / name)] == [{"text": "one"}]
+
+
+@pytest.mark.parametrize("content", ['[\n{"text": "a"},\n{"text": "b"}\n]', '{\n "text": "a"\n}'])
+def test_json_in_one_piece_that_is_named_as_lines_is_told(content, tmp_path):
+    (tmp_path / "a.jsonl").write_text(content)
+    with pytest.raises(SpikegptError, match=r"line 1, is not JSON: .*; write one object per line"):
+        list(rows(tmp_path / "a.jsonl"))
+
+
+def test_the_names_of_columns_are_no_row(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\na,1\ntext,label\nb,2\n")
+    with pytest.raises(SpikegptError, match=r"line 3: the names of the columns again, as in joined files"):
+        list(rows(tmp_path / "a.csv"))
+
+
+@pytest.mark.parametrize("which", ["char", "bpe"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_of_many_files_the_one_that_is_no_utf8_is_named(which, packed, tmp_path):
+    for name in ("a.txt", "c.txt"):
+        (tmp_path / name).write_text(f"größer als {name} " * 50)
+    content = b"x" * 5000 + "größer ".encode("latin-1")
+    path = tmp_path / ("b.txt.gz" if packed else "b.txt")
+    path.write_bytes(gzip.compress(content) if packed else content)
+    with pytest.raises(
+        SpikegptError, match=rf"^{path} is not UTF-8 at byte 5002; convert it, or use the byte tokenizer"
+    ):
+        prepare(tmp_path, which, tmp_path / "cache", 300)
+
+
 @pytest.mark.parametrize(
     ("name", "content"), [("a.csv", "text;label\na;1\n"), ("a.csv", "text\tlabel\n"), ("a.tsv", "text,label\na,1\n")]
 )
@@ -346,6 +380,12 @@ def test_texts_of_the_test_that_are_learned_too_are_told(tmp_path):
     messages = []
     load_file_task(tmp_path / "train.jsonl", None, tmp_path / "test.jsonl", warn=messages.append)
     assert messages == ["train: 4 of 4 texts to be tested on are among those of train and valid as well"]
+
+
+def test_the_text_is_not_its_own_label(tmp_path):
+    path = labelled(tmp_path / "a.jsonl", "1", "2")
+    with pytest.raises(SpikegptError, match="text and label are both to be column 'label'"):
+        load_file_task(path, None, path, text_column="label")
 
 
 def test_half_a_character_in_an_example_is_named_by_its_line(tmp_path):
