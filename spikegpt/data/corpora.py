@@ -18,7 +18,7 @@ from ..common.json_text import parse_json
 from ..common.progress import Progress
 from .folders import NOTES
 from .hub_rows import check_files, own_splits, split_names, texts
-from .reading import BLOCK_BYTES
+from .reading import BLOCK_BYTES, plain_start
 from .sources import Corpus, cache_folder
 from .splits import SPLITS
 from .text import Text
@@ -102,10 +102,14 @@ def obtain(name: str, out: Path | None = None, cache_dir: Path | None = None, **
     if name in CORPORA:
         return named_corpus(name, out, cache_dir)
     if os.path.isfile(name):
+        # what is no text cannot be trained on either
+        plain_start(Path(name))
         raise SpikegptError(
             f"{name} is a file: train on it as it is, --data {name}, or write its tokens, "
             "--tokenizer FILE --binidx PREFIX"
         )
+    if "://" in name:
+        raise SpikegptError(f"{name} is an address; give OWNER/NAME of a Hugging Face data set, or fetch the file")
     if "/" not in name and not os.path.isdir(name):
         raise SpikegptError(
             f"unknown corpus {name!r}; known: {', '.join(CORPORA)}; or OWNER/NAME of a Hugging Face data set"

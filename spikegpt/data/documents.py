@@ -4,6 +4,7 @@ import csv
 import glob
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _columns(cells: list[str], path: Path) -> list[str]:
     """The names in the first line of a table; several may be empty, as spreadsheets leave them."""
     columns = [cell.strip() for cell in cells]
-    if twice := next((name for name in columns if name and columns.count(name) > 1), None):
+    if twice := next((name for name, count in Counter(columns).items() if name and count > 1), None):
         raise SpikegptError(f"{path} has two columns of the name {twice!r}; rename or remove one")
     if len(columns) == 1 and re.search("[,;|\t]", columns[0]):
         raise SpikegptError(

@@ -72,5 +72,5 @@ def foreign_kind(opening: bytes) -> str | None:
         return None
     even, odd = (opening[first::2].count(0) for first in (0, 1))
     if max(even, odd) > len(opening) / 8 and min(even, odd) < max(even, odd) / 16:
-        return "UTF-16 without byte order mark; convert it to UTF-8"
+        return "UTF-16 without byte order mark, or an array of numbers; convert it to UTF-8"
     return f"no text: it holds NUL bytes; {_NAME_TEXT}"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import SpikegptError, Warn, warn_on_stderr
-from .documents import text_of
+from .documents import has_rows, text_of
 from .folders import files_of
 from .splits import SPLITS, own_splits
 from .text import Text
@@ -95,6 +95,8 @@ def read_corpus(
     if paths is None:
         return _python_docs()
     files, folder = files_of(paths, warn), cache_folder(cache_dir) / "texts"
+    if text_column != "text" and not any(map(has_rows, files)):
+        warn(f"there is no column {text_column!r} to take: none of the files has rows (JSONL, CSV, TSV)")
     own = own_splits(files, warn)
     read = set(chain.from_iterable(own.values()))
     files = [file for file in files if not own or file in read]

@@ -60,12 +60,12 @@ def read_text(
 
 
 def check_text_is_there(run: Path, data: Iterable[str]) -> None:
-    """Raise SpikegptError if nothing lies any more where the text of `run` lay."""
+    """Raise SpikegptError if nothing lies where the text of `run` is said to."""
     for path in data:
         # the index: of a bare prefix of tokens
         if path != PYTHON_DOCS and not (os.path.lexists(path) or os.path.lexists(f"{path}.idx")):
             moved = command("train", "--resume", run, "--data")
-            raise SpikegptError(f"the text of {run} is no longer at {path}; say where it lies now: {moved} TEXT")
+            raise SpikegptError(f"the text of {run} is not at {path}; say where it lies now: {moved} TEXT")
 
 
 def check_text(run: Path, values: dict[str, Any], header: dict[str, Any], advice: str) -> None:

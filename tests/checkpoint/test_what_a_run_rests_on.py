@@ -109,7 +109,7 @@ def test_where_a_text_lies_now_can_be_told(text, cache, tmp_path, monkeypatch):
     moved = text.rename(tmp_path / "moved.txt")
     for verb in (["train", "--resume"], ["evaluate"]):
         lost = spikegpt(*verb, tmp_path / "run", "--cache", cache, check=False)
-        assert f"no longer at {text}; say where it lies now: spikegpt train --resume" in lost.stderr
+        assert f"is not at {text}; say where it lies now: spikegpt train --resume" in lost.stderr
     monkeypatch.chdir(tmp_path)
     spikegpt("train", "--resume", tmp_path / "run", "--data", "moved.txt", "--cache", cache)
     assert read_run_config(tmp_path / "run")["train"]["data"] == [str(moved)]

@@ -239,6 +239,11 @@ def test_files_that_are_there_are_not_replaced(there, tmp_path):
     assert (tmp_path / there).read_text() == "mine"
 
 
+def test_a_folder_is_no_prefix(tmp_path):
+    with pytest.raises(SpikegptError, match="is a folder; give a name in it, such as"):
+        export_binidx("python-docs", ByteTokenizer(), tmp_path)
+
+
 def test_a_link_to_nowhere_is_not_replaced(tmp_path):
     (tmp_path / "out.idx").symlink_to(tmp_path / "nothing")
     with pytest.raises(SpikegptError, match=r"out\.idx exists"):

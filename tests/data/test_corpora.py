@@ -127,6 +127,21 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
         obtain("enwik7")
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a.parquet", "is a Parquet file, not text; have its folder read: spikegpt data FOLDER"),
+        ("a.txt", r"is a file: train on it as it is, --data .*a\.txt"),
+        ("https://huggingface.co/datasets/owner/name", "is an address; give OWNER/NAME"),
+    ],
+)
+def test_what_is_no_data_set_is_told(name, message, tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1\x15" + bytes(99))
+    (tmp_path / "a.txt").write_text("a text")
+    with pytest.raises(SpikegptError, match=message):
+        obtain(name if "://" in name else str(tmp_path / name))
+
+
 # --- data sets
 
 

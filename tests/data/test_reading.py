@@ -235,6 +235,12 @@ def test_a_table_trains_by_its_column_and_never_as_it_stands(name, tmp_path):
     assert whole(corpus).decode() == "\n".join(f"text {n}" for n in range(50))
 
 
+def test_a_column_of_files_without_rows_is_told(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text(TEXT)
+    read_corpus(tmp_path / "a.txt", "body")
+    assert "there is no column 'body' to take" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
 def test_a_cell_may_be_as_long_as_a_book(name, tmp_path):
     (tmp_path / name).write_text("text\n" + "x" * 200_000 + "\n")

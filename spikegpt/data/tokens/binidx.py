@@ -136,11 +136,14 @@ def write_binidx(prefix: Path, pieces: Iterable[tuple[np.ndarray, bool]], vocab_
         pieces: ids (N,), and whether a document ends with them.
 
     Raises:
-        SpikegptError: one of the files is there already, there is no document, or one has 2^31 tokens or more.
+        SpikegptError: one of the files is there already, or a folder of the name; there is no document, or one has 2^31
+            tokens or more.
         OSError: the files cannot be written.
     """
     dtype = token_dtype(vocab_size)
     sizes: list[int] = []
+    if os.path.isdir(prefix):
+        raise SpikegptError(f"{prefix} is a folder; give a name in it, such as {prefix / 'tokens'}")
     tokens_path, index_path = _pair_of(prefix)
     for path in (tokens_path, index_path):
         if os.path.lexists(path):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ...common.errors import SpikegptError, warn_on_stderr
+from ...common.errors import SpikegptError, in_words, warn_on_stderr
 from ...common.progress import Progress
 from ..cutting import cut_pieces
 from ..documents import document_blocks
@@ -140,9 +140,7 @@ def export_binidx(
     try:
         return write_binidx(prefix, tokens(), tokenizer.vocab_size)
     except OSError as error:
-        raise SpikegptError(
-            f"cannot write {prefix}.bin and .idx: {error.strerror or error}; free space or choose another place"
-        ) from error
+        raise SpikegptError(f"cannot write {prefix}.bin and .idx: {in_words(error)}") from error
 
 
 def _documents(source: str | Path | Iterable[str | Path], text_column: str) -> tuple[Iterator[Iterable[bytes]], int]:
