@@ -85,6 +85,8 @@ def test_data_lists_the_corpora_and_writes_tokens_that_train(tmp_path, cache):
         "train", "--data", tmp_path / "docs.idx", "--out", tmp_path / "run", "--cache", cache, "--json", *options
     )
     assert json.loads(trained.stdout)["step"] == 2
+    idle = spikegpt("data", tmp_path / "a.jsonl", *export[:2], "--binidx", tmp_path / "b", "--split", "test").stderr
+    assert "--split has no effect" in idle and "--column" not in idle
     refused = spikegpt("data", "enwik7", check=False)
     assert refused.returncode == 1 and "known: enwik8" in refused.stderr
 
