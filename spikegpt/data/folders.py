@@ -51,7 +51,8 @@ def _warn_of_contents(files: list[Path], warn: Warn) -> None:
     by_size: dict[int, list[Path]] = defaultdict(list)
     for file in filter(os.path.isfile, files):
         by_size[os.path.getsize(file)].append(file)
-    if empty := by_size.pop(0, []):
+    # one alone is refused
+    if (empty := by_size.pop(0, [])) and len(files) > 1:
         warn(f"{len(empty)} file(s) are empty, such as {empty[0]}")
     by_content: dict[str, list[Path]] = defaultdict(list)
     for file in chain.from_iterable(same for same in by_size.values() if len(same) > 1):

@@ -32,11 +32,13 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
 
 def with_places(run: Path, values: dict[str, Any], data: tuple[str, ...] | None, teacher: str | None) -> dict[str, Any]:
     """Return the configuration of `run` with other places of its text and its teacher, where they are given."""
+    places: dict[str, Any] = {"data": data, "teacher": teacher}
+    given = {name: place for name, place in places.items() if place is not None}
+    if not given:
+        return values
     _, config = ckpt.configs_of(run, values)
     if teacher is not None and config.teacher is None:
         raise SpikegptError(f"{run} has no teacher; leave out --teacher")
-    places: dict[str, Any] = {"data": data, "teacher": teacher}
-    given = {name: place for name, place in places.items() if place is not None}
     corpus = values.get("corpus") or {}
     digests = {
         "data": corpus.get("text_sha256") or corpus.get("tokens_sha256"),
