@@ -27,8 +27,6 @@ _WORD = re.compile(rf"(?<![^\W\d_])(?:news|public|private)?({'|'.join(SPLIT_OF_W
 _CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 # numbers, those of parts too (-00001-of-00004), and what separates words
 _NO_LETTERS = re.compile(r"[\W_]*\d+[-_.]of[-_.]\d+|[\W\d_]+")
-
-
 # what stands beside data and tells of them
 _ABOUT = {"readme", "license", "licence", "citation", "changelog", "dataset_card"}
 
