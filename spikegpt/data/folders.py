@@ -8,10 +8,13 @@ from pathlib import Path
 
 from ..common.errors import SpikegptError, Warn
 from ..common.files import sha256_of
+from ..common.printing import command
 from .documents import suffix_of
 from .reading import PACKED_SUFFIXES
 
 TEXT_SUFFIXES = (".txt", ".md", ".text", ".jsonl", ".ndjson")
+# what the library `datasets` reads and we do not
+DATA_SET_SUFFIXES = (".parquet", ".arrow")
 # what `spikegpt data` notes beside the texts that it writes
 NOTES = "corpus.json"
 
@@ -79,7 +82,9 @@ def _texts_in(folder: Path, warn: Warn) -> list[Path]:
     if not texts:
         wanted = ", ".join("*" + suffix for suffix in TEXT_SUFFIXES)
         but = f", but {others}" if others else ""
-        raise SpikegptError(f"folder {folder} holds no {wanted} file{but}; name the files themselves")
+        is_data_set = any(path.suffix.lower() in DATA_SET_SUFFIXES for path in found)
+        advice = f"read it by {command('data', folder)} --column NAME" if is_data_set else "name the files themselves"
+        raise SpikegptError(f"folder {folder} holds no {wanted} file{but}; {advice}")
     if others:
         warn(f"folder {folder}: left out {others}; to read them too, name the files themselves")
     return texts

@@ -64,6 +64,12 @@ def test_a_folder_without_text_says_what_it_holds(name, tmp_path):
         read_corpus(place(tmp_path, name))
 
 
+def test_a_folder_of_tables_says_how_they_are_read(tmp_path):
+    message = rf"but \*\.parquet \(1\); read it by spikegpt data {tmp_path} --column NAME"
+    with pytest.raises(SpikegptError, match=message):
+        read_corpus(place(tmp_path, "train-00000-of-00001.parquet"))
+
+
 def test_a_file_named_itself_is_read_whatever_its_ending(tmp_path):
     place(tmp_path, "a.rst", "LICENSE")
     assert read_corpus([tmp_path / "a.rst", tmp_path / "LICENSE"]).metadata["files"] == ["a.rst", "LICENSE"]
