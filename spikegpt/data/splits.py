@@ -15,11 +15,11 @@ from .reading import PACKED_SUFFIXES
 SPLITS = ("train", "valid", "test")
 # "eval" is whichever of valid and test is missing beside it
 SPLIT_OF_WORD = {
-    **dict.fromkeys(("train", "training", "trn", "trainset"), "train"),
+    **dict.fromkeys(("train", "training", "trn", "trainset", "trainval"), "train"),
     **dict.fromkeys(("valid", "validation", "val", "dev", "devel", "development", "validset", "devset"), "valid"),
     **dict.fromkeys(("test", "testing", "tst", "testset", "devtest"), "test"),
     **dict.fromkeys(("eval", "evaluation", "evalset"), "eval"),
-    **dict.fromkeys(("heldout", "held-out", "held_out", "holdout", "hold-out", "hold_out"), "eval"),
+    **dict.fromkeys((f"{held}{between}out" for held in ("held", "hold") for between in ("", "-", "_", " ")), "eval"),
 }
 # newstest, publictest, and CoNLL's testa and testb as well
 _WORD = re.compile(rf"(?<![^\W\d_])(?:news|public|private)?({'|'.join(SPLIT_OF_WORD)})[ab]?(?![^\W\d_])")
@@ -110,10 +110,10 @@ def _places(word: _Told, bare: set[str]) -> list[str]:
 
 
 def _warn_of_joining(told: dict[Path, list[_Told]], names: dict[Path, Path], warn: Warn) -> None:
-    """Say that files are joined though their names have words of several splits, or one is train and others are not."""
-    spoken = {word.split for words in told.values() for word in words}
-    has_train = any(word.split == "train" and word.place == word.bare for words in told.values() for word in words)
-    if len(told) > 1 and (len(spoken) > 1 or (has_train and not all(told.values()))):
+    """Say that files are joined though their names have words of several splits, or some are nothing but such a word."""
+    words = list(chain.from_iterable(told.values()))
+    has_bare = any(word.place == word.bare for word in words)
+    if len(told) > 1 and (len({word.split for word in words}) > 1 or (has_bare and not all(told.values()))):
         warn(
             f"the files {_listed(names.values())} are joined and cut into splits anew; if some are for testing, "
             "call all train, valid and test, or name those alone that are for training"

@@ -198,6 +198,8 @@ def test_a_split_may_have_several_files(tmp_path):
         ("train.txt", "newstest2014.txt"),
         ("train.txt", "devtest.txt"),
         ("corpus.train.txt", "heldout.txt"),
+        ("TRAIN-1.txt", "HELD OUT.txt"),
+        ("trainval.txt", "test.txt"),
         ("pos/train.txt", "neg/test.txt"),
         ("train.txt", "valid.txt", "test.txt", "unsupervised.txt"),
     ],
@@ -222,7 +224,13 @@ def test_words_in_other_names_are_no_splits(names, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "names", [("train.txt", "quiz.txt"), ("a_train.txt", "b_test.txt"), ("train/a.txt", "challenge/b.txt")]
+    "names",
+    [
+        ("train.txt", "quiz.txt"),
+        ("a_train.txt", "b_test.txt"),
+        ("train/a.txt", "challenge/b.txt"),
+        ("a.txt", "test.txt"),
+    ],
 )
 def test_names_that_may_tell_splits_are_not_joined_in_silence(names, tmp_path, capsys):
     read_corpus(place(tmp_path, *names))
