@@ -110,7 +110,7 @@ def _places(word: _Told, bare: set[str]) -> list[str]:
 
 
 def _warn_of_joining(told: dict[Path, list[_Told]], names: dict[Path, Path], warn: Warn) -> None:
-    """Say that files are joined though their names have words of several splits, or some are nothing but such a word."""
+    """Say that files are joined though their names have words of several splits, or some are such a word alone."""
     words = list(chain.from_iterable(told.values()))
     has_bare = any(word.place == word.bare for word in words)
     if len(told) > 1 and (len({word.split for word in words}) > 1 or (has_bare and not all(told.values()))):

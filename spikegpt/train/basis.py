@@ -8,6 +8,7 @@ from typing import Any
 from ..checkpoint import run as ckpt
 from ..common.errors import SpikegptError, warn_on_stderr
 from ..common.files import sha256_of, write_atomically
+from ..common.printing import command
 from ..config import TrainConfig
 from ..data.prepare import TOKENIZERS, prepare
 from ..data.sources import PYTHON_DOCS
@@ -63,6 +64,11 @@ def prepare_data(
     """Return the text of a run as tokens; `begun` is the run's configuration if it goes on, `newest` its checkpoint."""
     if begun is not None:
         check_text_is_there(run, config.data)
+        if config.teacher is not None and not Path(config.teacher).exists():
+            moved = command("train", "--resume", run, "--teacher")
+            raise SpikegptError(
+                f"the teacher of {run} is not at {config.teacher}; say where it lies now: {moved} MODEL"
+            )
     # a run owns its tokenizer: a resumed one never builds it anew
     stored = (newest or run) / "tokenizer.json"
     tokenizer = load_tokenizer(stored) if begun is not None and stored.exists() else config.tokenizer
