@@ -127,7 +127,7 @@ def test_another_text_is_not_taken_for_the_one_that_was_moved(text, cache, tmp_p
 def test_where_a_teacher_lies_now_can_be_told(trained, copy, cache, tmp_path, monkeypatch):
     break_off(monkeypatch, tmp_path / "run", cache, 8, teacher=str(copy))
     moved = copy.rename(tmp_path / "moved")
-    with pytest.raises(SpikegptError, match="the teacher of .* is not at .*copy; say where it lies now: .*--teacher"):
+    with pytest.raises(SpikegptError, match=r"the teacher of .* is not at .*copy; say where it lies now: .*--teacher"):
         resume(tmp_path / "run", cache=cache)
     assert resume(tmp_path / "run", teacher=moved, cache=cache, quiet=True).step == 12
     assert read_run_config(tmp_path / "run")["train"]["teacher"] == str(moved)
