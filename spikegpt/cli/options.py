@@ -108,6 +108,13 @@ class Data:
     cache: Annotated[Path | None, arg(help="where downloads and corpora are kept; by default ~/.cache/spikegpt")] = None
     json: Annotated[bool, arg(help="print JSON")] = False
 
+    def idle(self, is_known: bool) -> tuple[str, ...]:
+        """Return the options that are not looked at; `is_known` of a corpus in the list."""
+        of_data_sets = ("config", "split", "separator", "limit_bytes")
+        if self.binidx is not None:
+            return ("out", *of_data_sets)
+        return ("tokenizer", "end_token", "processes", *(("column", *of_data_sets) if is_known else ()))
+
 
 @dataclass(kw_only=True)
 class Generate:

@@ -58,7 +58,7 @@ def data_verb(arguments: list[str]) -> int:
     if options.name is None:
         print(json.dumps(list(corpora.CORPORA)) if options.json else corpora.listing())
         return 0
-    for name in _idle_in_data(options, options.name in corpora.CORPORA):
+    for name in options.idle(options.name in corpora.CORPORA):
         if getattr(options, name) != getattr(Data(), name):
             warn_on_stderr(f"--{name.replace('_', '-')} has no effect on {one_line(options.name)} here")
     if options.binidx is not None:
@@ -79,14 +79,6 @@ def data_verb(arguments: list[str]) -> int:
         else f"{one_line(folder)}\n  {command('train', '--data', folder)}"
     )
     return 0
-
-
-def _idle_in_data(options: Data, is_known: bool) -> tuple[str, ...]:
-    """The options that `spikegpt data` does not look at; `is_known` of a corpus in its list."""
-    of_data_sets = ("config", "split", "separator", "limit_bytes")
-    if options.binidx is not None:
-        return ("out", *of_data_sets)
-    return ("tokenizer", "end_token", "processes", *(("column", *of_data_sets) if is_known else ()))
 
 
 def _write_tokens(name: str, prefix: Path, options: Data) -> int:
