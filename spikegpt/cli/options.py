@@ -31,11 +31,23 @@ class Resume:
     """What `train --resume` takes; all else stands in the run's own configuration."""
 
     resume: Annotated[
-        Path | None, arg(help="continue the run in this folder, with its own configuration; no other flags")
+        Path | None,
+        arg(
+            help="continue the run in this folder, with its own configuration; no other flags, "
+            "but --data and --teacher if its text or teacher lies elsewhere now"
+        ),
     ] = None
     cache: Annotated[Path | None, arg(help="where token files are kept")] = None
     device: Device = "auto"
     json: Annotated[bool, arg(help="print the result as one line of JSON, and no progress")] = False
+
+
+@dataclass(kw_only=True)
+class Moved(Resume):
+    """What `train --resume` takes besides: where lies what the run began with, if no longer where it was."""
+
+    data: tuple[str, ...] | None = None
+    teacher: str | None = None
 
 
 @dataclass(kw_only=True)
@@ -95,6 +107,13 @@ class Data:
     processes: Annotated[int | None, arg(help="processes that tokenise; by default all CPUs")] = None
     cache: Annotated[Path | None, arg(help="where downloads and corpora are kept; by default ~/.cache/spikegpt")] = None
     json: Annotated[bool, arg(help="print JSON")] = False
+
+    def idle(self, is_known: bool) -> tuple[str, ...]:
+        """Return the options that are not looked at; `is_known` of a corpus in the list."""
+        of_data_sets = ("config", "split", "separator", "limit_bytes")
+        if self.binidx is not None:
+            return ("out", *of_data_sets)
+        return ("tokenizer", "end_token", "processes", *(("column", *of_data_sets) if is_known else ()))
 
 
 @dataclass(kw_only=True)

@@ -9,7 +9,7 @@ from ..common.errors import SpikegptError, warn_on_stderr
 from ..common.printing import command, one_line
 from ..config import PRESETS, SPIKING, model_preset, train_preset
 from ..config.effects import idle_in_training
-from .options import Resume, Start, Train
+from .options import Moved, Start, Train
 from .parsing import parse
 
 # what `train --help` shows
@@ -35,11 +35,18 @@ def train_verb(arguments: list[str]) -> int:
     from ..train.stop_signals import exit_status
 
     if options.resume is not None:
-        _, others = parse(Resume, "train", arguments, return_unknown_args=True)
+        moved, others = parse(Moved, "train", arguments, return_unknown_args=True)
         if others:
             given = ", ".join(other.partition("=")[0] for other in others if other.startswith("--"))
             raise SpikegptError(f"--resume goes on with the run's own configuration; leave out {given}")
-        result = train.resume(options.resume, cache=options.cache, quiet=options.json, device=options.device)
+        result = train.resume(
+            options.resume,
+            data=moved.data,
+            teacher=moved.teacher,
+            cache=options.cache,
+            quiet=options.json,
+            device=options.device,
+        )
     else:
         warn_of_idle(options, defaults)
         name = options.from_.resolve().name + "-tuned" if options.from_ else options.preset

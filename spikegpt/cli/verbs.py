@@ -58,6 +58,9 @@ def data_verb(arguments: list[str]) -> int:
     if options.name is None:
         print(json.dumps(list(corpora.CORPORA)) if options.json else corpora.listing())
         return 0
+    for name in options.idle(options.name in corpora.CORPORA):
+        if getattr(options, name) != getattr(Data(), name):
+            warn_on_stderr(f"--{name.replace('_', '-')} has no effect on {one_line(options.name)} here")
     if options.binidx is not None:
         return _write_tokens(options.name, options.binidx, options)
     folder = corpora.obtain(

@@ -1,5 +1,6 @@
 """`spikegpt data`: well-known corpora by name, and any data set of Hugging Face, as a folder that `--data` takes."""
 
+import hashlib
 import json
 import os
 import re
@@ -16,8 +17,8 @@ from ..common.files import atomic_path, sha256_of, write_atomically
 from ..common.json_text import parse_json
 from ..common.progress import Progress
 from .folders import NOTES
-from .hub_rows import own_splits, split_names, texts
-from .reading import BLOCK_BYTES
+from .hub_rows import check_files, own_splits, split_names, texts
+from .reading import BLOCK_BYTES, plain_start
 from .sources import Corpus, cache_folder
 from .splits import SPLITS
 from .text import Text
@@ -101,10 +102,14 @@ def obtain(name: str, out: Path | None = None, cache_dir: Path | None = None, **
     if name in CORPORA:
         return named_corpus(name, out, cache_dir)
     if os.path.isfile(name):
+        # what is no text cannot be trained on either
+        plain_start(Path(name))
         raise SpikegptError(
             f"{name} is a file: train on it as it is, --data {name}, or write its tokens, "
             "--tokenizer FILE --binidx PREFIX"
         )
+    if "://" in name:
+        raise SpikegptError(f"{name} is an address; give OWNER/NAME of a Hugging Face data set, or fetch the file")
     if "/" not in name and not os.path.isdir(name):
         raise SpikegptError(
             f"unknown corpus {name!r}; known: {', '.join(CORPORA)}; or OWNER/NAME of a Hugging Face data set"
@@ -173,10 +178,12 @@ def hub_corpus(
     split: str | None = None,
     separator: str = "\n",
     limit_bytes: int | None = None,
+    warn: Warn = warn_on_stderr,
 ) -> Path:
     """Return a folder with the texts of a Hugging Face data set; read row by row unless it is there, whole.
 
     A data set with train, validation and test is used as it is split; of others `split` is cut into 90 / 5 / 5 percent.
+    `warn` is told which other splits it has.
 
     Args:
         name: OWNER/NAME on the hub, or a folder in the layout that `datasets` reads.
@@ -189,6 +196,7 @@ def hub_corpus(
     """
     if limit_bytes is not None and limit_bytes < 1:
         raise SpikegptError(f"limit_bytes must be at least 1, got {limit_bytes}")
+    here = {"files": _digest_of(Path(name))} if os.path.isdir(name) else {}
     request = {
         "data set": name,
         "config": config,
@@ -196,11 +204,14 @@ def hub_corpus(
         "column": column,
         "separator": separator,
         "limit_bytes": limit_bytes,
+        **here,
     }
     slug = re.sub(
         r"[^\w.-]+",
         "_",
-        "-".join(str(value) for value in (name, config, split, column, limit_bytes) if value is not None),
+        "-".join(
+            str(value) for value in (name, config, split, column, limit_bytes, *here.values()) if value is not None
+        ),
     )
     folder = out or cache_folder(cache_dir) / "corpora" / slug.strip("_")
     if _is_there(folder, request):
@@ -212,6 +223,12 @@ def hub_corpus(
     if not own and split is None and "train" not in names:
         raise SpikegptError(f"{name} has no split 'train', only {', '.join(names)}; choose one with --split")
 
+    check_files(name, config, own.get("train") or split or "train", warn)
+    read = set(own.values()) or {split or "train"}
+    others = [other for other in names if split is None and other not in read]
+    if others:
+        warn(f"{name}: left out {', '.join(others)}, read {', '.join(sorted(read))}; choose another with --split")
+
     def rows(of: str) -> Iterator[bytes]:
         return _limited(texts(name, config, of, column), separator.encode(), limit_bytes, f"reading {name}, {of}")
 
@@ -221,6 +238,17 @@ def hub_corpus(
         if not own:
             _write_split(folder, rows(split or "train"), between_characters=True)
     return folder
+
+
+def _digest_of(folder: Path) -> str:
+    """A digest of all files in a folder, which may change, and of whose name there may be another elsewhere."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        try:
+            digest.update(f"{path.relative_to(folder)} {sha256_of(path)}\n".encode())
+        except OSError as error:
+            raise SpikegptError(f"cannot read {path}: {error.strerror}; give a folder of files that can be") from None
+    return digest.hexdigest()[:12]
 
 
 def _limited(texts: Iterable[bytes], separator: bytes, limit: int | None, title: str) -> Iterator[bytes]:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from ..common.errors import SpikegptError
 
 LONGEST_CHARACTER = 4
+# how the error begins that `strings` raises
+NOT_UTF8 = "the text is not UTF-8"
 # a letter or digit; anything else that is seen
 _WORD, _MARK = r"[^\W_]", r"(?:[^\w\s]|_)"
 # where byte pairs may be cut: before a newline, and before the one space in front of a word. An example, as text before
@@ -84,7 +86,7 @@ def strings(pieces: Iterable[bytes]) -> Iterator[str]:
             yield piece.decode()
         except UnicodeDecodeError as error:
             raise SpikegptError(
-                f"the text is not UTF-8 at byte {offset + error.start} (0x{piece[error.start]:02x}); "
+                f"{NOT_UTF8} at byte {offset + error.start} (0x{piece[error.start]:02x}); "
                 "convert it, or use the byte tokenizer, which takes any text"
             ) from None
         offset += len(piece)

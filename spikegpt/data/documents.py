@@ -3,6 +3,8 @@
 import csv
 import glob
 import hashlib
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,10 @@ from typing import Any
 from ..common.errors import SpikegptError
 from ..common.files import atomic_path, sha256_of
 from ..common.json_text import parse_json
-from .reading import PACKED_SUFFIXES, check_is_file, plain_start, text_blocks, text_lines
+from .reading import PACKED_SUFFIXES, check_is_file, checked, plain_start, text_blocks, text_lines
 from .text import Text
 
-JSONL_SUFFIXES = (".jsonl", ".ndjson")
+JSONL_SUFFIXES = (".jsonl", ".ndjson", ".ldjson", ".jsonlines")
 ROW_SUFFIXES = (*JSONL_SUFFIXES, ".csv", ".tsv")
 _LONGEST_CELL = 2**31 - 1
 
@@ -43,16 +45,19 @@ def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     The first line of a table names its columns; a cell of a CSV file may be quoted, one of a TSV file is what it is.
 
     Raises:
-        SpikegptError: the file cannot be read, a line is not a JSON object, or a row is longer or shorter than the
-            first; file and line are named.
+        SpikegptError: the file cannot be read, a line is not a JSON object, two columns have one name, or a row is
+            longer or shorter than the first; file and line are named.
     """
     if suffix_of(path) in JSONL_SUFFIXES:
         yield from ((place, _object(line, place)) for place, line in text_lines(path) if line.strip())
         return
     columns: list[str] | None = None
+    first: list[str] = []
     for place, cells in _csv_cells(path) if suffix_of(path) == ".csv" else _tsv_cells(path):
         if columns is None:
-            columns = [cell.strip() for cell in cells]
+            columns, first = _columns(cells, path), cells
+        elif cells == first and len(cells) > 1:
+            raise SpikegptError(f"{place}: the names of the columns again, as in joined files; remove the line")
         elif len(cells) == len(columns):
             yield place, dict(zip(columns, cells, strict=True))
         else:
@@ -62,11 +67,26 @@ def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             )
 
 
+def _columns(cells: list[str], path: Path) -> list[str]:
+    """The names in the first line of a table; several may be empty, as spreadsheets leave them."""
+    columns = [cell.strip() for cell in cells]
+    if twice := next((name for name, count in Counter(columns).items() if name and count > 1), None):
+        raise SpikegptError(f"{path} has two columns of the name {twice!r}; rename or remove one")
+    if len(columns) == 1 and re.search("[,;|\t]", columns[0]):
+        raise SpikegptError(
+            f"{path} begins with one column, {columns[0]!r}; cells of a .csv file are separated by commas, of a .tsv "
+            "file by tabs: write or name it so"
+        )
+    return columns
+
+
 def _object(line: str, place: str) -> dict[str, Any]:
     try:
         values = parse_json(line)
     except ValueError as error:
-        raise SpikegptError(f"{place}, is not JSON: {error}; mend or remove the line") from None
+        is_one_piece = line.lstrip().startswith("[") or line.strip() == "{"
+        advice = "write one object per line, as jq -c does" if is_one_piece else "mend or remove the line"
+        raise SpikegptError(f"{place}, is not JSON: {error}; {advice}") from None
     if not isinstance(values, dict):
         raise SpikegptError(
             f"{place}, is not an object but a {type(values).__name__}; every line must be an object with a text"
@@ -88,7 +108,9 @@ def _csv_cells(path: Path) -> Iterator[tuple[str, list[str]]]:
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            raise SpikegptError(f"{place}: not a row of a CSV file: {error}; mend the quotation marks") from None
+            is_line_end = "new-line" in str(error)
+            fault, mend = ("a CR in it", "line ends") if is_line_end else (str(error), "quotation marks")
+            raise SpikegptError(f"{place}: not a row of a CSV file: {fault}; mend the {mend}") from None
         if cells is None:
             return
         if cells:
@@ -99,8 +121,12 @@ def documents(path: Path, column: str) -> Iterator[bytes]:
     """Yield the text of each row of a JSONL, CSV or TSV file, as UTF-8.
 
     Raises:
-        SpikegptError: as `rows`; or a row has no such text.
+        SpikegptError: as `rows`; or a row has no such text, or they are full of control characters.
     """
+    return checked(_documents(path, column), path)
+
+
+def _documents(path: Path, column: str) -> Iterator[bytes]:
     for place, values in rows(path):
         if column not in values:
             raise SpikegptError(
@@ -110,15 +136,18 @@ def documents(path: Path, column: str) -> Iterator[bytes]:
         text = values[column]
         if not isinstance(text, str):
             raise SpikegptError(
-                f"{place}, has a {type(text).__name__} as {column!r}, not text; "
+                f"{place}, has {'null' if text is None else f'a {type(text).__name__}'} as {column!r}, not text; "
                 "mend the line or name another --text-column"
             )
-        try:
-            yield text.encode()
-        except UnicodeEncodeError as error:
-            raise SpikegptError(
-                f"{place}, has half a character in {column!r}: {error}; mend or remove the line"
-            ) from None
+        yield encoded(text, place, repr(column))
+
+
+def encoded(text: str, place: str, what: str) -> bytes:
+    """Return a text as UTF-8; SpikegptError if it holds half a surrogate pair, which JSON may spell."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise SpikegptError(f"{place}, has half a character in {what}: {error}; mend or remove the line") from None
 
 
 def document_blocks(path: Path, column: str) -> Iterator[Iterable[bytes]]:
@@ -139,7 +168,7 @@ def text_of(path: Path, column: str, folder: Path) -> Text:
         SpikegptError: it cannot be read, is no text, has no such column, or `folder` cannot be written.
     """
     start = None if has_rows(path) else plain_start(path)
-    return Text.of_file(_laid_down(path, column, folder)) if start is None else Text.of_file(path, start)
+    return Text.of_file(path, start) if start is not None else Text.of_file(_laid_down(path, column, folder), name=path)
 
 
 def _laid_down(path: Path, column: str, folder: Path) -> Path:

@@ -1,14 +1,20 @@
 """Which files of a folder are texts; what is left out is said."""
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 from ..common.errors import SpikegptError, Warn
-from .documents import JSONL_SUFFIXES, suffix_of
+from ..common.files import sha256_of
+from ..common.printing import command
+from .documents import suffix_of
 from .reading import PACKED_SUFFIXES
 
-TEXT_SUFFIXES = (".txt", ".md", ".text", *JSONL_SUFFIXES)
+TEXT_SUFFIXES = (".txt", ".md", ".text", ".jsonl", ".ndjson")
+# what the library `datasets` reads and we do not
+DATA_SET_SUFFIXES = (".parquet", ".arrow")
 # what `spikegpt data` notes beside the texts that it writes
 NOTES = "corpus.json"
 
@@ -18,18 +24,49 @@ def files_of(paths: list[Path], warn: Warn) -> list[Path]:
 
     In a folder a text is what TEXT_SUFFIXES name, packed or not. `warn` is told what else there is. Links are left out:
     they may lead out of the folder, or to the same text again. So is what is hidden, as .git is. A file that is named
-    twice is read once.
+    twice is read once. Copies and empty files are read and said.
 
     Raises:
         SpikegptError: a folder holds no text, or part of it cannot be read.
     """
     found = [file for path in paths for file in (_texts_in(path, warn) if os.path.isdir(path) else [path])]
-    once: dict[str, Path] = {}
+    once: dict[object, Path] = {}
     for file in found:
-        once.setdefault(os.path.abspath(file), file)
+        once.setdefault(_identity(file), file)
     if len(once) < len(found):
         warn(f"{len(found) - len(once)} file(s) named twice are read once: what is learned must not be tested")
+    _warn_of_contents(list(once.values()), warn)
     return list(once.values())
+
+
+def _identity(file: Path) -> object:
+    """What is equal for one file, whatever its names: links of both kinds."""
+    try:
+        found = os.stat(file)
+        return found.st_dev, found.st_ino
+    # missing, a NUL in its name: whoever reads it says so
+    except (OSError, ValueError):
+        return os.path.abspath(file)
+
+
+def _warn_of_contents(files: list[Path], warn: Warn) -> None:
+    """Say which files are empty, and which hold the same as another."""
+    by_size: dict[int, list[Path]] = defaultdict(list)
+    for file in filter(os.path.isfile, files):
+        by_size[os.path.getsize(file)].append(file)
+    # one alone is refused
+    if (empty := by_size.pop(0, [])) and len(files) > 1:
+        warn(f"{len(empty)} file(s) are empty, such as {empty[0]}")
+    by_content: dict[str, list[Path]] = defaultdict(list)
+    for file in chain.from_iterable(same for same in by_size.values() if len(same) > 1):
+        # one that cannot be read is refused by whoever reads it
+        with suppress(OSError):
+            by_content[sha256_of(file)].append(file)
+    for first, *copies in by_content.values():
+        if copies:
+            warn(
+                f"{first} and {len(copies)} other(s), such as {copies[0]}, are the same: what is learned may be tested"
+            )
 
 
 def _texts_in(folder: Path, warn: Warn) -> list[Path]:
@@ -45,7 +82,9 @@ def _texts_in(folder: Path, warn: Warn) -> list[Path]:
     if not texts:
         wanted = ", ".join("*" + suffix for suffix in TEXT_SUFFIXES)
         but = f", but {others}" if others else ""
-        raise SpikegptError(f"folder {folder} holds no {wanted} file{but}; name the files themselves")
+        is_data_set = any(path.suffix.lower() in DATA_SET_SUFFIXES for path in found)
+        advice = f"read it by {command('data', folder)} --column NAME" if is_data_set else "name the files themselves"
+        raise SpikegptError(f"folder {folder} holds no {wanted} file{but}; {advice}")
     if others:
         warn(f"folder {folder}: left out {others}; to read them too, name the files themselves")
     return texts

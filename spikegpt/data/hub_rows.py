@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from ..common.errors import SpikegptError
+from ..common.errors import SpikegptError, Warn
+from . import splits
+from .reading import checked
 from .splits import SPLIT_OF_WORD, SPLITS
 
 
@@ -22,6 +25,21 @@ def own_splits(names: list[str]) -> dict[str, str]:
     """Return {"train": ..., "valid": ..., "test": ...} if `names` has all three by any of their names, else {}."""
     found = {SPLIT_OF_WORD.get(name.lower()): name for name in names}
     return {split: found[split] for split in SPLITS} if found.keys() >= set(SPLITS) else {}
+
+
+def check_files(name: str, config: str | None, split: str, warn: Warn) -> None:
+    """Refuse a split whose files tell several splits by names that the library does not know, such as TRAIN and TEST.
+
+    Raises:
+        SpikegptError: as `split_names`; or the files are of several splits.
+    """
+    with _told(name):
+        files = (_datasets().load_dataset_builder(name, config).config.data_files or {}).get(split)
+    if files and splits.own_splits([Path(file) for file in files], warn):
+        raise SpikegptError(
+            f"{name}: the files of its split {split!r} are train, valid and test by their names; call them "
+            "train, validation and test, which the library datasets knows"
+        )
 
 
 def rows(name: str, config: str | None, split: str) -> Iterator[dict[str, Any]]:
@@ -44,13 +62,21 @@ def texts(name: str, config: str | None, split: str, column: str) -> Iterator[by
     """Yield the text of each row, as UTF-8.
 
     Raises:
-        SpikegptError: as `rows`; or there is no such column, or a row holds no text.
+        SpikegptError: as `rows`; or there is no such column, or a row holds no text, or they are full of control
+            characters.
     """
+    yield from checked(_texts(name, config, split, column), f"{name}, {split}")
+
+
+def _texts(name: str, config: str | None, split: str, column: str) -> Iterator[bytes]:
     for number, row in enumerate(rows(name, config, split), 1):
         if column not in row:
             raise SpikegptError(
                 f"{name} has no column {column!r}, only {', '.join(row)}; name the one that holds the text: --column"
             )
+        # so pandas calls a second column of the name
+        if f"{column}.1" in row:
+            raise SpikegptError(f"{name} has two columns of the name {column!r}; rename or remove one")
         if not isinstance(row[column], str):
             kind = type(row[column]).__name__
             raise SpikegptError(
@@ -86,5 +112,6 @@ def _told(name: str) -> Iterator[None]:
         ) from None
     except (OSError, ValueError) as error:
         raise SpikegptError(
-            f"cannot read the data set {name}: {error}; look up its splits and configurations, --split and --config"
+            f"cannot read the data set {name}: {error}; mend its files, or look up its "
+            "splits and configurations, --split and --config"
         ) from None

@@ -1,14 +1,17 @@
 """Labelled texts: the paper's four tasks from the Hugging Face hub, or TSV, CSV and JSONL files, checked by line."""
 
+import math
 import random
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from ..common.errors import SpikegptError
-from .documents import has_rows, rows
+from ..common.errors import SpikegptError, Warn, warn_on_stderr
+from .documents import encoded, has_rows, rows
 
 HELD_OUT = 0.1
 
@@ -91,7 +94,13 @@ def load_hub_task(name: str) -> Task:
 
 
 def load_file_task(
-    train: Path, valid: Path | None, test: Path, *, text_column: str = "text", label_column: str = "label"
+    train: Path,
+    valid: Path | None,
+    test: Path,
+    *,
+    text_column: str = "text",
+    label_column: str = "label",
+    warn: Warn = warn_on_stderr,
 ) -> Task:
     """Return the task in TSV or CSV (first line: column names) or JSONL files.
 
@@ -99,17 +108,29 @@ def load_file_task(
 
     Raises:
         SpikegptError: a file cannot be read, a column is missing, a line is broken, a text or a label is empty, a label
-            is not one of train's, or train has one class only.
+            is not one of train's, or written in two ways (1 and 1.0, 1 and "1", 1 and true), or train has one class
+            only.
     """
+
+    if text_column == label_column:
+        raise SpikegptError(f"text and label are both to be column {text_column!r}; name another --label-column")
 
     def read(path: Path) -> list[_Found]:
         return list(_read_file(Path(path), text_column, label_column))
 
-    return make_task(Path(train).stem, read(train), None if valid is None else read(valid), read(test))
+    return make_task(Path(train).stem, read(train), None if valid is None else read(valid), read(test), warn)
 
 
-def make_task(name: str, train: list[_Found], valid: list[_Found] | None, test: list[_Found]) -> Task:
+def make_task(
+    name: str,
+    train: list[_Found],
+    valid: list[_Found] | None,
+    test: list[_Found],
+    warn: Warn = warn_on_stderr,
+) -> Task:
     """Return the task of what was read, labels numbered in sorted order; `load_file_task` says what is refused."""
+    for part in (train, valid or [], test):
+        _check_spelling(part)
     labels = {_label(found) for found in train}
     # numbers in their order, not 10 before 2
     classes = tuple(
@@ -120,6 +141,7 @@ def make_task(name: str, train: list[_Found], valid: list[_Found] | None, test: 
             f"{name}: train has {len(train)} examples of {len(classes)} class(es) ({', '.join(classes)}); "
             "at least two are needed"
         )
+    _warn_of_likeness(name, classes, warn)
     number = {label: index for index, label in enumerate(classes)}
 
     def examples(parts: Iterable[_Found]) -> list[Example]:
@@ -128,6 +150,7 @@ def make_task(name: str, train: list[_Found], valid: list[_Found] | None, test: 
             place, text, label = found.place, found.text, _label(found)
             if not isinstance(text, str) or not text.strip():
                 raise SpikegptError(f"{place}: the text is {text!r}; every example needs one")
+            encoded(text, place, "the text")
             if label not in number:
                 raise SpikegptError(f"{place}: label {label!r} is not among those of train: {', '.join(classes)}")
             checked.append(Example(text, number[label]))
@@ -138,15 +161,48 @@ def make_task(name: str, train: list[_Found], valid: list[_Found] | None, test: 
         raise SpikegptError(
             f"{name}: {len(held)} examples for validation and {len(test)} for test; each needs at least one"
         )
-    return Task(name=name, classes=classes, train=fitted, valid=held, test=examples(test))
+    tested = examples(test)
+    known = {example.text for example in fitted + held}
+    if seen := sum(example.text in known for example in tested):
+        warn(f"{name}: {seen} of {len(tested)} texts to be tested on are among those of train and valid as well")
+    return Task(name=name, classes=classes, train=fitted, valid=held, test=tested)
 
 
 def _label(found: _Found) -> str:
     """The label as a word, without white space around it."""
-    label = str(found.label).strip() if isinstance(found.label, str | int | float) else ""
-    if not label:
-        raise SpikegptError(f"{found.place}: the label is {found.label!r}; every example needs a word or a number")
-    return label
+    label = found.label
+    is_number = isinstance(label, int) or (isinstance(label, float) and math.isfinite(label))
+    word = str(label).strip() if is_number or isinstance(label, str) else ""
+    if not word:
+        raise SpikegptError(f"{found.place}: the label is {label!r}; every example needs a word or a number")
+    encoded(word, found.place, "the label")
+    return word
+
+
+def _check_spelling(part: list[_Found]) -> None:
+    """Refuse a number or truth value that is written in two ways: nobody can tell whether they are one class."""
+    spelled: dict[float, tuple[str, str]] = {}
+    for found in part:
+        word = _label(found)
+        value = {"true": 1.0, "false": 0.0}.get(word.lower())
+        with suppress(ValueError):
+            value = float(word)
+        if value is None or not math.isfinite(value):
+            continue
+        written = repr(found.label.strip() if isinstance(found.label, str) else found.label)
+        first, place = spelled.setdefault(value, (written, found.place))
+        if written != first:
+            raise SpikegptError(f"{found.place}: the label is {written}, and {first} in {place}; write both in one way")
+
+
+def _warn_of_likeness(name: str, classes: tuple[str, ...], warn: Warn) -> None:
+    """Say which classes differ in nothing that a reader would see, or in large and small letters alone."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for label in classes:
+        alike[unicodedata.normalize("NFKC", label).casefold()].append(label)
+    for labels in alike.values():
+        if len(labels) > 1:
+            warn(f"{name}: {', '.join(map(repr, labels))} are {len(labels)} classes; if they mean one, write one")
 
 
 def _hold_out(examples: list[Example]) -> tuple[list[Example], list[Example]]:
@@ -169,7 +225,9 @@ def _read_file(path: Path, text_column: str, label_column: str) -> Iterator[_Fou
         raise SpikegptError(f"{path}: give a .tsv or .csv file, whose first line names the columns, or a .jsonl file")
     for place, row in rows(path):
         for column in (text_column, label_column):
-            if row.get(column) is None:
+            if column in row and row[column] is None:
+                raise SpikegptError(f"{place}: {column!r} is null; every example needs a text and a label")
+            if column not in row:
                 raise SpikegptError(
                     f"{place}: no column {column!r}; there are {', '.join(row)}; "
                     "name it with --text-column or --label-column"

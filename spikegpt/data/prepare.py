@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import SpikegptError, Warn, warn_on_stderr
+from .cutting import NOT_UTF8
 from .sources import PYTHON_DOCS, Corpus, cache_folder, read_corpus, source_paths
 from .splits import SPLITS
 from .text import Text
@@ -58,6 +59,12 @@ def prepare(
         if found is None:
             write_token_file(path, corpus, made, warn, processes)
             found = read_header(path)
+    except SpikegptError as error:
+        # what is encoded piece by piece does not know its file
+        faults = (corpus.split(name).first_fault() for name in SPLITS) if NOT_UTF8 in str(error) else iter([])
+        if (fault := next(filter(None, faults), None)) is None:
+            raise
+        raise SpikegptError(f"{fault}; convert it, or use the byte tokenizer, which takes any text") from None
     except OSError as error:
         advice = "free space or choose another folder"
         raise SpikegptError(f"cannot write to the cache {cache_dir}: {error.strerror or error}; {advice}") from error

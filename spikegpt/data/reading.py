@@ -1,6 +1,6 @@
 """Files of text as they are found: recognised by their content, unpacked, decoded; what is no text is refused.
 
-Every way in which a text comes in leads through here. What rows of JSON or of a table mean: documents.py.
+Every way in which a text comes in leads through here. What is no text: kinds.py. What rows mean: documents.py.
 """
 
 import bz2
@@ -10,7 +10,7 @@ import lzma
 import re
 import stat
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
@@ -18,14 +18,18 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..common.errors import SpikegptError
+from .kinds import foreign_kind
 
 BLOCK_BYTES = 1 << 20
 SAMPLE_BYTES = 1 << 16
-PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
+SHORT_BYTES = 256
+PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".lzma", ".zst")
 _UNPACKERS: dict[re.Pattern[bytes], Callable[..., Any]] = {
     re.compile(rb"\x1f\x8b\x08"): gzip.open,
     re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)"): bz2.open,
     re.compile(rb"\xfd7zXZ\0"): lzma.open,
+    # of old: the usual properties, size of the dictionary, and of the text, which may be unknown
+    re.compile(rb"\x5d\0\0[\0-\xff]{2}(?:\xff{8}|[\0-\xff]{5}\0{3})"): lzma.open,
 }
 # UTF-32 first: the mark of UTF-16 is its beginning
 _MARKS = {
@@ -34,30 +38,8 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-_UNPACK, _CONVERT, _NAME_TEXT = "unpack it", "convert it to plain text", "name a file of text"
-# what a file begins with -> what it is, and what to do
-_NO_TEXT = {
-    b"%PDF-": ("a PDF", f"{_CONVERT}, for instance with pdftotext"),
-    rb"{\rtf": ("an RTF document", _CONVERT),
-    b"\xd0\xcf\x11\xe0": ("an office document", _CONVERT),
-    b"PK\x03\x04": ("a zip archive, as .docx, .epub, .npz and .pth are", _UNPACK),
-    b"\x28\xb5\x2f\xfd": ("packed by zstd", "unpack it: zstd -d FILE"),
-    b"\x1f\x9d": ("packed by compress", _UNPACK),
-    b"7z\xbc\xaf\x27\x1c": ("a 7z archive", _UNPACK),
-    b"Rar!\x1a": ("a RAR archive", _UNPACK),
-    b"\x93NUMPY": ("an array of NumPy", _NAME_TEXT),
-    b"PAR1\x15": ("a Parquet file", "write its texts as JSONL"),
-    b"ARROW1\0": ("an Arrow file", "write its texts as JSONL"),
-    b"SQLite format 3\0": ("a database of SQLite", "write its texts as JSONL"),
-    b"\x7fELF": ("a program", _NAME_TEXT),
-    b"MZ\x90\0": ("a program", _NAME_TEXT),
-    b"\x89PNG": ("an image", _NAME_TEXT),
-    b"\xff\xd8\xff": ("an image", _NAME_TEXT),
-    b"GIF8": ("an image", _NAME_TEXT),
-    b"version https://git-lfs.": ("a pointer of Git LFS to a text that is not here", "fetch it: git lfs pull"),
-    b"/annex/objects/": ("a pointer of git-annex to a text that is not here", "fetch it: git annex get"),
-}
-_TAR, _TAR_PLACE = b"ustar", 257
+# some programs write one before the one that is there
+_UTF8_MARKS = re.compile(rb"(?:\xef\xbb\xbf)+")
 # control characters but for \b \t \n \v \f \r and ESC, which terminals and printers were sent in texts
 _CONTROLS = bytes({*range(0x20), 0x7F} - {*b"\b\t\n\v\f\r\x1b"})
 _MOST_CONTROLS = 1 / 20
@@ -119,27 +101,48 @@ def text_blocks(path: Path) -> Iterator[bytes]:
 def text_lines(path: Path) -> Iterator[tuple[str, str]]:
     r"""Yield (FILE, line N; the line) of a text file. A line ends with \n or \r\n, and nothing else.
 
+    In a file that begins with \r alone, as old Macs and their spreadsheets write, a line ends with that.
+
     Raises:
-        SpikegptError: as `text_blocks`, or a line is not UTF-8.
+        SpikegptError: as `text_blocks`, or a line is not UTF-8, or \n follows where lines end with \r.
     """
-    number, begun = 1, [b""]
+    number, begun, end = 1, [b""], None
     for block in text_blocks(path):
-        *ended, rest = block.split(b"\n")
-        for end in ended:
-            yield _decoded(b"".join([*begun, end]), f"{path}, line {number}")
-            number, begun = number + 1, []
+        # one at the end of a block may be half of \r\n
+        if end is None and (b"\n" in block or b"\r" in begun[-1][-1:] + block[:-1]):
+            end = b"\n" if b"\n" in block else b"\r"
+            block, begun = b"".join([*begun, block]), [b""]
+        if end == b"\r" and b"\n" in block:
+            raise SpikegptError(f"{path}: lines end with CR up to line {number}, then with LF; write all with LF")
+        *ended, rest = block.split(end or b"\n")
+        for line in ended:
+            yield _decoded(b"".join([*begun, line]), f"{path}, line {number}")
+            number, begun = number + 1, [b""]
         begun.append(rest)
     if last := b"".join(begun):
         yield _decoded(last, f"{path}, line {number}")
 
 
-def check_block(block: bytes, path: Path) -> None:
+def check_block(block: bytes | bytearray, name: object) -> None:
     """Raise SpikegptError if a part of a text is none: if too many of its bytes are control characters."""
     controls = len(block) - len(block.translate(None, _CONTROLS))
-    if controls > _MOST_CONTROLS * len(block):
+    # a few in a short block, as the last one may be, say nothing
+    if controls > _MOST_CONTROLS * max(len(block), SHORT_BYTES):
         raise SpikegptError(
-            f"{path} is no text: {controls / len(block):.0%} of its bytes are control characters; {_NAME_TEXT}"
+            f"{name} is no text: {controls / len(block):.0%} of its bytes are control characters; name a file of text"
         )
+
+
+def checked(pieces: Iterable[bytes], name: object) -> Iterator[bytes]:
+    """Yield `pieces`, and refuse them as `check_block` does, by a block of them at a time."""
+    held = bytearray()
+    for piece in pieces:
+        held += piece
+        if len(held) >= BLOCK_BYTES:
+            check_block(held, name)
+            held.clear()
+        yield piece
+    check_block(held, name)
 
 
 def _decoded(line: bytes, place: str) -> tuple[str, str]:
@@ -177,17 +180,11 @@ def _encoding(opening: bytes) -> str | None:
 def _text_start(opening: bytes, path: Path) -> int:
     """The byte where the text begins: after the byte order mark of UTF-8. Refuses what is no text by its beginning."""
     sample = opening[:SAMPLE_BYTES]
-    for magic, (what, advice) in _NO_TEXT.items():
-        if sample.startswith(magic):
-            raise SpikegptError(f"{path} is {what}, not text; {advice}")
-    if sample[_TAR_PLACE:].startswith(_TAR):
-        raise SpikegptError(f"{path} is a tar archive, not text; {_UNPACK}, and give the folder")
     if any(magic.match(sample) for magic in _UNPACKERS):
-        raise SpikegptError(f"{path} is packed twice; {_UNPACK} once")
-    # further on a text may have a stray one
-    if b"\0" in sample:
-        raise SpikegptError(
-            f"{path} holds NUL bytes, so it is no text, or UTF-16 without byte order mark; convert it to UTF-8"
-        )
+        raise SpikegptError(f"{path} is packed twice; unpack it once")
+    kind = foreign_kind(sample)
+    if kind is not None:
+        raise SpikegptError(f"{path} is {kind}")
     check_block(sample, path)
-    return len(codecs.BOM_UTF8) if sample.startswith(codecs.BOM_UTF8) else 0
+    marks = _UTF8_MARKS.match(sample)
+    return marks.end() if marks else 0

@@ -3,15 +3,17 @@
 import hashlib
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ..common.errors import SpikegptError, Warn, warn_on_stderr
-from .documents import text_of
+from .documents import has_rows, text_of
 from .folders import files_of
 from .splits import SPLITS, own_splits
 from .text import Text
@@ -93,6 +95,11 @@ def read_corpus(
     if paths is None:
         return _python_docs()
     files, folder = files_of(paths, warn), cache_folder(cache_dir) / "texts"
+    if text_column != "text" and not any(map(has_rows, files)):
+        warn(f"there is no column {text_column!r} to take: none of the files has rows (JSONL, CSV, TSV)")
+    own = own_splits(files, warn)
+    read = set(chain.from_iterable(own.values()))
+    files = [file for file in files if not own or file in read]
 
     def joined(some: list[Path]) -> Text:
         return Text.joined((text_of(file, text_column, folder) for file in some), b"\n")
@@ -103,7 +110,6 @@ def read_corpus(
     else:
         name = files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more"
         metadata = {"files": [file.name for file in files]}
-    own = own_splits(files)
     if own:
         return Corpus(name=name, **{split: joined(some) for split, some in own.items()}, metadata=metadata)
     return split_text(name, joined(files), metadata)
@@ -115,6 +121,10 @@ def source_paths(source: str | Path | Iterable[str | Path]) -> list[Path] | None
     # an empty string would be the current folder
     if not sources or "" in sources:
         raise SpikegptError(f"no source given; name text files, a folder, or {PYTHON_DOCS!r}")
+    if PYTHON_DOCS in sources and len(sources) > 1:
+        raise SpikegptError(f"{PYTHON_DOCS!r} stands alone; a file or folder of that name is ./{PYTHON_DOCS}")
+    if address := next((path for path in map(str, sources) if re.match(r"[a-z][a-z0-9+.]+://", path)), None):
+        raise SpikegptError(f"{address} is an address; fetch it, and name the file")
     return None if sources == [PYTHON_DOCS] else [Path(path) for path in sources]
 
 

@@ -1,7 +1,9 @@
 """A text of any size: ranges of files and bytes, joined and read in pieces, so that none need fit into memory."""
 
+import codecs
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Self
 
@@ -12,11 +14,12 @@ from .reading import BLOCK_BYTES, check_block, check_is_file
 
 @dataclass(frozen=True)
 class _Part:
-    """Bytes [start, stop) of a file, or of bytes at hand."""
+    """Bytes [start, stop) of a file, or of bytes at hand; `name` is the file that the user knows them by."""
 
     source: Path | bytes
     start: int
     stop: int
+    name: Path | None = None
 
     def blocks(self) -> Iterator[bytes]:
         if isinstance(self.source, bytes):
@@ -32,7 +35,7 @@ class _Part:
                         raise SpikegptError(
                             f"{self.source} became shorter while it was read; run again once nobody writes it"
                         )
-                    check_block(block, self.source)
+                    check_block(block, self.name)
                     yield block
                     left -= len(block)
         except OSError as error:
@@ -51,8 +54,11 @@ class Text:
         return cls([_Part(text, 0, len(text))])
 
     @classmethod
-    def of_file(cls, path: Path, start: int = 0) -> Self:
+    def of_file(cls, path: Path, start: int = 0, name: Path | None = None) -> Self:
         """Return the bytes of a file from `start` on, as they lie there; `documents.text_of` says what they are.
+
+        Args:
+            name: the file that its user knows it by; default `path`.
 
         Raises:
             SpikegptError: missing or unreadable.
@@ -61,7 +67,7 @@ class Text:
         try:
             # opened here, so that what cannot be read is told at once
             with path.open("rb") as file:
-                return cls([_Part(path, start, file.seek(0, 2))])
+                return cls([_Part(path, start, file.seek(0, 2), name or path)])
         except OSError as error:
             raise SpikegptError(f"cannot read {path}: {error.strerror}; give a text file or a folder of them") from None
 
@@ -81,7 +87,7 @@ class Text:
         for part in self._parts:
             first = part.start + max(start - position, 0)
             last = min(part.stop, part.start + stop - position)
-            parts.append(_Part(part.source, first, last))
+            parts.append(replace(part, start=first, stop=last))
             position += part.stop - part.start
         return Text(parts)
 
@@ -97,6 +103,19 @@ class Text:
         """
         for part in self._parts:
             yield from part.blocks()
+
+    def first_fault(self) -> str | None:
+        """Return in which file the first byte stands that is not UTF-8, and where; None if there is none."""
+        for part in self._parts:
+            decoder, place = codecs.getincrementaldecoder("utf-8")(), part.start
+            for block in chain(part.blocks(), [b""]):
+                held = len(decoder.getstate()[0])
+                try:
+                    decoder.decode(block, final=not block)
+                except UnicodeDecodeError as error:
+                    return f"{part.name} is not UTF-8 at byte {place - held + error.start}"
+                place += len(block)
+        return None
 
     def read(self) -> bytes:
         return b"".join(self.blocks())

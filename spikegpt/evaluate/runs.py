@@ -1,6 +1,8 @@
 """The figures of whole runs, on a text of their own or on a file, and side by side. The protocols: perplexity.py."""
 
+import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,11 @@ import torch
 from ..checkpoint.run import configs_of, locate, progress_of, read_run_config, run_of
 from ..checkpoint.weights import load_model
 from ..common.errors import SpikegptError
-from ..common.printing import one_line
+from ..common.printing import command, one_line
 from ..common.tables import columns
 from ..data.documents import text_of
 from ..data.prepare import prepare
-from ..data.sources import cache_folder
+from ..data.sources import PYTHON_DOCS, cache_folder
 from ..data.tokenizers import Tokenizer
 from ..data.tokenizers.encoding import encode_first
 from .perplexity import check_length, evaluate_stream, evaluate_windows, named_if_not_finite
@@ -48,12 +50,22 @@ def read_text(
             raise SpikegptError(f"{run} was not trained here, so it has no text of its own; give one with --file FILE")
         values = read_run_config(folder)
         _, config = configs_of(folder, values)
+        check_text_is_there(folder, config.data)
         prepared = prepare(list(config.data), tokenizer, cache, text_column=config.text_column)
         check_text(folder, values, prepared.header, advice="or give a text with --file FILE")
         tokens, source = np.asarray(prepared.split(split)), f"{', '.join(config.data)} ({split})"
     tokens = tokens[:limit]
     check_length(tokens, source)
     return tokens, source
+
+
+def check_text_is_there(run: Path, data: Iterable[str]) -> None:
+    """Raise SpikegptError if nothing lies where the text of `run` is said to."""
+    for path in data:
+        # the index: of a bare prefix of tokens
+        if path != PYTHON_DOCS and not (os.path.lexists(path) or os.path.lexists(f"{path}.idx")):
+            moved = command("train", "--resume", run, "--data")
+            raise SpikegptError(f"the text of {run} is not at {path}; say where it lies now: {moved} TEXT")
 
 
 def check_text(run: Path, values: dict[str, Any], header: dict[str, Any], advice: str) -> None:

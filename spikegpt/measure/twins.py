@@ -68,8 +68,11 @@ def _twin_key(model: ModelConfig, training: TrainConfig, run_config: dict[str, A
     own = _OWN_SETTINGS | _SPIKE_SETTINGS | _TEACHING_SETTINGS
     # older runs hold the paths that they were given
     shared = {name: value for name, value in with_absolute_paths(training).to_dict().items() if name not in own}
+    text = (run_config.get("corpus") or {}).get("text_sha256")
+    # a text may have been moved
+    shared["data"] = text or shared["data"]
     start = run_config.get("started_from") and str(Path(run_config["started_from"]).absolute())
-    return sizes, shared, (run_config.get("corpus") or {}).get("text_sha256"), start
+    return sizes, shared, start
 
 
 def make_twin(run: Path, *, cache: Path | None = None, quiet: bool = False, device: str = "auto") -> Path:

@@ -7,6 +7,7 @@ carried state are all in the checkpoint, and nothing else decides what a step do
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from ..generate.stream import generate
 from ..model.mixers import NeuronFactory
 from ..model.network import SpikeGPT, check_sizes
 from ..neuron.lif import verified_spikes
-from .basis import check_facts, facts_of, prepare_data, with_absolute_paths
+from .basis import check_facts, facts_of, keep_places, prepare_data, with_absolute_paths, with_places
 from .convert import read_model_config, spread_windows, start_from
 from .language_modelling import LanguageModelling
 from .loop import Loop, StepDone
@@ -92,6 +93,8 @@ def train(
 def resume(
     run: str | Path,
     *,
+    data: str | Path | Sequence[str | Path] | None = None,
+    teacher: str | Path | None = None,
     neuron: NeuronFactory | None = None,
     cache: Path | None = None,
     quiet: bool = False,
@@ -99,11 +102,17 @@ def resume(
 ) -> TrainResult:
     """Continue the run in the folder `run` from its newest whole checkpoint, or from the start if it has none yet.
 
+    Args:
+        data, teacher: where the text and the teacher lie that the run began with, if no longer where they were; the run
+            writes it down.
+
     Raises:
-        SpikegptError: there is no run, or it cannot go on (see `train`).
+        SpikegptError: there is no run, it cannot go on (see `train`), or what lies there is not what it began with.
     """
     run = Path(run)
     values = ckpt.read_run_config(run)
+    texts = None if data is None else tuple(map(str, [data] if isinstance(data, str | Path) else data))
+    values = with_places(run, values, texts, None if teacher is None else str(teacher))
     model_config, train_config = ckpt.configs_of(run, values)
     start = Path(values["started_from"]) if values.get("started_from") else None
     return _train_alone(_Order(model_config, train_config, run, start, neuron, cache, quiet), device, values)
@@ -155,6 +164,10 @@ class _Trainer(Loop):
         facts = facts_of(config, data, start if self.begins_trained else None)
         if begun is not None:
             check_facts(run, begun, facts, data.header)
+            if accelerator.is_main_process:
+                keep_places(run, begun)
+        if newest is None:
+            model_config = dataclasses.replace(model_config, vocab_size=_vocab_size(data, start))
         made = _make_model(model_config, config, data, start, neuron, self.begins_trained)
         model, optimizer = accelerator.prepare(made, make_optimizer(made, config))
         objective = LanguageModelling(model, accelerator.unwrap_model(model), data, config, accelerator)
@@ -350,9 +363,8 @@ def _make_model(
     neuron: NeuronFactory | None,
     begins_trained: bool,
 ) -> SpikeGPT:
-    """A new model of the tokenizer's vocabulary, with the weights in `start` where training begins with them."""
+    """A new model, with the weights in `start` where training begins with them."""
     torch.manual_seed(config.seed)
-    model_config = dataclasses.replace(model_config, vocab_size=_vocab_size(data, start))
     if not torch.cuda.is_available():
         # weights, gradients and Adam's two moments
         check_sizes(model_config, copies=4, tokens=config.batch_size * model_config.ctx_len)

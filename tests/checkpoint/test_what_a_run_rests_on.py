@@ -104,6 +104,51 @@ def test_a_text_may_lie_elsewhere(text, cache, tmp_path, monkeypatch):
     assert resume(tmp_path / "run", cache=cache, quiet=True).step == 12
 
 
+def test_where_a_text_lies_now_can_be_told(text, cache, tmp_path, monkeypatch):
+    break_off(monkeypatch, tmp_path / "run", cache, 8, data=(str(text),))
+    moved = text.rename(tmp_path / "moved.txt")
+    for verb in (["train", "--resume"], ["evaluate"]):
+        lost = spikegpt(*verb, tmp_path / "run", "--cache", cache, check=False)
+        assert f"is not at {text}; say where it lies now: spikegpt train --resume" in lost.stderr
+    monkeypatch.chdir(tmp_path)
+    spikegpt("train", "--resume", tmp_path / "run", "--data", "moved.txt", "--cache", cache)
+    assert read_run_config(tmp_path / "run")["train"]["data"] == [str(moved)]
+    assert f"{moved} (test)" in spikegpt("evaluate", tmp_path / "run", "--cache", cache).stdout
+
+
+def test_another_text_is_not_taken_for_the_one_that_was_moved(text, cache, tmp_path, monkeypatch):
+    break_off(monkeypatch, tmp_path / "run", cache, 8, data=(str(text),))
+    (tmp_path / "other.txt").write_text(text.read_text().replace("sea", "air"))
+    with pytest.raises(SpikegptError, match=r"other\.txt, is not what it was trained on: it has another sha256"):
+        resume(tmp_path / "run", data=tmp_path / "other.txt", cache=cache)
+    assert read_run_config(tmp_path / "run")["train"]["data"] == [str(text)]
+
+
+def test_where_a_teacher_lies_now_can_be_told(trained, copy, cache, tmp_path, monkeypatch):
+    break_off(monkeypatch, tmp_path / "run", cache, 8, teacher=str(copy))
+    moved = copy.rename(tmp_path / "moved")
+    with pytest.raises(SpikegptError, match=r"the teacher of .* is not at .*copy; say where it lies now: .*--teacher"):
+        resume(tmp_path / "run", cache=cache)
+    assert resume(tmp_path / "run", teacher=moved, cache=cache, quiet=True).step == 12
+    assert read_run_config(tmp_path / "run")["train"]["teacher"] == str(moved)
+    with pytest.raises(SpikegptError, match="has no teacher; leave out --teacher"):
+        resume(trained, teacher=moved, cache=cache)
+
+
+def test_weights_that_a_run_began_with_may_be_gone_once_it_has_its_own(copy, cache, tmp_path, monkeypatch):
+    break_off(monkeypatch, tmp_path / "run", cache, 8, start=copy)
+    shutil.rmtree(copy)
+    assert resume(tmp_path / "run", cache=cache, quiet=True).step == 12
+
+
+def test_a_twin_is_found_although_the_text_was_moved(text, cache, tmp_path):
+    for name, model in (("run", MODEL), ("run-twin", MODEL.twin())):
+        train(model, dataclasses.replace(TRAIN, steps=1, data=(str(text),)), tmp_path / name, cache=cache, quiet=True)
+    moved = text.rename(tmp_path / "moved.txt")
+    resume(tmp_path / "run", data=moved, cache=cache, quiet=True)
+    assert find_twin(tmp_path / "run") == tmp_path / "run-twin"
+
+
 # configuration
 
 

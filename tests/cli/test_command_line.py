@@ -85,6 +85,8 @@ def test_data_lists_the_corpora_and_writes_tokens_that_train(tmp_path, cache):
         "train", "--data", tmp_path / "docs.idx", "--out", tmp_path / "run", "--cache", cache, "--json", *options
     )
     assert json.loads(trained.stdout)["step"] == 2
+    idle = spikegpt("data", tmp_path / "a.jsonl", *export[:2], "--binidx", tmp_path / "b", "--split", "test").stderr
+    assert "--split has no effect" in idle and "--column" not in idle
     refused = spikegpt("data", "enwik7", check=False)
     assert refused.returncode == 1 and "known: enwik8" in refused.stderr
 
@@ -231,7 +233,9 @@ def test_from_a_run_its_sizes_are_the_defaults(begun, trained):
 
 def test_resume_takes_where_and_how_to_report_and_nothing_else(begun):
     assert main(["train", "--resume", "run", "--cache", "here", "--device", "cpu", "--json"]) == 0
-    assert begun == [(Path("run"), {"cache": Path("here"), "quiet": True, "device": "cpu"})]
+    assert begun == [
+        (Path("run"), {"data": None, "teacher": None, "cache": Path("here"), "quiet": True, "device": "cpu"})
+    ]
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_written(argume
     files["EXAMPLES"].write_text("text\tlabel\n" + "good day\tgood\nbad day\tbad\n" * 10)
     arguments = [files.get(argument, argument) for argument in arguments]
     refused = spikegpt(*arguments, "--device", "cuda:7", check=False)
-    assert refused.returncode == 1 and refused.stderr.startswith("error: cuda:7: ")
+    assert refused.returncode == 1 and "error: cuda:7: " in refused.stderr
     assert refused.stderr.endswith("; available: cpu\n")
     assert not files["OUT"].exists()
 

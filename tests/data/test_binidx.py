@@ -229,3 +229,28 @@ def test_a_line_without_the_column_leaves_no_files(tmp_path):
     with pytest.raises(SpikegptError, match=r"a\.jsonl, line 2, has no 'text', only body"):
         export_binidx(tmp_path / "a.jsonl", ByteTokenizer(), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+@pytest.mark.parametrize("there", ["out.bin", "out.idx"])
+def test_files_that_are_there_are_not_replaced(there, tmp_path):
+    (tmp_path / there).write_text("mine")
+    with pytest.raises(SpikegptError, match=rf"{there} exists; give another name, or remove it"):
+        export_binidx("python-docs", ByteTokenizer(), tmp_path / "out")
+    assert (tmp_path / there).read_text() == "mine"
+
+
+def test_a_folder_is_no_prefix(tmp_path):
+    with pytest.raises(SpikegptError, match="is a folder; give a name in it, such as"):
+        export_binidx("python-docs", ByteTokenizer(), tmp_path)
+
+
+def test_a_link_to_nowhere_is_not_replaced(tmp_path):
+    (tmp_path / "out.idx").symlink_to(tmp_path / "nothing")
+    with pytest.raises(SpikegptError, match=r"out\.idx exists"):
+        export_binidx("python-docs", ByteTokenizer(), tmp_path / "out")
+
+
+@pytest.mark.parametrize("prefix", ["out", "out.bin", "out.idx"])
+def test_tokens_are_written_under_the_names_that_they_are_read_by(prefix, tmp_path):
+    write_binidx(tmp_path / prefix, pieces(DOCUMENTS), 300)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.bin", "out.idx"]

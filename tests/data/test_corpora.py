@@ -127,6 +127,21 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
         obtain("enwik7")
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a.parquet", "is a Parquet file, not text; have its folder read: spikegpt data FOLDER"),
+        ("a.txt", r"is a file: train on it as it is, --data .*a\.txt"),
+        ("https://huggingface.co/datasets/owner/name", "is an address; give OWNER/NAME"),
+    ],
+)
+def test_what_is_no_data_set_is_told(name, message, tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1\x15" + bytes(99))
+    (tmp_path / "a.txt").write_text("a text")
+    with pytest.raises(SpikegptError, match=message):
+        obtain(name if "://" in name else str(tmp_path / name))
+
+
 # --- data sets
 
 
@@ -177,6 +192,47 @@ def test_a_data_set_that_is_there_is_not_read_again(data_set, tmp_path, monkeypa
     assert hub_corpus(name, tmp_path / "out") == folder
     with pytest.raises(SpikegptError, match="holds another corpus"):
         hub_corpus(name, tmp_path / "out", column="number")
+
+
+@pytest.mark.parametrize("others", [("test",), ("public_test", "private_test"), ("validation", "quiz"), ("eval",)])
+def test_splits_that_are_left_out_are_named(others, data_set, tmp_path):
+    name, messages = data_set(train=texts(*["learned"] * 9), **dict.fromkeys(others, texts("kept"))), []
+    found = b"".join(read(hub_corpus(name, tmp_path / "out", warn=messages.append)))
+    assert found.replace(b"learned", b"").strip() == b""
+    (message,) = messages
+    assert "left out" in message and message.endswith("choose another with --split")
+
+
+@pytest.mark.parametrize("names", [("TRAIN", "TEST"), ("trainset", "testset"), ("corpus_trn", "corpus_tst")])
+def test_splits_that_the_library_does_not_know_are_not_joined(names, data_set, tmp_path):
+    name = data_set(**dict.fromkeys(names, texts("one", "two")))
+    with pytest.raises(SpikegptError, match="looks split but holds"):
+        hub_corpus(name, tmp_path / "out")
+
+
+def test_all_three_splits_under_names_that_the_library_does_not_know_are_not_joined(data_set, tmp_path):
+    name = data_set(**dict.fromkeys(("trainset", "devset", "testset"), texts("one", "two")))
+    with pytest.raises(SpikegptError, match="the files of its split 'train' are train, valid and test by their names"):
+        hub_corpus(name, tmp_path / "out")
+
+
+def test_a_folder_that_changed_is_read_anew(data_set, tmp_path):
+    name = data_set(train=texts(*["before"] * 9))
+    hub_corpus(name, cache_dir=tmp_path / "cache")
+    (tmp_path / "rows" / "train.jsonl").write_text("\n".join([json.dumps({"text": "after"})] * 9))
+    assert b"before" not in b"".join(read(hub_corpus(name, cache_dir=tmp_path / "cache")))
+
+
+def test_two_columns_of_one_name_are_refused(data_set, tmp_path):
+    name = data_set()
+    (tmp_path / "rows" / "train.csv").write_text("text,text\n" + "a,b\n" * 9)
+    with pytest.raises(SpikegptError, match="has two columns of the name 'text'"):
+        hub_corpus(name, tmp_path / "out")
+
+
+def test_texts_full_of_control_characters_are_refused(data_set, tmp_path):
+    with pytest.raises(SpikegptError, match=r"rows, train is no text: .* of its bytes are control characters"):
+        hub_corpus(data_set(train=texts(*["\0\1\2"] * 99)), tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,12 @@ def test_a_folder_without_text_says_what_it_holds(name, tmp_path):
         read_corpus(place(tmp_path, name))
 
 
+def test_a_folder_of_tables_says_how_they_are_read(tmp_path):
+    message = rf"but \*\.parquet \(1\); read it by spikegpt data {tmp_path} --column NAME"
+    with pytest.raises(SpikegptError, match=message):
+        read_corpus(place(tmp_path, "train-00000-of-00001.parquet"))
+
+
 def test_a_file_named_itself_is_read_whatever_its_ending(tmp_path):
     place(tmp_path, "a.rst", "LICENSE")
     assert read_corpus([tmp_path / "a.rst", tmp_path / "LICENSE"]).metadata["files"] == ["a.rst", "LICENSE"]
@@ -82,6 +88,56 @@ def test_a_text_that_is_named_twice_is_read_once(names, tmp_path, capsys):
     place(tmp_path, "a.txt")
     assert read_corpus([tmp_path / name for name in names]).metadata["files"] == ["a.txt"]
     assert "1 file(s) named twice are read once" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
+def test_a_text_that_is_named_by_a_link_too_is_read_once(link, tmp_path, capsys):
+    place(tmp_path, "a.txt")
+    getattr(tmp_path / "b.txt", link)(tmp_path / "a.txt")
+    assert read_corpus([tmp_path / "a.txt", tmp_path / "b.txt"]).metadata["files"] == ["a.txt"]
+    assert "1 file(s) named twice are read once" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("names", [("a.txt", "copy of a.txt"), ("train.txt", "valid.txt", "test.txt")])
+def test_copies_are_told(names, tmp_path, capsys):
+    place(tmp_path, *names)
+    (tmp_path / names[-1]).write_text((tmp_path / names[0]).read_text())
+    read_corpus(tmp_path)
+    first, last = sorted(tmp_path / name for name in (names[0], names[-1]))
+    told = f"{first} and 1 other(s), such as {last}, are the same: what is learned may be tested"
+    assert told in capsys.readouterr().err
+
+
+def test_empty_files_are_told(tmp_path, capsys):
+    place(tmp_path, "a.txt")
+    (tmp_path / "b.txt").touch()
+    read_corpus(tmp_path)
+    assert f"1 file(s) are empty, such as {tmp_path / 'b.txt'}" in capsys.readouterr().err
+
+
+def test_a_link_that_leads_to_itself_ends(tmp_path):
+    place(tmp_path, "a.txt")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "b.txt")
+    (tmp_path / "deeper").symlink_to(tmp_path)
+    assert read_corpus(tmp_path, warn=lambda message: None).metadata["files"] == ["a.txt"]
+    with pytest.raises(SpikegptError, match=r"cannot read .*b\.txt: Too many levels of symbolic links"):
+        read_corpus(tmp_path / "b.txt")
+
+
+def test_a_folder_may_be_named_as_a_text_is(tmp_path):
+    place(tmp_path, "story.txt/a.txt")
+    assert read_corpus(tmp_path).metadata["files"] == ["story.txt/a.txt"]
+    assert read_corpus(tmp_path / "story.txt").metadata["files"] == ["a.txt"]
+
+
+def test_the_built_in_text_stands_alone(tmp_path):
+    with pytest.raises(SpikegptError, match=r"'python-docs' stands alone; a file or folder of that name is \./"):
+        read_corpus(["python-docs", place(tmp_path, "a.txt")])
+
+
+def test_an_address_is_no_file():
+    with pytest.raises(SpikegptError, match=r"https://example\.com/a\.txt is an address; fetch it"):
+        read_corpus("https://example.com/a.txt")
 
 
 def test_what_is_hidden_is_left_out_and_said(tmp_path, capsys):
@@ -111,6 +167,11 @@ def test_what_is_hidden_is_left_out_and_said(tmp_path, capsys):
         ("trainset.txt", "validset.txt", "testset.txt"),
         ("train.txt", "dev.txt", "held-out.txt"),
         ("texts/training/test1.txt", "texts/dev/a.txt", "texts/test/b.txt"),
+        ("train.txt", "dev_clean.txt", "final-test.txt"),
+        ("train.txt", "newsdev2016.txt", "newstest2016.txt"),
+        ("eng.train.txt", "eng.deva.txt", "eng.testa.txt"),
+        ("en/train.txt", "fr/valid.txt", "de/test.txt"),
+        ("data/train-00000-of-00002.txt", "data/val_1-00000-of-00001.txt", "data/public_test-00000-of-00001.txt"),
     ],
 )
 def test_a_split_is_kept_however_it_is_spelled(train, valid, test, tmp_path):
@@ -130,6 +191,17 @@ def test_a_split_may_have_several_files(tmp_path):
         ("Train.txt", "Test.txt"),
         ("train/pos/1.txt", "test/pos/1.txt"),
         ("wiki.train.txt", "wiki.test.txt", "notes.txt"),
+        ("train.txt", "public_test.txt", "private_test.txt"),
+        ("train-00000-of-00001.txt", "public_test-00000-of-00001.txt", "private_test-00000-of-00001.txt"),
+        ("train/a.txt", "PublicTest/b.txt"),
+        ("train.txt", "testa.txt", "testb.txt"),
+        ("train.txt", "newstest2014.txt"),
+        ("train.txt", "devtest.txt"),
+        ("corpus.train.txt", "heldout.txt"),
+        ("TRAIN-1.txt", "HELD OUT.txt"),
+        ("trainval.txt", "test.txt"),
+        ("pos/train.txt", "neg/test.txt"),
+        ("train.txt", "valid.txt", "test.txt", "unsupervised.txt"),
     ],
 )
 @pytest.mark.parametrize("how", ["folder", "files"])
@@ -149,6 +221,32 @@ def test_half_a_split_is_never_joined(how, names, tmp_path):
 )
 def test_words_in_other_names_are_no_splits(names, tmp_path):
     assert len(read_corpus(place(tmp_path, *names)).metadata["files"]) == len(names)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train.txt", "quiz.txt"),
+        ("a_train.txt", "b_test.txt"),
+        ("train/a.txt", "challenge/b.txt"),
+        ("a.txt", "test.txt"),
+    ],
+)
+def test_names_that_may_tell_splits_are_not_joined_in_silence(names, tmp_path, capsys):
+    read_corpus(place(tmp_path, *names))
+    assert f"the files {', '.join(sorted(names))} are joined and cut into splits anew" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("names", [("notes.txt", "plans.txt"), ("train1.txt", "train2.txt"), ("test-plan.md", "a.md")])
+def test_files_that_tell_no_splits_are_joined_without_a_word(names, tmp_path, capsys):
+    read_corpus(place(tmp_path, *names))
+    assert not capsys.readouterr().err
+
+
+def test_what_tells_about_a_split_is_no_part_of_it(tmp_path, capsys):
+    corpus = read_corpus(place(tmp_path, "train.txt", "valid.txt", "test.txt", "README.md", "license.txt"))
+    assert split_into(corpus) == {"train": ["train.txt"], "valid": ["valid.txt"], "test": ["test.txt"]}
+    assert "left out beside the splits" in capsys.readouterr().err
 
 
 def test_the_files_of_a_split_keep_it_when_they_are_named_themselves(tmp_path):

@@ -184,7 +184,7 @@ def test_a_changed_jsonl_file_or_column_is_read_anew(tmp_path):
         ('{"text": "half', "is not JSON: Unterminated string"),
         ('["a", "b"]', "is not an object but a list"),
         ('{"body": "x", "id": 3}', r"has no 'text', only body, id; name the one that holds the text: --text-column"),
-        ('{"text": null}', "has a NoneType as 'text', not text"),
+        ('{"text": null}', "has null as 'text', not text"),
         ('{"text": "\\ud800"}', "has half a character in 'text'"),
     ],
 )

@@ -132,16 +132,22 @@ def write_binidx(prefix: Path, pieces: Iterable[tuple[np.ndarray, bool]], vocab_
     """Write PREFIX.bin and PREFIX.idx, atomically each, and return them read back.
 
     Args:
+        prefix: PREFIX, PREFIX.bin or PREFIX.idx.
         pieces: ids (N,), and whether a document ends with them.
 
     Raises:
-        SpikegptError: there is no document, or one has 2^31 tokens or more.
+        SpikegptError: one of the files is there already, or a folder of the name; there is no document, or one has 2^31
+            tokens or more.
         OSError: the files cannot be written.
     """
     dtype = token_dtype(vocab_size)
     sizes: list[int] = []
-    # no with_suffix: a prefix may hold dots
-    tokens_path, index_path = (prefix.with_name(prefix.name + suffix) for suffix in SUFFIXES)
+    if os.path.isdir(prefix):
+        raise SpikegptError(f"{prefix} is a folder; give a name in it, such as {prefix / 'tokens'}")
+    tokens_path, index_path = _pair_of(prefix)
+    for path in (tokens_path, index_path):
+        if os.path.lexists(path):
+            raise SpikegptError(f"{path} exists; give another name, or remove it")
     prefix.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         # entered first, so renamed last: an index never stands beside tokens that are not its own for longer than the

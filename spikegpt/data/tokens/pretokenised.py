@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ...common.errors import SpikegptError, warn_on_stderr
+from ...common.errors import SpikegptError, in_words, warn_on_stderr
 from ...common.progress import Progress
 from ..cutting import cut_pieces
 from ..documents import document_blocks
@@ -114,7 +114,8 @@ def export_binidx(
         end_token: id put after each document; default none.
 
     Raises:
-        SpikegptError: the source cannot be read, does not fit the tokenizer, or the files cannot be written.
+        SpikegptError: the source cannot be read, does not fit the tokenizer, or the files are there or cannot be
+            written.
     """
     if end_token is not None and not 0 <= end_token < tokenizer.vocab_size:
         raise SpikegptError(
@@ -139,9 +140,7 @@ def export_binidx(
     try:
         return write_binidx(prefix, tokens(), tokenizer.vocab_size)
     except OSError as error:
-        raise SpikegptError(
-            f"cannot write {prefix}.bin and .idx: {error.strerror or error}; free space or choose another place"
-        ) from error
+        raise SpikegptError(f"cannot write {prefix}.bin and .idx: {in_words(error)}") from error
 
 
 def _documents(source: str | Path | Iterable[str | Path], text_column: str) -> tuple[Iterator[Iterable[bytes]], int]:
@@ -152,7 +151,7 @@ def _documents(source: str | Path | Iterable[str | Path], text_column: str) -> t
         return iter([chain.from_iterable(corpus.split(name).blocks() for name in SPLITS)]), len(corpus)
     # valid and test stand last, so that whoever splits the tokens by position does not train on them
     files = files_of(paths, warn_on_stderr)
-    ordered = list(chain.from_iterable(own_splits(files).values())) or files
+    ordered = list(chain.from_iterable(own_splits(files, warn_on_stderr).values())) or files
     documents = chain.from_iterable(document_blocks(file, text_column) for file in ordered)
     return documents, sum(len(Text.of_file(file)) for file in ordered)
 
