@@ -20,9 +20,9 @@ RANGES = {
     "processes": Range(1, 1024),
 }
 # all other texts name something
-MAY_BE_EMPTY = ("separator", "prompt", "prompts")
+MAY_BE_EMPTY = ("separator", "prompts")
 
-Threads = Annotated[int, arg(help="CPU threads; 0 leaves torch's choice")]
+Threads = Annotated[int, arg(help="CPU threads; 0 leaves the choice to torch")]
 Device = Annotated[str, arg(help="auto, cpu, cuda, or cuda:N; auto is the GPU where there is one")]
 
 
@@ -234,7 +234,7 @@ class FinetuneClassify:
     task: Annotated[
         Literal["sst2", "sst5", "mr", "subj"] | None, arg(help="a task of the paper, from the Hugging Face hub")
     ] = None
-    train: Annotated[Path | None, arg(help="TSV (first line: column names) or JSONL file")] = None
+    train: Annotated[Path | None, arg(help="TSV or CSV file, whose first line names the columns, or JSONL")] = None
     valid: Annotated[Path | None, arg(help="chooses the epoch; by default 10 percent of train are held out")] = None
     test: Annotated[Path | None, arg(help="read once per seed, at the end")] = None
     text_column: str = "text"
