@@ -6,6 +6,7 @@ and then renamed, so it is whole or not there.
 
 import csv
 import datetime
+import errno
 import io
 import json
 import math
@@ -13,6 +14,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -106,12 +108,22 @@ def _stranger(folder: Path) -> Path | None:
 
 
 def _replace(folder: Path, unfinished: Path) -> None:
-    """Put `unfinished` in the place of `folder`: whatever interrupts, one of the two is there and whole."""
+    """Put `unfinished` in the place of `folder`: whatever interrupts, one of the two is there and whole.
+
+    Of several that are written at once, the last one stays.
+    """
     old = unfinished.with_name(unfinished.name + ".old")
     try:
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(unfinished, folder)
+        while unfinished.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            with suppress(FileNotFoundError):
+                os.replace(folder, old)
+            try:
+                os.replace(unfinished, folder)
+            except OSError as error:
+                # another report came here in between
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
     finally:
         if old.exists() and not folder.exists():
             os.replace(old, folder)
