@@ -176,6 +176,9 @@ def locate(path: Path, warn: Warn = warn_on_stderr) -> Located:
         fault = fault_of(checkpoint)
         if fault is None:
             return Located(checkpoint, latest)
+        if not checkpoint.exists() and latest != latest_checkpoint(path, warn=lambda message: None):
+            # a training that goes on has found a better one
+            return locate(path, warn)
         warn(f"the best checkpoint {checkpoint} is not whole ({fault}); using the newest")
     return Located(latest, latest)
 
