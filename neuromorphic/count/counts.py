@@ -271,7 +271,8 @@ class Tally:
         return list(dict.fromkeys(site.module for site in self.sites))
 
     def token_count(self, phase: str | None = None) -> int:
-        """Return the tokens read in a phase, or in all; 0 in one that did not occur."""
+        """Return the tokens read in a phase, or in all; 0 in one that did not occur; ValueError if there is none."""
+        _check_known("phase", phase, (*self.tokens, *PHASES))
         return sum(self.tokens.values()) if phase is None else self.tokens.get(phase, 0)
 
     def to_dict(self) -> dict[str, Any]:

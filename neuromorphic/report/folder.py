@@ -125,7 +125,7 @@ def _replace(folder: Path, unfinished: Path) -> None:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
     finally:
-        if old.exists() and not folder.exists():
+        if unfinished.exists() and old.exists() and not folder.exists():
             os.replace(old, folder)
         shutil.rmtree(old, ignore_errors=True)
 
