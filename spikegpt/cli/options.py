@@ -7,14 +7,14 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, UseAppendAction, arg
 
 from ..config import ClassifyConfig, ModelConfig, SamplingConfig, TrainConfig
-from ..config.values import THREADS, Range
+from ..config.values import THREADS, TOKENS, WINDOW, Range
 
 # option of any verb -> what its number may be; those of the configurations are checked there
 RANGES = {
     "threads": THREADS,
-    "tokens": Range(1, 10**12),
-    "ctx-len": Range(1, 2**24),
-    "stride": Range(1, 2**24),
+    "tokens": TOKENS,
+    "ctx-len": WINDOW,
+    "stride": WINDOW,
     "limit-bytes": Range(1, 10**15),
     "end-token": Range(0, 2**31 - 1),
     "processes": Range(1, 1024),

@@ -40,6 +40,9 @@ class Range(NamedTuple):
 
 
 SEEDS = Range(0, 2**64 - 1, "torch's random generators take 64 bits, and no seed stands for a random one")
+# of a text that is read, of a window
+TOKENS = Range(1, 10**12)
+WINDOW = Range(1, 2**24)
 THREADS = Range(0, 1024, "more threads than CPUs only wait for each other; 0 leaves the choice to spikegpt")
 
 

@@ -103,6 +103,11 @@ def our_neuron(site: Site) -> LIF:
 
 def _proven(factory: NeuronFactory, site: Site) -> nn.Module:
     """Return what the caller's factory makes for a site, once it has shown that it is a neuron."""
+    if isinstance(factory, nn.Module) or not callable(factory):
+        raise ValueError(
+            f"neuron is {factory!r:.80}; want a function that makes a new module for every site: "
+            "lambda site: LIF(site.channels, site.neuron)"
+        )
     neuron = factory(site)
     if not isinstance(neuron, LIF):
         check_neuron(neuron, site.channels)

@@ -129,9 +129,41 @@ class Random(nn.Module):
         return (torch.rand_like(current) < 0.5).float(), None
 
 
+class Inside(nn.Module):
+    """Leaky neurons that keep their membrane inside, from call to call."""
+
+    membrane: torch.Tensor | float = 0.0
+
+    def forward(self, current, state=None):
+        spikes = []
+        for drive in current.unbind(1):
+            self.membrane = 0.5 * self.membrane + drive
+            spikes.append((self.membrane >= 1).to(current.dtype))
+        return torch.stack(spikes, 1), None
+
+
+class InsideUntilAnew(Inside):
+    """The same, but a text that begins anew is told by its state: two texts in turns are mixed up."""
+
+    def forward(self, current, state=None):
+        if state is None:
+            self.membrane = 0.0
+        return super().forward(current)[0], torch.ones(len(current), 1)
+
+
 @pytest.mark.parametrize(
     ("factory", "message"),
     [
+        ("lif", "neuron is 'lif'; want a function that makes a new module for every site"),
+        (nn.ReLU(), r"neuron is ReLU\(\); want a function"),
+        (LIF(8), "neuron is LIF"),
+        (LIF, "a neuron factory is given a site"),
+        (lambda site: nn.ReLU, "the neuron factory returned <class"),
+        (
+            lambda site: Inside(),
+            "Inside spikes otherwise when the same text begins anew: it keeps",
+        ),
+        (lambda site: InsideUntilAnew(), "InsideUntilAnew spikes otherwise token by token"),
         (lambda site: None, "the neuron factory returned None, want a module"),
         (lambda site: lambda current, state=None: (current, state), "want a module"),
         (lambda site: nn.ReLU(), r"ReLU cannot be called with \(current"),
