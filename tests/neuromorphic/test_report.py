@@ -139,6 +139,13 @@ def test_reports_that_are_written_at_once_do_not_stop_each_other(tmp_path):
     assert written[0] == written[1]
 
 
+def test_notes_such_as_the_steps_of_a_training_are_a_row_of_the_table():
+    done, begun = (dataclasses.replace(PAIR[0], notes=(f"trained for {steps} of 12 steps",)) for steps in (12, 8))
+    row = next(line for line in comparison_table([done, begun]).splitlines() if line.startswith("notes"))
+    assert row.split("  trained for ")[1:] == ["12 of 12 steps", "8 of 12 steps"]
+    assert "notes" not in comparison_table(PAIR)
+
+
 @pytest.mark.parametrize("tokens", [0, -1, float("nan")])
 def test_nothing_is_divided_by_no_tokens(tokens):
     with pytest.raises(ValueError, match="per_token needs at least 1 token"):
