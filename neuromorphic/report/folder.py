@@ -39,7 +39,7 @@ class ReportError(ValueError):
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ReportError if a report in `folder` would replace what is no report of ours.
+    """Raise ReportError if a report in `folder` would replace what is no report of ours, or cannot be written.
 
     Worth asking before a long measurement.
     """
@@ -47,6 +47,10 @@ def check_folder(folder: Path) -> None:
         raise ReportError(
             f"{folder} is no report: {stranger} is none of its files; give another folder, or move it away"
         )
+    # what is there of the way to it
+    parent = next(path for path in folder.absolute().parents if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ReportError(f"cannot write the report {folder}: {parent} is no folder to write in; give another folder")
 
 
 def write_report(

@@ -18,6 +18,7 @@ RANGES = {
     "limit-bytes": Range(1, 10**15),
     "end-token": Range(0, 2**31 - 1),
     "processes": Range(1, 1024),
+    "rescale-every": ModelConfig.ranges["rescale_every"],
 }
 # all other texts name something
 MAY_BE_EMPTY = ("separator", "prompts")

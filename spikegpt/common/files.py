@@ -22,7 +22,7 @@ LOCK = ".lock"
 def to_path(what: str, path: Any) -> Path:
     """Return `path` as a Path; SpikegptError if it is None, bytes, or else no path: `what` says what it should be."""
     if not isinstance(path, str | os.PathLike):
-        raise SpikegptError(f"{what} is {path!r:.80}; give the path of its folder")
+        raise SpikegptError(f"{what} is {path!r:.80}; give a path")
     return Path(path)
 
 

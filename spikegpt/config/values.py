@@ -160,8 +160,8 @@ def check(condition: bool, message: str) -> None:
 
 
 def is_number(text: str) -> bool:
-    """Whether `text` is a finite number of at least 0."""
+    """Whether `text` is a number of at least 0 that float32 holds."""
     try:
-        return 0 <= float(text) < float("inf")
+        return 0 <= float(text) <= LARGEST
     except ValueError:
         return False

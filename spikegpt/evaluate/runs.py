@@ -110,6 +110,7 @@ def evaluate_run(
         ValueError: there is no such split, or a number is out of range.
     """
     run = to_path("run", run)
+    cache, file = cache and to_path("cache", cache), file and to_path("file", file)
     check_reading(split, limit)
     for name, value in (("ctx_len", ctx_len), ("stride", stride)):
         if value is not None:

@@ -79,6 +79,7 @@ def measure_runs(
     if isinstance(runs, str | Path) or not runs:
         raise SpikegptError(f"no run given but {runs!r}; give a list with the folder of at least one run")
     runs = [to_path("run", run) for run in runs]
+    cache, file = cache and to_path("cache", cache), file and to_path("file", file)
     check_reading(split, limit)
     loaded = [(*load_model(run, device=device), run) for run in runs]
     for _, tokenizer, _ in loaded:

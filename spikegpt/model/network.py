@@ -255,6 +255,8 @@ class SpikeGPT(nn.Module):
             # the first forward pass of all says what a state of this model is
             with torch.no_grad(), evaluating(self):
                 self.hidden(torch.zeros(1, 1, dtype=torch.long, device=self.device))
+        if not isinstance(state, tuple | list):
+            raise ValueError(f"the state does not fit: it holds a {type(state).__name__}, want what a model returned")
         if len(state) != len(self.blocks):
             fault: str | None = f"it has {len(state)} layers, the model {len(self.blocks)}"
         else:

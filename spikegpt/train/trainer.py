@@ -19,6 +19,7 @@ from ..checkpoint.weights import open_model
 from ..common.devices import find_device
 from ..common.errors import SpikegptError, warn_on_stderr
 from ..common.files import locked, to_path
+from ..common.printing import command
 from ..common.threads import Pace, fastest_threads, use_threads
 from ..config import ModelConfig, SamplingConfig, TrainConfig
 from ..config.effects import doubts
@@ -91,7 +92,8 @@ def train(
     run = to_path("run", run)
     for doubt in doubts(train_config):
         warn_on_stderr(doubt)
-    train_config, start = with_absolute_paths(train_config), start and Path(start).absolute()
+    train_config, start = with_absolute_paths(train_config), start and to_path("start", start).absolute()
+    cache = cache and to_path("cache", cache)
     return _train_alone(_Order(model_config, train_config, Path(run), start, neuron, cache, quiet), device, None)
 
 
@@ -110,6 +112,10 @@ def resume(
     """
     run = to_path("run", run)
     values = ckpt.read_run_config(run)
+    if "train" not in values:
+        inside = ckpt.run_of(run)
+        advice = f"; continue the run that it is of: {command('train', '--resume', inside)}" if inside else ""
+        raise SpikegptError(f"{run} is the folder of a model, not of a run{advice}")
     model_config, train_config = ckpt.configs_of(run, values)
     start = Path(values["started_from"]) if values.get("started_from") else None
     return _train_alone(_Order(model_config, train_config, run, start, neuron, cache, quiet), device, values)

@@ -165,8 +165,8 @@ def test_a_printed_command_is_quoted():
 )
 def test_a_printed_command_names_what_it_is_about(name):
     words = command("generate", Path(name)).removeprefix("spikegpt generate ")
-    done = subprocess.run(["bash", "-c", f"printf %s {words}"], capture_output=True, check=True)
-    assert Path(done.stdout.decode()) == Path(name) and not done.stdout.startswith(b"-")
+    done = processes.run(["bash", "-c", f"printf %s {words}"])
+    assert Path(done.stdout) == Path(name) and not done.stdout.startswith("-")
     assert printable(words, keep="") == words
 
 
@@ -231,7 +231,7 @@ def test_what_cannot_work_is_refused_before_the_long_part(trained, tmp_path, cac
         monkeypatch.setattr(importlib.import_module(module), name, None)
     assert "nothing is not the folder" in refused("evaluate", str(trained), "nothing", status=1)
     assert "nothing is not the folder" in refused("compare", str(trained), "nothing", "--twin", status=1)
-    files = ["--train", "x.tsv", "--test", "x.tsv", "--out", str(tmp_path / "out")]
+    files = ["--train", "x.tsv", "--test", "y.tsv", "--out", str(tmp_path / "out")]
     assert "nothing is not the folder" in refused("finetune-classify", str(trained), "nothing", *files, status=1)
 
 

@@ -8,6 +8,7 @@ from torch.utils._pytree import tree_map
 from spikegpt.common import memory
 from spikegpt.config import ModelConfig, model_preset
 from spikegpt.generate.engine import Engine
+from spikegpt.kernels import lif
 from spikegpt.model.network import SpikeGPT, check_sizes, parameters_of
 from spikegpt.neuron import LIF, SnnTorchNeuron, SpikingJellyNeuron
 from spikegpt.neuron.proof import check_neuron
@@ -110,6 +111,24 @@ def test_a_model_is_made_of_a_configuration():
         LIF(4, {"levels": 1})
     with pytest.raises(ValueError, match="the current has 5 channels, the neurons are 4"):
         LIF(4)(torch.zeros(1, 3, 5))
+
+
+@pytest.mark.parametrize("channels", [0, -1, True, 3.0, "3", None])
+def test_neurons_are_counted_in_whole_numbers(channels):
+    with pytest.raises(ValueError, match="channels must be a whole number of at least 1"):
+        LIF(channels)
+
+
+@pytest.mark.parametrize("state", [5, {"a": 1}, "state"], ids=repr)
+def test_a_state_is_a_tuple(state):
+    with pytest.raises(ValueError, match="the state does not fit: it holds a "):
+        make()(IDS, state)
+
+
+@pytest.mark.parametrize("current", [None, [1.0], "abc"], ids=repr)
+def test_a_current_is_a_tensor(current):
+    with pytest.raises(ValueError, match=r"current must be a tensor \(B, T, C\)"):
+        lif(current)
 
 
 class Forgetful(nn.Module):

@@ -14,7 +14,7 @@ from reports import PAIR, energy, layer_firing, model
 from neuromorphic import Claims
 from neuromorphic.count.counts import Counts
 from neuromorphic.report import folder as report_module
-from neuromorphic.report.folder import ReportError, _replace, comparison_table, write_report
+from neuromorphic.report.folder import ReportError, _replace, check_folder, comparison_table, write_report
 from neuromorphic.report.measurement import per_token
 
 CLAIMS = Claims(
@@ -137,6 +137,12 @@ def test_reports_that_are_written_at_once_do_not_stop_each_other(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
     written = [(tmp_path / "report" / name).read_text() for name in ("report.json", "report.html")]
     assert written[0] == written[1]
+
+
+def test_where_no_folder_can_be_is_said_before_the_measurement(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ReportError, match="file is no folder to write in"):
+        check_folder(tmp_path / "file" / "deep" / "report")
 
 
 def test_notes_such_as_the_steps_of_a_training_are_a_row_of_the_table():

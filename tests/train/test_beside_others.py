@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 
+import processes
 import pytest
 from command_line import spikegpt
 from runs import MODEL, TRAIN, break_off, weights_of
@@ -95,6 +96,11 @@ def test_a_run_that_diverged_before_its_first_checkpoint_makes_room(make_run, tm
         make_run()
 
 
+def test_a_checkpoint_is_not_resumed_but_its_run(trained):
+    with pytest.raises(SpikegptError, match=f"continue the run that it is of: spikegpt train --resume {trained}"):
+        resume(ckpt.latest_checkpoint(trained))
+
+
 @pytest.mark.parametrize("part", ["model.safetensors", None])
 def test_a_folder_with_a_model_makes_no_room(trained, make_run, tmp_path, part):
     model = shutil.copytree(ckpt.find_model(trained), tmp_path / "run")
@@ -138,15 +144,17 @@ def test_a_hangup_asks_to_stop_unless_it_is_ignored():
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="pseudo-terminals of Linux")
 def test_a_training_whose_terminal_is_closed_keeps_a_checkpoint(tmp_path, cache):
+    fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
     sizes = ["--n-layer", "1", "--n-embd", "16", "--ctx-len", "16", "--eval-tokens", "64", "--threads", "1"]
-    words = ["-m", "spikegpt", "train", "--out", str(tmp_path / "run"), "--cache", str(cache), "--steps", "1000000"]
-    child, terminal = os.forkpty()
-    if child == 0:
-        os.execv(sys.executable, [sys.executable, *words, *sizes, "--log-every", "1"])
+    words = ["-m", "spikegpt", "train", "--out", tmp_path / "run", "--cache", cache, "--steps", "1000000", *sizes]
+    terminal, inside = os.openpty()
+    # as of a shell: closing this terminal hangs up
+    own = {"start_new_session": True, "preexec_fn": lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)}
+    running = processes.start([sys.executable, *words], stdin=inside, stdout=inside, stderr=inside, **own)
+    os.close(inside)
     said = b""
-    while b"step 3/" not in said.replace(b" ", b"").replace(b"step", b"step "):
+    while said.count(b"tokens/s") < 2:
         said += os.read(terminal, 4096)
     os.close(terminal)
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
+    assert running.wait(timeout=processes.HANGS_S) == 128 + signal.SIGHUP
     assert ckpt.latest_checkpoint(tmp_path / "run") is not None
