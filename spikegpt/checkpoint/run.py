@@ -130,7 +130,7 @@ def latest_checkpoint(run: Path, warn: Warn = warn_on_stderr) -> Path | None:
         fault = fault_of(checkpoint)
         if fault is None:
             return checkpoint
-        if not checkpoint.exists():
+        if checkpoint not in _checkpoints(run):
             # a training that goes on has removed it, and written a newer one
             return latest_checkpoint(run, warn)
         warn(f"{checkpoint} is not whole ({fault}); using the one before it")

@@ -11,7 +11,7 @@ from typing import Any
 
 from tyro.conf import OmitArgPrefixes
 
-from ..common.errors import SpikegptError, warn_on_stderr
+from ..common.errors import SpikegptError
 from ..common.printing import command, one_line, printable
 from ..common.version import __version__
 from ..config import PRESETS, ModelConfig
@@ -195,9 +195,6 @@ def finetune_classify_verb(arguments: list[str]) -> int:
             "spikegpt finetune-classify RUN [TWIN] ..."
         )
     warn_of_idle_options(options, idle_in_classifying(options))
-    named = [file.resolve() for file in files if file is not None]
-    if len(set(named)) < len(named):
-        warn_on_stderr("a file is named twice: what is learned must not be tested")
     use_threads(options.threads)
     check_runs(options.runs)
     folders = [options.out / run.resolve().name for run in options.runs]

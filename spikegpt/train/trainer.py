@@ -94,7 +94,7 @@ def train(
         warn_on_stderr(doubt)
     train_config, start = with_absolute_paths(train_config), start and to_path("start", start).absolute()
     cache = cache and to_path("cache", cache)
-    return _train_alone(_Order(model_config, train_config, Path(run), start, neuron, cache, quiet), device, None)
+    return _train_alone(_Order(model_config, train_config, run, start, neuron, cache, quiet), device, None)
 
 
 def resume(
