@@ -5,9 +5,13 @@ import signal
 import sys
 from contextlib import suppress
 
+from .common.hangup import HANGUP, let_go_of_terminal, stop_numbers
+
 
 def _stop(number, frame):
     said = b"\nstopped\n"
+    if number == HANGUP:
+        let_go_of_terminal()
     while frame is not None:
         # libraries catch what is raised while they are imported, or cannot be imported again; nothing has been begun
         if frame.f_code.co_filename.startswith("<frozen importlib"):
@@ -28,8 +32,8 @@ def _say(text):
 
 
 def main() -> int:
-    """Run the verb that the command line names; return the exit status: 130 after SIGINT, 143 after SIGTERM."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """Run the verb that the command line names; return the exit status: after a signal 128 and its number."""
+    for number in stop_numbers():
         signal.signal(number, _stop)
     # threads of OpenMP that wait sleep: by default they spin, and where another program needs the core too, each of the
     # thousand waits of a training step lasts until the scheduler takes the core away. Only read when torch is loaded

@@ -5,12 +5,14 @@ and then renamed, so it is whole or not there.
 """
 
 import datetime
+import errno
 import json
 import math
 import os
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ class ReportError(ValueError):
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ReportError if a report in `folder` would replace what is no report of ours.
+    """Raise ReportError if a report in `folder` would replace what is no report of ours, or cannot be written.
 
     Worth asking before a long measurement.
     """
@@ -43,6 +45,10 @@ def check_folder(folder: Path) -> None:
         raise ReportError(
             f"{folder} is no report: {stranger} is none of its files; give another folder, or move it away"
         )
+    # what is there of the way to it
+    parent = next(path for path in folder.absolute().parents if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ReportError(f"cannot write the report {folder}: {parent} is no folder to write in; give another folder")
 
 
 def write_report(
@@ -104,14 +110,24 @@ def _stranger(folder: Path) -> Path | None:
 
 
 def _replace(folder: Path, unfinished: Path) -> None:
-    """Put `unfinished` in the place of `folder`: whatever interrupts, one of the two is there and whole."""
+    """Put `unfinished` in the place of `folder`: whatever interrupts, one of the two is there and whole.
+
+    Of several that are written at once, the last one stays.
+    """
     old = unfinished.with_name(unfinished.name + ".old")
     try:
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(unfinished, folder)
+        while unfinished.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            with suppress(FileNotFoundError):
+                os.replace(folder, old)
+            try:
+                os.replace(unfinished, folder)
+            except OSError as error:
+                # another report came here in between
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
     finally:
-        if old.exists() and not folder.exists():
+        if unfinished.exists() and old.exists() and not folder.exists():
             os.replace(old, folder)
         shutil.rmtree(old, ignore_errors=True)
 

@@ -137,7 +137,13 @@ class Claims:
 
 
 def per_token(counts: Counts, tokens: int) -> dict[str, float]:
-    """Return the quantities that are not 0, divided by the tokens; maxima as they are."""
+    """Return the quantities that are not 0, divided by the tokens; maxima as they are.
+
+    Raises:
+        ValueError: fewer than one token.
+    """
+    if not tokens >= 1:
+        raise ValueError(f"per_token needs at least 1 token, got {tokens}; was anything read in this phase?")
     values = counts.to_dict()
     return {
         name: value if name in MAXIMA else value / tokens for name, value in values.items() if value and name != "calls"

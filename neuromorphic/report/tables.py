@@ -46,6 +46,9 @@ def comparison_rows(measurements: Sequence[Measurement], profiles: Sequence[str]
         "tokens/s reading, this host": lambda m: speed_cell(m, PREFILL),
         "tokens/s one by one, this host": lambda m: speed_cell(m, "decode"),
     }
+    if any(measurement.notes for measurement in measurements):
+        # how far each was trained, for instance: what is unequal is not compared unseen
+        rows = {"block": rows.pop("block"), "notes": lambda m: "; ".join(m.notes), **rows}
     return [[title, *map(show, measurements)] for title, show in rows.items()]
 
 

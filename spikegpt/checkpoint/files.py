@@ -105,8 +105,19 @@ def fault_of(folder: Path, names: tuple[str, ...] = (*MODEL_FILES, *TRAINING_FIL
             return f"{MANIFEST} does not say what {name} was"
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != wanted.get("bytes"):
-            return f"{name} has {path.stat().st_size} bytes, written were {wanted.get('bytes')}"
-        if sha256_of(path) != wanted.get("sha256"):
-            return f"{name} has changed since it was written (sha256 differs)"
+        try:
+            fault = _difference(path, wanted)
+        except FileNotFoundError:
+            # removed at this moment
+            return f"{name} is missing"
+        if fault is not None:
+            return fault
+    return None
+
+
+def _difference(path: Path, wanted: dict[str, Any]) -> str | None:
+    if (size := path.stat().st_size) != wanted.get("bytes"):
+        return f"{path.name} has {size} bytes, written were {wanted.get('bytes')}"
+    if sha256_of(path) != wanted.get("sha256"):
+        return f"{path.name} has changed since it was written (sha256 differs)"
     return None

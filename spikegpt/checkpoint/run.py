@@ -12,8 +12,10 @@ import json
 import os
 import platform
 import shutil
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -27,6 +29,7 @@ from ..data.tokenizers import Tokenizer
 from ..model.network import SpikeGPT
 from .files import FORMAT, MANIFEST, check_format, fault_of, read_json, save_tensors, write_manifest
 
+_Found = TypeVar("_Found")
 _PREFIX, _TEMPORARY = "step-", ".unfinished-"
 # where a text or a teacher lies may change: what they hold is compared by digests
 _PLACES = ("train.data", "train.teacher")
@@ -47,7 +50,7 @@ def save_checkpoint(
         unfinished.mkdir(parents=True)
         _write_files(unfinished, model, tokenizer, tensors, {"format": FORMAT, "step": step, **state})
         if final.exists():
-            shutil.rmtree(final)
+            _remove(final)
         os.replace(unfinished, final)
         sync_folder(folder)
     except (OSError, SafetensorError) as error:
@@ -84,7 +87,26 @@ def prune_checkpoints(run: Path, keep: int, best_step: int | None, step: int) ->
     reached = [path for path in _checkpoints(run) if step_of(path) <= step]
     for path in reached[keep:]:
         if step_of(path) != best_step:
-            shutil.rmtree(path, ignore_errors=True)
+            with suppress(OSError):
+                _remove(path)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Remove a checkpoint at one stroke: whoever reads the run finds it whole or not at all."""
+    unfinished = checkpoint.with_name(_TEMPORARY + checkpoint.name)
+    os.replace(checkpoint, unfinished)
+    shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def read_steadily(run: Path, read: Callable[[], _Found]) -> _Found:
+    """Return what `read` makes of checkpoints of `run`; it is done again if a training replaces them meanwhile."""
+    while True:
+        before = _checkpoints(run)
+        try:
+            return read()
+        except (SpikegptError, OSError):
+            if _checkpoints(run) == before:
+                raise
 
 
 def step_of(checkpoint: Path) -> int:
@@ -108,6 +130,9 @@ def latest_checkpoint(run: Path, warn: Warn = warn_on_stderr) -> Path | None:
         fault = fault_of(checkpoint)
         if fault is None:
             return checkpoint
+        if checkpoint not in _checkpoints(run):
+            # a training that goes on has removed it, and written a newer one
+            return latest_checkpoint(run, warn)
         warn(f"{checkpoint} is not whole ({fault}); using the one before it")
     return None
 
@@ -136,23 +161,35 @@ def locate(path: Path, warn: Warn = warn_on_stderr) -> Located:
             raise SpikegptError(f"checkpoint {path} is not whole: {fault}; use the one before it")
         return Located(path, path)
     if not path.is_dir():
-        raise SpikegptError(
-            f"{path} is not the folder of a run or of a checkpoint; train one with: {command('train', '--out', path)}"
-        )
+        what = "is a file, not" if path.exists() else "is not"
+        advice = "give that" if path.exists() else f"train one with: {command('train', '--out', path)}"
+        raise SpikegptError(f"{path} {what} the folder of a run or of a checkpoint; {advice}")
     latest = latest_checkpoint(path, warn)
     if latest is None:
         runs = sorted(str(inside) for inside in path.iterdir() if (inside / "config.json").is_file())
         if runs and not (path / "config.json").exists():
             raise SpikegptError(f"{path} is a folder of runs, name one: {', '.join(runs)}")
-        raise SpikegptError(f"{path} holds no whole checkpoint; train it with: {command('train', '--out', path)}")
+        raise SpikegptError(f"{path} holds no whole checkpoint; {_way_to_one(path)}")
     best = read_json(latest / "training.json").get("best") or {}
     if "step" in best:
         checkpoint = path / "checkpoints" / f"{_PREFIX}{best['step']:08d}"
         fault = fault_of(checkpoint)
         if fault is None:
             return Located(checkpoint, latest)
+        if not checkpoint.exists() and latest != latest_checkpoint(path, warn=lambda message: None):
+            # a training that goes on has found a better one
+            return locate(path, warn)
         warn(f"the best checkpoint {checkpoint} is not whole ({fault}); using the newest")
     return Located(latest, latest)
+
+
+def _way_to_one(run: Path) -> str:
+    """What to do about a folder without a whole checkpoint."""
+    if has_checkpoints(run):
+        return "put one back, or train another run"
+    if (run / "config.json").exists():
+        return f"go on with its training: {command('train', '--resume', run)}"
+    return f"train it with: {command('train', '--out', run)}"
 
 
 def run_of(path: Path) -> Path | None:
@@ -235,6 +272,30 @@ def _first_difference(found: Any, wanted: Any, name: str = "") -> str | None:
     # as JSON: 1, 1.0 and true are equal in Python
     same = is_elsewhere or json.dumps(found) == json.dumps(wanted)
     return None if same else f"{name} is {json.dumps(found)}, but {json.dumps(wanted)}"
+
+
+def make_room(run: Path) -> None:
+    """Let a new run begin in the folder `run`: also where an earlier one ended before its first checkpoint.
+
+    Raises:
+        SpikegptError: the folder holds a run that can go on, a part of one, or a model.
+    """
+    if has_checkpoints(run):
+        if not (run / "config.json").exists():
+            raise SpikegptError(
+                f"{run} holds the checkpoints of a run, but no config.json; put that back (its newest training.json "
+                "has a copy as 'run'), or give another --out"
+            )
+        advice = f"continue it with: {command('train', '--resume', run)}, or give another --out"
+        raise SpikegptError(f"{run} holds a run already; {advice}")
+    if not (run / "config.json").exists():
+        return
+    if (run / "model.safetensors").exists() or "train" not in read_run_config(run):
+        raise SpikegptError(f"{run} holds a model already; give another --out")
+    warn_on_stderr(f"{run} holds a run that ended before its first checkpoint; a new one takes its place")
+    for log in ("metrics.jsonl", "samples.txt"):
+        (run / log).unlink(missing_ok=True)
+    shutil.rmtree(run / "tensorboard", ignore_errors=True)
 
 
 def create_run(run: Path, model: ModelConfig, train: TrainConfig, tokenizer: Tokenizer, facts: dict[str, Any]) -> None:

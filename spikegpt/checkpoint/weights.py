@@ -14,12 +14,13 @@ from torch import Tensor
 
 from ..common.devices import find_device
 from ..common.errors import SpikegptError, Warn, warn_on_stderr
+from ..common.files import to_path
 from ..config import ModelConfig
 from ..data.tokenizers import Tokenizer, load_tokenizer
 from ..model.mixers.contract import NeuronFactory
 from ..model.network import SpikeGPT
 from .files import MANIFEST, check_finite, check_format, read_json
-from .run import locate, progress_of, read_model_config
+from .run import locate, progress_of, read_model_config, read_steadily
 
 
 class TensorFile(Mapping):
@@ -80,8 +81,13 @@ def load_model(
         SpikegptError: nothing whole is there, weights, configuration and tokenizer do not fit each other, a weight is
             not finite, or the device is not there.
     """
-    place = find_device(device)
-    folder, weights = open_model(Path(path), warn)
+    place, path = find_device(device), to_path("the model", path)
+    model, tokenizer = read_steadily(path, lambda: _read_model(path, neuron, warn))
+    return model.to(place).eval(), tokenizer
+
+
+def _read_model(path: Path, neuron: NeuronFactory | None, warn: Warn) -> tuple[SpikeGPT, Tokenizer]:
+    folder, weights = open_model(path, warn)
     config = read_model_config(folder / "config.json")
     check_header(config, weights, folder)
     model = SpikeGPT(config, neuron, init=False)
@@ -94,7 +100,7 @@ def load_model(
             f"{folder / 'tokenizer.json'} has {tokens} tokens, the model {rows}: it is not this model's tokenizer; "
             "put its own there"
         )
-    return model.to(place).eval(), tokenizer
+    return model, tokenizer
 
 
 def open_model(path: Path, warn: Warn = warn_on_stderr) -> tuple[Path, TensorFile]:

@@ -7,22 +7,23 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, UseAppendAction, arg
 
 from ..config import ClassifyConfig, ModelConfig, SamplingConfig, TrainConfig
-from ..config.values import THREADS, Range
+from ..config.values import THREADS, TOKENS, WINDOW, Range
 
 # option of any verb -> what its number may be; those of the configurations are checked there
 RANGES = {
     "threads": THREADS,
-    "tokens": Range(1, 10**12),
-    "ctx-len": Range(1, 2**24),
-    "stride": Range(1, 2**24),
+    "tokens": TOKENS,
+    "ctx-len": WINDOW,
+    "stride": WINDOW,
     "limit-bytes": Range(1, 10**15),
     "end-token": Range(0, 2**31 - 1),
     "processes": Range(1, 1024),
+    "rescale-every": ModelConfig.ranges["rescale_every"],
 }
 # all other texts name something
-MAY_BE_EMPTY = ("separator", "prompt", "prompts")
+MAY_BE_EMPTY = ("separator", "prompts")
 
-Threads = Annotated[int, arg(help="CPU threads; 0 leaves torch's choice")]
+Threads = Annotated[int, arg(help="CPU threads; 0 leaves the choice to torch")]
 Device = Annotated[str, arg(help="auto, cpu, cuda, or cuda:N; auto is the GPU where there is one")]
 
 
@@ -107,13 +108,6 @@ class Data:
     processes: Annotated[int | None, arg(help="processes that tokenise; by default all CPUs")] = None
     cache: Annotated[Path | None, arg(help="where downloads and corpora are kept; by default ~/.cache/spikegpt")] = None
     json: Annotated[bool, arg(help="print JSON")] = False
-
-    def idle(self, is_known: bool) -> tuple[str, ...]:
-        """Return the options that are not looked at; `is_known` of a corpus in the list."""
-        of_data_sets = ("config", "split", "separator", "limit_bytes")
-        if self.binidx is not None:
-            return ("out", *of_data_sets)
-        return ("tokenizer", "end_token", "processes", *(("column", *of_data_sets) if is_known else ()))
 
 
 @dataclass(kw_only=True)
@@ -253,7 +247,7 @@ class FinetuneClassify:
     task: Annotated[
         Literal["sst2", "sst5", "mr", "subj"] | None, arg(help="a task of the paper, from the Hugging Face hub")
     ] = None
-    train: Annotated[Path | None, arg(help="TSV (first line: column names) or JSONL file")] = None
+    train: Annotated[Path | None, arg(help="TSV or CSV file, whose first line names the columns, or JSONL")] = None
     valid: Annotated[Path | None, arg(help="chooses the epoch; by default 10 percent of train are held out")] = None
     test: Annotated[Path | None, arg(help="read once per seed, at the end")] = None
     text_column: str = "text"

@@ -12,6 +12,7 @@ from typing import Any
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from ..common.devices import check_name
 from ..common.errors import SpikegptError
 from ..config.values import check
 from .options import MAY_BE_EMPTY, RANGES
@@ -52,17 +53,20 @@ def parse(options: Any, verb: str, arguments: list[str], everyday: Sequence[str]
         raise
     try:
         _check(found[0] if how.get("return_unknown_args") else found)
-    except ValueError as error:
+    except (ValueError, SpikegptError) as error:
         raise UsageError(f"{error}; see: spikegpt {verb} --help") from None
     return found
 
 
 def _check(options: Any) -> None:
-    """Raise ValueError where an option is empty, or beyond its range in RANGES."""
+    """Raise ValueError or SpikegptError where an option is empty, beyond its range in RANGES, or no device's name."""
     for name, value in vars(options).items():
         is_empty = value == "" or (isinstance(value, tuple) and "" in value)
         name = name.strip("_").replace("_", "-")
-        check(not is_empty or name in MAY_BE_EMPTY, f"{name} is an empty string; give a name or a path")
+        wanted = "some text" if name == "prompt" else "a name or a path"
+        check(not is_empty or name in MAY_BE_EMPTY, f"{name} is an empty string; give {wanted}")
+        if name == "device":
+            check_name(value)
         if name in RANGES and value is not None:
             RANGES[name].check(f"--{name}", value)
 

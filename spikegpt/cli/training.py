@@ -5,12 +5,12 @@ from pathlib import Path
 
 from tyro.conf import OmitArgPrefixes
 
-from ..common.errors import SpikegptError, warn_on_stderr
 from ..common.printing import command, one_line
 from ..config import PRESETS, SPIKING, model_preset, train_preset
 from ..config.effects import idle_in_training
+from .idle import warn_of_idle
 from .options import Moved, Start, Train
-from .parsing import parse
+from .parsing import UsageError, parse
 
 # what `train --help` shows
 EVERYDAY = (
@@ -30,7 +30,7 @@ EVERYDAY = (
 def train_verb(arguments: list[str]) -> int:
     start, _ = parse(Start, "train", arguments, return_unknown_args=True, add_help=False)
     defaults = _train_defaults(start)
-    options = parse(OmitArgPrefixes[Train], "train", arguments, EVERYDAY, default=defaults)
+    options = _parse(arguments, start, defaults)
     from ..train import trainer as train
     from ..train.stop_signals import exit_status
 
@@ -38,7 +38,7 @@ def train_verb(arguments: list[str]) -> int:
         moved, others = parse(Moved, "train", arguments, return_unknown_args=True)
         if others:
             given = ", ".join(other.partition("=")[0] for other in others if other.startswith("--"))
-            raise SpikegptError(f"--resume goes on with the run's own configuration; leave out {given}")
+            raise UsageError(f"--resume goes on with the run's own configuration; leave out {given}")
         result = train.resume(
             options.resume,
             data=moved.data,
@@ -48,7 +48,7 @@ def train_verb(arguments: list[str]) -> int:
             device=options.device,
         )
     else:
-        warn_of_idle(options, defaults)
+        _warn(options, defaults)
         name = options.from_.resolve().name + "-tuned" if options.from_ else options.preset
         out = options.out or Path("runs") / f"{name}-{options.model.spiking}"
         result = train.train(
@@ -77,14 +77,42 @@ def train_verb(arguments: list[str]) -> int:
     return status
 
 
-def warn_of_idle(given: Train, defaults: Train) -> None:
+def _parse(arguments: list[str], start: Start, defaults: Train) -> Train:
+    from ..model.mixers import MIXERS
+
+    try:
+        options = parse(OmitArgPrefixes[Train], "train", arguments, EVERYDAY, default=defaults)
+    except UsageError as error:
+        if start.spiking == "none" and "model.neuron:" in str(error):
+            raise UsageError("a dense model has no neurons: leave out what --spiking none cannot use") from error
+        raise
+    if options.model.mixer not in MIXERS:
+        raise UsageError(f"--mixer is {options.model.mixer!r}; known: {', '.join(MIXERS)}")
+    return options
+
+
+def _warn(given: Train, defaults: Train) -> None:
     """Warn of what differs from the defaults, but changes nothing in this training."""
-    idle = idle_in_training(given.model, given.train)
+    from ..train.convert import read_model_config
+
+    idle = idle_in_training(
+        given.model,
+        given.train,
+        begins_with=read_model_config(given.from_).spiking if given.from_ else None,
+        has_rows=given.train.text_column == defaults.train.text_column or _has_rows(given.train.data),
+    )
     pairs = ((given.model, defaults.model), (given.model.neuron, defaults.model.neuron), (given.train, defaults.train))
     for config, default in pairs:
-        for name, value in vars(config).items():
-            if name in idle and value != getattr(default, name):
-                warn_on_stderr(f"--{name.replace('_', '-')} {value} has no effect: {idle[name]}")
+        warn_of_idle(config, vars(default), idle)
+
+
+def _has_rows(data: tuple[str, ...]) -> bool:
+    from ..data.documents import ROW_SUFFIXES, suffix_of
+    from ..data.folders import files_of
+    from ..data.sources import source_paths
+
+    files = files_of(source_paths(data) or [], warn=lambda message: None)
+    return any(suffix_of(file) in ROW_SUFFIXES for file in files)
 
 
 def _train_defaults(start: Start) -> Train:
@@ -98,7 +126,7 @@ def _train_defaults(start: Start) -> Train:
         name = start.preset if start.preset in PRESETS else "tiny"
         return Train(model=model_preset(name, **changes), train=train_preset(name))
     if start.preset is not None:
-        raise SpikegptError(f"the sizes are those of {start.from_}; leave out --preset")
+        raise UsageError(f"the sizes are those of {start.from_}; leave out --preset")
     from ..train.convert import defaults_from
 
     model, training = defaults_from(start.from_, **changes)

@@ -1,4 +1,7 @@
-"""The command line: one verb per function; parse, call, print. What a verb takes: options.py; `train`: training.py."""
+"""The command line: one verb per function; parse, call, print. What a verb takes: options.py.
+
+`train` has a file of its own, training.py, and so have `measure` and `compare`, measuring.py.
+"""
 
 import difflib
 import json
@@ -8,14 +11,23 @@ from typing import Any
 
 from tyro.conf import OmitArgPrefixes
 
-from ..common.errors import SpikegptError, warn_on_stderr
+from ..common.errors import SpikegptError
 from ..common.printing import command, one_line, printable
-from ..common.version import __version__, tree_version
-from ..config import PRESETS, SamplingConfig
-from ..config.effects import idle_in_sampling
+from ..common.version import __version__
+from ..config import PRESETS, ModelConfig
+from ..config.effects import idle_in_blocks
+from .beginning import check_runs, use_threads
 from .ending import ended
+from .idle import (
+    given_of,
+    idle_in_classifying,
+    idle_in_data,
+    idle_in_reading,
+    warn_of_idle_options,
+    warn_of_idle_sampling,
+)
+from .measuring import compare_verb, measure_verb
 from .options import (
-    Compare,
     Data,
     Doctor,
     Evaluate,
@@ -24,8 +36,6 @@ from .options import (
     Generate,
     Import,
     Info,
-    Measure,
-    Measuring,
 )
 from .parsing import HELP, UsageError, parse
 from .training import train_verb
@@ -40,7 +50,7 @@ USAGE = f"""spikegpt {__version__}: train spiking language models, and compare t
   spikegpt generate RUN "Once"    write text, token by token
   spikegpt evaluate RUN...        bits per byte, perplexities, firing rates, of runs side by side; --last-word FILE
   spikegpt lm-eval ...            EleutherAI's lm_eval, which then knows: --model spikegpt --model_args pretrained=RUN
-  spikegpt finetune-classify RUN  SST-2, SST-5, MR, Subj or your own TSV and JSONL files, with seeds; its twin beside it
+  spikegpt finetune-classify RUN  SST-2, SST-5, MR, Subj or your own TSV, CSV, JSONL files, with seeds; the twin beside
   spikegpt measure RUN            count what a run computes, estimate its energy, write RUN/report/report.html
   spikegpt compare RUN --twin     the same beside its dense twin, which is found or trained; or: compare RUN RUN...
   spikegpt import FILE            published SpikeGPT or RWKV-4 weights (.pth, Hugging Face folder) become a run
@@ -55,12 +65,10 @@ def data_verb(arguments: list[str]) -> int:
     options = parse(Data, "data", arguments)
     from ..data import corpora
 
+    warn_of_idle_options(options, idle_in_data(options, is_corpus=options.name in corpora.CORPORA))
     if options.name is None:
         print(json.dumps(list(corpora.CORPORA)) if options.json else corpora.listing())
         return 0
-    for name in options.idle(options.name in corpora.CORPORA):
-        if getattr(options, name) != getattr(Data(), name):
-            warn_on_stderr(f"--{name.replace('_', '-')} has no effect on {one_line(options.name)} here")
     if options.binidx is not None:
         return _write_tokens(options.name, options.binidx, options)
     folder = corpora.obtain(
@@ -106,10 +114,8 @@ def generate_verb(arguments: list[str]) -> int:
     from ..checkpoint.weights import load_model
     from ..generate.stream import stream
 
-    _use_threads(options.threads)
-    for name, reason in idle_in_sampling(options.sampling).items():
-        if getattr(options.sampling, name) != getattr(SamplingConfig(), name):
-            warn_on_stderr(f"--{name.replace('_', '-')} has no effect: {reason}")
+    use_threads(options.threads)
+    warn_of_idle_sampling(options)
     model, tokenizer = load_model(options.run, device=options.device)
     prompts = list(options.prompts) or ["\n"]
     texts = [""] * len(prompts)
@@ -134,27 +140,21 @@ def evaluate_verb(arguments: list[str]) -> int:
     options = parse(Evaluate, "evaluate", arguments)
     from ..evaluate.runs import evaluate_run, headlines, table
 
-    _use_threads(options.threads)
     if not options.runs:
-        raise SpikegptError("no run given; spikegpt evaluate RUN [RUN ...]")
+        raise UsageError("no run given; spikegpt evaluate RUN [RUN ...]")
     if options.last_word is not None:
-        text_flags = {
-            "file": None,
-            "tokens": None,
-            "ctx_len": None,
-            "stride": None,
-            "keep_membrane": False,
-            "split": "test",
-        }
-        given = [
-            "--" + name.replace("_", "-") for name, default in text_flags.items() if getattr(options, name) != default
-        ]
+        others = ("file", "tokens", "ctx_len", "stride", "keep_membrane", "split")
+        given = given_of(options, others)
         if given:
-            raise SpikegptError(f"--last-word reads whole passages from its own file; leave out {', '.join(given)}")
+            raise UsageError(f"--last-word reads whole passages from its own file; leave out {', '.join(given)}")
+    warn_of_idle_options(options, idle_in_reading(options))
+    use_threads(options.threads)
+    check_runs(options.runs)
+    if options.last_word is not None:
         from ..evaluate import last_word
 
-        results = [last_word.evaluate_last_words(run, options.last_word, options.device) for run in options.runs]
-        print(json.dumps(results) if options.json else last_word.table(results))
+        words = [last_word.evaluate_last_words(run, options.last_word, options.device) for run in options.runs]
+        print(json.dumps(words) if options.json else last_word.table(words))
         return 0
     results = [
         evaluate_run(
@@ -181,81 +181,35 @@ def lm_eval_verb(arguments: list[str]) -> int:
     return 0
 
 
-def measure_verb(arguments: list[str]) -> int:
-    options = parse(Measure, "measure", arguments)
-    return _measure(
-        [options.run], options, f"What {options.run.resolve().name} computes", command("measure", *arguments)
-    )
-
-
-def compare_verb(arguments: list[str]) -> int:
-    options = parse(Compare, "compare", arguments)
-    if not options.runs:
-        raise SpikegptError("no run given; spikegpt compare RUN [RUN ...] [--twin]")
-    runs = list(options.runs)
-    if options.twin:
-        from ..measure.twins import make_twin
-
-        _use_threads(options.threads)
-        twin = make_twin(runs[0], cache=options.cache, quiet=options.json, device=options.device)
-        runs += [twin] if twin.resolve() not in [run.resolve() for run in runs] else []
-    title = " and ".join(run.resolve().name for run in runs)
-    return _measure(runs, options, title, command("compare", *arguments))
-
-
-def _measure(runs: list[Path], options: Measuring, title: str, words: str) -> int:
-    from neuromorphic import bundled_profiles, load_profile
-    from neuromorphic.report.folder import check_folder, comparison_table, write_report
-
-    from ..measure.runs import claims_of, measure_runs, report_folder
-
-    _use_threads(options.threads)
-    # what cannot work is found before the long part
-    profiles = [load_profile(name) for name in options.prices or bundled_profiles()]
-    folder = options.out or report_folder(runs[0])
-    check_folder(folder)
-    measurements = measure_runs(
-        runs,
-        split=options.split,
-        file=options.file,
-        limit=options.tokens,
-        prompt=options.prompt,
-        profiles=profiles,
-        cache=options.cache,
-        device=options.device,
-    )
-    claims = next((claim for claim in map(claims_of, measurements) if claim is not None), None)
-    report = write_report(
-        folder, measurements, title=title, claims=claims, made={"command": words, "spikegpt": tree_version()}
-    )
-    if options.json:
-        print(json.dumps([measurement.to_dict() for measurement in measurements]))
-    else:
-        print(f"{comparison_table(measurements)}\n\nreport: {one_line(report)}")
-    return 0
-
-
 def finetune_classify_verb(arguments: list[str]) -> int:
     options = parse(OmitArgPrefixes[FinetuneClassify], "finetune-classify", arguments)
     from ..common.files import write_atomically
     from ..data.labelled import TASKS, load_file_task, load_hub_task
-    from ..train.classify import finetune, table
+    from ..train.classify import check_free, finetune, table
 
-    _use_threads(options.threads)
-    advice = (
-        "give runs, and either --task NAME or --train FILE and --test FILE: spikegpt finetune-classify RUN [TWIN] ..."
-    )
-    if not options.runs:
-        raise SpikegptError(advice)
-    if options.train is not None and options.test is not None and options.task is None:
+    files = (options.train, options.valid, options.test)
+    has_files, has_task = None not in (options.train, options.test), options.task is not None
+    if not options.runs or has_files == has_task or (has_task and any(files)):
+        raise UsageError(
+            "give runs, and either --task NAME, or --train FILE and --test FILE and perhaps --valid FILE: "
+            "spikegpt finetune-classify RUN [TWIN] ..."
+        )
+    warn_of_idle_options(options, idle_in_classifying(options))
+    use_threads(options.threads)
+    check_runs(options.runs)
+    folders = [options.out / run.resolve().name for run in options.runs]
+    check_free(folders)
+    if (options.out / "results.json").exists():
+        raise SpikegptError(f"{options.out} holds the results of others; give another --out")
+    if options.train is not None and options.test is not None:
         columns = {"text_column": options.text_column, "label_column": options.label_column}
         task = load_file_task(options.train, options.valid, options.test, **columns)
-    elif options.task is not None and None in (options.train, options.test):
-        task = load_hub_task(options.task)
     else:
-        raise SpikegptError(advice)
+        assert options.task is not None
+        task = load_hub_task(options.task)
     results = [
-        finetune(run, task, options.config, options.out / run.resolve().name, options.device) for run in options.runs
+        finetune(run, task, options.config, folder, options.device)
+        for run, folder in zip(options.runs, folders, strict=True)
     ]
     published = (
         {"46M": TASKS[options.task].published_46m, "216M": TASKS[options.task].published_216m} if options.task else {}
@@ -291,7 +245,9 @@ def import_verb(arguments: list[str]) -> int:
         binary_embedding=options.binary_embedding,
         rescale_every=options.rescale_every,
     )
-    _show(describe_model(str(out)), options.json)
+    facts = describe_model(str(out))
+    warn_of_idle_options(options, idle_in_blocks(ModelConfig.from_dict(facts["config"])))
+    _show(facts, options.json)
     return 0
 
 
@@ -316,17 +272,10 @@ def doctor_verb(arguments: list[str]) -> int:
     options = parse(Doctor, "doctor", arguments)
     from ..measure.doctor import examine
 
-    _use_threads(options.threads)
+    use_threads(options.threads)
     report = examine()
     _show(report, options.json)
     return 0 if report["healthy"] else 1
-
-
-def _use_threads(threads: int) -> None:
-    if threads:
-        from ..common.threads import use_threads
-
-        use_threads(threads)
 
 
 def _show(values: dict[str, Any], as_json: bool, indent: str = "") -> None:

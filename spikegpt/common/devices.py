@@ -1,5 +1,6 @@
 """The device that a name means on this machine. torch is imported when a name is looked up, so that help needs none."""
 
+import re
 from typing import TYPE_CHECKING
 
 from .errors import SpikegptError
@@ -22,18 +23,23 @@ def find_device(name: "str | torch.device" = "auto") -> "torch.device":
         if name.type != "cuda":
             return name
         name = str(name)
+    check_name(name)
     here = available_devices()
     if name == "auto":
         return torch.device("cuda" if len(here) > 1 else "cpu")
-    kind, _, index = name.partition(":")
-    if name not in ("cpu", "cuda") and not (kind == "cuda" and index.isdecimal()):
-        raise SpikegptError(f"device {name!r} is unknown; known: auto, cpu, cuda, cuda:N; available: {', '.join(here)}")
-    if kind == "cuda" and len(here) == 1:
+    if name.startswith("cuda") and len(here) == 1:
         why = "this torch was built without CUDA" if torch.version.cuda is None else "no GPU was found"
         raise SpikegptError(f"{name}: {why}; available: {', '.join(here)}")
     if name != "cuda" and name not in here:
         raise SpikegptError(f"{name}: there is no such GPU; available: {', '.join(here)}")
     return torch.device(name)
+
+
+def check_name(name: object) -> None:
+    """Raise SpikegptError unless `name` is one that a device may have, here or elsewhere."""
+    if not isinstance(name, str) or not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", name):
+        here = ", ".join(available_devices())
+        raise SpikegptError(f"device {name!r} is unknown; known: auto, cpu, cuda, cuda:N; available: {here}")
 
 
 def available_devices() -> list[str]:

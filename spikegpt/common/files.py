@@ -12,11 +12,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from .errors import SpikegptError, warn_on_stderr
 
 LOCK = ".lock"
+
+
+def to_path(what: str, path: Any) -> Path:
+    """Return `path` as a Path; SpikegptError if it is None, bytes, or else no path: `what` says what it should be."""
+    if not isinstance(path, str | os.PathLike):
+        raise SpikegptError(f"{what} is {path!r:.80}; give a path")
+    return Path(path)
 
 
 def write_atomically(path: str | Path, data: bytes | str) -> None:

@@ -22,5 +22,17 @@ def one_line(text: object) -> str:
 
 
 def command(*words: str | Path) -> str:
-    """Return `spikegpt WORDS` as a user may paste it into a shell, each word quoted where it has to be."""
-    return one_line(shlex.join(["spikegpt", *map(str, words)]))
+    """Return `spikegpt WORDS` as a user may paste it into a shell, each word quoted where it has to be.
+
+    A Path that begins with a dash is written as ./-name, for it would be read as a flag.
+    """
+    return " ".join(map(_quoted, ("spikegpt", *words)))
+
+
+def _quoted(word: str | Path) -> str:
+    text = f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word)
+    if one_line(text) == text:
+        return shlex.quote(text)
+    # what cannot be shown as it is, a shell reads from its escapes
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"$'{one_line(escaped)}'"

@@ -3,11 +3,14 @@
 A number that was asked for stays. Without one, the fastest depends on what else the machine does, and is measured.
 """
 
+import os
 import statistics
 import time
 from collections.abc import Callable
 
 import torch
+
+from .errors import warn_on_stderr
 
 # times that the work is done with each number of threads, unless it has taken so long already
 ROUNDS, ENOUGH_S = 3, 3.0
@@ -22,6 +25,9 @@ STEPS, CHANGED = 10, 1.5
 def use_threads(threads: int) -> None:
     """Work with so many CPU threads from now on; 0 leaves torch's choice."""
     if threads:
+        cpus = os.cpu_count() or threads
+        if threads > cpus:
+            warn_on_stderr(f"{threads} threads on {cpus} CPU(s) wait for each other; {cpus} would be faster")
         torch.set_num_threads(threads)
 
 

@@ -1,51 +1,90 @@
 """Settings that change nothing beside others, and those that are not what they seem: for whoever gave them by hand.
 
-No configuration refuses these: a twin keeps its model's neuron, and a stored run may hold any of them.
+For every setting: which others does it need? No configuration refuses these: a twin keeps its model's neuron, and a
+stored run may hold any of them.
 """
 
-from .model import ModelConfig
+from .model import ModelConfig, Spiking
 from .sampling import SamplingConfig
-from .train import TrainConfig
+from .train import ClassifyConfig, TrainConfig
+
+# a step of Adam is about as large as the rate: one that small is lost in float32 beside any weight
+LOST_RATE = 1e-12
 
 
-def doubts(train: TrainConfig) -> list[str]:
-    """Return what is allowed in `train`, but hardly meant."""
-    if train.warmup_steps > train.steps > 1:
-        rate = f"{train.lr * train.steps / train.warmup_steps:.3g} instead of {train.lr:g}"
-        return [
-            f"warmup_steps {train.warmup_steps} are not over within the {train.steps} steps: "
+def doubts(config: TrainConfig | ClassifyConfig) -> list[str]:
+    """Return what is allowed in `config`, but hardly meant."""
+    found = []
+    if config.lr < LOST_RATE:
+        found.append(f"lr is {config.lr:g}: nothing is learned")
+    if not isinstance(config, TrainConfig):
+        return found
+    if 0 < config.grad_clip < config.adam_eps:
+        found.append(
+            f"grad_clip {config.grad_clip:g} is below adam_eps {config.adam_eps:g}: nearly nothing is learned; "
+            "0 turns clipping off"
+        )
+    if config.warmup_steps > config.steps > 1:
+        rate = f"{config.lr * config.steps / config.warmup_steps:.3g} instead of {config.lr:g}"
+        found.append(
+            f"warmup_steps {config.warmup_steps} are not over within the {config.steps} steps: "
             f"the learning rate ends at {rate}"
-        ]
-    return []
+        )
+    return found
 
 
-def idle_in_training(model: ModelConfig, train: TrainConfig) -> dict[str, str]:
-    """Return setting -> why its value changes nothing in this training."""
+def idle_in_training(
+    model: ModelConfig, train: TrainConfig, *, begins_with: Spiking | None = None, has_rows: bool = True
+) -> dict[str, str]:
+    """Return setting -> why its value changes nothing in this training.
+
+    Args:
+        begins_with: `spiking` of the weights that the model begins with.
+        has_rows: whether the text comes from JSONL, CSV or TSV files.
+    """
     idle = {"vocab_size": "the vocabulary is the tokenizer's"}
-    idle |= _idle_in_neurons(model) | _idle_in_losses(model, train)
+    idle |= idle_in_blocks(model) | _idle_in_losses(model, train) | _idle_in_schedules(train)
+    if model.spiking != "none":
+        idle |= _idle_in_neurons(model, begins_with)
     if train.tokenizer != "bpe":
         idle["bpe_vocab_size"] = f"the tokenizer is {train.tokenizer}, not bpe"
+    if not has_rows:
+        idle["text_column"] = "no JSONL, CSV or TSV file is read"
     return idle
 
 
-def idle_in_sampling(sampling: SamplingConfig) -> dict[str, str]:
-    """Return setting -> why its value changes nothing in this sampling."""
-    if sampling.temperature > 0:
-        return {}
-    return dict.fromkeys(("top_k", "top_p", "seed"), "at temperature 0 the most likely token is taken always")
-
-
-def _idle_in_neurons(model: ModelConfig) -> dict[str, str]:
-    neuron = model.neuron
+def idle_in_blocks(model: ModelConfig) -> dict[str, str]:
+    """Return setting -> why its value changes nothing in a model of this shape."""
     idle: dict[str, str] = {}
     if model.spiking != "input":
         idle |= dict.fromkeys(("hidden_levels", "spiking_head"), f"--spiking {model.spiking} has no such neurons")
     if model.spiking != "output":
         idle["binary_embedding"] = f"--spiking {model.spiking} has no binary embedding"
+    if model.rescale_every > model.n_layer:
+        idle["rescale_every"] = f"the model has {model.n_layer} layer(s)"
     if model.spiking == "none":
-        return idle | dict.fromkeys(vars(neuron), "a dense model has no neurons")
+        idle |= dict.fromkeys(vars(model.neuron), "a dense model has no neurons")
+    return idle
+
+
+def idle_in_sampling(sampling: SamplingConfig) -> dict[str, str]:
+    """Return setting -> why its value changes nothing in this sampling."""
+    if sampling.temperature == 0:
+        return dict.fromkeys(("top_k", "top_p", "seed"), "at temperature 0 the most likely token is taken always")
+    if sampling.top_k == 1:
+        return dict.fromkeys(("temperature", "top_p", "seed"), "at top_k 1 the most likely token is taken always")
+    return {}
+
+
+def _idle_in_neurons(model: ModelConfig, begins_with: Spiking | None) -> dict[str, str]:
+    neuron = model.neuron
+    idle: dict[str, str] = {}
     if model.spiking == "input" and neuron.learnable_threshold:
         idle["threshold"] = "thresholds are learned, and begin where a given share of the neurons fires"
+    if model.spiking == begins_with:
+        given = "they are learned, and begin as the weights have them"
+        idle |= {"threshold": given} if neuron.learnable_threshold else {}
+        idle |= {"membrane_decay": given} if neuron.learnable_decay else {}
     if neuron.membrane_decay == 0 and not neuron.learnable_decay:
         nothing_kept = "at membrane_decay 0 no potential is kept from token to token"
         idle |= dict.fromkeys(("reset", "decay_input", "detach_reset"), nothing_kept)
@@ -53,17 +92,34 @@ def _idle_in_neurons(model: ModelConfig) -> dict[str, str]:
 
 
 def _idle_in_losses(model: ModelConfig, train: TrainConfig) -> dict[str, str]:
-    idle = {}
-    if train.firing_rate_target is None:
-        idle["firing_rate_weight"] = "there is no firing_rate_target"
+    idle: dict[str, str] = {}
     if train.teacher is None:
         idle["teacher_weight"] = "there is no teacher"
+    elif train.teacher_weight == 0:
+        idle["teacher"] = "teacher_weight is 0"
+    if train.firing_rate_target is None:
+        idle["firing_rate_weight"] = "there is no firing_rate_target"
+    elif train.firing_rate_weight == 0:
+        idle["firing_rate_target"] = "firing_rate_weight is 0"
     if model.spiking != "input":
         without = ("synop_budget", "synop_weight", "synop_warmup")
         idle |= dict.fromkeys(without, "the budget acts on the spike-driven block only")
     elif train.synop_budget == 0:
         idle |= dict.fromkeys(("synop_weight", "synop_warmup"), "synop_budget is 0, which turns it off")
+    elif train.synop_weight == 0:
+        idle |= dict.fromkeys(("synop_budget", "synop_warmup"), "synop_weight is 0")
     if model.spiking == "none":
         dense = "a dense model has no neurons"
         idle |= dict.fromkeys(("firing_rate_target", "firing_rate_weight", "anneal", "verify_spikes"), dense)
+    return idle
+
+
+def _idle_in_schedules(train: TrainConfig) -> dict[str, str]:
+    idle: dict[str, str] = {}
+    if train.lr == 0:
+        idle |= dict.fromkeys(("warmup_steps", "weight_decay", "lr_scales", "grad_clip"), "lr is 0")
+    elif train.steps - train.warmup_steps < 2:
+        idle["lr_final"] = f"the warm-up of {train.warmup_steps} steps leaves no room for a cosine"
+    if train.eval_every and (train.save_every % train.eval_every == 0 or train.save_every > train.steps):
+        idle["save_every"] = f"every evaluation saves, eval_every {train.eval_every}"
     return idle

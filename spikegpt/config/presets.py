@@ -41,5 +41,5 @@ def train_preset(name: str, **changes) -> TrainConfig:
 
 
 def _preset(name: str) -> dict[str, dict[str, Any]]:
-    check(name in PRESETS, f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
+    check(isinstance(name, str) and name in PRESETS, f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
     return PRESETS[name]

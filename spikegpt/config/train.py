@@ -20,7 +20,7 @@ class TrainConfig(Config):
         "eval_tokens": Range(2, 10**12),
         "bpe_vocab_size": Range(257, 2**20, "256 bytes and at least one pair; a vocabulary that large fits no text"),
         "threads": THREADS,
-        "seed": Range(0, SEEDS.high, SEEDS.why),
+        "seed": SEEDS,
         **dict.fromkeys(("lr", "lr_final", "weight_decay", "grad_clip", "l2wrap"), Range(0.0, math.inf)),
         **dict.fromkeys(("firing_rate_weight", "synop_weight"), Range(0.0, math.inf)),
         **dict.fromkeys(("betas", "adam_eps", "teacher_weight", "synop_warmup", "anneal"), Range(0.0, 1.0)),
@@ -93,6 +93,7 @@ class TrainConfig(Config):
     sample_every: int = 500
     """steps between samples of text; 0 never"""
     save_every: int = 250
+    """steps between checkpoints; an evaluation writes one too"""
     keep: int = 2
     """newest checkpoints kept, besides the best"""
     log_every: int = 10
@@ -101,8 +102,10 @@ class TrainConfig(Config):
     def __post_init__(self):
         super().__post_init__()
         check(len(self.data) > 0, "data names no text; give python-docs, files or a folder")
-        for name, value in (("data", self.data), ("tokenizer", (self.tokenizer,)), ("teacher", (self.teacher,))):
-            check("" not in value, f"{name} is an empty string; give a name or a path")
+        for name in ("data", "text_column", "tokenizer", "teacher", "freeze"):
+            value = getattr(self, name)
+            parts = value if isinstance(value, tuple) else (value,)
+            check("" not in parts, f"{name} is an empty string; give a name or a path")
         check(all(beta < 1 for beta in self.betas), f"betas must lie in [0, 1), got {self.betas}")
         check(0 <= self.lr_final <= self.lr, f"want 0 <= lr_final <= lr, got lr_final {self.lr_final}, lr {self.lr}")
         rate = self.firing_rate_target

@@ -26,19 +26,24 @@ class Range(NamedTuple):
     why: str = ""
     """what is wrong with others, as an addition to the error"""
 
-    def check(self, name: str, value: float) -> None:
-        """Raise ValueError unless `value` lies within."""
-        if self.low <= value <= self.high:
+    def check(self, name: str, value: Any) -> None:
+        """Raise ValueError unless `value` is of their kind and lies within."""
+        is_whole = isinstance(self.low, int)
+        is_kind = isinstance(value, numbers.Integral if is_whole else numbers.Real) and not isinstance(value, bool)
+        if is_kind and self.low <= value <= self.high:
             return
-        kind = "a whole number" if isinstance(self.low, int) else "a number"
+        kind = "a whole number" if is_whole else "a number"
         bounds = (
             f"from {_short(self.low)} to {_short(self.high)}" if self.high < math.inf else f"of at least {self.low:g}"
         )
         raise ValueError(f"{name} must be {kind} {bounds}, got {_shown(value)}{f': {self.why}' if self.why else ''}")
 
 
-SEEDS = Range(-(2**63), 2**64 - 1, "torch's random generators take 64 bits")
-THREADS = Range(0, 1024, "0 leaves the choice to torch; threads beyond the CPUs only wait for each other")
+SEEDS = Range(0, 2**64 - 1, "torch's random generators take 64 bits, and no seed stands for a random one")
+# of a text that is read, of a window
+TOKENS = Range(1, 10**12)
+WINDOW = Range(1, 2**24)
+THREADS = Range(0, 1024, "more threads than CPUs only wait for each other; 0 leaves the choice to spikegpt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,8 +160,8 @@ def check(condition: bool, message: str) -> None:
 
 
 def is_number(text: str) -> bool:
-    """Whether `text` is a finite number of at least 0."""
+    """Whether `text` is a number of at least 0 that float32 holds."""
     try:
-        return 0 <= float(text) < float("inf")
+        return 0 <= float(text) <= LARGEST
     except ValueError:
         return False

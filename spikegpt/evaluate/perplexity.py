@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from ..common.errors import SpikegptError
+from ..config.values import WINDOW
 from ..data.tokenizers import Tokenizer
 from ..data.tokens.token_file import count_characters
 from ..model.network import EMBEDDING, ModelOutput, SpikeGPT, evaluating
@@ -189,7 +190,9 @@ def evaluate_stream(
 
     Raises:
         SpikegptError: fewer than two tokens.
+        ValueError: `chunk` is no whole number of at least 1, or `tokens` are none.
     """
+    WINDOW.check("chunk", chunk)
     check_length(tokens)
     sums, state = _Sums(model), None
     device = model.device
@@ -218,6 +221,8 @@ def evaluate_windows(
             to be kept by a model whose neurons carry none, or that has no neurons.
     """
     check_length(tokens)
+    WINDOW.check("ctx_len", ctx_len)
+    WINDOW.check("stride", stride)
     predicted = len(tokens) - 1
     if not 1 <= ctx_len <= predicted:
         raise SpikegptError(
@@ -254,6 +259,9 @@ def evaluate_windows(
 
 
 def check_length(tokens: np.ndarray, source: str = "the text") -> None:
+    if not isinstance(tokens, np.ndarray) or tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
+        found = f"{tokens.dtype} {tokens.shape}" if isinstance(tokens, np.ndarray) else type(tokens).__name__
+        raise ValueError(f"tokens are {found}; want a numpy array (N,) of whole numbers, as tokenizer.encode gives")
     if len(tokens) < 2:
         raise SpikegptError(
             f"{source} has {len(tokens)} token(s); at least 2 are needed, for the first is never predicted"

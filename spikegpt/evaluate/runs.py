@@ -12,11 +12,14 @@ import torch
 from ..checkpoint.run import configs_of, locate, progress_of, read_run_config, run_of
 from ..checkpoint.weights import load_model
 from ..common.errors import SpikegptError
+from ..common.files import to_path
 from ..common.printing import command, one_line
 from ..common.tables import columns
+from ..config.values import TOKENS, WINDOW
 from ..data.documents import text_of
 from ..data.prepare import prepare
 from ..data.sources import PYTHON_DOCS, cache_folder
+from ..data.splits import SPLITS
 from ..data.tokenizers import Tokenizer
 from ..data.tokenizers.encoding import encode_first
 from .perplexity import check_length, evaluate_stream, evaluate_windows, named_if_not_finite
@@ -38,9 +41,9 @@ def read_text(
 
     Raises:
         SpikegptError: the text is gone, not what the run was trained on, or too short to predict anything.
+        ValueError: there is no such split, or `limit` is no number of tokens.
     """
-    if limit is not None and limit < 1:
-        raise SpikegptError(f"limit must be at least 1 token, or None, got {limit}")
+    check_reading(split, limit)
     if file is not None:
         text = text_of(Path(file), "text", cache_folder(cache) / "texts")
         tokens, source = encode_first(tokenizer, text, limit), str(file)
@@ -66,6 +69,14 @@ def check_text_is_there(run: Path, data: Iterable[str]) -> None:
         if path != PYTHON_DOCS and not (os.path.lexists(path) or os.path.lexists(f"{path}.idx")):
             moved = command("train", "--resume", run, "--data")
             raise SpikegptError(f"the text of {run} is not at {path}; say where it lies now: {moved} TEXT")
+
+
+def check_reading(split: str, limit: int | None) -> None:
+    """Raise ValueError if `split` is none, or `limit` is no number of tokens."""
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}; known: {', '.join(SPLITS)}")
+    if limit is not None:
+        TOKENS.check("limit", limit)
 
 
 def check_text(run: Path, values: dict[str, Any], header: dict[str, Any], advice: str) -> None:
@@ -108,7 +119,14 @@ def evaluate_run(
     Raises:
         SpikegptError: no whole model there, its text is gone, the text is too short, `evaluate_windows` refuses, or the
             device is not there, or the model computes nothing finite.
+        ValueError: there is no such split, or a number is out of range.
     """
+    run = to_path("run", run)
+    cache, file = cache and to_path("cache", cache), file and to_path("file", file)
+    check_reading(split, limit)
+    for name, value in (("ctx_len", ctx_len), ("stride", stride)):
+        if value is not None:
+            WINDOW.check(name, value)
     model, tokenizer = load_model(run, device=device)
     tokens, source = read_text(run, tokenizer, split=split, file=file, limit=limit, cache=cache)
     print(one_line(f"evaluating {run} on {source}: {len(tokens):,} tokens"), file=sys.stderr, flush=True)

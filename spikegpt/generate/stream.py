@@ -5,7 +5,7 @@ neighbours in the batch.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ def generate(
     draws: Sequence[int] | None = None,
 ) -> list[str]:
     """Return the continuation of each prompt, without the prompt; see `stream`."""
+    _check_arguments(model, tokenizer, prompts, sampling, draws)
     texts = [""] * len(prompts)
     for piece in stream(model, tokenizer, prompts, sampling, draws):
         texts[piece.prompt] += piece.text
@@ -63,13 +64,11 @@ def stream(
             not. It is added to the seed; by default it is the place among `prompts`.
 
     Raises:
-        SpikegptError: no prompt, an empty one, or one that the tokenizer cannot encode.
+        SpikegptError: no prompt, an empty one, or one that the tokenizer cannot encode; or an argument is of another
+            kind.
     """
+    _check_arguments(model, tokenizer, prompts, sampling, draws)
     sampling = sampling or SamplingConfig()
-    if isinstance(prompts, str):
-        raise SpikegptError(f"prompts is the string {prompts!r}; give a list of strings, [{prompts!r}]")
-    if not prompts:
-        raise SpikegptError("no prompt given; give at least one non-empty string")
     encoded = [_encode(tokenizer, prompt) for prompt in prompts]
     for prompt, ids in zip(prompts, encoded, strict=True):
         if len(ids) == 0:
@@ -104,6 +103,26 @@ def stream(
             logits = engine.step(chosen)
         for row in rows:
             yield from row.finish()
+
+
+def _check_arguments(model: Any, tokenizer: Any, prompts: Any, sampling: Any, draws: Any) -> None:
+    for name, value, kind in (("model", model, SpikeGPT), ("tokenizer", tokenizer, Tokenizer)):
+        if not isinstance(value, kind):
+            raise SpikegptError(f"{name} is a {type(value).__name__}, want a {kind.__name__}")
+    if not isinstance(sampling, SamplingConfig | None):
+        raise SpikegptError(f"sampling is a {type(sampling).__name__}, want a SamplingConfig, or None")
+    if isinstance(prompts, str):
+        raise SpikegptError(f"prompts is the string {prompts!r}; give a list of strings, [{prompts!r}]")
+    # texts come back in the order of the prompts, so a set or a generator will not do
+    if not isinstance(prompts, list | tuple):
+        raise SpikegptError(f"prompts is a {type(prompts).__name__}; give a list of strings")
+    if not prompts:
+        raise SpikegptError("no prompt given; give at least one non-empty string")
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise SpikegptError(f"a prompt is {prompt!r:.80}; give strings")
+    if draws is not None and (len(draws) != len(prompts) or not all(isinstance(draw, int) for draw in draws)):
+        raise SpikegptError(f"draws is {draws!r:.80}; give a whole number for each of the {len(prompts)} prompt(s)")
 
 
 def _encode(tokenizer: Tokenizer, prompt: str) -> np.ndarray:

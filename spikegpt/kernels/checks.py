@@ -90,6 +90,8 @@ def check_wkv_inputs(
 
 def _check_sequence(operation: str, name: str, sequence: Tensor) -> torch.dtype:
     """Return the dtype that the state beside `sequence` (B, T, C) is kept in."""
+    if not isinstance(sequence, Tensor):
+        raise ValueError(f"{operation}: {name} must be a tensor (B, T, C), got a {type(sequence).__name__}")
     if sequence.dim() != 3 or 0 in sequence.shape:
         raise ValueError(f"{operation}: {name} must be (B, T, C) with no empty side, got {tuple(sequence.shape)}")
     if not sequence.dtype.is_floating_point:

@@ -36,10 +36,11 @@ from ..checkpoint.run import locate, progress_of, run_of
 from ..checkpoint.weights import load_model
 from ..common.devices import finish
 from ..common.errors import SpikegptError
+from ..common.files import to_path
 from ..common.printing import one_line
 from ..data.tokenizers import Tokenizer
 from ..evaluate.perplexity import evaluate_stream, named_if_not_finite
-from ..evaluate.runs import read_text
+from ..evaluate.runs import check_reading, read_text
 from ..generate.engine import Engine
 from ..model.network import ModelOutput, SpikeGPT
 
@@ -75,9 +76,15 @@ def measure_runs(
         SpikegptError: no run is given, one is not whole, the device is not there, or the runs would be measured on
             different texts.
     """
-    if not runs:
-        raise SpikegptError("no run given; name the folder of at least one")
+    if isinstance(runs, str | Path) or not runs:
+        raise SpikegptError(f"no run given but {runs!r}; give a list with the folder of at least one run")
+    runs = [to_path("run", run) for run in runs]
+    cache, file = cache and to_path("cache", cache), file and to_path("file", file)
+    check_reading(split, limit)
     loaded = [(*load_model(run, device=device), run) for run in runs]
+    for _, tokenizer, _ in loaded:
+        # what cannot be read is found before the long part
+        _raster_text(tokenizer, prompt)
     texts = [
         read_text(run, tokenizer, split=split, file=file, limit=limit, cache=cache) for _, tokenizer, run in loaded
     ]
@@ -271,10 +278,8 @@ def _processor() -> str:
 
 def _rasters(model: SpikeGPT, tokenizer: Tokenizer, tokens: np.ndarray, prompt: str | None) -> tuple[Raster, ...]:
     """The spikes of one layer of both halves of the first, middle and last block while the prompt is read."""
-    read = tokens if prompt is None else tokenizer.encode(prompt.encode())
-    read = np.asarray(read[:RASTER_TOKENS])
-    if not len(read):
-        raise SpikegptError("the prompt of the raster is empty; give some text, or leave it out")
+    given = _raster_text(tokenizer, prompt)
+    read = np.asarray((tokens if given is None else given)[:RASTER_TOKENS])
     spikes = model(_ids(model, read)).spikes
     labels = tuple(tokenizer.decode([token]).decode("utf-8", "replace") for token in read)
     rasters = []
@@ -291,6 +296,17 @@ def _rasters(model: SpikeGPT, tokenizer: Tokenizer, tokens: np.ndarray, prompt: 
             )
         )
     return tuple(rasters)
+
+
+def _raster_text(tokenizer: Tokenizer, prompt: str | None) -> np.ndarray | None:
+    """The tokens (N,) of `prompt`, None without one; SpikegptError if it has none."""
+    if prompt is None:
+        return None
+    read = tokenizer.encode(prompt.encode()) if isinstance(prompt, str) else ()
+    if not len(read):
+        what = f"a {type(prompt).__name__}" if prompt else "empty"
+        raise SpikegptError(f"the prompt of the raster is {what}; give some text, or leave it out")
+    return np.asarray(read)
 
 
 def _shown_layers(model: SpikeGPT) -> list[str]:

@@ -103,6 +103,11 @@ def our_neuron(site: Site) -> LIF:
 
 def _proven(factory: NeuronFactory, site: Site) -> nn.Module:
     """Return what the caller's factory makes for a site, once it has shown that it is a neuron."""
+    if isinstance(factory, nn.Module) or not callable(factory):
+        raise ValueError(
+            f"neuron is {factory!r:.80}; want a function that makes a new module for every site: "
+            "lambda site: LIF(site.channels, site.neuron)"
+        )
     neuron = factory(site)
     if not isinstance(neuron, LIF):
         check_neuron(neuron, site.channels)
@@ -250,6 +255,8 @@ class SpikeGPT(nn.Module):
             # the first forward pass of all says what a state of this model is
             with torch.no_grad(), evaluating(self):
                 self.hidden(torch.zeros(1, 1, dtype=torch.long, device=self.device))
+        if not isinstance(state, tuple | list):
+            raise ValueError(f"the state does not fit: it holds a {type(state).__name__}, want what a model returned")
         if len(state) != len(self.blocks):
             fault: str | None = f"it has {len(state)} layers, the model {len(self.blocks)}"
         else:

@@ -203,6 +203,6 @@ class LIF(nn.Module):
 
 
 def _check_channels(channels: object) -> None:
-    if not isinstance(channels, int):
-        found = f"LIF: channels must be a whole number, got a {type(channels).__name__}"
+    if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
+        found = f"LIF: channels must be a whole number of at least 1, got {channels!r:.80}"
         raise ValueError(f"{found}; a neuron factory is given a site: LIF(site.channels, site.neuron)")

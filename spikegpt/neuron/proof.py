@@ -35,15 +35,15 @@ def check_neuron(neuron: Any, channels: int) -> None:
     if example.is_meta or torch.get_default_device().type == "meta":
         return
     generator = torch.Generator().manual_seed(0)
-    current = 2 * torch.randn(2, _TOKENS, channels, generator=generator).to(example)
+    current, other = 2 * torch.randn(2, 2, _TOKENS, channels, generator=generator).to(example)
     was_training = neuron.training
     with torch.no_grad(), torch.random.fork_rng():
         neuron.eval()
-        _try(neuron, current)
+        _try(neuron, current, other)
         neuron.train(was_training)
 
 
-def _try(neuron: nn.Module, current: Tensor) -> None:
+def _try(neuron: nn.Module, current: Tensor, other: Tensor) -> None:
     name, want = type(neuron).__name__, "a neuron returns (spikes (B, T, C), state)"
     whole, state = _called(neuron, current, None, want)
     if not isinstance(whole, Tensor) or whole.shape != current.shape:
@@ -55,11 +55,19 @@ def _try(neuron: nn.Module, current: Tensor) -> None:
                 f"{name} carries a state {tuple(part.shape)} after {len(current)} texts; the texts come first, "
                 "as in (B, C)"
             )
+    _called(neuron, other, None, want)
+    if not torch.allclose(_called(neuron, current, None, want)[0], whole, atol=1e-4):
+        raise ValueError(
+            f"{name} spikes otherwise when the same text begins anew: it keeps what it carries inside; "
+            "return it as the state, and begin with what a text begins with where the state is None"
+        )
+    is_random = not torch.equal(_called(neuron, current, None, want, seed=1)[0], whole)
     pieces, state = [], None
     for token in current.split(1, dim=1):
         piece, state = _called(neuron, token, state, want)
         pieces.append(piece)
-    is_random = not torch.equal(_called(neuron, current, None, want)[0], whole)
+        # another text in between, as in a batch or a server: what is kept inside is lost
+        _called(neuron, other, None, want)
     if not is_random and not torch.allclose(torch.cat(pieces, dim=1), whole, atol=1e-4):
         raise ValueError(
             f"{name} spikes otherwise token by token than on the text at once: it lets a token see later ones, or what "
@@ -67,7 +75,9 @@ def _try(neuron: nn.Module, current: Tensor) -> None:
         )
 
 
-def _called(neuron: nn.Module, current: Tensor, state: Any, want: str) -> tuple[Any, Any]:
+def _called(neuron: nn.Module, current: Tensor, state: Any, want: str, seed: int = 0) -> tuple[Any, Any]:
+    """What `neuron` makes of a current; with the same seed it draws the same."""
+    torch.manual_seed(seed)
     try:
         spikes, after = neuron(current, state)
     except (TypeError, RuntimeError, LookupError, AttributeError) as error:

@@ -86,7 +86,10 @@ def facts_of(config: TrainConfig, data: TokenData, start: Path | None) -> dict[s
 
 
 def _weights_digest(model: str | Path | None) -> str | None:
-    return None if model is None else sha256_of(ckpt.find_model(Path(model)) / "model.safetensors")
+    if model is None:
+        return None
+    path = Path(model)
+    return ckpt.read_steadily(path, lambda: sha256_of(ckpt.find_model(path) / "model.safetensors"))
 
 
 def check_facts(run: Path, begun: dict[str, Any], facts: dict[str, Any], header: dict[str, Any]) -> None:

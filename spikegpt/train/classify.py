@@ -6,7 +6,7 @@ is chosen on the valid examples; the test examples are read once, at the end.
 
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,9 +18,10 @@ from torch.nn import functional as F
 from ..checkpoint.files import MANIFEST, check_finite, fault_of, is_finite, read_json, save_tensors, write_manifest
 from ..checkpoint.weights import TensorFile, load_model
 from ..common.devices import find_device
-from ..common.errors import SpikegptError
+from ..common.errors import SpikegptError, warn_on_stderr
 from ..common.files import locked, write_atomically
 from ..config import ClassifyConfig, ModelConfig, TrainConfig
+from ..config.effects import doubts
 from ..data.labelled import Example, Task
 from ..data.tokenizers import Tokenizer, load_tokenizer
 from ..evaluate.perplexity import NotFinite, mean_firing_rate
@@ -64,11 +65,14 @@ def finetune(
 
     Raises:
         SpikegptError: no whole model is there, the device is not there, a text cannot be encoded, training diverges, or
-            `out` cannot be written or is in use.
+            `out` cannot be written, is in use, or holds classifiers already.
     """
     place = find_device(device)
+    for doubt in doubts(config):
+        warn_on_stderr(doubt)
     seeds: list[dict[str, Any]] = []
     with locked(out):
+        check_free([out])
         for seed in config.seeds:
             torch.manual_seed(seed)
             # what speaks against the run is said once
@@ -99,6 +103,18 @@ def finetune(
         "spread": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
         "seeds": seeds,
     }
+
+
+def check_free(folders: Sequence[Path]) -> None:
+    """Raise SpikegptError if a classifier would be replaced: a folder holds some already, or is named twice."""
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise SpikegptError(
+                f"two of the runs are called {folder.name}, and one's classifiers would replace the other's; "
+                "name each once, or fine-tune them one by one, each with an --out of its own"
+            )
+        for found in sorted(folder.glob("seed-*")):
+            raise SpikegptError(f"{found} holds a classifier already; give another --out, or move it away")
 
 
 def save_classifier(folder: Path, classifier: Classifier, tokenizer: Tokenizer, classes: tuple[str, ...]) -> None:

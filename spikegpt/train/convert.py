@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..checkpoint import run as checkpoint
 from ..checkpoint.run import find_model
 from ..checkpoint.weights import load_weights, open_model
-from ..common.errors import SpikegptError
+from ..common.errors import SpikegptError, Warn, warn_on_stderr
 from ..config import ModelConfig, TrainConfig
 from ..model.mixers import Mixer
 from ..model.network import PlacedSite, SpikeGPT
@@ -44,17 +44,40 @@ def defaults_from(start: Path, **changes) -> tuple[ModelConfig, TrainConfig]:
     Raises:
         SpikegptError: no whole model is there.
     """
-    there = read_model_config(start)
+    folder = find_model(Path(start))
+    there = checkpoint.read_model_config(folder / "config.json")
     is_converted = changes.get("spiking", there.spiking) != there.spiking
     if is_converted:
         # what only other blocks have, and what only published inference does; dense embeddings were never binary
         changes = {"neuron": None, "rescale_every": 0, "binary_embedding": False, **changes}
-    tokenizer = str(find_model(start) / "tokenizer.json")
+    # of a run its own, which stays where it is while checkpoints come and go
+    tokenizers = (path / "tokenizer.json" for path in (Path(start), folder))
+    tokenizer = str(next(path for path in tokenizers if path.exists()))
     if is_converted:
         training = TrainConfig(tokenizer=tokenizer, lr=2e-3, lr_final=1e-4, anneal=0.3)
     else:
         training = TrainConfig(tokenizer=tokenizer, lr=3e-4, lr_final=3e-5)
     return dataclasses.replace(there, **changes), training
+
+
+def check_shape(model: ModelConfig, start: Path) -> None:
+    """Raise SpikegptError, before it is made, if a model of this configuration has no place for the weights in `start`.
+
+    Dense weights know nothing of neurons, which are fitted to them.
+    """
+    there = read_model_config(start)
+    sizes = ["n_layer", "n_embd", "mixer"]
+    neurons = ["learnable_decay", "learnable_threshold"]
+    pairs = [(name, getattr(there, name), getattr(model, name)) for name in sizes]
+    if there.spiking == model.spiking != "none":
+        pairs.append(("spiking_head", there.spiking_head, model.spiking_head))
+        pairs += [(name, getattr(there.neuron, name), getattr(model.neuron, name)) for name in neurons]
+    for name, found, wanted in pairs:
+        if found != wanted:
+            flag = name.replace("_", "-")
+            raise SpikegptError(
+                f"the weights in {start} are of {name} {found}, which --{flag} cannot change to {wanted}; leave it out"
+            )
 
 
 def spread_windows(tokens: np.ndarray, ctx_len: int) -> Tensor:
@@ -67,13 +90,15 @@ def spread_windows(tokens: np.ndarray, ctx_len: int) -> Tensor:
     return torch.from_numpy(np.stack([tokens[start : start + T] for start in starts]).astype(np.int64))
 
 
-def start_from(model: SpikeGPT, start: Path, ids: Tensor) -> None:
+def start_from(model: SpikeGPT, start: Path, ids: Tensor, warn: Warn = warn_on_stderr) -> None:
     """Fill `model` with the weights in `start`; dense ones for a spiking model are converted on text `ids` (B, T).
+
+    `warn` is told what speaks against relying on them.
 
     Raises:
         SpikegptError: the weights are of other sizes, or of another spiking block.
     """
-    folder, weights = open_model(Path(start))
+    folder, weights = open_model(Path(start), warn)
     path = folder / "model.safetensors"
     there, here = checkpoint.read_model_config(folder / "config.json").spiking, model.config.spiking
     if there == here:

@@ -138,7 +138,7 @@ class LanguageModelling:
 
     def _is_settled(self, step: int) -> bool:
         """Whether all neurons spike and the whole budget is in force: a model from before is not the run's aim."""
-        has_budget = self.synapses and self.config.synop_budget
+        has_budget = self.synapses and self.config.synop_budget and self.config.synop_weight
         return spike_share(step, self.config) == 1 and (
             not has_budget or synop_budget(step, self.config) == self.config.synop_budget
         )

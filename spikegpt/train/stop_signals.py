@@ -1,4 +1,4 @@
-"""Asked to stop: Ctrl-C or a scheduler's SIGTERM lets the step in hand end and a checkpoint be written."""
+"""Asked to stop by Ctrl-C, a scheduler or a closed terminal: the step in hand ends, and a checkpoint is written."""
 
 import os
 import signal
@@ -7,11 +7,13 @@ import threading
 from contextlib import suppress
 from typing import NoReturn, Self
 
+from ..common.hangup import HANGUP, let_go_of_terminal, stop_numbers
+
 _SAID = b"\nstopping after this step; once more stops at once\n"
 
 
 class StopSignals:
-    """Within this block the first SIGINT or SIGTERM only sets `number`; a second one ends the program at once.
+    """Within this block the first SIGINT, SIGTERM or SIGHUP only sets `number`; a second one ends the program at once.
 
     Signals arrive in the main thread; in another one this block does nothing.
     """
@@ -27,13 +29,15 @@ class StopSignals:
         if self.asked:
             stop_now(number)
         self.number = number
+        if number == HANGUP:
+            let_go_of_terminal()
         # past sys.stderr, which may be in the middle of a line of its own
         with suppress(OSError):
             os.write(2, _SAID)
 
     def __enter__(self) -> Self:
         is_main = threading.current_thread() is threading.main_thread()
-        numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
+        numbers = stop_numbers() if is_main else ()
         self.before = {number: signal.signal(number, self._ask) for number in numbers}
         return self
 
@@ -43,7 +47,7 @@ class StopSignals:
 
 
 def exit_status(number: int | None) -> int:
-    """Return the status of a process that a signal ended: 130 or 143; of one whose fellow process it reached, 143."""
+    """Return the status of a process that a signal ended (130, 143, ...); 143 where it reached a fellow process."""
     return 128 + (number or signal.SIGTERM)
 
 

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from ..checkpoint import run as ckpt
+from ..checkpoint.weights import open_model
 from ..common.devices import find_device
 from ..common.errors import SpikegptError, warn_on_stderr
-from ..common.files import locked
+from ..common.files import locked, to_path
 from ..common.printing import command
 from ..common.threads import Pace, fastest_threads, use_threads
 from ..config import ModelConfig, SamplingConfig, TrainConfig
@@ -31,7 +32,7 @@ from ..model.mixers import NeuronFactory
 from ..model.network import SpikeGPT, check_sizes
 from ..neuron.lif import verified_spikes
 from .basis import check_facts, facts_of, keep_places, prepare_data, with_absolute_paths, with_places
-from .convert import read_model_config, spread_windows, start_from
+from .convert import check_shape, read_model_config, spread_windows, start_from
 from .language_modelling import LanguageModelling
 from .loop import Loop, StepDone
 from .losses import firing_rate
@@ -84,10 +85,17 @@ def train(
     """
     if str(run) in ("", "."):
         raise SpikegptError(f"run is {str(run)!r}, the current folder; give a folder of its own")
+    if not isinstance(model_config, ModelConfig) or not isinstance(train_config, TrainConfig):
+        raise SpikegptError(
+            "train wants a ModelConfig and then a TrainConfig, got "
+            f"{type(model_config).__name__} and {type(train_config).__name__}"
+        )
+    run = to_path("run", run)
     for doubt in doubts(train_config):
         warn_on_stderr(doubt)
-    train_config, start = with_absolute_paths(train_config), start and Path(start).absolute()
-    return _train_alone(_Order(model_config, train_config, Path(run), start, neuron, cache, quiet), device, None)
+    train_config, start = with_absolute_paths(train_config), start and to_path("start", start).absolute()
+    cache = cache and to_path("cache", cache)
+    return _train_alone(_Order(model_config, train_config, run, start, neuron, cache, quiet), device, None)
 
 
 def resume(
@@ -109,8 +117,12 @@ def resume(
     Raises:
         SpikegptError: there is no run, it cannot go on (see `train`), or what lies there is not what it began with.
     """
-    run = Path(run)
+    run = to_path("run", run)
     values = ckpt.read_run_config(run)
+    if "train" not in values:
+        inside = ckpt.run_of(run)
+        advice = f"; continue the run that it is of: {command('train', '--resume', inside)}" if inside else ""
+        raise SpikegptError(f"{run} is the folder of a model, not of a run{advice}")
     texts = None if data is None else tuple(map(str, [data] if isinstance(data, str | Path) else data))
     values = with_places(run, values, texts, None if teacher is None else str(teacher))
     model_config, train_config = ckpt.configs_of(run, values)
@@ -135,16 +147,8 @@ def _train_alone(order: _Order, device: str, begun: dict[str, Any] | None) -> Tr
     run = order.run
     accelerator = _make_accelerator(order.config, device)
     with locked(run) if accelerator.is_main_process else nullcontext():
-        if begun is None and (run / "config.json").exists():
-            raise SpikegptError(
-                f"{run} holds a run already; continue it with: {command('train', '--resume', run)}, "
-                "or give another --out"
-            )
-        if begun is None and ckpt.has_checkpoints(run):
-            raise SpikegptError(
-                f"{run} holds the checkpoints of a run, but no config.json; put that back (its newest training.json "
-                "has a copy as 'run'), or give another --out"
-            )
+        if begun is None:
+            ckpt.make_room(run)
         return _Trainer(order, accelerator, begun).train()
 
 
@@ -161,14 +165,18 @@ class _Trainer(Loop):
         with accelerator.main_process_first():
             data = prepare_data(config, run, newest, begun, cache)
         self.run, self.begins_trained = run, start is not None and newest is None
-        facts = facts_of(config, data, start if self.begins_trained else None)
-        if begun is not None:
-            check_facts(run, begun, facts, data.header)
-            if accelerator.is_main_process:
-                keep_places(run, begun)
-        if newest is None:
-            model_config = dataclasses.replace(model_config, vocab_size=_vocab_size(data, start))
-        made = _make_model(model_config, config, data, start, neuron, self.begins_trained)
+
+        def begin() -> tuple[dict[str, Any], SpikeGPT]:
+            # one and the same checkpoint, whose run may go on meanwhile
+            weights = open_model(start)[0] if start is not None and self.begins_trained else None
+            facts = facts_of(config, data, weights)
+            if begun is not None:
+                check_facts(run, begun, facts, data.header)
+            return facts, _make_model(model_config, config, data, weights, neuron, is_tuned=start is not None)
+
+        facts, made = ckpt.read_steadily(start or run, begin)
+        if begun is not None and accelerator.is_main_process:
+            keep_places(run, begun)
         model, optimizer = accelerator.prepare(made, make_optimizer(made, config))
         objective = LanguageModelling(model, accelerator.unwrap_model(model), data, config, accelerator)
         super().__init__(objective, model, optimizer, config, accelerator)
@@ -359,18 +367,27 @@ def _make_model(
     model_config: ModelConfig,
     config: TrainConfig,
     data: TokenData,
-    start: Path | None,
+    weights: Path | None,
     neuron: NeuronFactory | None,
-    begins_trained: bool,
+    is_tuned: bool,
 ) -> SpikeGPT:
-    """A new model, with the weights in `start` where training begins with them."""
+    """A new model of the tokenizer's vocabulary, or with the weights in the folder `weights` and their vocabulary.
+
+    A run that goes on and `is_tuned` has that vocabulary in its configuration.
+    """
     torch.manual_seed(config.seed)
+    if weights is not None or not is_tuned:
+        model_config = dataclasses.replace(model_config, vocab_size=_vocab_size(data, weights))
     if not torch.cuda.is_available():
         # weights, gradients and Adam's two moments
         check_sizes(model_config, copies=4, tokens=config.batch_size * model_config.ctx_len)
-    model = SpikeGPT(model_config, neuron, init=not begins_trained)
-    if begins_trained and start is not None:
-        start_from(model, start, spread_windows(data.split("train"), model_config.ctx_len))
+    if weights is not None:
+        check_shape(model_config, weights)
+    model = SpikeGPT(model_config, neuron, init=weights is None)
+    if weights is not None:
+        ids = spread_windows(data.split("train"), model_config.ctx_len)
+        # what speaks against them has been said
+        start_from(model, weights, ids, warn=lambda message: None)
     return model
 
 

@@ -54,7 +54,7 @@ def test_train_from_a_run_takes_its_sizes_and_its_tokenizer(tmp_path, trained, c
     ours, theirs = (json.loads((run / "config.json").read_text())["model"] for run in (tmp_path / "run", trained))
     assert ours == theirs
     refused = spikegpt("train", "--resume", tmp_path / "run", "--from", trained, check=False)
-    assert refused.returncode == 1 and "leave out" in refused.stderr and "--from" in refused.stderr
+    assert refused.returncode == 2 and "leave out" in refused.stderr and "--from" in refused.stderr
 
 
 def test_data_lists_the_corpora_and_writes_tokens_that_train(tmp_path, cache):
@@ -253,7 +253,7 @@ def test_resume_takes_where_and_how_to_report_and_nothing_else(begun):
 def test_resume_refuses_other_flags_and_names_those_that_were_given(begun, trained, flags, named):
     flags = [str(trained) if flag == "RUN" else flag for flag in flags]
     refused = spikegpt("train", "--resume", "run", *flags, check=False)
-    assert refused.returncode == 1 and refused.stderr.endswith(f"leave out {named}\n")
+    assert refused.returncode == 2 and refused.stderr.endswith(f"leave out {named}\n")
     assert not begun
 
 

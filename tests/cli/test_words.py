@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import processes
@@ -51,6 +52,19 @@ def refused(*words: str, status: int = 2) -> str:
         ("doctor --threads -1", "--threads must be a whole number from 0"),
         ("generate r --seed 99999999999999999999", "64 bits"),
         ("finetune-classify r --task x", "'sst2', 'sst5', 'mr', 'subj'"),
+        ("finetune-classify r --task mr --test x.tsv", "either --task NAME, or --train FILE and --test FILE"),
+        ("finetune-classify r --task mr --valid x.tsv", "either --task NAME, or --train FILE and --test FILE"),
+        ("train --mixer rwkv9", "--mixer is 'rwkv9'; known: rwkv4"),
+        ("train --spiking none --levels 3", "a dense model has no neurons"),
+        ("train --device gpu", "device 'gpu' is unknown; known: auto, cpu, cuda, cuda:N"),
+        ("train --resume r --device cuda:", "device 'cuda:' is unknown"),
+        ("generate r --device CPU", "device 'CPU' is unknown"),
+        ("evaluate", "no run given"),
+        ("compare --twin", "no run given"),
+        ("train --threads 9999", "got 9999: more threads than CPUs only wait for each other"),
+        ("train --seed -1", "seed must be a whole number from 0"),
+        ("generate r --seed -1", "seed must be a whole number from 0"),
+        ("finetune-classify r --task mr --seeds -1", "seeds must be a whole number from 0"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_with_a_hint_and_status_2(words, hint):
@@ -79,6 +93,11 @@ def test_a_wrong_command_line_is_one_line_with_a_hint_and_status_2(words, hint):
         ["measure", "run", "--cache", ""],
         ["finetune-classify", "run", "--train", ""],
         ["generate", "run", "--device", ""],
+        ["train", "--text-column", ""],
+        ["train", "--freeze", ""],
+        ["finetune-classify", "run", "--text-column", ""],
+        ["measure", "run", "--prompt", ""],
+        ["compare", "run", "--prompt", ""],
     ],
     ids=" ".join,
 )
@@ -137,6 +156,83 @@ def test_what_a_model_writes_is_shown_and_not_obeyed(trained, monkeypatch):
 def test_a_printed_command_is_quoted():
     words = command("train", "--resume", "runs/my run; rm -rf *")
     assert shlex.split(words) == ["spikegpt", "train", "--resume", "runs/my run; rm -rf *"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
+@pytest.mark.parametrize(
+    "name", ["-run", "--", "a b", "it's", "$HOME", "~", "two\nlines", "\\x41", "\x1b[31m'", "\u202e"]
+)
+def test_a_printed_command_names_what_it_is_about(name):
+    words = command("generate", Path(name)).removeprefix("spikegpt generate ")
+    done = processes.run(["bash", "-c", f"printf %s {words}"])
+    assert Path(done.stdout) == Path(name) and not done.stdout.startswith("-")
+    assert printable(words, keep="") == words
+
+
+def test_what_to_do_about_a_folder_without_a_checkpoint(trained, tmp_path):
+    assert f"train one with: spikegpt train --out {tmp_path / 'none'}" in refused(
+        "info", str(tmp_path / "none"), status=1
+    )
+    (tmp_path / "file").touch()
+    assert "is a file, not the folder of a run" in refused("info", str(tmp_path / "file"), status=1)
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    assert f"train it with: spikegpt train --out {begun}" in refused("info", str(begun), status=1)
+    shutil.copy(trained / "config.json", begun)
+    assert f"go on with its training: spikegpt train --resume {begun}" in refused("info", str(begun), status=1)
+    (begun / "checkpoints" / "step-00000001").mkdir(parents=True)
+    done = spikegpt("info", begun, check=False)
+    assert done.returncode == 1 and "holds no whole checkpoint; put one back" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "warnings"),
+    [
+        ("train --teacher t --teacher-weight 0", ["--teacher t has no effect: teacher_weight is 0"]),
+        ("train --firing-rate-target 0.1 --firing-rate-weight 0", ["--firing-rate-target 0.1 has no effect"]),
+        ("train --synop-budget 0.1 --synop-weight 0", ["--synop-budget 0.1 has no effect: synop_weight is 0"]),
+        ("train --text-column body", ["--text-column body has no effect: no JSONL, CSV or TSV file is read"]),
+        ("train --text-column body --data a.txt", ["--text-column body has no effect"]),
+        ("train --text-column body --data a.jsonl", []),
+        ("train --text-column body --data b.tsv.gz", []),
+        ("train --spiking none --rescale-every 6 --n-layer 1", ["--rescale-every 6 has no effect"]),
+        (
+            "train --spiking none --no-binary-embedding --spiking-head",
+            ["--spiking-head has", "--no-binary-embedding has"],
+        ),
+        ("train --from RUN --threshold 2", ["--threshold 2.0 has no effect"]),
+        ("train --save-every 500", ["--save-every 500 has no effect: every evaluation saves, eval_every 250"]),
+        ("data --limit-bytes 5", ["--limit-bytes 5 has no effect: no text is named"]),
+    ],
+)
+def test_an_option_without_effect_is_warned_of(words, warnings, trained, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.txt", "a.jsonl", "b.tsv.gz"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(trainer, "train", lambda *_, **__: SimpleNamespace(is_main=False, interrupted=False))
+    done = spikegpt(*(str(trained) if word == "RUN" else word for word in words.split()))
+    assert done.stderr.count("\n") == len(warnings)
+    for warning in warnings:
+        assert f"warning: {warning}" in done.stderr
+
+
+def test_options_of_the_verbs_without_effect(trained, tmp_path, cache):
+    (tmp_path / "text.txt").write_text("the sea and the stones\n" * 20)
+    options = ["--file", tmp_path / "text.txt", "--tokens", "50", "--cache", cache]
+    done = spikegpt("evaluate", trained, *options, "--split", "valid", "--layers", "--json")
+    assert "--split valid has no effect: " in done.stderr and "--layers has no effect: JSON" in done.stderr
+    done = spikegpt("generate", trained, "a", "--max-tokens", "1", "--temperature", "0", "--top-k", "3")
+    assert done.stderr == "warning: --top-k 3 has no effect: at temperature 0 the most likely token is taken always\n"
+
+
+def test_what_cannot_work_is_refused_before_the_long_part(trained, tmp_path, cache, monkeypatch):
+    for module, name in (("spikegpt.evaluate.runs", "evaluate_run"), ("spikegpt.measure.twins", "make_twin")):
+        monkeypatch.setattr(importlib.import_module(module), name, None)
+    assert "nothing is not the folder" in refused("evaluate", str(trained), "nothing", status=1)
+    assert "nothing is not the folder" in refused("compare", str(trained), "nothing", "--twin", status=1)
+    files = ["--train", "x.tsv", "--test", "y.tsv", "--out", str(tmp_path / "out")]
+    assert "nothing is not the folder" in refused("finetune-classify", str(trained), "nothing", *files, status=1)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from torch.utils._pytree import tree_map
 from spikegpt.common import memory
 from spikegpt.config import ModelConfig, model_preset
 from spikegpt.generate.engine import Engine
+from spikegpt.kernels import lif
 from spikegpt.model.network import SpikeGPT, check_sizes, parameters_of
 from spikegpt.neuron import LIF, SnnTorchNeuron, SpikingJellyNeuron
 from spikegpt.neuron.proof import check_neuron
@@ -112,6 +113,24 @@ def test_a_model_is_made_of_a_configuration():
         LIF(4)(torch.zeros(1, 3, 5))
 
 
+@pytest.mark.parametrize("channels", [0, -1, True, 3.0, "3", None])
+def test_neurons_are_counted_in_whole_numbers(channels):
+    with pytest.raises(ValueError, match="channels must be a whole number of at least 1"):
+        LIF(channels)
+
+
+@pytest.mark.parametrize("state", [5, {"a": 1}, "state"], ids=repr)
+def test_a_state_is_a_tuple(state):
+    with pytest.raises(ValueError, match="the state does not fit: it holds a "):
+        make()(IDS, state)
+
+
+@pytest.mark.parametrize("current", [None, [1.0], "abc"], ids=repr)
+def test_a_current_is_a_tensor(current):
+    with pytest.raises(ValueError, match=r"current must be a tensor \(B, T, C\)"):
+        lif(current)
+
+
 class Forgetful(nn.Module):
     """Keeps its potential to itself."""
 
@@ -129,9 +148,41 @@ class Random(nn.Module):
         return (torch.rand_like(current) < 0.5).float(), None
 
 
+class Inside(nn.Module):
+    """Leaky neurons that keep their membrane inside, from call to call."""
+
+    membrane: torch.Tensor | float = 0.0
+
+    def forward(self, current, state=None):
+        spikes = []
+        for drive in current.unbind(1):
+            self.membrane = 0.5 * self.membrane + drive
+            spikes.append((self.membrane >= 1).to(current.dtype))
+        return torch.stack(spikes, 1), None
+
+
+class InsideUntilAnew(Inside):
+    """The same, but a text that begins anew is told by its state: two texts in turns are mixed up."""
+
+    def forward(self, current, state=None):
+        if state is None:
+            self.membrane = 0.0
+        return super().forward(current)[0], torch.ones(len(current), 1)
+
+
 @pytest.mark.parametrize(
     ("factory", "message"),
     [
+        ("lif", "neuron is 'lif'; want a function that makes a new module for every site"),
+        (nn.ReLU(), r"neuron is ReLU\(\); want a function"),
+        (LIF(8), "neuron is LIF"),
+        (LIF, "a neuron factory is given a site"),
+        (lambda site: nn.ReLU, "the neuron factory returned <class"),
+        (
+            lambda site: Inside(),
+            "Inside spikes otherwise when the same text begins anew: it keeps",
+        ),
+        (lambda site: InsideUntilAnew(), "InsideUntilAnew spikes otherwise token by token"),
         (lambda site: None, "the neuron factory returned None, want a module"),
         (lambda site: lambda current, state=None: (current, state), "want a module"),
         (lambda site: nn.ReLU(), r"ReLU cannot be called with \(current"),

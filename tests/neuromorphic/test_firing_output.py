@@ -139,3 +139,9 @@ def test_sizes_must_make_sense(options):
 def test_raster_wants_one_sequence_and_some_neurons(shape, neurons):
     with pytest.raises(ValueError, match=r"raster needs spikes \(T, C\)"):
         raster(torch.zeros(shape), neurons)
+
+
+@pytest.mark.parametrize("value", [NAN, float("inf")])
+def test_what_is_not_finite_is_no_spike_of_a_raster(value):
+    with pytest.raises(ValueError, match="the spikes hold NaN or infinity"):
+        raster(tensor([[0.0, value]]), 2)

@@ -5,14 +5,17 @@ import dataclasses
 import html.parser
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from reports import PAIR, energy, layer_firing, model
 
 from neuromorphic import Claims
+from neuromorphic.count.counts import Counts
 from neuromorphic.report import folder as report_module
-from neuromorphic.report.folder import ReportError, comparison_table, write_report
+from neuromorphic.report.folder import ReportError, _replace, check_folder, comparison_table, write_report
+from neuromorphic.report.measurement import per_token
 
 CLAIMS = Claims(
     per_projection_ratio=33.33,
@@ -116,6 +119,43 @@ def test_figures_lie_beside_the_page(tmp_path):
     drawn = {path.name for path in (tmp_path / "report" / "figures").iterdir()}
     names = ("operations", "energy", "quality_against_operations", "state_memory", "firing_rates", "raster")
     assert drawn == {f"{name}.png" for name in names}
+
+
+def test_reports_that_are_written_at_once_do_not_stop_each_other(tmp_path):
+    """Of two, one is there in the end, whole: its two files bear the same number."""
+
+    def write(number: int) -> None:
+        for turn in range(20):
+            unfinished = tmp_path / f".{number}.{turn}"
+            unfinished.mkdir()
+            for name in ("report.json", "report.html"):
+                (unfinished / name).write_text(str(number))
+            _replace(tmp_path / "report", unfinished)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+    written = [(tmp_path / "report" / name).read_text() for name in ("report.json", "report.html")]
+    assert written[0] == written[1]
+
+
+def test_where_no_folder_can_be_is_said_before_the_measurement(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ReportError, match="file is no folder to write in"):
+        check_folder(tmp_path / "file" / "deep" / "report")
+
+
+def test_notes_such_as_the_steps_of_a_training_are_a_row_of_the_table():
+    done, begun = (dataclasses.replace(PAIR[0], notes=(f"trained for {steps} of 12 steps",)) for steps in (12, 8))
+    row = next(line for line in comparison_table([done, begun]).splitlines() if line.startswith("notes"))
+    assert row.split("  trained for ")[1:] == ["12 of 12 steps", "8 of 12 steps"]
+    assert "notes" not in comparison_table(PAIR)
+
+
+@pytest.mark.parametrize("tokens", [0, -1, float("nan")])
+def test_nothing_is_divided_by_no_tokens(tokens):
+    with pytest.raises(ValueError, match="per_token needs at least 1 token"):
+        per_token(Counts(), tokens)
 
 
 def test_a_report_replaces_the_one_before_and_leaves_nothing_behind(tmp_path):

@@ -70,6 +70,12 @@ def test_an_unknown_name_is_no_zero(tally, asked, message):
         tally.total(**asked)
 
 
+def test_tokens_of_an_unknown_phase_are_no_zero(tally):
+    with pytest.raises(ValueError, match="there is no phase 'nosuch'; known: prefill"):
+        tally.token_count("nosuch")
+    assert tally.token_count("decode") == 0
+
+
 def test_a_module_without_work_and_a_phase_without_tokens_are_zero(tally):
     assert tally.total(module="rest", phase="decode").dense_ops == 0
     assert tally.total(module="layers").dense_ops == tally.total(module="").dense_ops == 96

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -120,11 +121,18 @@ def test_the_command_sets_runs_beside_each_other(trained, tmp_path, monkeypatch,
         write_examples(tmp_path / name, count, count)
     files = [word for name in ("train", "valid", "test") for word in (f"--{name}", tmp_path / f"{name}.jsonl")]
     options = [*files, "--epochs", "1", "--seeds", "3", "4", "--out", tmp_path / "out", "--threads", "1"]
-    assert command(monkeypatch, trained, trained, *options) == 0
+    again = shutil.copytree(trained, tmp_path / "again")
+    assert command(monkeypatch, trained, again, *options) == 0
     shown = capsys.readouterr().out
     assert "majority class" in shown and shown.count("of 2 seed(s)") == 2 and "published" not in shown
     values = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [seed["seed"] for seed in values["results"][0]["seeds"]] == [3, 4] and values["config"]["epochs"] == 1
+    # nothing is replaced: not by the same run, nor by another, nor in the same command line
+    for runs in ((trained,), (shutil.copytree(trained, tmp_path / "third"),)):
+        assert command(monkeypatch, *runs, *options) == 1
+        assert "give another --out" in capsys.readouterr().err
+    assert command(monkeypatch, trained, again, again, *options, "--out", tmp_path / "new") == 1
+    assert "two of the runs are called again" in capsys.readouterr().err
 
 
 def test_a_signal_ends_the_step_and_then_the_fine_tuning(trained, task, tmp_path, monkeypatch):
@@ -236,8 +244,8 @@ def test_a_missing_file_is_named(tmp_path):
     [["RUN"], ["RUN", "--task", "mr", "--train", "x.tsv", "--test", "x.tsv"], ["RUN", "--train", "x.tsv"], []],
 )
 def test_a_task_or_files_but_not_both(arguments, monkeypatch, capsys):
-    assert command(monkeypatch, *arguments) == 1
-    assert "either --task NAME or --train FILE and --test FILE" in capsys.readouterr().err
+    assert command(monkeypatch, *arguments) == 2
+    assert "either --task NAME, or --train FILE and --test FILE" in capsys.readouterr().err
 
 
 def test_held_out_examples_are_not_those_of_one_class_first():

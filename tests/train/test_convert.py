@@ -184,9 +184,9 @@ def test_defaults_take_the_sizes_and_the_tokenizer_and_anneal_new_neurons(dense)
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (dataclasses.replace(DENSE, n_layer=3), "'blocks.2.*is missing"),
-        (dataclasses.replace(DENSE, n_embd=24), r"has shape .*16.*wants .*24"),
-        (spiking_config(n_embd=24), r"has shape .*16.*wants .*24"),
+        (dataclasses.replace(DENSE, n_layer=3), "of n_layer 2, which --n-layer cannot change to 3"),
+        (dataclasses.replace(DENSE, n_embd=24), "of n_embd 16, which --n-embd cannot change to 24"),
+        (spiking_config(n_embd=24), "of n_embd 16, which --n-embd cannot change to 24"),
     ],
 )
 def test_weights_of_other_sizes_are_named(dense, tmp_path, cache, model, message):

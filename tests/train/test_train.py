@@ -71,6 +71,17 @@ def test_existing_run_is_not_overwritten(trained, cache):
         training.train(MODEL, TRAIN, trained, cache=cache)
 
 
+def test_arguments_in_anothers_place_are_refused(tmp_path, cache):
+    with pytest.raises(SpikegptError, match="wants a ModelConfig and then a TrainConfig, got TrainConfig"):
+        training.train(TRAIN, MODEL, tmp_path / "run", cache=cache)
+    for run in (None, 7, b"run"):
+        with pytest.raises(SpikegptError, match=r"run is .*; give a path"):
+            training.train(MODEL, TRAIN, run, cache=cache)
+        with pytest.raises(SpikegptError, match=r"run is .*; give a path"):
+            training.resume(run)
+    assert not list(tmp_path.iterdir())
+
+
 def test_resuming_nothing_is_an_error(tmp_path):
     with pytest.raises(SpikegptError, match="does not exist"):
         training.resume(tmp_path)
