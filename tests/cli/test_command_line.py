@@ -86,7 +86,7 @@ def test_data_lists_the_corpora_and_writes_tokens_that_train(tmp_path, cache):
     )
     assert json.loads(trained.stdout)["step"] == 2
     idle = spikegpt("data", tmp_path / "a.jsonl", *export[:2], "--binidx", tmp_path / "b", "--split", "test").stderr
-    assert "--split has no effect" in idle and "--column" not in idle
+    assert "--split test has no effect" in idle and "--column" not in idle
     refused = spikegpt("data", "enwik7", check=False)
     assert refused.returncode == 1 and "known: enwik8" in refused.stderr
 

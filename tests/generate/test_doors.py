@@ -30,7 +30,6 @@ def loaded(trained):
         (["a", None], "a prompt is None"),
         ([["a"]], r"a prompt is \['a'\]"),
     ],
-    ids=str,
 )
 def test_prompts_of_another_kind_are_refused(loaded, prompts, message):
     with pytest.raises(SpikegptError, match=message):
