@@ -1,18 +1,23 @@
-"""What counting costs: a forward pass of `small` with and without OpCounter, alternating, and the memory that stays.
+"""What counting costs: a forward pass of `small` with and without OpCounter, alternating, and memory.
 
     python benchmarks/count_cost.py [--threads 2] [--quick]
 
-Both passes read 8 x 512 tokens in inference mode; prefill in one call, decoding token by token. The memory is what is
-still held after many calls beyond what was held half-way, in tensors and in Python objects, per token, less the same of
-the plain model.
-Last line: JSON with counting_over_plain and bytes_per_token.
+Both passes read 8 x 512 tokens in one call, or 64 tokens one by one, in inference mode. The memory is what is still
+held after many calls beyond what was held half-way, in tensors and in Python objects, per token, less the same of the
+plain model; and what the process needs at most for a causal attention over 8,192 tokens, counted and plain, each in a
+process of its own.
+Last line: JSON with decode_over_plain and forward_over_plain, of the slowest block each, bytes_per_token and
+attention_mib.
 """
 
 import argparse
 import contextlib
 import gc
 import json
+import multiprocessing
+import resource
 import tracemalloc
+from concurrent.futures import ProcessPoolExecutor
 
 import torch
 from measure import alternate, ratio, write_result
@@ -20,6 +25,8 @@ from measure import alternate, ratio, write_result
 from neuromorphic import OpCounter
 from spikegpt.config import SPIKING, model_preset
 from spikegpt.model.network import SpikeGPT
+
+DECODED, ATTENDED = 64, 8192
 
 
 def trained_like(spiking: str) -> SpikeGPT:
@@ -33,13 +40,13 @@ def trained_like(spiking: str) -> SpikeGPT:
 
 
 def overhead(model: SpikeGPT, ids: torch.Tensor, repetitions: int) -> dict:
-    """Return the ratio of a counted to a plain pass: one call on a text, or 16 on one token each."""
+    """Return the ratio of a counted to a plain pass: one call on a text, or 64 on one token each."""
     is_decode = ids.shape[1] == 1
     state = model(ids).state if is_decode else None
     counter = OpCounter(model, strict=True)
 
     def plain() -> None:
-        for _ in range(16 if is_decode else 1):
+        for _ in range(DECODED if is_decode else 1):
             model(ids, state)
 
     def counted() -> None:
@@ -63,6 +70,29 @@ def bytes_kept_per_token(model: SpikeGPT, ids: torch.Tensor, calls: int) -> dict
                 model(ids)
             growth[name] = (held_bytes() - before) / ((calls - calls // 2) * ids.numel())
     return {**growth, "difference": growth["counted"] - growth["plain"]}
+
+
+def attention_mib(is_counted: bool) -> float:
+    """Return the largest memory of a process that attends over ATTENDED tokens, beyond what it had before, in MiB."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_attend, is_counted).result()
+
+
+def _attend(is_counted: bool) -> float:
+    class Attention(torch.nn.Module):
+        def forward(self, q, k, v):
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    model, context = Attention(), contextlib.nullcontext()
+    if is_counted:
+        context = OpCounter(model, strict=True)
+        with context:
+            model(*torch.randn(3, 1, 4, 16, 64))
+    operands = torch.randn(3, 1, 4, ATTENDED, 64)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with torch.no_grad(), context:
+        model(*operands)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
 def held_bytes() -> int:
@@ -98,11 +128,14 @@ def main() -> None:
     tracemalloc.stop()
     result["bytes_kept_per_token"] = {name: round(value, 4) for name, value in kept.items()}
     result["bytes_per_token"] = result["bytes_kept_per_token"]["difference"]
-    result["counting_over_plain"] = max(result[spiking]["prefill"]["median"] for spiking in SPIKING)
+    for name, phase in (("decode_over_plain", "decode"), ("forward_over_plain", "prefill")):
+        result[name] = max(result[spiking][phase]["median"] for spiking in SPIKING)
+    result["attention_mib"] = {"tokens": ATTENDED, "counted": attention_mib(True), "plain": attention_mib(False)}
     print(f"bytes kept per token: {result['bytes_kept_per_token']}")
     if not options.quick:
         write_result("count_cost", result)
-    print(json.dumps({key: result[key] for key in ("counting_over_plain", "bytes_per_token")}))
+    names = "decode_over_plain", "forward_over_plain", "bytes_per_token", "attention_mib"
+    print(json.dumps({key: result[key] for key in names}))
 
 
 if __name__ == "__main__":
