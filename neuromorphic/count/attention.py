@@ -16,7 +16,7 @@ from .products import ELEMENTS
 # float32: scores that differ by less leave every probability above 0, and no probability of two scores at 1
 SPREAD = 16.0
 # elements of scores that are looked at together
-BLOCK = 1 << 19
+BLOCK = 1 << 18
 
 
 def attention(
@@ -82,8 +82,8 @@ def _score_products(query: Tensor, key: Tensor, is_causal: bool) -> Tensor:
         return (query.sum(dim=1) * key.sum(dim=1)).sum(dim=1)
     T, S = query.shape[1], key.shape[1]
     later = (query[:, S:].sum(dim=1) * key.sum(dim=1)).sum(dim=1)
-    # head by head, for the sums are eight times as wide as what they count
-    seen = [(own[:S] * keys.cumsum(dim=0)[:T]).sum() for own, keys in zip(query, key, strict=True)]
+    # head by head, for the sums are four times as wide as what they count
+    seen = [(own[:S] * keys.cumsum(dim=0, dtype=torch.int32)[:T]).sum() for own, keys in zip(query, key, strict=True)]
     return later + torch.stack(seen) if seen else later
 
 

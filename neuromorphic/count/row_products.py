@@ -4,6 +4,10 @@
 for thousands numpy is several times faster.
 """
 
+import functools
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,7 +20,82 @@ from .storages import Member
 
 # numbers that are looked at in one go, so that they stay near the processor
 BLOCK = 1 << 17
+# numbers from which several threads share the work
+SHARED = 4 * BLOCK
 FORMATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+class Marks:
+    """What rows of K numbers have left: how many there were of each alphabet, and how often each number was not 0."""
+
+    def __init__(self, K: int):
+        # by alphabet
+        self.rows, self.fired = np.zeros(REAL + 1, np.int64), np.zeros((REAL + 1, K), np.int64)
+        # sums of the magnitudes in rows of levels, and the largest of them
+        self.levels, self.largest_level = np.zeros(K, np.int64), 0
+
+    def add(self, other: "Marks") -> None:
+        self.rows += other.rows
+        self.fired += other.fired
+        self.levels += other.levels
+        self.largest_level = max(self.largest_level, other.largest_level)
+
+    def add_row(self, row: np.ndarray) -> None:
+        nonzero = row != 0
+        # the first number of a vector of real numbers shows a fraction
+        if not row.item(0).is_integer():
+            alphabet = REAL
+        elif nonzero.astype(row.dtype).tobytes() == row.tobytes():
+            alphabet = BINARY if nonzero.any() else ZERO
+        else:
+            alphabet = classify_row(row)
+        self.rows[alphabet] += 1
+        self.fired[alphabet] += nonzero
+        if alphabet == INTEGER:
+            self._add_levels(np.abs(row[None]))
+
+    def add_rows(self, rows: np.ndarray) -> None:
+        step = max(BLOCK // rows.shape[1], 1)
+        for start in range(0, len(rows), step):
+            self._add_block(rows[start : start + step])
+
+    def _add_block(self, rows: np.ndarray) -> None:
+        nonzero, firsts = rows != 0, rows[:, 0]
+        if not (firsts == np.floor(firsts)).any():
+            # nearly always for real numbers
+            self.rows[REAL] += len(rows)
+            self.fired[REAL] += count_by_column(nonzero)
+            return
+        is_whole, lowest, highest = rows == np.floor(rows), rows.min(), rows.max()
+        levels = None
+        if is_whole.all() and lowest >= -LARGEST_LEVEL and highest <= LARGEST_LEVEL:
+            # nearly always for spikes: to look at each row by itself would take longer than all of this
+            levels = rows if lowest >= 0 else np.abs(rows)
+            alphabets = _alphabets_of_levels(rows, levels, nonzero)
+        else:
+            are_real = _any_by_row(~is_whole)
+            alphabets = np.full(len(rows), REAL)
+            alphabets[~are_real] = [classify_row(row) for row in rows[~are_real]]
+        numbers, fired = np.bincount(alphabets, minlength=REAL + 1), np.zeros_like(self.fired)
+        # those of the commonest alphabet are what is left of all: to pick rows out is to copy them
+        commonest = int(numbers.argmax())
+        for alphabet in (BINARY, TERNARY, INTEGER, REAL):
+            if numbers[alphabet] and alphabet != commonest:
+                fired[alphabet] = count_by_column(nonzero[alphabets == alphabet])
+        if commonest != ZERO:
+            fired[commonest] = count_by_column(nonzero) - fired.sum(axis=0)
+        self.rows += numbers
+        self.fired += fired
+        if numbers[INTEGER] and levels is not None:
+            # every spike of another row is worth one
+            self._add_levels(levels, fired[BINARY] + fired[TERNARY])
+        elif numbers[INTEGER]:
+            self._add_levels(np.abs(rows[alphabets == INTEGER]))
+
+    def _add_levels(self, levels: np.ndarray, others: int | np.ndarray = 0) -> None:
+        # sums of a block of levels are exact in float32
+        self.levels += levels.sum(axis=0, dtype=np.float32).astype(np.int64) - others
+        self.largest_level = max(self.largest_level, int(levels.max()))
 
 
 class RowProducts:
@@ -26,10 +105,7 @@ class RowProducts:
         self.site, self.w, self.weight, self.member = site, w, weight, member
         self.is_closed = False
         self._version = None if w.is_inference() else w._version
-        self._calls, K = 0, w.shape[1]
-        # rows by alphabet, and how often each input was not 0 in them
-        self._rows, self._fired = np.zeros(REAL + 1, np.int64), np.zeros((REAL + 1, K), np.int64)
-        self._levels, self._largest_level = np.zeros(K, np.int64), 0
+        self._calls, self._marks = 0, Marks(w.shape[1])
         self._before = (0, 0)
 
     @staticmethod
@@ -48,79 +124,31 @@ class RowProducts:
             with unseen():
                 x = x.detach().float() if x.dtype == torch.bfloat16 else x.detach()
         self._calls += 1
-        K = self.w.shape[1]
-        rows = x.numpy().reshape(-1, K)
+        rows = x.numpy().reshape(-1, self.w.shape[1])
         if len(rows) == 1:
-            self._add_row(rows[0])
+            self._marks.add_row(rows[0])
             return
-        step = max(BLOCK // K, 1)
-        for start in range(0, len(rows), step):
-            self._add_rows(rows[start : start + step])
-
-    def _add_row(self, row: np.ndarray) -> None:
-        nonzero = row != 0
-        # the first number of a vector of real numbers shows a fraction
-        if not row.item(0).is_integer():
-            alphabet = REAL
-        elif nonzero.astype(row.dtype).tobytes() == row.tobytes():
-            alphabet = BINARY if nonzero.any() else ZERO
-        else:
-            alphabet = classify_row(row)
-        self._rows[alphabet] += 1
-        self._fired[alphabet] += nonzero
-        if alphabet == INTEGER:
-            self._add_levels(np.abs(row[None]))
-
-    def _add_rows(self, rows: np.ndarray) -> None:
-        nonzero, firsts = rows != 0, rows[:, 0]
-        if not (firsts == np.floor(firsts)).any():
-            # nearly always for real numbers
-            self._rows[REAL] += len(rows)
-            self._fired[REAL] += count_by_column(nonzero)
+        threads = torch.get_num_threads() if rows.size >= SHARED else 1
+        if threads == 1:
+            self._marks.add_rows(rows)
             return
-        is_whole, levels = rows == np.floor(rows), None
-        lowest, highest = rows.min(), rows.max()
-        levels = None
-        if is_whole.all() and lowest >= -LARGEST_LEVEL and highest <= LARGEST_LEVEL:
-            # nearly always for spikes: to look at each row by itself would take longer than all of this
-            levels = rows if lowest >= 0 else np.abs(rows)
-            alphabets = _alphabets_of_levels(rows, levels, nonzero)
-        else:
-            are_real = _any_by_row(~is_whole)
-            alphabets = np.full(len(rows), REAL)
-            alphabets[~are_real] = [classify_row(row) for row in rows[~are_real]]
-        numbers, fired = np.bincount(alphabets, minlength=REAL + 1), np.zeros_like(self._fired)
-        # those of the commonest alphabet are what is left of all: to pick rows out is to copy them
-        commonest = int(numbers.argmax())
-        for alphabet in (BINARY, TERNARY, INTEGER, REAL):
-            if numbers[alphabet] and alphabet != commonest:
-                fired[alphabet] = count_by_column(nonzero[alphabets == alphabet])
-        if commonest != ZERO:
-            fired[commonest] = count_by_column(nonzero) - fired.sum(axis=0)
-        self._rows += numbers
-        self._fired += fired
-        if numbers[INTEGER] and levels is not None:
-            # every spike of another row is worth one
-            self._add_levels(levels, fired[BINARY] + fired[TERNARY])
-        elif numbers[INTEGER]:
-            self._add_levels(np.abs(rows[alphabets == INTEGER]))
-
-    def _add_levels(self, levels: np.ndarray, others: int | np.ndarray = 0) -> None:
-        # sums of a block of levels are exact in float32
-        self._levels += levels.sum(axis=0, dtype=np.float32).astype(np.int64) - others
-        self._largest_level = max(self._largest_level, int(levels.max()))
+        parts = np.array_split(rows, threads)
+        marks = [Marks(rows.shape[1]) for _ in parts]
+        list(_pool(threads).map(Marks.add_rows, marks, parts))
+        for part in marks:
+            self._marks.add(part)
 
     def new_events(self) -> tuple[int, int]:
         """Return how many numbers were not 0 since this was asked last, and what they repeat as unit spikes."""
-        events = int(self._fired.sum())
-        repeated = int(self._levels.sum() - self._fired[INTEGER].sum())
+        marks = self._marks
+        events, repeated = int(marks.fired.sum()), int(marks.levels.sum() - marks.fired[INTEGER].sum())
         before, self._before = self._before, (events, repeated)
         return events - before[0], repeated - before[1]
 
     def counts(self) -> Counts:
         """Return the counts of all rows so far."""
-        K, M, rows = self.w.shape[1], self.weight.fan_out, int(self._rows.sum())
-        met, fired = self.weight.nonzeros.numpy()[0], self._fired.sum(axis=1)
+        marks, met = self._marks, self.weight.nonzeros.numpy()[0]
+        K, M, rows, fired = len(met), self.weight.fan_out, int(marks.rows.sum()), marks.fired.sum(axis=1)
         nonzeros = int(fired.sum())
         counts = Counts(
             calls=self._calls,
@@ -128,21 +156,31 @@ class RowProducts:
             nonzeros=nonzeros,
             events_in=nonzeros - int(fired[REAL]),
             fan_out=M,
-            largest_level=self._largest_level,
+            largest_level=marks.largest_level,
             weights_per_event=nonzeros * M,
             weights_dense=rows * K * M,
             activation_reads=rows * K,
             activation_writes=rows * M,
-            **{name: number * K for name, number in zip(ELEMENTS, self._rows.tolist(), strict=True)},
+            **{name: number * K for name, number in zip(ELEMENTS, marks.rows.tolist(), strict=True)},
         )
-        effective = self._fired @ met
+        effective = marks.fired @ met
         split(counts, {alphabet: int(effective[alphabet]) for alphabet in EFFECTIVE}, self.weight.alphabet)
-        send_units(counts, self._levels, self._levels - self._fired[INTEGER], met, self.weight)
+        send_units(counts, marks.levels, marks.levels - marks.fired[INTEGER], met, self.weight)
         return counts
 
     def touched(self) -> Tensor:
         """(1, K) bool: inputs that were not 0 at least once."""
-        return torch.from_numpy(self._fired.any(axis=0)).unsqueeze(0)
+        return torch.from_numpy(self._marks.fired.any(axis=0)).unsqueeze(0)
+
+
+@functools.lru_cache(maxsize=1)
+def _pool_of(process: int, threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="count")
+
+
+def _pool(threads: int) -> ThreadPoolExecutor:
+    # threads are gone in a forked process
+    return _pool_of(os.getpid(), threads)
 
 
 def _alphabets_of_levels(rows: np.ndarray, levels: np.ndarray, nonzero: np.ndarray) -> np.ndarray:
