@@ -27,6 +27,8 @@ FILLS = frozenset(f"{new}{value}" for value in ("zeros", "ones", "full") for new
     *("zeros_like", "ones_like", "full_like")
 }
 CHOICES = frozenset(("where", "masked_fill", "index_put", "_index_put_impl", "mul", "div", "add", "sub", "rsub"))
+# constants written at places of a constant: the mask of those that win
+MASKS = frozenset(("index_put", "_index_put_impl", "scatter", "index_fill"))
 SCALINGS = frozenset(
     ("mul", "div", "add", "sub", "rsub", "neg", "abs", "relu", "clamp", "clamp_min", "clamp_max", "hardtanh", "clone")
 )
@@ -36,7 +38,7 @@ KNOWN = COMPARISONS | LOGIC | ROUNDINGS | FILLS | CHOICES | SCALINGS | CASTS | m
 
 
 # what is known of a memory: the sum of its marks
-COMPARED, FILLED, SPIKING, SHIFTED, NOTHING = 1, 2, 4, 8, 16
+COMPARED, FILLED, SPIKING, SHIFTED, NOTHING, CHOSEN = 1, 2, 4, 8, 16, 32
 
 
 class Spikes:
@@ -104,6 +106,8 @@ class Spikes:
             self.mark(result, FILLED)
         elif self._is_nothing(name, kwargs, inputs):
             self.mark(result, NOTHING, without=COMPARED | FILLED | SPIKING)
+        elif name in MASKS and self._is_mask(inputs):
+            self.mark(result, CHOSEN, without=COMPARED | FILLED | SPIKING | NOTHING)
         elif name not in KNOWN:
             self._forget(result)
         elif self._are_compared(name, inputs):
@@ -130,7 +134,12 @@ class Spikes:
 
     def _forget(self, result: Tensor) -> None:
         """Memory that is written to is no longer what it was."""
-        self.mark(result, 0, without=COMPARED | FILLED | SPIKING | NOTHING)
+        self.mark(result, 0, without=COMPARED | FILLED | SPIKING | NOTHING | CHOSEN)
+
+    def _is_mask(self, inputs: list[Tensor]) -> bool:
+        """True where a constant is written to places of another one that no comparison has chosen."""
+        is_constant = self._has(inputs[0], FILLED) and (inputs[-1].dim() == 0 or self._has(inputs[-1], FILLED))
+        return is_constant and not any(self._has(tensor, COMPARED) for tensor in inputs)
 
     def _is_nothing(self, name: str, kwargs: dict, inputs: list[Tensor]) -> bool:
         if name == "sub":
@@ -162,7 +171,11 @@ class Spikes:
             # spikes are written into a memory that holds anything
             if name == "copy":
                 return inputs[-1] in self
-            return len(others) < len(inputs) and all(map(self._is_no_data, others))
+            # which of them pass may depend on data
+            passing = COMPARED | CHOSEN if name == "mul" else 0
+            return len(others) < len(inputs) and all(
+                self._is_no_data(other) or self._has(other, passing) for other in others
+            )
         return name in moves.MOVES and bool(inputs) and all(tensor in self for tensor in inputs)
 
     def _is_no_data(self, tensor: Tensor) -> bool:

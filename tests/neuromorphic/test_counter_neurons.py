@@ -73,6 +73,13 @@ def test_learned_heights_leave_spikes_spikes():
     assert count(model, V).total().events_out == 4
 
 
+def winners(v):
+    """1 at the largest number of each row, as snnTorch's lateral inhibition makes it."""
+    mask = torch.zeros_like(v)
+    mask[torch.arange(len(v)), v.argmax(1)] = 1
+    return mask
+
+
 # name: (function, spikes that are not 0)
 GRADED = {
     "floor": (torch.floor, 6),
@@ -84,6 +91,8 @@ GRADED = {
     "two thresholds": (lambda v: (v >= 1).float() + (v >= 2).float(), 4),
     "of both signs": (lambda v: (v >= 1).float() - (v <= -1).float(), 5),
     "signs": (torch.sign, 7),
+    "refractory": (lambda v: (v >= 1).float() * (v < 2), 3),
+    "winners": (lambda v: (v >= 1).float() * winners(v), 2),
 }
 
 
@@ -104,6 +113,8 @@ NO_SPIKES = {
     "part of itself taken away": lambda v: (v >= 1).float() + torch.sub(v, v, alpha=0.5),
     "comparison of ids": lambda v: (torch.arange(4) >= 2).float() * v,
     "a comparison": lambda v: v >= 1,
+    "winners": winners,
+    "numbers that win": lambda v: v * winners(v),
 }
 
 
