@@ -108,8 +108,11 @@ def main() -> None:
             gently = options.signals and killed % 2 == 1
             number = moments.choice([signal.SIGINT, signal.SIGTERM]) if gently else signal.SIGKILL
             os.kill(process.pid, number)
-            if process.wait() != (128 + number if gently else -number):
-                sys.exit(f"after {number.name} the status was {process.returncode}, see {log}")
+            status = process.wait()
+            if status == 0:
+                sys.exit(f"the run was done after {killed} kills; give more --steps")
+            if status != (128 + number if gently else -number):
+                sys.exit(f"after {number.name} the status was {status}, see {log}")
             killed += 1
             newest = latest_checkpoint(broken)
             steps_at_kill.append(int(newest.name.split("-")[1]) if newest else 0)
