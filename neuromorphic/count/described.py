@@ -1,7 +1,7 @@
 """What is known of the values of weights, so that a product looks at one side only, and the rows that met them."""
 
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -11,7 +11,15 @@ from .counts import Site
 from .products import describe_weight
 from .provenance import Provenance
 from .row_products import RowProducts
-from .storages import storage_key
+from .storages import Member, storage_key, view_key
+
+
+class Meeting(NamedTuple):
+    """Rows that met one view of a weight one by one."""
+
+    rows: RowProducts
+    view: Hashable
+    member: Member
 
 
 class DescribedWeights:
@@ -22,7 +30,7 @@ class DescribedWeights:
         # memory of a weight -> a reference that keeps its key from other memory, way to look at it -> what was seen
         self._described: dict[int, tuple[StorageWeakRef, dict[Hashable, Any]]] = {}
         # memory of a weight -> site and way to look at it -> the rows that met it one by one
-        self._rows: dict[int, dict[Hashable, RowProducts]] = {}
+        self._rows: dict[int, dict[Hashable, Meeting]] = {}
 
     def describe(self, w: Tensor, describe: Callable, *options: Any) -> Any:
         """Return describe(w, *options), computed once while the weight stays as it is."""
@@ -32,7 +40,7 @@ class DescribedWeights:
         views = self._described[memory][1]
         # a tensor of inference mode has no version; what operators write to it is seen, see `forget`
         version = None if w.is_inference() else w._version
-        key = (w.storage_offset(), tuple(w.shape), w.stride(), version, describe, repr(options))
+        key = (view_key(w), version, describe, repr(options))
         if key not in views:
             views[key] = describe(w, *options)
         return views[key]
@@ -43,14 +51,16 @@ class DescribedWeights:
         if member is None or member.name != memory or self._accounts.current is not self._accounts.settled:
             return None
         of_weight = self._rows.setdefault(memory, {})
-        key = site, w.storage_offset(), tuple(w.shape), w.stride()
-        rows = of_weight.get(key)
-        if rows is None or not rows.is_current():
-            if rows is not None:
-                self._settle(rows)
-            rows = of_weight[key] = RowProducts(site, w, self.describe(w, describe_weight), member)
-            # the site stands in the order in which sites did their work
-            self._accounts.settled.add_some(site, {})
+        key = site, view_key(w)
+        known = of_weight.get(key)
+        if known is not None and known.rows.is_current(w):
+            return known.rows
+        if known is not None:
+            self._settle(known)
+        rows = RowProducts(site, w, self.describe(w, describe_weight))
+        of_weight[key] = Meeting(rows, view_key(w), member)
+        # the site stands in the order in which sites did their work
+        self._accounts.settled.add_some(site, {})
         return rows
 
     def settle_rows(self) -> None:
@@ -59,25 +69,29 @@ class DescribedWeights:
             self._settle_rows_of(memory)
 
     def _settle_rows_of(self, memory: int) -> None:
-        for rows in self._rows.pop(memory, {}).values():
-            self._settle(rows)
+        for meeting in self._rows.pop(memory, {}).values():
+            self._settle(meeting)
 
-    def _settle(self, rows: RowProducts) -> None:
+    def _settle(self, meeting: Meeting) -> None:
+        rows, view, member = meeting
         rows.is_closed, account = True, self._accounts.settled
         account.add_some(rows.site, vars(rows.counts()))
-        assert rows.member is not None
-        account.use.add(rows.site, rows.w, rows.member, rows.touched() * rows.w.shape[2])
+        account.use.add(rows.site, view, member, rows.touched() * rows.M)
 
     def forget(self, weight: Tensor) -> None:
         """It was written to."""
         if self._described:
-            memory = storage_key(weight)
-            self._described.pop(memory, None)
-            self._settle_rows_of(memory)
+            self._forget(storage_key(weight))
 
     def forget_all(self) -> None:
         self._described.clear()
         self.settle_rows()
 
     def forget_freed(self) -> None:
-        self._described = {key: entry for key, entry in self._described.items() if not entry[0].expired()}
+        for memory in [memory for memory, (reference, _) in self._described.items() if reference.expired()]:
+            self._forget(memory)
+
+    def _forget(self, memory: int) -> None:
+        # the key may be given to other memory only after its rows are added up
+        self._settle_rows_of(memory)
+        self._described.pop(memory, None)

@@ -20,7 +20,7 @@ from .product_operators import PRODUCTS
 from .provenance import Origin, Provenance
 from .row_products import RowProducts
 from .spikes import Spikes, emission, repeated_events
-from .storages import storage_key, width
+from .storages import storage_key, view_key, width
 from .weights import sweeps
 
 
@@ -220,7 +220,7 @@ class Recorder:
         """Remember which weights were needed: how many, or how many for each input element."""
         member = self.provenance.member(weight)
         if member is not None:
-            self.accounts.current.use.add(site, weight, member, torch.as_tensor(touched))
+            self.accounts.current.use.add(site, view_key(weight), member, torch.as_tensor(touched))
 
     # elementwise --------------------------------------------------------------------------------------------------
 
@@ -330,7 +330,7 @@ class Recorder:
                 self.logged_rows.append(rows)
             self._note_moved(x.shape[1] * (w.shape[1] + w.shape[2]))
             return
-        alone = RowProducts(site, w, self._weights.describe(w, products.describe_weight), None)
+        alone = RowProducts(site, w, self._weights.describe(w, products.describe_weight))
         alone.add(x)
         self._touch(site, w, alone.touched() * w.shape[2])
         self._add(site, alone.counts())

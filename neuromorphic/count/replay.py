@@ -56,17 +56,17 @@ class Effect:
         self.new: int | None = None
         # an operator that declares its cost does so each time
         self.cost: Callable | None = None
-        # the products of rows, and which operand these are, of how many numbers
+        # the products of rows; which operands the rows and the weight are; how many numbers are in the rows
         self.rows: RowProducts | None = None
-        self.row = self.numbers = 0
+        self.row = self.weight = self.numbers = 0
         # where the row counts as spikes that a neuron has emitted, how many these were, and what they repeat as units
         self.emitted: Site | None = None
         self.events = self.repeated = 0
         # the host may go another way, depending on the number that it is told
         self.tells_number = False
 
-    def is_usable(self) -> bool:
-        return self.rows is None or self.rows.is_current()
+    def is_usable(self, call: Call) -> bool:
+        return self.rows is None or self.rows.is_current(call.operands[self.weight])
 
 
 class Whole:
@@ -194,7 +194,7 @@ class Replays:
         """Count a call as one of its kind was counted before; False if it has to be looked at closely."""
         assert self._plan is not None
         effect = self._plan.get(tuple(call.signature))
-        if effect is None or not effect.is_usable():
+        if effect is None or not effect.is_usable(call):
             return False
         self._apply(effect, call, output)
         if effect.cost is not None:
@@ -242,7 +242,7 @@ class Replays:
         if call is not None and self._plan is not None:
             signature = tuple(call.signature)
             effect = self._plan.get(signature)
-            if effect is not None and effect.is_usable():
+            if effect is not None and effect.is_usable(call):
                 self._recalled = call, effect
                 return True
             if signature in self._plan and effect is None:
@@ -280,11 +280,12 @@ class Replays:
             whole_effect.tells_number |= effect.tells_number
             whole_effect.parts += effect.parts
             if effect.rows is not None:
-                if whole_effect.rows is not None or row not in operands:
+                if whole_effect.rows is not None or row not in operands or effect.rows.memory not in operands:
                     return None
                 whole_effect.rows, whole_effect.row = effect.rows, operands.index(row)
+                whole_effect.weight = operands.index(effect.rows.memory)
                 whole_effect.emitted, whole_effect.numbers = effect.emitted, effect.numbers
-                K, found = effect.rows.w.shape[1], call.operands[whole_effect.row]
+                K, found = effect.rows.K, call.operands[whole_effect.row]
                 # a row in any shape, or rows that nobody has transposed
                 is_row = found.numel() == max(found.shape, default=0) == K
                 are_rows = operator_name(call.func) in ("linear", "matmul") and found.shape[-1:] == (K,)
@@ -336,9 +337,9 @@ class Replays:
                 effect.rows, first = recorder.logged_rows[0], int(name.startswith("add"))
                 of = recorder.provenance.of
                 is_transposed = of(call.operands[first]) > of(call.operands[first + 1])
-                effect.row = first + is_transposed
+                effect.row, effect.weight = first + is_transposed, first + (not is_transposed)
                 effect.numbers = call.operands[effect.row].numel()
-                if is_transposed and effect.numbers > effect.rows.w.shape[1]:
+                if is_transposed and effect.numbers > effect.rows.K:
                     return None
             if call.results and not self._is_declared:
                 effect.new = 0 if name in moves.FREE else call.results[0].numel()

@@ -16,7 +16,7 @@ from .counts import Counts, Site
 from .dispatch import unseen
 from .operands import BINARY, INTEGER, LARGEST_LEVEL, REAL, TERNARY, ZERO, classify_row, count_by_column
 from .products import EFFECTIVE, ELEMENTS, Weight, send_units, split
-from .storages import Member
+from .storages import storage_key
 
 # numbers that are looked at in one go, so that they stay near the processor
 BLOCK = 1 << 17
@@ -99,13 +99,17 @@ class Marks:
 
 
 class RowProducts:
-    """The products at `site` of rows (1, N, K) with w (1, K, M), of which `weight` and `member` say what is known."""
+    """The products at `site` of rows (1, N, K) with w (1, K, M), of which `weight` says what is known.
 
-    def __init__(self, site: Site, w: Tensor, weight: Weight, member: Member | None):
-        self.site, self.w, self.weight, self.member = site, w, weight, member
+    The weight itself is not kept: it may be freed.
+    """
+
+    def __init__(self, site: Site, w: Tensor, weight: Weight):
+        self.site, self.weight = site, weight
+        self.memory, self.K, self.M = storage_key(w), w.shape[1], w.shape[2]
         self.is_closed = False
-        self._version = None if w.is_inference() else w._version
-        self._calls, self._marks = 0, Marks(w.shape[1])
+        self._version = _version(w)
+        self._calls, self._marks = 0, Marks(self.K)
         self._before = (0, 0)
 
     @staticmethod
@@ -113,9 +117,9 @@ class RowProducts:
         """True for the operands that `add` knows: one matrix of floating point on the CPU."""
         return x.shape[0] == 1 and x.dtype in FORMATS and x.device.type == "cpu" and not w.is_complex()
 
-    def is_current(self) -> bool:
-        """False once the weight was written to."""
-        return not self.is_closed and (self._version is None or self.w._version == self._version)
+    def is_current(self, w: Tensor) -> bool:
+        """False once the weight, of which `w` is any view, was written to."""
+        return not self.is_closed and _version(w) == self._version
 
     def add(self, x: Tensor) -> None:
         """Take note of the rows (..., K) of one call; one row may have any shape."""
@@ -124,7 +128,7 @@ class RowProducts:
             with unseen():
                 x = x.detach().float() if x.dtype == torch.bfloat16 else x.detach()
         self._calls += 1
-        rows = x.numpy().reshape(-1, self.w.shape[1])
+        rows = x.numpy().reshape(-1, self.K)
         if len(rows) == 1:
             self._marks.add_row(rows[0])
             return
@@ -181,6 +185,11 @@ def _pool_of(process: int, threads: int) -> ThreadPoolExecutor:
 def _pool(threads: int) -> ThreadPoolExecutor:
     # threads are gone in a forked process
     return _pool_of(os.getpid(), threads)
+
+
+def _version(w: Tensor) -> int | None:
+    """A tensor of inference mode has no version; what operators write to it is seen, see `DescribedWeights.forget`."""
+    return None if w.is_inference() else w._version
 
 
 def _alphabets_of_levels(rows: np.ndarray, levels: np.ndarray, nonzero: np.ndarray) -> np.ndarray:

@@ -46,6 +46,11 @@ def storage_key(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
+def view_key(tensor: Tensor) -> Hashable:
+    """Return what tells one view of a memory from another."""
+    return tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
+
+
 class Member(NamedTuple):
     reference: StorageWeakRef
     name: Any

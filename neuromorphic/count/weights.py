@@ -16,16 +16,15 @@ class WeightUse:
         self._views: dict[Site, dict[Hashable, dict[Hashable, Tensor]]] = {}
         self._sizes: dict[Hashable, int] = {}
 
-    def add(self, site: Site, weight: Tensor, member: Member, touched: Tensor) -> None:
-        """Note that of `weight`, a view of `member`, so many numbers were needed.
+    def add(self, site: Site, view: Hashable, member: Member, touched: Tensor) -> None:
+        """Note that of a weight, the `view` of `member` that `view_key` names, so many numbers were needed.
 
         `touched` has one element for each input, or one for all.
         """
         self._sizes[member.name] = member.size
         views = self._views.setdefault(site, {}).setdefault(member.name, {})
-        key = (weight.storage_offset(), tuple(weight.shape), weight.stride())
-        seen = views.get(key)
-        views[key] = torch.maximum(seen, touched) if seen is not None and seen.shape == touched.shape else touched
+        seen = views.get(view)
+        views[view] = torch.maximum(seen, touched) if seen is not None and seen.shape == touched.shape else touched
 
     def declare(self, site: Site, size: int) -> None:
         """Note that an operator needs `size` weights, the same in each of its calls."""

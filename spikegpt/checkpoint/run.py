@@ -30,6 +30,8 @@ from ..model.network import SpikeGPT
 from .files import FORMAT, MANIFEST, check_format, fault_of, read_json, save_tensors, write_manifest
 
 _Found = TypeVar("_Found")
+# of files that `import` reads
+FOREIGN_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 _PREFIX, _TEMPORARY = "step-", ".unfinished-"
 # where a text or a teacher lies may change: what they hold is compared by digests
 _PLACES = ("train.data", "train.teacher")
@@ -189,6 +191,8 @@ def _way_to_one(run: Path) -> str:
         return "put one back, or train another run"
     if (run / "config.json").exists():
         return f"go on with its training: {command('train', '--resume', run)}"
+    if run.is_dir() and any(path.suffix.lower() in FOREIGN_SUFFIXES for path in run.iterdir()):
+        return f"its weights are of another kind; make a model of them: {command('import', run)}"
     return f"train it with: {command('train', '--out', run)}"
 
 

@@ -50,8 +50,17 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)
+    except OSError as error:
+        name_path(error, path, temporary)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def name_path(error: OSError, path: Path, written: Path | None = None) -> None:
+    """Let `error` name `path`: if it names no file, as when a disk is full, or the one `written` in its place."""
+    if error.filename is None or (written is not None and os.fspath(written) in (error.filename, error.filename2)):
+        error.filename, error.filename2 = os.fspath(path), None
 
 
 def sync_folder(folder: str | Path) -> None:

@@ -10,7 +10,8 @@ from ..common.errors import SpikegptError, Warn
 from ..common.files import sha256_of
 from ..common.printing import command
 from .documents import suffix_of
-from .reading import PACKED_SUFFIXES
+from .kinds import foreign_kind
+from .reading import PACKED_SUFFIXES, SAMPLE_BYTES
 
 TEXT_SUFFIXES = (".txt", ".md", ".text", ".jsonl", ".ndjson")
 # what the library `datasets` reads and we do not
@@ -83,7 +84,12 @@ def _texts_in(folder: Path, warn: Warn) -> list[Path]:
         wanted = ", ".join("*" + suffix for suffix in TEXT_SUFFIXES)
         but = f", but {others}" if others else ""
         is_data_set = any(path.suffix.lower() in DATA_SET_SUFFIXES for path in found)
-        advice = f"read it by {command('data', folder)} --column NAME" if is_data_set else "name the files themselves"
+        if is_data_set:
+            advice = f"read it by {command('data', folder)} --column NAME"
+        elif found and all(map(_is_no_text, found)):
+            advice = "convert them to plain text, or give another folder"
+        else:
+            advice = "name the files themselves"
         raise SpikegptError(f"folder {folder} holds no {wanted} file{but}; {advice}")
     if others:
         warn(f"folder {folder}: left out {others}; to read them too, name the files themselves")
@@ -102,6 +108,13 @@ def _walk(folder: Path) -> list[Path]:
         found += [path for path in (Path(parent, name) for name in folders) if path.is_symlink() or _is_hidden(path)]
         folders[:] = [name for name in folders if not _is_hidden(Path(parent, name))]
     return found
+
+
+def _is_no_text(path: Path) -> bool:
+    if not os.path.isfile(path):
+        return True
+    with path.open("rb") as file:
+        return foreign_kind(file.read(SAMPLE_BYTES)) is not None
 
 
 def _is_hidden(path: Path) -> bool:

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from ..common.errors import SpikegptError
+from ..common.progress import Progress
 from ..config.values import WINDOW
 from ..data.tokenizers import Tokenizer
 from ..data.tokens.token_file import count_characters
@@ -196,12 +197,13 @@ def evaluate_stream(
     check_length(tokens)
     sums, state = _Sums(model), None
     device = model.device
-    with evaluating(model):
+    with evaluating(model), Progress("evaluating", len(tokens) - 1, "tokens") as progress:
         for start in range(0, len(tokens) - 1, chunk):
             piece = torch.from_numpy(tokens[start : start + chunk + 1].astype(np.int64)).to(device)
             output = model(piece[None, :-1], state)
             state = output.state
             sums.add(output.logits[0], piece[1:], output.spikes, len(piece) - 1)
+            progress.advance(len(piece) - 1)
             if watch is not None:
                 watch(piece[None, :-1], output)
     return sums.result(f"stream, carried state, chunks of {chunk}", tokens, tokenizer)
@@ -235,7 +237,7 @@ def evaluate_windows(
     # the last window is moved back to end with the text; what it has in common with the one before is not scored twice
     starts = [*range(0, predicted - ctx_len, stride), predicted - ctx_len]
     batch_size = 1 if keep_membrane else max(min(BATCH, LOGITS // (ctx_len * model.config.vocab_size)), 1)
-    with evaluating(model):
+    with evaluating(model), Progress("evaluating", predicted, "tokens") as progress:
         scored = 0
         for first in range(0, len(starts), batch_size):
             batch = starts[first : first + batch_size]
@@ -254,6 +256,7 @@ def evaluate_windows(
                 is_new[row, max(scored - start, 0) :] = True
                 scored = start + ctx_len
             sums.add(logits[is_new], windows[:, 1:][is_new], spikes, windows[:, 1:].numel())
+            progress.advance(int(is_new.sum()))
     beginning = "state empty but for the membranes of the window before" if keep_membrane else "empty state"
     return sums.result(f"windows of {ctx_len}, stride {stride}, {beginning}", tokens, tokenizer)
 

@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.files import read_json
-from ..checkpoint.run import find_model
-from ..checkpoint.weights import TensorFile
+from ..checkpoint.run import FOREIGN_SUFFIXES, find_model
+from ..checkpoint.weights import TensorFile, open_model
 from ..common.errors import SpikegptError
 from ..common.json_text import NO_JSON
 from .names import some, whole_model
 
-SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 # in the order in which transformers looks for them
 FOLDER_FILES = (
     "model.safetensors",
@@ -68,7 +67,7 @@ def find_weights(source: Path) -> Path:
     files = sorted(path for path in source.iterdir() if path.is_file() and not COMPANION.fullmatch(path.stem))
     found = (
         [path for path in files if path.name.endswith(INDEX)]
-        or [path for path in files if path.suffix.lower() in SUFFIXES]
+        or [path for path in files if path.suffix.lower() in FOREIGN_SUFFIXES]
         # whatever they are called
         or [path for path in files if _holds_a_model(path) is True]
     )
@@ -80,7 +79,7 @@ def find_weights(source: Path) -> Path:
         return _whole(found[0])
     if not (source / "checkpoints").exists():
         raise SpikegptError(f"{source} holds no weights; want one of {', '.join(FOLDER_FILES)}, or one .pth file")
-    return find_model(source) / "model.safetensors"
+    return open_model(source)[0] / "model.safetensors"
 
 
 def _whole(file: Path) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import warn_on_stderr
-from ..common.files import write_atomically
+from ..common.files import name_path, write_atomically
 
 _LINE_END = b"\n"
 _SAMPLE = re.compile(rb"^--- step (\d+) ---$", re.MULTILINE)
@@ -39,8 +39,12 @@ class Journal:
 
     def add(self, text: str) -> None:
         data = text.encode()
-        with self.path.open("ab") as file:
-            file.write(data)
+        try:
+            with self.path.open("ab") as file:
+                file.write(data)
+        except OSError as error:
+            name_path(error, self.path)
+            raise
         self._bytes, self._lines = self._bytes + len(data), self._lines + data.count(_LINE_END)
         self._digest.update(data)
 

@@ -460,6 +460,7 @@ def test_every_verb_says_that_a_run_is_unfinished(broken, tmp_path, cache):
         ["info", broken],
         ["train", "--from", broken, "--out", tmp_path / "tuned", "--steps", "1", "--cache", cache],
         ["train", "--teacher", broken, "--out", tmp_path / "pupil", "--steps", "1", "--n-layer", "1", "--cache", cache],
+        ["import", broken, "--out", tmp_path / "imported"],
     ]
     for verb in verbs:
         assert spikegpt(*verb).stderr.count(line) == 1, verb

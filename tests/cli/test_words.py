@@ -179,6 +179,9 @@ def test_what_to_do_about_a_folder_without_a_checkpoint(trained, tmp_path):
     begun = tmp_path / "begun"
     begun.mkdir()
     assert f"train it with: spikegpt train --out {begun}" in refused("info", str(begun), status=1)
+    (begun / "model.PTH").touch()
+    assert f"make a model of them: spikegpt import {begun}" in refused("info", str(begun), status=1)
+    (begun / "model.PTH").unlink()
     shutil.copy(trained / "config.json", begun)
     assert f"go on with its training: spikegpt train --resume {begun}" in refused("info", str(begun), status=1)
     (begun / "checkpoints" / "step-00000001").mkdir(parents=True)

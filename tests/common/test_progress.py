@@ -40,6 +40,14 @@ def test_what_was_there_before_does_not_count_as_speed(monkeypatch, clock):
     assert "85% of 40.0 MB, 2.0 MB/s, 3 s left" in module.sys.stderr.getvalue()
 
 
+def test_tokens_are_counted_one_by_one(monkeypatch, clock):
+    monkeypatch.setattr(module.sys, "stderr", Terminal())
+    with Progress("evaluating", 4000, "tokens") as progress:
+        clock[0] += 2
+        progress.advance(1000)
+    assert "evaluating:  25% of 4,000 tokens, 500 tokens/s, 6 s left" in module.sys.stderr.getvalue()
+
+
 def test_a_file_sees_nothing(monkeypatch, clock):
     monkeypatch.setattr(module.sys, "stderr", io.StringIO())
     with Progress("fetching", 10) as progress:

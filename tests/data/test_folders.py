@@ -64,6 +64,19 @@ def test_a_folder_without_text_says_what_it_holds(name, tmp_path):
         read_corpus(place(tmp_path, name))
 
 
+def test_a_folder_of_what_is_no_text_says_so(tmp_path):
+    folder = tmp_path / "papers"
+    folder.mkdir()
+    (folder / "a.pdf").write_bytes(b"%PDF-1.7 ...")
+    (folder / "b.png").write_bytes(b"\x89PNG....")
+    with pytest.raises(SpikegptError, match="convert them to plain text, or give another folder"):
+        read_corpus(folder)
+    # one of them may be text
+    (folder / "c.tex").write_text("text")
+    with pytest.raises(SpikegptError, match="name the files themselves"):
+        read_corpus(folder)
+
+
 def test_a_folder_of_tables_says_how_they_are_read(tmp_path):
     message = rf"but \*\.parquet \(1\); read it by spikegpt data {tmp_path} --column NAME"
     with pytest.raises(SpikegptError, match=message):

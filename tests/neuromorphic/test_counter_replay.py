@@ -211,3 +211,16 @@ def test_numbers_that_were_looked_at_are_let_go():
             del x
         assert isinstance(counter._replays, Replays)
         assert [reference() for reference in held] == [None] * 3
+
+
+def test_weights_of_a_call_are_let_go():
+    linear, held = nn.Linear(4, 3, bias=False), []
+    with torch.no_grad(), OpCounter(linear) as counter:
+        for n in range(4):
+            weights = {"weight": torch.full((3, 4), float(n > 0))}
+            held.append(weakref.ref(weights["weight"]))
+            torch.func.functional_call(linear, weights, (torch.ones(1, 4),))
+            del weights
+        assert [reference() for reference in held] == [None] * 4
+    # a weight of zeros, then three of twelve ones
+    assert counter.tally().total().effective_acs == 3 * 12

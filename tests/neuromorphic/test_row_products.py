@@ -48,7 +48,7 @@ WEIGHTS = {
 
 def cost_of(parts, weight):
     w = weight.unsqueeze(0)
-    rows = RowProducts(SITE, w, products.describe_weight(w), None)
+    rows = RowProducts(SITE, w, products.describe_weight(w))
     for part in parts:
         rows.add(part)
     return rows.counts(), rows.touched()
