@@ -35,7 +35,7 @@ def warn_on_stderr(message: str) -> None:
 def in_words(error: OSError) -> str:
     """Return what the system said: the path, what is wrong with it, and what to do where that is known."""
     paths = [os.fsdecode(path) for path in (error.filename, error.filename2) if isinstance(path, str | bytes)]
-    where = " -> ".join(paths)
+    where = " -> ".join(dict.fromkeys(paths))
     said = error.strerror or str(error) or type(error).__name__
     advice = _ADVICE.get(error.errno or 0)
     return (f"{where}: " if where else "") + said + (f"; {advice}" if advice else "")

@@ -59,8 +59,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 def name_path(error: OSError, path: Path, written: Path | None = None) -> None:
     """Let `error` name `path`: if it names no file, as when a disk is full, or the one `written` in its place."""
-    if error.filename is None or (written is not None and os.fspath(written) in (error.filename, error.filename2)):
-        error.filename, error.filename2 = os.fspath(path), None
+    names = (error.filename, error.filename2)
+    if error.filename is None or (written is not None and os.fspath(written) in names):
+        error.filename = os.fspath(path)
+        if error.filename2 is not None:
+            error.filename2 = error.filename
 
 
 def sync_folder(folder: str | Path) -> None:

@@ -9,6 +9,7 @@ import sys
 
 import processes
 import pytest
+import torch
 from command_line import spikegpt
 from runs import MODEL, TRAIN, break_off, weights_of
 
@@ -16,7 +17,10 @@ from spikegpt.checkpoint import run as ckpt
 from spikegpt.checkpoint import weights
 from spikegpt.checkpoint.files import write_manifest
 from spikegpt.common.errors import SpikegptError
+from spikegpt.common.files import locked
+from spikegpt.data.tokenizers import ByteTokenizer
 from spikegpt.evaluate.runs import evaluate_run
+from spikegpt.model.network import SpikeGPT
 from spikegpt.train import convert, resume, train
 from spikegpt.train.journal import read_metrics
 from spikegpt.train.stop_signals import StopSignals
@@ -158,3 +162,45 @@ def test_a_training_whose_terminal_is_closed_keeps_a_checkpoint(tmp_path, cache)
     os.close(terminal)
     assert running.wait(timeout=processes.HANGS_S) == 128 + signal.SIGHUP
     assert ckpt.latest_checkpoint(tmp_path / "run") is not None
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/dev/full is of Linux")
+def test_a_run_whose_log_cannot_be_written_names_it_and_goes_on_later(tmp_path, cache, monkeypatch):
+    run = tmp_path / "run"
+    break_off(monkeypatch, run, cache, 8)
+    kept = (run / "metrics.jsonl").read_bytes()
+    with monkeypatch.context() as patch:
+        open_file = type(run).open
+
+        def full(self, mode="r", *arguments, **options):
+            path = type(run)("/dev/full") if self == run / "metrics.jsonl" and "a" in mode else self
+            return open_file(path, mode, *arguments, **options)
+
+        patch.setattr(type(run), "open", full)
+        done = spikegpt("train", "--resume", run, "--cache", cache, check=False)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert f"error: {run / 'metrics.jsonl'}: No space left on device; make room" in done.stderr
+    assert (run / "metrics.jsonl").read_bytes() == kept
+    assert resume(run, cache=cache, quiet=True).step == 12
+
+
+def test_a_model_with_more_rows_than_tokens_trains_samples_and_resumes(tmp_path, cache, monkeypatch):
+    """The rows behind the 256 bytes are no tokens, and would be drawn first."""
+    model = SpikeGPT(dataclasses.replace(MODEL, vocab_size=300))
+    with torch.no_grad():
+        model.head.weight[256:] = 50 * model.head.weight.abs().max()
+    (tmp_path / "model").mkdir()
+    ckpt.save_model(tmp_path / "model", model, ByteTokenizer())
+    options = {"sample_every": 1, "save_every": 1, "tokenizer": "byte"}
+    break_off(monkeypatch, tmp_path / "run", cache, 2, model.config, start=tmp_path / "model", **options)
+    assert resume(tmp_path / "run", cache=cache, quiet=True).step == 12
+    assert (tmp_path / "run" / "samples.txt").read_text().count("--- step ") == 12
+
+
+def test_a_folder_of_classifiers_has_one_writer(trained, tmp_path, cache):
+    rows = tmp_path / "rows.tsv"
+    rows.write_text("text\tlabel\n" + "".join(f"word {n}\t{n % 2}\n" for n in range(20)))
+    out = tmp_path / "out"
+    with locked(out / trained.name):
+        done = spikegpt("finetune-classify", trained, "--train", rows, "--test", rows, "--out", out, check=False)
+    assert done.returncode == 1 and f"{out / trained.name} is in use by process {os.getpid()} on " in done.stderr
