@@ -124,6 +124,10 @@ class OpCounter:
     def padding_included(self) -> dict[str, int]:
         return self._recorder.padding_included
 
+    def __deepcopy__(self, memo: dict) -> "OpCounter":
+        """A model that is copied while it is counted takes its hooks along, and they lead here."""
+        return self
+
     def __enter__(self) -> "OpCounter":
         if self._is_counting:
             raise CountError("this OpCounter is already counting; make another one for a count within a count")
@@ -217,6 +221,8 @@ class OpCounter:
         )
 
     def _enter_module(self, place: Place, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if place.identity != id(module):
+            return
         is_outermost = not self._stack
         self._stack.append(place.where)
         self._declaring += place.is_declared
@@ -232,6 +238,8 @@ class OpCounter:
         self._turn()
 
     def _leave_module(self, place: Place, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        if place.identity != id(module):
+            return
         self._stack.pop()
         phase = self._current_phase()
         self._declaring -= place.is_declared

@@ -14,6 +14,8 @@ from torch.utils._pytree import tree_map
 
 from . import moves
 
+AUTOCAST_KEYS = (torch._C.DispatchKey.AutocastCPU, torch._C.DispatchKey.AutocastCUDA)
+
 
 class Way(Enum):
     """How an operator is seen."""
@@ -30,7 +32,7 @@ class Way(Enum):
 class Wholes(Protocol):
     """Hears of operators that are made of others; `begin` says whether one may run as a whole."""
 
-    def begin(self, func: OpOverload, args: tuple, kwargs: dict) -> bool: ...
+    def begin(self, func: OpOverload, args: tuple, kwargs: dict, may_be_whole: bool) -> bool: ...
 
     def end(self, output: Any) -> None: ...
 
@@ -84,21 +86,32 @@ class OperatorMode(TorchDispatchMode):
 
     def _run_parts(self, func: OpOverload, args: tuple, kwargs: dict) -> Any:
         """Run an operator with those that it is made of in sight, or as a whole where that tells nothing new."""
-        is_whole = self.wholes.begin(func, args, kwargs)
+        is_cast = _is_autocast()
+        # one of others' may do more than its parts show, and autocast decides anew what they are cast to
+        is_whole = self.wholes.begin(func, args, kwargs, func.namespace == "aten" and not is_cast)
         try:
             if is_whole:
                 output = func(*args, **kwargs)
+            elif is_cast:
+                # whoever is called by a dispatch mode is behind autocast, but the parts would have met it
+                with torch._C._PreserveDispatchKeyGuard():
+                    for key in AUTOCAST_KEYS:
+                        torch._C._dispatch_tls_set_dispatch_key_excluded(key, False)
+                    output = self._run_in_sight(func, args, kwargs)
             else:
-                torch._C._push_on_torch_dispatch_stack(self)
-                try:
-                    output = func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
-                finally:
-                    torch._C._pop_torch_dispatch_stack(None)
+                output = self._run_in_sight(func, args, kwargs)
         except BaseException:
             self.wholes.fail()
             raise
         self.wholes.end(output)
         return output
+
+    def _run_in_sight(self, func: OpOverload, args: tuple, kwargs: dict) -> Any:
+        torch._C._push_on_torch_dispatch_stack(self)
+        try:
+            return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
+        finally:
+            torch._C._pop_torch_dispatch_stack(None)
 
     def _run_bodies(self, func: HigherOrderOperator, args: tuple, kwargs: dict) -> Any:
         """Run cond, while_loop, scan, map, flex_attention and their like with what they call in sight."""
@@ -125,6 +138,14 @@ class OperatorMode(TorchDispatchMode):
             with unseen():
                 self.overlook(func, output)
         return output
+
+
+def _is_autocast() -> bool:
+    """True if autocast is on where the operator was called: a dispatch mode is called behind it."""
+    # whose stubs do not know this guard
+    torch_core: Any = torch._C
+    with torch_core._RestorePythonTLSSnapshot():
+        return torch_core._is_any_autocast_enabled()
 
 
 def _is_nested(args: tuple) -> bool:

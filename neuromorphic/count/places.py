@@ -14,6 +14,8 @@ class Place(NamedTuple):
     """The path of a module, and how its state is declared."""
 
     where: str
+    # a copy of a module has its hooks as well, and is another one
+    identity: int
     is_recurrent: bool
     # its cost function, if it has one; what is in `recurrent.py` counts only where nothing around it is declared
     cost: CostFunction | None
@@ -23,4 +25,4 @@ class Place(NamedTuple):
     def of(cls, where: str, module: nn.Module) -> "Place":
         own: Any = module.op_cost if hasattr(type(module), "op_cost") else None
         is_declared = own is not None or has_state_cost(module)
-        return cls(where, isinstance(module, nn.RNNBase), own, is_declared)
+        return cls(where, id(module), isinstance(module, nn.RNNBase), own, is_declared)

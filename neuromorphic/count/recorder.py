@@ -294,11 +294,12 @@ class Recorder:
 
     def product(self, site: Site, x: Tensor, w: Tensor) -> None:
         """Count x (G, N, K) times w (G, K, M); either may be the weight."""
-        for operand in (x, w):
+        of_x, of_w = self.provenance.of(x), self.provenance.of(w)
+        # the rows that meet a weight, also from its right
+        for operand in (x, w.mT if of_x > of_w else w):
             self.emit(operand, site.phase)
         if x.numel() == 0 or w.numel() == 0:
             return
-        of_x, of_w = self.provenance.of(x), self.provenance.of(w)
         if of_x is of_w is Origin.DATA:
             self.note_padding(site.operator)
             self._add(site, products.activation_product(x, w))

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 
-from . import moves
+from . import moves, structured
 from .carried import CarriedState
 from .counts import Counts, Site, times
-from .dispatch import operator_name, tensors_in, unseen
+from .dispatch import is_backward, operator_name, tensors_in, unseen
 from .product_operators import PRODUCTS
 from .provenance import Origin
 from .recorder import SPIKE, Recorder
 from .row_products import RowProducts
-from .spikes import ROUNDINGS, SHIFTED
+from .spikes import CASTS, ROUNDINGS, SHIFTED
 from .storages import Member, has_storage, storage_key
 
 # structures that are kept; a cache that grows with every token brings new ones with every token
@@ -29,6 +29,10 @@ MOST = 20_000
 # what they cost depends on the numbers that they find in their operands
 BY_VALUE = ROUNDINGS | {"embedding", "index_put", "_unsafe_index_put", "masked_scatter"}
 ROWS = frozenset(("mm", "addmm", "bmm", "mv", "addmv"))
+# options of operators: what can be compared, and says all that there is to know
+OPTIONS = frozenset(
+    (int, float, bool, complex, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
+)
 
 
 class Call:
@@ -110,7 +114,7 @@ class Replays:
 
         `with_strides`: they matter, as for an operator that copies what it cannot view.
         """
-        if self._plan is None:
+        if self._plan is None or is_backward():
             return None
         # by identity, for operators are never freed and have a slow hash
         known = self._are_replayable.get(id(func))
@@ -138,7 +142,7 @@ class Replays:
         for thing in things:
             kind = type(thing)
             if kind is Tensor or kind is nn.Parameter:
-                if thing.layout is not torch.strided or thing.is_nested:
+                if thing.layout is not torch.strided or thing.is_nested or thing.is_conj() or thing.is_neg():
                     return False
                 memory = thing.untyped_storage()._cdata
                 found += thing.shape, thing.dtype, thing.device
@@ -173,8 +177,11 @@ class Replays:
                 found.append(len(thing))
                 if not self._look_at(thing, call, with_strides):
                     return False
+            elif kind in OPTIONS:
+                # 0.0 and -0.0 are equal, and no NaN is
+                found += kind, repr(thing) if kind is float or kind is complex else thing
             else:
-                found += kind, thing
+                return False
         return True
 
     def look_at_results(self, call: Call, output: Any) -> Call | None:
@@ -195,6 +202,8 @@ class Replays:
         assert self._plan is not None
         effect = self._plan.get(tuple(call.signature))
         if effect is None or not effect.is_usable(call):
+            return False
+        if effect.cost is not None and effect.cost is not getattr(call.func, "op_cost", None):
             return False
         self._apply(effect, call, output)
         if effect.cost is not None:
@@ -235,10 +244,9 @@ class Replays:
 
     # operators that are made of others --------------------------------------------------------------------------------
 
-    def begin(self, func: OpOverload, args: tuple, kwargs: dict) -> bool:
+    def begin(self, func: OpOverload, args: tuple, kwargs: dict, may_be_whole: bool) -> bool:
         """Return whether an operator that is made of others may run as a whole; `end` is then told its output."""
-        call = self.look(func, args, kwargs, True)
-        effect = None
+        call, effect = self.look(func, args, kwargs, True) if may_be_whole else None, None
         if call is not None and self._plan is not None:
             signature = tuple(call.signature)
             effect = self._plan.get(signature)
@@ -280,19 +288,21 @@ class Replays:
             whole_effect.tells_number |= effect.tells_number
             whole_effect.parts += effect.parts
             if effect.rows is not None:
-                if whole_effect.rows is not None or row not in operands or effect.rows.memory not in operands:
+                if whole_effect.rows is not None or any(operands.count(m) != 1 for m in (row, effect.rows.memory)):
                     return None
                 whole_effect.rows, whole_effect.row = effect.rows, operands.index(row)
                 whole_effect.weight = operands.index(effect.rows.memory)
                 whole_effect.emitted, whole_effect.numbers = effect.emitted, effect.numbers
                 K, found = effect.rows.K, call.operands[whole_effect.row]
-                # a row in any shape, or rows that nobody has transposed
+                # a row in any shape, or rows that nobody has transposed, from the left
                 is_row = found.numel() == max(found.shape, default=0) == K
                 are_rows = operator_name(call.func) in ("linear", "matmul") and found.shape[-1:] == (K,)
+                are_rows &= whole_effect.row < whole_effect.weight
                 if found.numel() != effect.numbers or not (is_row or are_rows):
                     return None
         are_old = [storage_key(result) in operands for result in results]
-        if any(are_old) and whole.effects:
+        # of several new results nobody knows how new each is
+        if (any(are_old) and whole.effects) or len(results) - sum(are_old) > 1:
             return None
         if not any(are_old) and results:
             if not self._set_made(whole_effect, results):
@@ -327,6 +337,8 @@ class Replays:
     def _effect(self, call: Call, origin: Origin) -> Effect | None:
         recorder, effect, name = self._recorder, Effect(), operator_name(call.func)
         effect.tells_number = not call.results
+        if _looks_at_numbers(name, call, origin):
+            return None
         if origin is not Origin.WEIGHT:
             effect.cost = getattr(call.func, "op_cost", None)
             if effect.cost is None:
@@ -379,3 +391,15 @@ class Replays:
             if effect.emitted is not None:
                 account.add(effect.emitted, Counts(events_out=effect.events, repeated_events=effect.repeated))
             effect.times = effect.events = effect.repeated = 0
+
+
+def _looks_at_numbers(name: str, call: Call, origin: Origin) -> bool:
+    """True for calls of operators whose cost may depend on the numbers in their operands, beside BY_VALUE."""
+    is_float = any(operand.is_floating_point() for operand in call.operands)
+    if name in CASTS:
+        # small whole numbers are spikes
+        return is_float and not all(result.is_floating_point() for result in call.results)
+    if name == "div":
+        return "rounding_mode" in call.signature
+    # which rows of a weight are needed
+    return name in structured.GATHERS and origin is Origin.DATA

@@ -59,7 +59,8 @@ def save_checkpoint(
         shutil.rmtree(unfinished, ignore_errors=True)
         before = latest_checkpoint(run)
         rest = f"the last good checkpoint is {before}" if before else "there is no earlier checkpoint"
-        raise SpikegptError(f"cannot write checkpoint {final}: {error}; {rest}") from error
+        said = getattr(error, "strerror", None) or error
+        raise SpikegptError(f"cannot write checkpoint {final}: {said}; {rest}") from error
     return final
 
 

@@ -1,14 +1,16 @@
 """What was counted once and comes again is replayed: the same counts, to the last digit, as by a close look."""
 
+import copy
+import gc
 import weakref
 from contextlib import nullcontext
 
 import pytest
 import torch
-from counting import SnnTorchStack, SpikingJellyStack, spikes
+from counting import Computes, SnnTorchStack, SpikingJellyStack, spikes
 from torch import nn
 
-from neuromorphic import OpCounter
+from neuromorphic import OpCounter, declare_cost
 from neuromorphic.count.replay import Replays
 from spikegpt.config.model import ModelConfig
 from spikegpt.config.neuron import NeuronConfig
@@ -98,6 +100,45 @@ def neurons_of(Stack):
     return Stack, run
 
 
+class Twice(torch.Tensor):
+    """A tensor of a class of its own."""
+
+
+ROW = torch.tensor([[1.0, 0, 2, 0]])
+# what looks alike from call to call: a function of (x, square weight (4, 4)), and the inputs of its calls
+LOOK_ALIKES = {
+    "casts": (lambda x, w: x.to(torch.int32).float() @ w, [ROW * 3, ROW * 1000, ROW]),
+    "quotients": (lambda x, w: torch.div(x, 2, rounding_mode="floor") @ w, [ROW * 3, ROW * 1000, ROW]),
+    "rows of a weight": (lambda x, w: w.index_select(0, x[0].long()), [ROW, ROW + 1, 0 * ROW]),
+    "numbers of a weight": (lambda x, w: w.gather(0, x.long()), [ROW, ROW + 1, 0 * ROW]),
+    "a derivative inside": (lambda x, w: derivative(x) @ w, [ROW, ROW + 1, ROW]),
+    "a weight on the left": (lambda x, w: torch.mv(w, torch.round(x[0]) * w[0]), [ROW + 0.1, ROW * 2, ROW + 3]),
+    "a square on the left": (lambda x, w: w @ x.mT.expand(2, 4, 4).mT, [ROW, ROW * 2, ROW + 0.5]),
+    "two parts of one memory": (lambda x, w: torch.einsum("bi,ij,bj->b", x[:, :2], w[:2, 2:], x[:, 2:]), [ROW] * 3),
+    "zeros of both signs": (lambda x, w: torch.where(x > 0, *ZEROS[int(x[0, 0])]) * w, [ROW, ROW * 2, ROW]),
+    "a conjugate": (lambda x, w: (x + 0j).conj().resolve_conj() * (x + 0j).resolve_conj() * w, [ROW, ROW + 1]),
+    "another class": (lambda x, w: x.as_subclass(Twice) @ w, [ROW, ROW + 0.5, ROW]),
+    "several results": (lambda x, w: torch.gradient((x @ w).expand(2, 4))[0], [ROW, ROW + 1, ROW]),
+}
+ZEROS = [(0.0, 1.0), (0.0, 1.0), (-0.0, 1.0)]
+
+
+def derivative(x):
+    with torch.enable_grad():
+        h = x.clone().detach().requires_grad_()
+        return torch.autograd.grad((h * x * x).sum(), h)[0]
+
+
+def look_alike(name):
+    function, inputs = LOOK_ALIKES[name]
+
+    def run(model):
+        for x in inputs:
+            model(x)
+
+    return lambda: Computes(function, torch.randn(4, 4)), run
+
+
 INTEGERS = NeuronConfig(levels=3, surrogate="rectangular", slope=1.0, detach_reset=True)
 CASES = {
     "published": (lambda: language_model(spiking="output"), decode),
@@ -119,6 +160,14 @@ def counted(make, run, mode, is_replayed):
             counter._replays.turn_to = lambda *_: None
         run(model)
     return counter.tally().to_dict()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", LOOK_ALIKES)
+def test_calls_that_only_look_alike_are_told_apart(name, mode):
+    if name == "a derivative inside" and mode is torch.inference_mode:
+        pytest.skip("torch has no derivatives there")
+    assert counted(*look_alike(name), mode, True) == counted(*look_alike(name), mode, False)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -224,3 +273,45 @@ def test_weights_of_a_call_are_let_go():
         assert [reference() for reference in held] == [None] * 4
     # a weight of zeros, then three of twelve ones
     assert counter.tally().total().effective_acs == 3 * 12
+
+
+def test_a_cost_that_is_declared_anew_is_the_new_one():
+    operator = torch.ops.aten.flip.default
+    try:
+        with torch.no_grad(), OpCounter(Computes(lambda x: x.flip(0))) as counter:
+            for n in (1, 2, 3):
+                declare_cost(operator, lambda args, kwargs, output, n=n: {"mul": 100 * n})
+                counter.model(torch.ones(4))
+        assert counter.tally().total().mul == 600
+    finally:
+        del operator.op_cost
+
+
+@pytest.mark.parametrize("operation", ["einsum", "linear", "matmul"])
+def test_what_autocast_casts_is_cast_under_the_counter_too(operation):
+    function = {
+        "einsum": lambda x, w: torch.einsum("bi,ij->bj", x, w),
+        "linear": lambda x, w: nn.functional.linear(x, w),
+        "matmul": lambda x, w: x @ w,
+    }[operation]
+    model, x = Computes(function, torch.randn(4, 4)), torch.randn(3, 4)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        plain = model(x)
+        with OpCounter(model) as counter:
+            found = [model(x) for _ in range(3)]
+    assert plain.dtype == torch.bfloat16
+    assert all(torch.equal(one, plain) and one.dtype == plain.dtype for one in found)
+    assert counter.tally().total().dense_ops == 3 * 3 * 16
+
+
+def test_a_copy_made_while_counting_is_another_model():
+    linear = nn.Linear(4, 3)
+    with torch.no_grad(), OpCounter(linear) as counter:
+        rows(linear, 1)
+        another = copy.deepcopy(linear)
+        rows(another, 5)
+        rows(linear, 1)
+    assert counter.tally().total().effective_acs == 2 * 12
+    rows(another, 1)
+    del another
+    gc.collect()

@@ -133,11 +133,13 @@ def test_evaluation_of_a_run_that_goes_on(live, monkeypatch, cache):
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="of Unix")
 def test_a_hangup_asks_to_stop_unless_it_is_ignored():
-    with StopSignals() as signals:
-        os.kill(os.getpid(), signal.SIGHUP)
-        assert signals.number == signal.SIGHUP
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # under nohup these tests begin with an ignored one
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
+        with StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.number == signal.SIGHUP
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         with StopSignals() as signals:
             os.kill(os.getpid(), signal.SIGHUP)
         assert not signals.asked
@@ -152,8 +154,13 @@ def test_a_training_whose_terminal_is_closed_keeps_a_checkpoint(tmp_path, cache)
     sizes = ["--n-layer", "1", "--n-embd", "16", "--ctx-len", "16", "--eval-tokens", "64", "--threads", "1"]
     words = ["-m", "spikegpt", "train", "--out", tmp_path / "run", "--cache", cache, "--steps", "1000000", *sizes]
     terminal, inside = os.openpty()
-    # as of a shell: closing this terminal hangs up
-    own = {"start_new_session": True, "preexec_fn": lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)}
+
+    def like_a_shell() -> None:
+        # closing this terminal hangs up; under nohup these tests begin with an ignored hangup
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+    own = {"start_new_session": True, "preexec_fn": like_a_shell}
     running = processes.start([sys.executable, *words], stdin=inside, stdout=inside, stderr=inside, **own)
     os.close(inside)
     said = b""
