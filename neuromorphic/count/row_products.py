@@ -4,10 +4,6 @@
 for thousands numpy is several times faster.
 """
 
-import functools
-import os
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,10 +14,8 @@ from .operands import BINARY, INTEGER, LARGEST_LEVEL, REAL, TERNARY, ZERO, class
 from .products import EFFECTIVE, ELEMENTS, Weight, send_units, split
 from .storages import storage_key
 
-# numbers that are looked at in one go, so that they stay near the processor
+# numbers that are looked at in one go, so that they stay near the processor; threads would share nothing but the GIL
 BLOCK = 1 << 17
-# numbers from which several threads share the work
-SHARED = 4 * BLOCK
 FORMATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -33,12 +27,6 @@ class Marks:
         self.rows, self.fired = np.zeros(REAL + 1, np.int64), np.zeros((REAL + 1, K), np.int64)
         # sums of the magnitudes in rows of levels, and the largest of them
         self.levels, self.largest_level = np.zeros(K, np.int64), 0
-
-    def add(self, other: "Marks") -> None:
-        self.rows += other.rows
-        self.fired += other.fired
-        self.levels += other.levels
-        self.largest_level = max(self.largest_level, other.largest_level)
 
     def add_row(self, row: np.ndarray) -> None:
         nonzero = row != 0
@@ -132,15 +120,7 @@ class RowProducts:
         if len(rows) == 1:
             self._marks.add_row(rows[0])
             return
-        threads = torch.get_num_threads() if rows.size >= SHARED else 1
-        if threads == 1:
-            self._marks.add_rows(rows)
-            return
-        parts = np.array_split(rows, threads)
-        marks = [Marks(rows.shape[1]) for _ in parts]
-        list(_pool(threads).map(Marks.add_rows, marks, parts))
-        for part in marks:
-            self._marks.add(part)
+        self._marks.add_rows(rows)
 
     def new_events(self) -> tuple[int, int]:
         """Return how many numbers were not 0 since this was asked last, and what they repeat as unit spikes."""
@@ -175,16 +155,6 @@ class RowProducts:
     def touched(self) -> Tensor:
         """(1, K) bool: inputs that were not 0 at least once."""
         return torch.from_numpy(self._marks.fired.any(axis=0)).unsqueeze(0)
-
-
-@functools.lru_cache(maxsize=1)
-def _pool_of(process: int, threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="count")
-
-
-def _pool(threads: int) -> ThreadPoolExecutor:
-    # threads are gone in a forked process
-    return _pool_of(os.getpid(), threads)
 
 
 def _version(w: Tensor) -> int | None:
