@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from enum import Enum, auto
 from typing import Any, Protocol
 
@@ -86,32 +86,28 @@ class OperatorMode(TorchDispatchMode):
 
     def _run_parts(self, func: OpOverload, args: tuple, kwargs: dict) -> Any:
         """Run an operator with those that it is made of in sight, or as a whole where that tells nothing new."""
-        is_cast = _is_autocast()
+        is_cast, is_done = _is_autocast(), False
         # one of others' may do more than its parts show, and autocast decides anew what they are cast to
         is_whole = self.wholes.begin(func, args, kwargs, func.namespace == "aten" and not is_cast)
         try:
-            if is_whole:
-                output = func(*args, **kwargs)
-            elif is_cast:
-                # whoever is called by a dispatch mode is behind autocast, but the parts would have met it
-                with torch._C._PreserveDispatchKeyGuard():
-                    for key in AUTOCAST_KEYS:
-                        torch._C._dispatch_tls_set_dispatch_key_excluded(key, False)
-                    output = self._run_in_sight(func, args, kwargs)
-            else:
-                output = self._run_in_sight(func, args, kwargs)
-        except BaseException:
-            self.wholes.fail()
-            raise
+            output = func(*args, **kwargs) if is_whole else self._run_in_sight(func, args, kwargs, is_cast)
+            is_done = True
+        finally:
+            if not is_done:
+                self.wholes.fail()
         self.wholes.end(output)
         return output
 
-    def _run_in_sight(self, func: OpOverload, args: tuple, kwargs: dict) -> Any:
-        torch._C._push_on_torch_dispatch_stack(self)
-        try:
-            return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
-        finally:
-            torch._C._pop_torch_dispatch_stack(None)
+    def _run_in_sight(self, func: OpOverload, args: tuple, kwargs: dict, is_cast: bool) -> Any:
+        with torch._C._PreserveDispatchKeyGuard() if is_cast else nullcontext():
+            # whoever is called by a dispatch mode is behind autocast, but the parts would have met it
+            for key in AUTOCAST_KEYS if is_cast else ():
+                torch._C._dispatch_tls_set_dispatch_key_excluded(key, False)
+            torch._C._push_on_torch_dispatch_stack(self)
+            try:
+                return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
+            finally:
+                torch._C._pop_torch_dispatch_stack(None)
 
     def _run_bodies(self, func: HigherOrderOperator, args: tuple, kwargs: dict) -> Any:
         """Run cond, while_loop, scan, map, flex_attention and their like with what they call in sight."""

@@ -189,6 +189,14 @@ def test_a_bad_table_is_refused(load_own, old, new, message):
         load_own(old, new)
 
 
+def refused(folder, lines, message):
+    """A table with these lines after its head is refused so."""
+    path = folder / "own.toml"
+    path.write_text(OWN.split("[prices.mac]")[0] + lines)
+    with pytest.raises(PriceError, match=message):
+        load_profile(path)
+
+
 MISSHAPEN = [
     ("prices = 3", r"prices must be written as tables \[prices\.TERM\]"),
     ("prices.mac = 4.6", r"prices\.mac: must be a table with pj, unit, got 4\.6"),
@@ -199,10 +207,7 @@ MISSHAPEN = [
 
 @pytest.mark.parametrize(("line", "message"), MISSHAPEN)
 def test_prices_and_memories_must_be_tables(tmp_path, line, message):
-    path = tmp_path / "own.toml"
-    path.write_text(OWN.split("[prices.mac]")[0] + line)
-    with pytest.raises(PriceError, match=message):
-        load_profile(path)
+    refused(tmp_path, line, message)
 
 
 def test_every_elementwise_class_may_have_a_price():
@@ -259,7 +264,4 @@ SENT_WRONGLY = [
 
 @pytest.mark.parametrize(("lines", "message"), SENT_WRONGLY)
 def test_a_machine_that_sends_otherwise_is_refused(tmp_path, lines, message):
-    path = tmp_path / "own.toml"
-    path.write_text(OWN.split("[prices.mac]")[0] + lines)
-    with pytest.raises(PriceError, match=message):
-        load_profile(path)
+    refused(tmp_path, lines, message)
