@@ -106,6 +106,8 @@ def _one_line(text: str) -> str:
     said = re.sub(r"^Missing from [\w -]+: (\S+) (.*) \(required\)$", r"\1 is missing: \2", said)
     said = re.sub(r"Missing value for argument '(\S+)'.*", r"\1 wants a value", said)
     said = said.replace("Unrecognized options", "unknown").rstrip(".")
+    if re.match(r"unknown: -(?!-)", said):
+        said += "; a text that begins with a dash comes last, after --"
     meant = next((line for line in body[end:] if line.startswith("--")), "")
     return f"{said}; did you mean {meant.split()[0].rstrip(',')}?" if "Perhaps you meant:" in body else said
 

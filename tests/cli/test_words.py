@@ -170,6 +170,11 @@ def test_a_printed_command_names_what_it_is_about(name):
     assert printable(words, keep="") == words
 
 
+def test_a_prompt_that_begins_with_a_dash_comes_last(trained):
+    assert "unknown: -x; a text that begins with a dash comes last, after --;" in refused("generate", trained, "-x")
+    assert spikegpt("generate", trained, "--max-tokens", "2", "--", "-x").stdout.startswith("-x")
+
+
 def test_what_to_do_about_a_folder_without_a_checkpoint(trained, tmp_path):
     assert f"train one with: spikegpt train --out {tmp_path / 'none'}" in refused(
         "info", str(tmp_path / "none"), status=1
