@@ -2,9 +2,10 @@
 
     python benchmarks/busy.py [--threads 2] [--seconds 12] [--rounds 3] [--quick]
 
-By default the threads of OpenMP spin where they meet, for milliseconds; passively they sleep, as the command line has
-it. Each policy holds for a whole process, so there is one of each, and they measure in turn; the
-neighbours are `yes > /dev/null`. Last line: JSON with the median share of the pace alone and passive that is left.
+By default the threads of OpenMP spin where they meet, for milliseconds; passively they sleep; as the command line has
+it they spin for microseconds and then sleep. Each policy holds for a whole process, so there is one of each, and they
+measure in turn; the neighbours are `yes > /dev/null`. Last line: JSON with the median share that is left of the pace
+that the command line has alone.
 """
 
 import argparse
@@ -18,7 +19,10 @@ from contextlib import ExitStack, contextmanager
 
 from measure import write_result
 
-POLICIES = ("passive", "default")
+from spikegpt.__main__ import WAITING
+
+# how threads wait -> the environment that says so
+POLICIES = {"command": WAITING, "passive": {"OMP_WAIT_POLICY": "passive"}, "default": {}}
 NEIGHBOURS = (0, 1, 2)
 
 
@@ -56,10 +60,7 @@ def work(threads: int) -> None:
 @contextmanager
 def worker(policy: str, threads: int):
     """A process whose threads wait by `policy`; it sleeps until it is asked to measure for so many seconds."""
-    environment = {
-        name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-    }
-    environment |= {"OMP_WAIT_POLICY": policy} if policy != "default" else {}
+    environment = {name: value for name, value in os.environ.items() if name not in WAITING} | POLICIES[policy]
     command = [sys.executable, __file__, "--worker", "--threads", str(threads)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env=environment, **pipes) as process:
@@ -106,14 +107,14 @@ def main() -> None:
             for policy, number in found:
                 with neighbours(number):
                     found[policy, number].append(statistics.median(measure[policy](seconds)))
-    alone = statistics.median(found["passive", 0])
+    alone = statistics.median(found["command", 0])
     table = [
         {
             "waiting": policy,
             "neighbours": number,
             "tokens_per_s": round(statistics.median(speeds)),
             "from_to": [round(min(speeds)), round(max(speeds))],
-            "share_of_alone_passive": round(statistics.median(speeds) / alone, 3),
+            "share_of_command_alone": round(statistics.median(speeds) / alone, 3),
         }
         for (policy, number), speeds in found.items()
     ]
@@ -122,7 +123,7 @@ def main() -> None:
     if not options.quick:
         about = {"preset": "tiny", "threads_used": options.threads, "seconds": seconds, "rounds": rounds}
         write_result("busy", {"table": table, **about})
-    print(json.dumps({f"{row['waiting']}_{row['neighbours']}": row["share_of_alone_passive"] for row in table}))
+    print(json.dumps({f"{row['waiting']}_{row['neighbours']}": row["share_of_command_alone"] for row in table}))
 
 
 if __name__ == "__main__":

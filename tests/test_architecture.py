@@ -159,9 +159,9 @@ def test_importing_everything_compiles_nothing_and_prints_nothing():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_only_the_command_reads_the_environment_and_only_for_one_variable():
+def test_only_the_command_reads_the_environment_and_only_for_how_threads_wait():
     text = (TREE / "spikegpt" / "__main__.py").read_text()
-    assert text.count("environ") == 1 and 'os.environ.setdefault("OMP_WAIT_POLICY", "passive")' in text
+    assert text.count("environ") == 2 and "os.environ.update(WAITING)" in text
 
 
 def test_tests_start_processes_with_patience_only():

@@ -7,6 +7,7 @@ import processes
 import pytest
 import torch
 
+from spikegpt.__main__ import WAITING
 from spikegpt.common.threads import STEPS, Pace, fastest_threads, use_threads
 
 
@@ -79,14 +80,13 @@ def test_after_a_change_the_new_pace_is_the_usual_one():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("given", "found"), [(None, "passive"), ("active", "active")])
-def test_the_command_lets_waiting_threads_sleep_unless_the_user_says_otherwise(given, found):
+@pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}])
+def test_the_command_says_how_threads_wait_unless_the_user_does(given):
     # the verb is asked for after the environment is set, and before torch is there
     code = (
         "import os, sys, spikegpt.__main__ as m; sys.argv = ['spikegpt', '--version']; torch = 'torch' in sys.modules; "
-        "m.main(); print(os.environ['OMP_WAIT_POLICY'], torch)"
+        "m.main(); print({name: os.environ[name] for name in m.WAITING if name in os.environ}, torch)"
     )
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
+    environment = {name: value for name, value in os.environ.items() if name not in WAITING} | given
     done = processes.run([sys.executable, "-c", code], env=environment)
-    assert done.stdout.splitlines()[-1] == f"{found} False"
+    assert done.stdout.splitlines()[-1] == f"{given or WAITING} False"
