@@ -10,7 +10,7 @@ from .proof import library_of
 
 
 class _ForeignNeuron(nn.Module):
-    """What both adapters share: the module inside, and the proof that it does not look ahead."""
+    """What both adapters share: the module inside, its numbers, and the proof that it does not look ahead."""
 
     # another library's: what it has besides `forward` is its own affair
     neuron: Any
@@ -27,6 +27,19 @@ class _ForeignNeuron(nn.Module):
                 f"{type(neuron).__name__} is of {library_of(neuron)}; {type(self).__name__} is for {self.library}"
             )
         self.neuron = neuron
+
+    def forward(self, current: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """Return (spikes (B, T, C), state); where products are autocast, what happens inside stays in float32."""
+        device = current.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                spikes, state = self._fire(current.float(), state)
+        else:
+            spikes, state = self._fire(current, state)
+        return spikes.to(current.dtype), state
+
+    def _fire(self, current: Tensor, state: Any) -> tuple[Tensor, Any]:
+        raise NotImplementedError
 
     @staticmethod
     def op_cost(args: tuple, kwargs: dict, output: tuple[Tensor, Any]) -> dict[str, int | str]:
@@ -71,8 +84,6 @@ class SpikingJellyNeuron(_ForeignNeuron):
 
     library = "spikingjelly"
 
-    library = "spikingjelly"
-
     def __init__(self, neuron: nn.Module):
         super().__init__(neuron)
         if getattr(neuron, "step_mode", "m") != "m":
@@ -84,8 +95,7 @@ class SpikingJellyNeuron(_ForeignNeuron):
         if self.is_parallel and weight is not None and weight.dim() == 2 and not hasattr(neuron, "lambda_"):
             nn.utils.parametrize.register_parametrization(neuron, "weight", _LowerTriangular())
 
-    def forward(self, current: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """Return (spikes (B, T, C), state)."""
+    def _fire(self, current: Tensor, state: Any) -> tuple[Tensor, Any]:
         return self._parallel(current, state) if self.is_parallel else self._recurrent(current, state)
 
     def _recurrent(self, current: Tensor, state: dict[str, Any] | None) -> tuple[Tensor, dict[str, Any]]:
@@ -143,8 +153,7 @@ class SnnTorchNeuron(_ForeignNeuron):
                 "make it with init_hidden=False, the model carries the state"
             )
 
-    def forward(self, current: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return (spikes (B, T, C), state)."""
+    def _fire(self, current: Tensor, state: Any) -> tuple[Tensor, Any]:
         if state is None:
             first = self.neuron.reset_mem()
             state = first if isinstance(first, tuple) else (first,)

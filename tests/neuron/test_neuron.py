@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from spikegpt.config import ModelConfig, NeuronConfig
 from spikegpt.model.network import SpikeGPT
@@ -82,6 +83,33 @@ def test_foreign_neuron_takes_the_place_of_ours_in_the_model(make, kind):
     model(ids).logits.square().mean().backward()
     assert model.blocks[0].att.output.weight.grad.abs().sum() > 0
     assert [spikes.shape for spikes in model(ids).spikes.values()] == [(2, 9, 8)] * 5
+
+
+@pytest.mark.parametrize(("make", "kind"), FOREIGN, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_foreign_neuron_computes_in_float32_where_products_are_autocast(make, kind):
+    torch.manual_seed(3)
+    neuron, current = make(kind), 3 * torch.randn(2, 9, 4).bfloat16()
+    whole, state = neuron(current.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        half, after = neuron(current)
+    assert half.dtype == torch.bfloat16 and torch.equal(half.float(), whole)
+    for found, wanted in zip(tree_leaves(after), tree_leaves(state), strict=True):
+        assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("make", [lambda: snntorch_neuron("Leaky"), lambda: Threshold()], ids=["Leaky", "own"])
+def test_spikes_in_float32_meet_keys_in_half_precision(make):
+    config = ModelConfig(n_layer=1, n_embd=8, vocab_size=11, spiking="input")
+    model = SpikeGPT(config, neuron=lambda site: make())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(torch.randint(0, 11, (2, 9))).logits.isfinite().all()
+
+
+class Threshold(torch.nn.Module):
+    """A neuron of somebody's own, which spikes in float32 whatever it reads."""
+
+    def forward(self, current, state=None):
+        return (current > 1).float(), None
 
 
 def test_foreign_neuron_in_the_spike_driven_block_leaves_the_hidden_layer_to_our_own():
