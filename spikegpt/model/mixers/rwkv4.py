@@ -71,7 +71,8 @@ class TimeMix(Mixer):
         value = self.value(fire("value_neuron", torch.lerp(shifted, x, self.time_mix_v)))
         receptance = self.receptance(fire("receptance_neuron", torch.lerp(shifted, x, self.time_mix_r)))
         if self.has_events:
-            value = fire("wkv_neuron", value)
+            # a neuron of somebody's own may spike in float32 where products are autocast
+            value = fire("wkv_neuron", value).to(key.dtype)
             mean, sums = event_wkv(self.time_decay, self.time_first, key, value, cast(EventWKVState | None, sums))
             gated = torch.sigmoid(receptance) * mean
         else:
