@@ -48,6 +48,8 @@ def main() -> None:
         "threads": options.threads,
         "batch_size": 8,
         "sample_every": 0,
+        # one for all that are compared
+        "precision": "no",
         "eval_tokens": 32_768,
     }
     if options.quick:

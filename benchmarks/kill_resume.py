@@ -1,6 +1,6 @@
 """Kill a training run with SIGKILL at random moments, resume it each time, and compare the final weights byte for byte.
 
-    python benchmarks/kill_resume.py [--kills 20] [--signals] [--quick]
+    python benchmarks/kill_resume.py [--kills 20] [--signals] [--precision bf16] [--quick]
 
 One run is never broken; the other is killed `kills` times and resumed after each. With --signals every second signal is
 SIGINT or SIGTERM, which may put off an evaluation or a sample, and has to end with 130 or 143. Last line: JSON with
@@ -25,7 +25,7 @@ from spikegpt.common.files import sha256_of
 from spikegpt.train.journal import read_metrics
 
 
-def command(run: Path, steps: int) -> list[str]:
+def command(run: Path, steps: int, precision: str) -> list[str]:
     sizes = ["--n-layer", "2", "--n-embd", "32", "--ctx-len", "32", "--batch-size", "4"]
     intervals = [
         "--save-every",
@@ -50,16 +50,18 @@ def command(run: Path, steps: int) -> list[str]:
         str(steps),
         "--threads",
         "1",
+        "--precision",
+        precision,
         *sizes,
         *intervals,
     ]
 
 
-def continued(run: Path, steps: int) -> list[str]:
+def continued(run: Path, steps: int, precision: str) -> list[str]:
     # a run killed before it wrote its configuration has nothing to resume
     if (run / "config.json").exists():
         return [sys.executable, "-m", "spikegpt", "train", "--resume", str(run)]
-    return command(run, steps)
+    return command(run, steps, precision)
 
 
 def start(arguments: list[str], log: Path) -> subprocess.Popen:
@@ -80,6 +82,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="3 kills of a run of 1,200 steps")
+    parser.add_argument("--precision", choices=("no", "bf16"), default="no", help="of both runs")
     parser.add_argument("--signals", action="store_true", help="SIGINT and SIGTERM as well")
     options = parser.parse_args()
     if options.quick:
@@ -89,13 +92,13 @@ def main() -> None:
     unbroken, broken, log = folder / "unbroken", folder / "broken", folder / "log.txt"
 
     began = time.monotonic()
-    if start(command(unbroken, options.steps), log).wait() != 0:
+    if start(command(unbroken, options.steps, options.precision), log).wait() != 0:
         sys.exit(f"the unbroken run failed, see {log}")
     length = time.monotonic() - began
 
     killed, steps_at_kill = 0, []
     while killed < options.kills:
-        process = start(continued(broken, options.steps), log)
+        process = start(continued(broken, options.steps, options.precision), log)
         # from before the first import to well into the training;
         # short enough that the run is not done before the last kill
         delay = moments.uniform(0.4, 1.0) * (4 + 0.4 * length / options.kills)
@@ -116,7 +119,7 @@ def main() -> None:
             killed += 1
             newest = latest_checkpoint(broken)
             steps_at_kill.append(int(newest.name.split("-")[1]) if newest else 0)
-    if start(continued(broken, options.steps), log).wait() != 0:
+    if start(continued(broken, options.steps, options.precision), log).wait() != 0:
         sys.exit(f"the last resume failed, see {log}")
 
     files = [latest_checkpoint(run) / "model.safetensors" for run in (unbroken, broken)]
@@ -127,8 +130,9 @@ def main() -> None:
         "same_history": history(unbroken) == history(broken),
     }
     if not options.quick:
+        half = "" if options.precision == "no" else f"_{options.precision}"
         write_result(
-            "kill_resume_signals" if options.signals else "kill_resume",
+            ("kill_resume_signals" if options.signals else "kill_resume") + half,
             {**summary, "steps": options.steps, "newest_checkpoint_at_each_kill": steps_at_kill, "seed": options.seed},
         )
     print(json.dumps(summary))

@@ -57,6 +57,7 @@ def prepare(folder: Path) -> None:
         sample_every=6,
         log_every=1,
         threads=1,
+        precision="no",
         keep=3,
     )
     train(model, config, folder / "run", cache=folder / "cache", quiet=True)

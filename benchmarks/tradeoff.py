@@ -77,6 +77,9 @@ def train(job: Job, options) -> None:
             "0",
             "--threads",
             "1",
+            # one for all that are compared
+            "--precision",
+            "no",
         ]
         command += ["--n-layer", str(options.layers), "--n-embd", str(options.width), "--ctx-len", str(options.ctx_len)]
         command += [

@@ -46,6 +46,8 @@ def train_one(spiking: str, runs: Path, data: list[str], preset: str, steps: int
         save_every=250,
         sample_every=0,
         log_every=10,
+        # one for all that are compared
+        precision="no",
         teacher=str(runs / "none") if spiking == "input" else None,
     )
     train(model_preset(preset, spiking=spiking), config, run)

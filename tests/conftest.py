@@ -13,6 +13,8 @@ from runs import MODEL, TRAIN
 from spikegpt.config import ModelConfig
 from spikegpt.kernels import gpu
 from spikegpt.neuron import verified_spikes
+from spikegpt.train import trainer
+from spikegpt.train.precision import Choice
 from spikegpt.train.trainer import train
 
 
@@ -34,6 +36,14 @@ def one_thread():
 def checked_spikes():
     """In tests every neuron proves that it emits its declared alphabet."""
     with verified_spikes():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def float32_unless_asked():
+    """No training here measures which precision is the faster one: that depends on what else the machine does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "agree_on_precision", lambda model, accelerator: Choice("no", None))
         yield
 
 

@@ -209,11 +209,17 @@ def progress_of(checkpoint: Path) -> tuple[int, int] | None:
     """Return (steps done, steps in all) of the training that wrote a checkpoint; None where nothing says so."""
     if not (checkpoint / "training.json").is_file():
         return None
-    state = read_json(checkpoint / "training.json")
-    # checkpoints from before they held a copy of it
-    config = state.get("run") or _read_config_beside(checkpoint)
-    done, steps = state.get("step"), (config.get("train") or {}).get("steps")
+    done, steps = read_json(checkpoint / "training.json").get("step"), training_of(checkpoint).get("steps")
     return (done, steps) if isinstance(done, int) and isinstance(steps, int) else None
+
+
+def training_of(checkpoint: Path) -> dict[str, Any]:
+    """Return the settings of the training that wrote a checkpoint; none where nothing says so."""
+    if not (checkpoint / "training.json").is_file():
+        return {}
+    # checkpoints from before they held a copy of it
+    config = read_json(checkpoint / "training.json").get("run") or _read_config_beside(checkpoint)
+    return config.get("train") or {}
 
 
 def _read_config_beside(checkpoint: Path) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from ..checkpoint.run import find_model
+from ..checkpoint.run import find_model, training_of
 from ..checkpoint.weights import load_model
 from ..common.errors import SpikegptError
-from ..config import PRESETS, model_preset
+from ..config import PRESETS, model_preset, train_preset
 from ..model.network import SpikeGPT
 
 
@@ -21,7 +21,7 @@ def describe_model(what: str, with_tensors: bool = False) -> dict[str, Any]:
         SpikegptError: `what` is none of them.
     """
     if what in PRESETS:
-        source, config = f"preset {what}", model_preset(what)
+        source, config, training = f"preset {what}", model_preset(what), train_preset(what).to_dict()
         with torch.device("meta"):
             model = SpikeGPT(config, init=False)
     elif (near := difflib.get_close_matches(what, PRESETS, n=1)) and not Path(what).exists():
@@ -29,7 +29,8 @@ def describe_model(what: str, with_tensors: bool = False) -> dict[str, Any]:
     else:
         model = load_model(what)[0]
         # what speaks against it has been said
-        source = str(find_model(Path(what), warn=lambda message: None))
+        folder = find_model(Path(what), warn=lambda message: None)
+        source, training = str(folder), training_of(folder)
     config = model.config
     with torch.no_grad(), torch.device("meta"):
         state = SpikeGPT(config, init=False).eval()(torch.zeros(1, 1, dtype=torch.long)).state
@@ -42,6 +43,8 @@ def describe_model(what: str, with_tensors: bool = False) -> dict[str, Any]:
         "matrix_macs_per_token": sum(
             p.numel() for name, p in model.named_parameters() if p.dim() == 2 and name != "emb.weight"
         ),
+        # of imported models nothing says so
+        **({"training_precision": training["precision"]} if "precision" in training else {}),
         "config": config.to_dict(),
         **(
             {"tensors": {name: " x ".join(map(str, tensor.shape)) for name, tensor in model.state_dict().items()}}

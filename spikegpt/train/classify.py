@@ -237,6 +237,8 @@ def _train(
         lr_final=0.1 * config.lr,
         warmup_steps=min(steps // 10, 50),
         eval_every=objective.steps_per_epoch,
+        # nothing here is autocast
+        precision="no",
     )
     accelerator = Accelerator(cpu=classifier.network.device.type == "cpu")
     optimizer = accelerator.prepare_optimizer(make_optimizer(classifier, schedule), device_placement=False)

@@ -20,6 +20,7 @@ from ..model.state import State, detach_state
 from .convert import anneal
 from .loop import Advice, Forward
 from .losses import Reading, make_terms
+from .precision import autocast, rehearse
 from .sampler import StreamSampler, WindowSampler
 from .schedules import spike_share, synop_budget
 
@@ -94,7 +95,7 @@ class LanguageModelling:
             # every lane ends at the same step, so all of them start anew together
             self.state = None
         ids, targets = ids.to(self.accelerator.device), targets.to(self.accelerator.device)
-        with self.accelerator.autocast():
+        with autocast(self.config.precision, self.accelerator.device):
             logits, state, spikes = self.model(ids, self.state)
             cross_entropy = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
         self.state = detach_state(state) if self.config.carry_state else None
@@ -103,21 +104,13 @@ class LanguageModelling:
 
     def rehearse(self) -> None:
         """Do the work of a micro step, forward and backward, for a clock to see; nothing is changed by it."""
-        ids = torch.zeros(
-            self.config.batch_size, self.bare_model.config.ctx_len, dtype=torch.long, device=self.accelerator.device
-        )
-        learned = [parameter for parameter in self.bare_model.parameters() if parameter.requires_grad]
-        # what dropout draws here must not be missing later
-        with torch.random.fork_rng(devices=[]), self.accelerator.autocast():
-            logits = self.model(ids).logits
-            cross_entropy = F.cross_entropy(logits.float().flatten(0, 1), ids.flatten())
-            torch.autograd.grad(cross_entropy, learned, allow_unused=True)
+        rehearse(self.bare_model, self.config.batch_size, self.bare_model.config.ctx_len, self.config.precision)
 
     @torch.no_grad()
     def _predictions(self, ids: Tensor) -> Tensor | None:
         if self.teacher is None:
             return None
-        with self.accelerator.autocast():
+        with autocast(self.config.precision, self.accelerator.device):
             return self.teacher(ids).logits
 
     def evaluate(self, step: int) -> Evaluation:

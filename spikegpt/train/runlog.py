@@ -13,6 +13,7 @@ from ..common.printing import printable
 from ..model.network import EMBEDDING
 from .journal import metrics_journal, samples_journal
 from .language_modelling import LanguageModelling
+from .precision import HALVES
 
 DEAD, SATURATED = 0.001, 0.95
 
@@ -50,12 +51,13 @@ class RunLog:
         config, data, place = objective.bare_model.config, objective.data, objective.accelerator.device
         text_bytes = sum(part["bytes"] for part in data.header["splits"].values())
         parameters = sum(parameter.numel() for parameter in objective.bare_model.parameters())
-        threads = torch.get_num_threads()
+        threads, half = torch.get_num_threads(), HALVES.get(objective.config.precision)
+        products = "float32" if half is None else str(half).removeprefix("torch.")
         self.say(
             f"text    {data.header['corpus']}, {text_bytes:,} bytes; {len(data.split('train')):,} tokens to train on\n"
             f"model   {parameters:,} parameters in {config.n_layer} layers of {config.n_embd}, "
             f"mixer {config.mixer}, spiking {config.spiking}\n"
-            f"device  {place}, {threads} thread{'' if threads == 1 else 's'}\n"
+            f"device  {place}, {threads} thread{'' if threads == 1 else 's'}, products in {products}\n"
             f"run     {self.run}, {self.steps:,} steps of {objective.tokens_per_step:,} tokens, {step:,} of them done"
         )
 

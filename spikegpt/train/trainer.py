@@ -37,6 +37,7 @@ from .language_modelling import LanguageModelling
 from .loop import Loop, StepDone
 from .losses import firing_rate
 from .optimizer import make_optimizer
+from .precision import Choice, agree_on_precision
 from .resuming import load_training, save_training
 from .runlog import RunLog
 
@@ -177,8 +178,14 @@ class _Trainer(Loop):
         facts, made = ckpt.read_steadily(start or run, begin)
         if begun is not None and accelerator.is_main_process:
             keep_places(run, begun)
+        self.precision: Choice | None = None
+        if begun is None and config.precision == "auto":
+            self.precision = agree_on_precision(made, accelerator)
+            config = dataclasses.replace(config, precision=self.precision.precision)
         model, optimizer = accelerator.prepare(made, make_optimizer(made, config))
-        objective = LanguageModelling(model, accelerator.unwrap_model(model), data, config, accelerator)
+        # without accelerate's own autocast: what is evaluated are the float32 weights
+        bare_model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        objective = LanguageModelling(model, bare_model, data, config, accelerator)
         super().__init__(objective, model, optimizer, config, accelerator)
         # dropout must differ between processes, and be the same when the run is repeated
         torch.manual_seed((config.seed + 1 + accelerator.process_index) % 2**64)
@@ -225,6 +232,8 @@ class _Trainer(Loop):
             with self.guarded(), verified_spikes(self.config.verify_spikes):
                 if self.is_main:
                     self.log.introduce(self.objective, self.step)
+                    if self.precision is not None:
+                        self.log.record(self.step, kind="precision", asked="auto", **self.precision._asdict())
                 if self.is_put_off:
                     self._conclude_step()
                 elif self.step == self.config.steps:
@@ -351,13 +360,15 @@ def _make_accelerator(config: TrainConfig, device: str) -> "Accelerator":
 
     place = find_device(device)
     if config.precision == "fp16" and place.type != "cuda":
-        raise SpikegptError("precision fp16 needs a GPU; use bf16 or no")
+        raise SpikegptError("precision fp16 needs a GPU; use auto, bf16 or no")
     if place.index is not None:
         torch.cuda.set_device(place)
     # without this word accelerate runs several processes on a machine without a GPU as strangers to each other
     cpu = device == "cpu" or not torch.accelerator.is_available()
     steps = config.grad_accumulation
-    accelerator = Accelerator(cpu=cpu, mixed_precision=config.precision, gradient_accumulation_steps=steps)
+    # fp16 is told for its loss scaler; bf16 needs none, and may be chosen later
+    scaled = "fp16" if config.precision == "fp16" else "no"
+    accelerator = Accelerator(cpu=cpu, mixed_precision=scaled, gradient_accumulation_steps=steps)
     if place.index is not None and accelerator.num_processes > 1:
         raise SpikegptError(f"{device} is one GPU for {accelerator.num_processes} processes; leave --device out")
     return accelerator

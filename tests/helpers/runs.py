@@ -22,6 +22,7 @@ TRAIN = TrainConfig(
     sample_every=6,
     log_every=3,
     threads=1,
+    precision="no",
     keep=2,
 )
 

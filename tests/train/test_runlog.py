@@ -39,7 +39,7 @@ def test_a_training_begins_with_text_model_device_threads_and_folder(tmp_path, c
     assert [line.split()[0] for line in first] == ["text", "model", "device", "run"]
     assert "python-docs" in first[0] and " bytes" in first[0]
     assert " parameters in 2 layers of 16" in first[1]
-    assert first[2].endswith("cpu, 1 thread")
+    assert first[2].endswith("cpu, 1 thread, products in float32")
     assert str(tmp_path / "run") in first[3] and "12 steps of 64 tokens, 0 of them done" in first[3]
 
 

@@ -181,6 +181,7 @@ def test_nobody_leaves_while_the_main_process_evaluates(make_run, monkeypatch, c
 @pytest.mark.slow
 def test_two_processes_train_like_one_with_the_doubled_batch(tmp_path, cache):
     common = ["--steps", "6", "--dropout", "0", "--log-every", "1", "--warmup-steps", "0"]
+    common += ["--precision", "no"]
     one = [sys.executable, *command(tmp_path / "one", cache, *common, "--batch-size", "8")]
     # accelerate's word for several processes of one machine; without a GPU they talk by gloo
     launch = [
