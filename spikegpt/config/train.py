@@ -83,9 +83,9 @@ class TrainConfig(Config):
     verify_spikes: bool = False
     """check at every step that each neuron emits its declared alphabet only"""
     precision: Precision = "auto"
-    """of the matrix products; all else is float32. no: float32; bf16; fp16: on GPUs only; auto: bf16 where the device
-    has instructions for it and, on a CPU, is measured to be faster by a twentieth, else float32. A new run chooses once
-    and keeps to it"""
+    """of the matrix products: no (float32), bf16, fp16 (on GPUs only), or auto: bf16 where the device has instructions
+    for it and, on a CPU, is measured to be faster by a twentieth, else float32. A run chooses when it is new, and keeps
+    to it"""
     seed: int = 0
     threads: int = 0
     """CPU threads, with which resuming is bit for bit; 0: torch's number, or fewer where those are measured to be
