@@ -43,7 +43,7 @@ def checked_spikes():
 def float32_unless_asked():
     """No training here measures which precision is the faster one: that depends on what else the machine does."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "agree_on_precision", lambda model, accelerator: Choice("no", None))
+        patch.setattr(trainer, "agree_on_precision", lambda *given: Choice("no", None))
         yield
 
 

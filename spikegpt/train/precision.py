@@ -28,7 +28,7 @@ CPU_INSTRUCTIONS = "avx512_bf16", "amx_bf16", "bf16"
 ROUNDS, ENOUGH_S = 5, 1.0
 # bfloat16 must be faster by this factor, for it is less exact
 WORTH = 1.05
-# tokens of a rehearsed step: enough for products as fast as in a whole one
+# tokens of a rehearsed step, at most: enough for products as fast as in a whole one
 REHEARSED = 512
 
 
@@ -45,14 +45,15 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     return nullcontext() if half is None else torch.autocast(device.type, half)
 
 
-def agree_on_precision(model: SpikeGPT, accelerator: "Accelerator") -> Choice:
-    """Return what the main process chooses for steps of `model`, which is on the CPU still, to all processes."""
+def agree_on_precision(model: SpikeGPT, batch_size: int, accelerator: "Accelerator") -> Choice:
+    """Return, to all processes, what the main one chooses for steps of `model`, which is on the CPU still."""
     from accelerate.utils import broadcast_object_list
 
     tokens = min(model.config.ctx_len, REHEARSED)
+    texts = min(batch_size, REHEARSED // tokens)
     chosen: list[Any] = [None]
     if accelerator.is_main_process:
-        chosen = [choose_precision(accelerator.device, partial(rehearse, model, REHEARSED // tokens, tokens))]
+        chosen = [choose_precision(accelerator.device, partial(rehearse, model, texts, tokens))]
     return broadcast_object_list(chosen)[0]
 
 

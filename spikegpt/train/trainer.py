@@ -180,7 +180,7 @@ class _Trainer(Loop):
             keep_places(run, begun)
         self.precision: Choice | None = None
         if begun is None and config.precision == "auto":
-            self.precision = agree_on_precision(made, accelerator)
+            self.precision = agree_on_precision(made, config.batch_size, accelerator)
             config = dataclasses.replace(config, precision=self.precision.precision)
         model, optimizer = accelerator.prepare(made, make_optimizer(made, config))
         # without accelerate's own autocast: what is evaluated are the float32 weights

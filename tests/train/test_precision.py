@@ -107,7 +107,7 @@ def test_all_processes_use_what_the_main_one_chose(monkeypatch):
     chosen = Choice("bf16", 1.7)
     monkeypatch.setattr(precision, "choose_precision", lambda *given: pytest.fail("it is not the main process"))
     monkeypatch.setattr("accelerate.utils.broadcast_object_list", lambda found: [chosen])
-    assert agree_on_precision(SpikeGPT(MODEL), SimpleNamespace(is_main_process=False, device=CPU)) == chosen
+    assert agree_on_precision(SpikeGPT(MODEL), 4, SimpleNamespace(is_main_process=False, device=CPU)) == chosen
 
 
 def tensors_of(tree: object) -> list[torch.Tensor]:
@@ -178,11 +178,10 @@ def test_neurons_of_half_currents_are_those_of_the_same_currents_in_float32(spik
         assert after is None or torch.equal(after, potential), name
 
 
-@pytest.mark.parametrize("changes", [{}, {"carry_state": True}], ids=str)
-@pytest.mark.parametrize("spiking", SPIKING)
-def test_bfloat16_resumes_bit_for_bit(make_run, tmp_path, cache, monkeypatch, spiking, changes):
+@pytest.mark.parametrize(("spiking", "carry_state"), [("none", False), ("input", True), ("output", True)])
+def test_bfloat16_resumes_bit_for_bit(make_run, tmp_path, cache, monkeypatch, spiking, carry_state):
     model = dataclasses.replace(MODEL, spiking=spiking, neuron=None, dropout=0.1)
-    changes = {"precision": "bf16", "steps": 20, "save_every": 5, **changes}
+    changes = {"precision": "bf16", "steps": 20, "save_every": 5, "carry_state": carry_state}
     unbroken = make_run("unbroken", model, **changes)
     assert weights_of(unbroken) != weights_of(make_run("float32", model, **changes | {"precision": "no"}))
     break_off(monkeypatch, tmp_path / "broken", cache, 10, model, **changes)
@@ -201,15 +200,16 @@ def test_what_is_evaluated_are_the_float32_weights(tmp_path, cache):
 
 @pytest.fixture
 def choices(monkeypatch):
-    """What will be chosen, one run after the other; the work is done for each."""
+    """What will be chosen, one run after the other; the work is done for each, and no clock looks."""
     found: list[Choice] = []
 
-    def agree(model, accelerator):
-        for asked in ("no", "bf16"):
-            precision.rehearse(model, 2, 5, asked)
+    def choose(device, work):
+        work("no")
+        work("bf16")
         return found.pop(0)
 
-    monkeypatch.setattr(training, "agree_on_precision", agree)
+    monkeypatch.setattr(precision, "choose_precision", choose)
+    monkeypatch.setattr(training, "agree_on_precision", agree_on_precision)
     return found
 
 
@@ -242,6 +242,16 @@ def test_a_run_that_goes_on_never_chooses_again(tmp_path, cache, choices, monkey
     break_off(monkeypatch, run, cache, 2, precision="auto")
     training.resume(run, cache=cache, quiet=True)
     assert choices == [] and asked_and_done(run)[0] == "bf16" and len(asked_and_done(run)[1]) == 1
+
+
+@pytest.mark.parametrize(("ctx_len", "batch_size", "ids"), [(16, 4, (4, 16)), (16, 64, (32, 16)), (600, 2, (1, 512))])
+def test_at_most_a_step_is_rehearsed(monkeypatch, ctx_len, batch_size, ids):
+    seen = []
+    monkeypatch.setattr(precision, "choose_precision", lambda device, work: work("no"))
+    monkeypatch.setattr(precision, "rehearse", lambda model, texts, tokens, asked: seen.append((texts, tokens)))
+    model = SpikeGPT(dataclasses.replace(MODEL, ctx_len=ctx_len))
+    agree_on_precision(model, batch_size, SimpleNamespace(is_main_process=True, device=CPU))
+    assert seen == [ids]
 
 
 @pytest.mark.parametrize("asked", ["no", "bf16"])
