@@ -1,6 +1,6 @@
 """In which numbers a training multiplies: float32, or half of it (torch's autocast), asked for or the faster one.
 
-In half precision are the matrix products and what stands between them: gates, squared ReLUs. Weights, their gradients
+Matrix products read and return half precision, and so do gates and squared ReLUs between them. Weights, their gradients
 and the optimizer are float32, and so are norms, the inside of neurons and of the WKV, the residual stream, the loss,
 and every state that is carried. Spikes are whole numbers up to 127, which bfloat16 holds exactly. Nothing is autocast
 where a run is evaluated: its figures are those of the float32 weights.
