@@ -448,40 +448,6 @@ def test_every_file_has_the_mode_that_the_umask_lets(make_run, umask):
     assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~umask}
 
 
-# the end
-
-
-def test_every_verb_says_that_a_run_is_unfinished(broken, tmp_path, cache):
-    line = f"{broken}: step 8 of 12, unfinished"
-    text = ["--tokens", "32", "--cache", cache]
-    verbs = [
-        ["generate", broken, "--max-tokens", "1"],
-        ["evaluate", broken, *text],
-        ["info", broken],
-        ["train", "--from", broken, "--out", tmp_path / "tuned", "--steps", "1", "--cache", cache],
-        ["train", "--teacher", broken, "--out", tmp_path / "pupil", "--steps", "1", "--n-layer", "1", "--cache", cache],
-        ["import", broken, "--out", tmp_path / "imported"],
-    ]
-    for verb in verbs:
-        assert spikegpt(*verb).stderr.count(line) == 1, verb
-
-
-def test_export_says_that_a_run_is_unfinished(tmp_path, cache, monkeypatch):
-    break_off(monkeypatch, tmp_path / "dense", cache, 8, model=MODEL.twin())
-    done = spikegpt("export", tmp_path / "dense", tmp_path / "dense.pth", "--layout", "pth")
-    assert f"{tmp_path / 'dense'}: step 8 of 12, unfinished" in done.stderr
-
-
-@pytest.mark.slow
-def test_runs_that_are_compared_say_that_one_is_unfinished(broken, trained, tmp_path, cache):
-    options = ["--tokens", "32", "--cache", cache, "--prices", "horowitz45-fp32", "--out", tmp_path / "report"]
-    assert "broken: step 8 of 12, unfinished" in spikegpt("compare", trained, broken, *options).stderr
-
-
-def test_a_finished_run_is_not_said_to_be_unfinished(trained):
-    assert spikegpt("info", trained).stderr == ""
-
-
 # all together
 
 
