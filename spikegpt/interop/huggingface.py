@@ -167,13 +167,12 @@ class SpikeGPTForCausalLM(SpikeGPTPreTrained, GenerationMixin):
 
     def _prepare_attention_mask_for_generation(
         self, inputs_tensor: Tensor, generation_config: Any, model_kwargs: dict[str, Any]
-    ) -> Tensor:
+    ) -> Any:
         """As the library's, which without a mask takes each padding token for padding: refused where it may be text.
 
         Models exported by earlier versions pad with token 0 of their vocabulary.
         """
-        # as above
-        mask = super()._prepare_attention_mask_for_generation(inputs_tensor, generation_config, model_kwargs)  # type: ignore[misc]
+        mask = super()._prepare_attention_mask_for_generation(inputs_tensor, generation_config, model_kwargs)
         padding, suppressed = generation_config.pad_token_id, generation_config.suppress_tokens or ()
         has_row = padding is not None and padding < self.spikegpt.config.vocab_size and padding not in suppressed
         if has_row and not bool(mask.all()):

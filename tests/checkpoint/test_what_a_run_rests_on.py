@@ -27,6 +27,7 @@ from spikegpt.interop.weights import import_weights
 from spikegpt.measure.runs import report_folder
 from spikegpt.measure.twins import find_twin
 from spikegpt.train import resume, train
+from spikegpt.train.basis import with_places
 from spikegpt.train.journal import read_metrics
 from spikegpt.train.loop import Loop
 
@@ -122,6 +123,15 @@ def test_another_text_is_not_taken_for_the_one_that_was_moved(text, cache, tmp_p
     with pytest.raises(SpikegptError, match=r"other\.txt, is not what it was trained on: it has another sha256"):
         resume(tmp_path / "run", data=tmp_path / "other.txt", cache=cache)
     assert read_run_config(tmp_path / "run")["train"]["data"] == [str(text)]
+
+
+def test_a_place_that_no_digest_of_an_old_run_proves_is_taken_at_its_word(trained, capsys):
+    values = read_run_config(trained)
+    del values["corpus"]
+    assert with_places(trained, values, ("/new.txt",), None)["train"]["data"] == ("/new.txt",)
+    assert "that --data is what it began with is taken at its word" in capsys.readouterr().err
+    with_places(trained, read_run_config(trained), ("/new.txt",), None)
+    assert capsys.readouterr().err == ""
 
 
 def test_where_a_teacher_lies_now_can_be_told(trained, copy, cache, tmp_path, monkeypatch):
