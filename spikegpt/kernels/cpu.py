@@ -40,14 +40,15 @@ def as_float32(tensor: Tensor) -> Tensor:
 
 
 def as_arrays(*tensors: Tensor) -> list[np.ndarray]:
-    return [as_float32(tensor).numpy() for tensor in tensors]
+    # not .numpy(), after which torch refuses to free the memory early, as sharded training does with weights
+    return [np.from_dlpack(as_float32(tensor)) for tensor in tensors]
 
 
 def exp_of_few(exponents: Tensor) -> Tensor:
     """Return exp of a float32 tensor with one number per channel."""
     # by numpy: torch hands even these few numbers to all its threads,
     # and on a busy machine waits for them for milliseconds
-    return torch.from_numpy(np.exp(exponents.detach().numpy()))
+    return torch.from_numpy(np.exp(np.from_dlpack(exponents.detach())))
 
 
 def sum_over_batch(partial: Tensor) -> Tensor:
