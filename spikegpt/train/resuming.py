@@ -22,6 +22,7 @@ from ..model.network import SpikeGPT
 from ..model.state import State
 from .language_modelling import LanguageModelling
 from .optimizer import load_optimizer_tensors, optimizer_tensors
+from .sharding import gathered, own_parts
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -40,9 +41,11 @@ def save_training(
     Raises:
         SpikegptError: the disk is full or not writable.
     """
+    is_main = accelerator.is_main_process
     tensors = _rows_of_all_processes(objective.state, accelerator)
-    if accelerator.is_main_process:
-        tensors |= optimizer_tensors(optimizer)
+    tensors |= gathered(optimizer_tensors(optimizer), is_main)
+    weights = gathered(objective.bare_model.state_dict(), is_main)
+    if is_main:
         scaler = accelerator.scaler
         facts = {
             "sampler_position": objective.sampler.position,
@@ -52,7 +55,7 @@ def save_training(
             "scaler": scaler.state_dict() if scaler is not None else None,
             **more,
         }
-        save_checkpoint(run, step, objective.bare_model, objective.data.tokenizer, tensors, facts)
+        save_checkpoint(run, step, objective.bare_model, objective.data.tokenizer, tensors, facts, weights)
 
 
 def _rows_of_all_processes(state: State | None, accelerator: "Accelerator") -> dict[str, Tensor]:
@@ -80,7 +83,8 @@ def load_training(
     """
     tensors, facts = read_training(checkpoint)
     load_weights(objective.bare_model, TensorFile(checkpoint / "model.safetensors"), checkpoint)
-    load_optimizer_tensors(optimizer, tensors)
+    state = {name: tensor for name, tensor in tensors.items() if name.startswith("optimizer.")}
+    load_optimizer_tensors(optimizer, own_parts(optimizer, state))
     objective.best, objective.sampler.position = facts["best"], facts["sampler_position"]
     if facts["scaler"] is not None and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(facts["scaler"])

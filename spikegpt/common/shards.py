@@ -1,0 +1,38 @@
+"""Tensors of which each process holds a part: the whole from the parts, and the own part of a whole.
+
+All processes call these functions together, in the same order. A tensor that is here whole is returned, or filled.
+"""
+
+from typing import Any, TypeGuard
+
+from torch import Tensor
+
+
+# of the class DTensor, which is not imported where nothing is distributed
+def is_sharded(tensor: Tensor) -> TypeGuard[Any]:
+    """Whether this process holds only a part of `tensor`."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return all of `tensor`."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def part_of(values: Tensor, like: Tensor) -> Tensor:
+    """Return of `values`, which every process has whole, the part that this one holds of `like`."""
+    if not is_sharded(like):
+        return values
+    from torch.distributed.tensor import distribute_tensor
+
+    # None: nothing is sent
+    return distribute_tensor(values, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def fill(tensor: Tensor, values: Tensor) -> None:
+    """Copy `values`, which every process has whole, into `tensor`."""
+    own = part_of(values, tensor)
+    if is_sharded(tensor) and is_sharded(own):
+        tensor.to_local().copy_(own.to_local())
+    else:
+        tensor.copy_(own)
