@@ -20,7 +20,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def part_of(values: Tensor, like: Tensor) -> Tensor:
-    """Return of `values`, which every process has whole, the part that this one holds of `like`."""
+    """Return of `values`, which every process has whole, the part that this one holds of `like`: sharded as that is."""
     if not is_sharded(like):
         return values
     from torch.distributed.tensor import distribute_tensor
@@ -30,9 +30,11 @@ def part_of(values: Tensor, like: Tensor) -> Tensor:
 
 
 def fill(tensor: Tensor, values: Tensor) -> None:
-    """Copy `values`, which every process has whole, into `tensor`."""
-    own = part_of(values, tensor)
-    if is_sharded(tensor) and is_sharded(own):
-        tensor.to_local().copy_(own.to_local())
-    else:
-        tensor.copy_(own)
+    """Copy `values`, which every process has whole, into `tensor`, whose rows are divided where it is sharded."""
+    if not is_sharded(tensor):
+        tensor.copy_(values)
+        return
+    own, mesh = tensor.to_local(), tensor.device_mesh
+    # as torch.chunk divides them: the last processes may have fewer, or none
+    rows = -(-len(values) // mesh.size())
+    own.copy_(values[rows * mesh.get_local_rank() :][: len(own)])

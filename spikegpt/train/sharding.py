@@ -97,15 +97,19 @@ def shard(model: SpikeGPT, accelerator: "Accelerator") -> None:
 
 @contextmanager
 def opened(module: nn.Module) -> Iterator[None]:
-    """Within this block the weights of `module` are whole; what is written into them then goes to whom it belongs."""
+    """Within this block the weights of `module`, but for its neurons, are whole and empty, and all are to be written.
+
+    Then each process keeps its share.
+    """
     parameters = [
         (owner, name, parameter)
         for owner in module.modules()
+        if not isinstance(owner, LIF)
         for name, parameter in owner.named_parameters(recurse=False)
         if is_sharded(parameter)
     ]
     for owner, name, parameter in parameters:
-        owner._parameters[name] = nn.Parameter(whole(parameter.detach()).cpu(), requires_grad=False)
+        owner._parameters[name] = nn.Parameter(torch.empty(parameter.shape), requires_grad=False)
     yield
     for owner, name, parameter in parameters:
         fill(parameter.detach(), getattr(owner, name).detach())
