@@ -2,8 +2,8 @@
 
     python benchmarks/scale_plan.py [--windows 8] [--quick]
 
-DDP keeps all of weights, gradients and Adam's two moments in every process and adds up gradients; `train --shard`, FSDP,
-keeps a share of each and gathers one block after the other. What a token leaves for the backward pass is measured on
+DDP keeps all of weights, gradients and Adam's two moments in every process, and adds up gradients; `train --shard`
+(FSDP) keeps a share of each and gathers block after block. What a token leaves for the backward pass is measured on
 small models with torch's hooks for saved tensors, in float32: it grows with layers x channels, with channels, and with
 the vocabulary; the three numbers are fitted to three models and tried on a fourth. Nothing here was run on 64 GPUs.
 Writes results/scale_plan.json. Last line: JSON with what the fourth model saves over what the three foretell.
