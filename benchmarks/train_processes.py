@@ -32,9 +32,8 @@ from spikegpt.train.optimizer import make_optimizer
 PRESETS, PROCESSES = ("tiny", "small"), 2
 SETTINGS = {
     "defaults": {},
-    "gradient_as_bucket_view": {"gradient_as_bucket_view": True},
     "static_graph": {"static_graph": True},
-    "both": {"gradient_as_bucket_view": True, "static_graph": True},
+    "and bucket views": {"gradient_as_bucket_view": True, "static_graph": True},
 }
 
 
@@ -79,7 +78,7 @@ def contenders(preset: str) -> dict[str, Callable[[], None]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=25)
+    parser.add_argument("--repetitions", type=int, default=15)
     parser.add_argument("--quick", action="store_true", help="3 repetitions of tiny")
     options = parser.parse_args()
     if "RANK" not in os.environ:
@@ -94,11 +93,11 @@ def main() -> None:
     dist.init_process_group("gloo")
     found = {}
     for preset in PRESETS[:1] if options.quick else PRESETS:
-        times = alternate(contenders(preset), 3 if options.quick else options.repetitions, warmup=3)
+        times = alternate(contenders(preset), 3 if options.quick else options.repetitions, warmup=2)
         found[preset] = {name: ratio(times["one"], times[name]) for name in SETTINGS}
+        if dist.get_rank() == 0:
+            print(preset, {name: (one["median"], one["quartiles"]) for name, one in found[preset].items()}, flush=True)
     if dist.get_rank() == 0:
-        for preset, ratios in found.items():
-            print(preset, {name: (one["median"], one["quartiles"]) for name, one in ratios.items()}, flush=True)
         if not options.quick:
             write_result("train_processes", {"pace_over_one_process": found, "spiking": "input"})
         print(

@@ -3,10 +3,12 @@
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import processes
 import pytest
 import torch
+from accelerate import DistributedType
 from runs import MODEL, TRAIN
 from safetensors.torch import load_file
 
@@ -16,6 +18,7 @@ from spikegpt.common.errors import SpikegptError
 from spikegpt.common.shards import fill, part_of, whole
 from spikegpt.train import trainer as training
 from spikegpt.train.journal import read_metrics
+from spikegpt.train.sharding import wants_shards
 
 # an odd width divides unevenly; the gradients of the first steps are clipped
 SIZES = ["--n-layer", "2", "--n-embd", "33", "--ctx-len", "16", "--dropout", "0", "--threads", "1"]
@@ -69,6 +72,20 @@ def test_shares_train_as_one_process_does_and_any_number_goes_on(tmp_path, cache
 def test_one_process_has_nothing_to_share(tmp_path, cache):
     with pytest.raises(SpikegptError, match="several"):
         training.train(MODEL, TRAIN, tmp_path / "run", cache=cache, quiet=True, shard=True)
+
+
+@pytest.mark.parametrize(
+    "kind, shard, shares", [("FSDP", False, True), ("MULTI_CPU", True, True), ("MULTI_GPU", False, False)]
+)
+def test_the_flag_or_accelerate_asks_for_shares(kind, shard, shares):
+    accelerator = SimpleNamespace(distributed_type=DistributedType[kind], num_processes=2, mixed_precision="no")
+    assert wants_shards(accelerator, shard) is shares
+
+
+def test_shares_are_not_trained_in_fp16():
+    accelerator = SimpleNamespace(distributed_type=DistributedType.FSDP, num_processes=2, mixed_precision="fp16")
+    with pytest.raises(SpikegptError, match="fp16"):
+        wants_shards(accelerator, True)
 
 
 def test_a_tensor_that_is_here_is_its_own_share():
