@@ -364,7 +364,7 @@ class _Trainer(Loop):
 
 
 def _make_accelerator(config: TrainConfig, device: str) -> "Accelerator":
-    from accelerate import Accelerator
+    from accelerate import Accelerator, DistributedDataParallelKwargs
 
     place = find_device(device)
     if config.precision == "fp16" and place.type != "cuda":
@@ -374,7 +374,11 @@ def _make_accelerator(config: TrainConfig, device: str) -> "Accelerator":
     # without this word accelerate runs several processes on a machine without a GPU as strangers to each other
     cpu = device == "cpu" or not torch.accelerator.is_available()
     steps = config.grad_accumulation
-    accelerator = Accelerator(cpu=cpu, mixed_precision=config.precision, gradient_accumulation_steps=steps)
+    # else the gradients are there twice; other settings made no step faster (benchmarks/train_processes.py)
+    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    accelerator = Accelerator(
+        cpu=cpu, mixed_precision=config.precision, gradient_accumulation_steps=steps, kwargs_handlers=[ddp]
+    )
     if place.index is not None and accelerator.num_processes > 1:
         raise SpikegptError(f"{device} is one GPU for {accelerator.num_processes} processes; leave --device out")
     return accelerator
