@@ -22,7 +22,7 @@ from spikegpt.config import ModelConfig, model_preset
 from spikegpt.model.network import SpikeGPT, parameters_of
 
 FLOAT32 = 4
-# weight, gradient and Adam's two moments
+# weight, gradient and Adam's two moments; DDP's buckets are the gradients, as the trainer sets it
 COPIES = 4
 # torch's: gradients are added up when so many bytes of them are there
 BUCKET_BYTES = 25 * 2**20

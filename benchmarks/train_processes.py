@@ -32,8 +32,9 @@ from spikegpt.train.optimizer import make_optimizer
 PRESETS, PROCESSES = ("tiny", "small"), 2
 SETTINGS = {
     "defaults": {},
+    "gradient_as_bucket_view": {"gradient_as_bucket_view": True},
     "static_graph": {"static_graph": True},
-    "and bucket views": {"gradient_as_bucket_view": True, "static_graph": True},
+    "both": {"gradient_as_bucket_view": True, "static_graph": True},
 }
 
 
