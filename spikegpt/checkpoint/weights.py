@@ -163,8 +163,8 @@ def load_weights(model: SpikeGPT, weights: Mapping[str, Tensor], source: Path) -
         fill(tensor, found)
 
 
-def load_training(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return (tensors, state) that `save_checkpoint` was given."""
+def load_training(checkpoint: Path) -> tuple[TensorFile, dict[str, Any]]:
+    """Return (tensors, state) that `save_checkpoint` was given; each tensor is read when asked for."""
     state = read_json(checkpoint / "training.json")
     check_format(state, checkpoint / "training.json")
-    return dict(TensorFile(checkpoint / "training.safetensors")), state
+    return TensorFile(checkpoint / "training.safetensors"), state

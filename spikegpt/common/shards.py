@@ -5,6 +5,7 @@ All processes call these functions together, in the same order. A tensor that is
 
 from typing import Any, TypeGuard
 
+import torch
 from torch import Tensor
 
 
@@ -23,10 +24,9 @@ def part_of(values: Tensor, like: Tensor) -> Tensor:
     """Return of `values`, which every process has whole, the part that this one holds of `like`: sharded as that is."""
     if not is_sharded(like):
         return values
-    from torch.distributed.tensor import distribute_tensor
-
-    # None: nothing is sent
-    return distribute_tensor(values, like.device_mesh, like.placements, src_data_rank=None)
+    own = torch.empty_like(like.detach(), dtype=values.dtype)
+    fill(own, values)
+    return own
 
 
 def fill(tensor: Tensor, values: Tensor) -> None:

@@ -83,8 +83,7 @@ def load_training(
     """
     tensors, facts = read_training(checkpoint)
     load_weights(objective.bare_model, TensorFile(checkpoint / "model.safetensors"), checkpoint)
-    state = {name: tensor for name, tensor in tensors.items() if name.startswith("optimizer.")}
-    load_optimizer_tensors(optimizer, own_parts(optimizer, state))
+    load_optimizer_tensors(optimizer, own_parts(optimizer, tensors))
     objective.best, objective.sampler.position = facts["best"], facts["sampler_position"]
     if facts["scaler"] is not None and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(facts["scaler"])
@@ -96,9 +95,8 @@ def load_training(
             f"with {torch.get_num_threads()}: it goes on, but not bit for bit as it would have"
         )
     if same:
-        own = {
-            name: rows[accelerator.process_index] for name, rows in tensors.items() if not name.startswith("optimizer.")
-        }
+        rows = (name for name in tensors if not name.startswith("optimizer."))
+        own = {name: tensors[name][accelerator.process_index] for name in rows}
         if "state.0" in own:
             objective.state = _carried_state(own, objective.bare_model, accelerator.device)
         # last, for reading a token above may have drawn a dropout

@@ -6,7 +6,7 @@ alone would draw. Only a checkpoint is put together in the memory of the main pr
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -130,11 +130,12 @@ def gathered(tensors: dict[str, Tensor], keeps: bool) -> dict[str, Tensor]:
     return found
 
 
-def own_parts(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def own_parts(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return of the state of an optimizer, whole tensors `optimizer.N.*`, the parts that this process works with."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     found = {}
-    for key, values in tensors.items():
-        parameter = parameters[int(key.split(".")[1])]
-        found[key] = part_of(values, parameter) if values.shape == parameter.shape else values
+    for name in (name for name in tensors if name.startswith("optimizer.")):
+        values, parameter = tensors[name], parameters[int(name.split(".")[1])]
+        # the count of its steps is one number
+        found[name] = part_of(values, parameter) if values.shape == parameter.shape else values
     return found
