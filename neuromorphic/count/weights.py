@@ -28,7 +28,7 @@ class WeightUse:
 
     def declare(self, site: Site, size: int) -> None:
         """Note that an operator needs `size` weights, the same in each of its calls."""
-        name = ("declared", site.operator)
+        name = ("declared", site)
         self._sizes[name] = size
         self._views.setdefault(site, {})[name] = {None: torch.tensor(size)}
 

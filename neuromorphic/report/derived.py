@@ -10,6 +10,8 @@ from .measurement import Measurement, NeuronPlace
 PREFILL = "prefill"
 STATE_BITS = 32
 """width in which states and key-value caches are compared"""
+# the terms of an estimate that are work; the others move bits and spikes
+_OPERATIONS = frozenset(("mac", "ac", "neuron_update", *ELEMENTWISE))
 
 
 class Work(NamedTuple):
@@ -29,10 +31,19 @@ class Estimate:
     central_pj: float
     high_pj: float
     unpriced: tuple[str, ...]
+    ops: float = 0.0
+    """products, neuron updates and elementwise operations of a token"""
+    unpriced_ops: float = 0.0
+    """those of them that have no price"""
 
     @property
     def is_complete(self) -> bool:
         return not self.unpriced
+
+    @property
+    def says_little(self) -> bool:
+        """True if most operations have no price: then the sum stands for little of the work, and compares with none."""
+        return 2 * self.unpriced_ops > self.ops
 
 
 def elementwise_ops(measurement: Measurement) -> float:
@@ -97,7 +108,14 @@ def estimates(measurement: Measurement, phase: str = PREFILL) -> dict[str, Estim
 
 def _estimate(name: str, energy: dict[str, Any]) -> Estimate:
     ends = {key: energy[key] for key in ("low_pj", "central_pj", "high_pj")}
-    return Estimate(profile=name, unpriced=tuple(energy["unpriced"]), **ends)
+    ops = [term for term in energy["terms"] if term["name"] in _OPERATIONS]
+    return Estimate(
+        profile=name,
+        unpriced=tuple(energy["unpriced"]),
+        ops=sum(term["count"] for term in ops) / energy["tokens"],
+        unpriced_ops=sum(term["count"] for term in ops if not term["priced"]) / energy["tokens"],
+        **ends,
+    )
 
 
 class LayerFiring(NamedTuple):

@@ -113,10 +113,13 @@ def _accumulated(model: Measurement) -> float:
 
 @styled
 def energy(measurements: Sequence[Measurement], phase: str = PREFILL) -> Figure:
-    """Return the estimated energy of one token by price table, with its interval; open where terms have no price."""
+    """Return the estimated energy of one token by price table, with its interval; open where terms have no price.
+
+    An estimate that says little (`Estimate.says_little`) is no point: it would stand among the cheapest.
+    """
     by_model = [estimates(model, phase) for model in measurements]
     profiles = list(
-        dict.fromkeys(name for found in by_model for name, estimate in found.items() if estimate.central_pj > 0)
+        dict.fromkeys(name for found in by_model for name, estimate in found.items() if _is_drawn(estimate))
     )
     if not profiles:
         return statement(f"No price table has a price for what these models do ({phase}).")
@@ -157,9 +160,16 @@ def energy(measurements: Sequence[Measurement], phase: str = PREFILL) -> Figure:
     return figure
 
 
+def _is_drawn(estimate: Estimate) -> bool:
+    return estimate.central_pj > 0 and not estimate.says_little
+
+
 def _interval(axes: Axes, position: float, estimate: Estimate | None, colour: str) -> None:
-    if estimate is None or estimate.central_pj <= 0:
-        axes.text(0.02, position, "no price", transform=axes.get_yaxis_transform(), va="center", size=8, color=colour)
+    if estimate is None or not _is_drawn(estimate):
+        says = "no price"
+        if estimate is not None and estimate.says_little:
+            says = f"not priced: {si(estimate.unpriced_ops)} of {si(estimate.ops)} operations"
+        axes.text(0.02, position, says, transform=axes.get_yaxis_transform(), va="center", size=8, color=colour)
         return
     # an interval from 0 has no beginning on a logarithmic axis
     low_pj = estimate.low_pj or estimate.central_pj
@@ -179,7 +189,7 @@ def _interval(axes: Axes, position: float, estimate: Estimate | None, colour: st
 
 
 def _energy_title(by_model: list[dict[str, Estimate]], phase: str) -> str:
-    priced = [estimate.central_pj for found in by_model for estimate in found.values() if estimate.central_pj > 0]
+    priced = [estimate.central_pj for found in by_model for estimate in found.values() if _is_drawn(estimate)]
     if len(priced) < 2:
         return f"Estimated energy of one token ({phase})"
     return (

@@ -71,7 +71,7 @@ CAPTIONS = {
     "recipe would put the same model.",
     "energy": "Estimates, not measurements: circles are central readings, "
     "lines run from the most to the least favourable one. An open circle and > say that some of the "
-    "work has no price in that table, so that the truth is higher.",
+    "work has no price in that table, so that the truth is higher; where most operations have none, there is no point.",
     "state_memory": "What is kept between two tokens. The dashed line is the key-value cache of a Transformer of the "
     "same layers and width.",
     "firing_rates": "Mean over neurons and tokens. "
@@ -248,7 +248,7 @@ def _comparison(measurements: Sequence[Measurement]) -> str:
     first = measurements[0]
     caption = (
         f"{first.text}: {first.tokens:,} tokens; {first.protocol}. Energies are estimates; "
-        "> means that some terms have no price."
+        "> means that some terms have no price, not priced: most operations."
     )
     hosts = ", ".join(dict.fromkeys(measurement.host for measurement in measurements))
     return (

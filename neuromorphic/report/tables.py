@@ -58,7 +58,10 @@ def idealised_cell(measurement: Measurement) -> str:
 
 
 def _energy_of(profile: str, measurement: Measurement) -> str:
-    return energy_cell(estimates(measurement).get(profile))
+    estimate = estimates(measurement).get(profile)
+    if estimate is not None and estimate.says_little:
+        return f"not priced: {si(estimate.unpriced_ops)} of {si(estimate.ops)}"
+    return energy_cell(estimate)
 
 
 def _profiles(measurements: Sequence[Measurement], wanted: Sequence[str] | None) -> list[str]:
@@ -89,7 +92,8 @@ def comparison_table(measurements: Sequence[Measurement]) -> str:
     """Return the side-by-side table for a terminal of 120 columns: three models to a row, more of them below."""
     blocks = [_text_table(measurements[first : first + 3]) for first in range(0, len(measurements), 3)]
     notes = [
-        "energies are estimates from price tables; > means that some terms have no price there; "
+        "energies are estimates from price tables; > means that some terms have no price there, "
+        "not priced: most operations",
         f"state at {STATE_BITS} bits",
         *sending_notes(measurements, TERMINAL_PROFILES),
     ]

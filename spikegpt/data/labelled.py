@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..common.errors import SpikegptError, Warn, warn_on_stderr
-from .documents import encoded, has_rows, rows
+from .documents import JSONL_SUFFIXES, encoded, has_rows, rows, suffix_of
 
 HELD_OUT = 0.1
 
@@ -22,11 +22,15 @@ class Example(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """An example as it was read: where, its text, and its label as it stands there."""
+    """An example as it was read: where, its text, its label as it stands there, and whether that is a cell of a table.
+
+    Cells are always text, so that the 1 of one may be the number of a JSONL file.
+    """
 
     place: str
     text: object
     label: object
+    is_cell: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +133,9 @@ def make_task(
     warn: Warn = warn_on_stderr,
 ) -> Task:
     """Return the task of what was read, labels numbered in sorted order; `load_file_task` says what is refused."""
-    for part in (train, valid or [], test):
-        _check_spelling(part)
+    parts = (train, valid or [], test)
+    for is_cell in (True, False):
+        _check_spelling(found for part in parts for found in part if found.is_cell == is_cell)
     labels = {_label(found) for found in train}
     # numbers in their order, not 10 before 2
     classes = tuple(
@@ -179,10 +184,10 @@ def _label(found: _Found) -> str:
     return word
 
 
-def _check_spelling(part: list[_Found]) -> None:
+def _check_spelling(examples: Iterable[_Found]) -> None:
     """Refuse a number or truth value that is written in two ways: nobody can tell whether they are one class."""
     spelled: dict[float, tuple[str, str]] = {}
-    for found in part:
+    for found in examples:
         word = _label(found)
         value = {"true": 1.0, "false": 0.0}.get(word.lower())
         with suppress(ValueError):
@@ -232,4 +237,4 @@ def _read_file(path: Path, text_column: str, label_column: str) -> Iterator[_Fou
                     f"{place}: no column {column!r}; there are {', '.join(row)}; "
                     "name it with --text-column or --label-column"
                 )
-        yield _Found(place, row[text_column], row[label_column])
+        yield _Found(place, row[text_column], row[label_column], suffix_of(path) not in JSONL_SUFFIXES)

@@ -17,7 +17,8 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
-from ..common.errors import SpikegptError
+from ..common.errors import SpikegptError, in_words
+from ..common.files import name_path
 from .kinds import foreign_kind
 
 BLOCK_BYTES = 1 << 20
@@ -166,10 +167,12 @@ def _opened(path: Path) -> Iterator[tuple[IO[bytes], bool]]:
                 return
             with unpack(raw) as file:
                 yield file, True
-    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        # without a number it is no error of the system: gzip and bz2 say so that a file is damaged
+        if isinstance(error, OSError) and error.errno is not None:
+            name_path(error, path)
+            raise SpikegptError(f"cannot read {in_words(error)}") from None
         raise SpikegptError(f"{path} is packed and damaged: {error}; fetch or pack it anew") from None
-    except OSError as error:
-        raise SpikegptError(f"cannot read {path}: {error.strerror or error}; give a text file") from None
 
 
 def _encoding(opening: bytes) -> str | None:

@@ -9,6 +9,7 @@ classes with the Auto classes:
 Tokenizers: tokenizer_files.py. What of the library's contracts holds: docs/hugging_face.md.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -117,6 +118,8 @@ class SpikeGPTForCausalLM(SpikeGPTPreTrained, GenerationMixin):
         if is_text is not None:
             learned = labels.masked_fill(F.pad(~is_text[:, :-1], (1, 0)), -100)
         loss = self.loss_function(logits=logits, labels=learned, vocab_size=vocab_size)
+        if is_text is not None and n_items is not None:
+            _warn_of_first_tokens(learned[:, 1:] != -100, labels[:, 1:] != -100, n_items)
         # the share by the labels that Trainer counted, among them the first tokens of texts padded on the left
         return self._share_of_batch(loss, learned[:, 1:], labels[:, 1:], n_items)
 
@@ -161,6 +164,23 @@ class SpikeGPTForCausalLM(SpikeGPTPreTrained, GenerationMixin):
         suppressed = {*(config.suppress_tokens or ()), *(self.generation_config.suppress_tokens or ())}
         config.suppress_tokens = sorted(suppressed) or None
         return config, others
+
+    def _prepare_attention_mask_for_generation(
+        self, inputs_tensor: Tensor, generation_config: Any, model_kwargs: dict[str, Any]
+    ) -> Any:
+        """As the library's, which without a mask takes each padding token for padding: refused where it may be text.
+
+        Models exported by earlier versions pad with token 0 of their vocabulary.
+        """
+        mask = super()._prepare_attention_mask_for_generation(inputs_tensor, generation_config, model_kwargs)
+        padding, suppressed = generation_config.pad_token_id, generation_config.suppress_tokens or ()
+        has_row = padding is not None and padding < self.spikegpt.config.vocab_size and padding not in suppressed
+        if has_row and not bool(mask.all()):
+            raise ValueError(
+                f"the prompt holds token {padding}, which is the padding and may be a token of the text as well; "
+                "give an attention_mask, as the tokenizer does, or export the run anew: its padding is no token"
+            )
+        return mask
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, *arguments: Any, **inputs: Any) -> Any:
         """As the library's, which expands tensors and no trees of them."""
@@ -239,6 +259,18 @@ class SpikeGPTForSequenceClassification(SpikeGPTPreTrained):
             labels = labels.float()
         loss = self.loss_function(labels=labels, pooled_logits=logits.float(), config=self.config)
         return self._share_of_batch(loss, labels, labels, n_items)
+
+
+def _warn_of_first_tokens(is_learned: Tensor, is_counted: Tensor, n_items: Tensor | int) -> None:
+    """Warn where Trainer counts what is not learned, and other batches share its count: they weigh too little then."""
+    n_learned, n_counted = int(is_learned.sum()), int(is_counted.sum())
+    if n_learned < n_counted < int(torch.as_tensor(n_items).max()):
+        warnings.warn(
+            "texts are padded on the left, where Trainer counts their first tokens, which are learned from nothing, "
+            "among the labels of all accumulated batches: a batch weighs too much by them. To train, set "
+            "tokenizer.padding_side = 'right'",
+            stacklevel=2,
+        )
 
 
 def _map_tensors(function: Any, state: State) -> State:

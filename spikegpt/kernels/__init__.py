@@ -4,6 +4,11 @@ from .event_matvec.door import event_matvec
 from .event_wkv.door import EventWKVState, event_wkv
 from .integer_lif.door import integer_lif
 from .lif.door import lif
+from .pointwise.door import dropout, firing_rate, gate, squared_relu
+from .token_shift.door import token_shift
 from .wkv.door import WKVState, wkv
 
-__all__ = ["EventWKVState", "WKVState", "event_matvec", "event_wkv", "integer_lif", "lif", "wkv"]
+__all__ = [
+    "EventWKVState", "WKVState", "dropout", "event_matvec", "event_wkv", "firing_rate", "gate", "integer_lif", "lif",
+    "squared_relu", "token_shift", "wkv",
+]  # fmt: skip

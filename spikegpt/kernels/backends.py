@@ -66,6 +66,21 @@ def choose_backend(backend: str, operation: str, tensor: torch.Tensor) -> str:
     return backend
 
 
+def choose_training_backend(backend: str, operation: str, *tensors: torch.Tensor) -> str:
+    """Return "numba" or "reference" for an operation whose fast version is worth it in training on a CPU, and is only
+    there: "auto" means it where a gradient is asked for.
+
+    Raises:
+        ValueError, ModuleNotFoundError: as `choose_backend`.
+    """
+    is_trained = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if backend == "auto" and not (is_trained and all(tensor.is_cpu for tensor in tensors)):
+        return "reference"
+    if backend == "cupy":
+        raise ValueError(f"{operation}: there is no kernel for a GPU; use backend='auto'")
+    return choose_backend(backend, operation, tensors[0])
+
+
 def fast_kernels(operation: str, tensor: torch.Tensor) -> ModuleType:
     """Return the module of the fast kernels of `operation` for the device of `tensor`.
 

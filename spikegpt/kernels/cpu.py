@@ -10,11 +10,14 @@ do not depend on the number of threads.
 import math
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
+from numba import types
+from numba.extending import overload
 from torch import Tensor
 
 from .compiling import compiled
@@ -24,6 +27,8 @@ BLOCK = 512
 LIF_SEGMENT = 64  # steps recomputed at once: BLOCK * 4 bytes each, 128 KiB
 WKV_SEGMENT = 16  # steps recomputed at once: BLOCK * 6 * 4 bytes each, 192 KiB
 SMALL = 1 << 15  # neuron-steps below which starting a second thread costs more than it saves
+# the same of operations that are one pass over numbers, and about how many of those make a task
+SMALL_PASS, PASS_TASK = 1 << 19, 1 << 17
 
 ZERO, ONE = np.float32(0), np.float32(1)
 
@@ -42,6 +47,60 @@ def as_float32(tensor: Tensor) -> Tensor:
 def as_arrays(*tensors: Tensor) -> list[np.ndarray]:
     # not .numpy(), after which torch refuses to free the memory early, as sharded training does with weights
     return [np.from_dlpack(as_float32(tensor)) for tensor in tensors]
+
+
+def as_words(tensor: Tensor) -> np.ndarray:
+    """Return the numbers as kernels that `read` and `write` take them, in the same memory unless it has gaps.
+
+    float32 as it is, bfloat16 as its bits (uint16); other precisions as a float32 copy.
+    """
+    tensor = tensor.detach().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.uint16).numpy()
+    return tensor.float().numpy()
+
+
+def new_words(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return a tensor for a kernel to `write`: of `dtype` where kernels know it, else float32, to be converted."""
+    return torch.empty(shape, dtype=torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
+
+
+def _read(word):
+    """Return a number of `as_words` as float32, in compiled code."""
+
+
+# a call that is left in a loop keeps it from being vectorised
+@overload(_read, jit_options={"forceinline": True})
+def _(word):
+    if word == types.uint16:
+        return lambda word: np.uint32(np.uint32(word) << np.uint32(16)).view(np.float32)
+    return lambda word: word
+
+
+def _write(row, place, number):
+    """Put the float32 `number` into a row of `as_words`, to the nearest and of two the even, in compiled code."""
+
+
+@overload(_write, jit_options={"forceinline": True})
+def _(row, place, number):
+    if row.dtype == types.uint16:
+
+        def write(row, place, number):
+            bits = np.float32(number).view(np.uint32)
+            nearest = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+            row[place] = np.uint16(nearest if number == number else np.uint32(0x7FC0))
+
+    else:
+
+        def write(row, place, number):
+            row[place] = number
+
+    return write
+
+
+# in Python they are nothing, for type checkers neither
+read: Any = _read
+write: Any = _write
 
 
 def exp_of_few(exponents: Tensor) -> Tensor:
@@ -66,17 +125,36 @@ def run_tasks(task, shape: Sequence[int], *arguments) -> None:
     # by the shape alone, never by the number of threads: the same rounding everywhere
     while not small and width > 64 and B * math.ceil(C / width) < 8:
         width //= 2
-    tasks = deque((row, start) for row in range(B) for start in range(0, C, width))
+    pieces = ((row, start, width) for row in range(B) for start in range(0, C, width))
+    _share_out(task, pieces, small, arguments)
+
+
+def run_passes(task, rows: int, width: int, *arguments) -> None:
+    """Call `task(number, first row, end, *arguments)` for so many rows at a time of (rows, width), on torch's threads.
+
+    As many times as `tasks_of_pass` says, whatever the number of threads.
+    """
+    count = tasks_of_pass(rows, width)
+    pieces = ((number, rows * number // count, rows * (number + 1) // count) for number in range(count))
+    _share_out(task, pieces, rows * width <= SMALL_PASS, arguments)
+
+
+def tasks_of_pass(rows: int, width: int) -> int:
+    return min(rows, math.ceil(rows * width / PASS_TASK))
+
+
+def _share_out(task: Callable, pieces: Iterable[tuple[int, int, int]], small: bool, arguments: Sequence[Any]) -> None:
+    waiting = deque(pieces)
 
     def work():
-        while tasks:
+        while waiting:
             try:
-                row, start = tasks.popleft()
+                piece = waiting.popleft()
             except IndexError:
                 return
-            task(row, start, width, *arguments)
+            task(*piece, *arguments)
 
-    threads = 1 if small else min(torch.get_num_threads(), len(tasks))
+    threads = 1 if small else min(torch.get_num_threads(), len(waiting))
     helpers = [helper_pool(threads - 1).submit(work) for _ in range(threads - 1)]
     work()
     for helper in helpers:

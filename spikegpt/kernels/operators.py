@@ -22,6 +22,13 @@ def new_like(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 
+def product_dtype(tensor: Tensor) -> torch.dtype | None:
+    """Return the precision that autocast gives the inputs of a matrix product, None where it is off."""
+    device = tensor.device.type
+    is_on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if is_on else None
+
+
 # numbers that are looked at in one go: they stay near the processor, and levels of them add up exactly in float32
 BLOCK = 1 << 15
 

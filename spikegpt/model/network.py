@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..common.memory import check_fits
 from ..config import ModelConfig
+from ..kernels import dropout
 from ..kernels.surrogates import heaviside
 from ..neuron.lif import LIF
 from ..neuron.proof import check_neuron
@@ -169,6 +169,8 @@ class SpikeGPT(nn.Module):
             raise ValueError(f"mixer is {config.mixer!r}; known: {', '.join(MIXERS)}")
         check_sizes(config)
         self.config = config
+        # False for a run that began when torch drew for every number: it goes on with the same draws
+        self.seeded_dropout = True
         # of one block, known after the first forward pass
         self._state_form: Any = None
         make_neuron = partial(_proven, neuron) if neuron is not None else our_neuron
@@ -240,7 +242,8 @@ class SpikeGPT(nn.Module):
         new_state = []
         for layer, block in enumerate(self.blocks):
             x, layer_state, emitted = block(x, state[layer] if state is not None else None)
-            x = F.dropout(x, self.config.dropout, self.training)
+            if self.training:
+                x = dropout(x, self.config.dropout, "auto" if self.seeded_dropout else "reference")
             new_state.append(layer_state)
             spikes |= {f"blocks.{layer}.{name}": spike for name, spike in emitted.items()}
         if self._state_form is None:

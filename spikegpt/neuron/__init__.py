@@ -4,6 +4,7 @@ Every neuron here maps a current (B, T, C) and a state to spikes (B, T, C) and t
 a text may be read at once, in chunks, or token by token.
 """
 
+from ..kernels import firing_rate
 from ..kernels.surrogates import heaviside
 from .adapters import SnnTorchNeuron, SpikingJellyNeuron
 from .lif import LIF, check_alphabet, verified_spikes
@@ -15,6 +16,7 @@ __all__ = [
     "SpikingJellyNeuron",
     "best_thresholds",
     "check_alphabet",
+    "firing_rate",
     "heaviside",
     "threshold_of_rate",
     "verified_spikes",

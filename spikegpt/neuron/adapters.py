@@ -71,8 +71,6 @@ class SpikingJellyNeuron(_ForeignNeuron):
 
     library = "spikingjelly"
 
-    library = "spikingjelly"
-
     def __init__(self, neuron: nn.Module):
         super().__init__(neuron)
         if getattr(neuron, "step_mode", "m") != "m":

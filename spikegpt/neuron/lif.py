@@ -17,6 +17,7 @@ from ..config import NeuronConfig
 from ..kernels import integer_lif, lif
 from ..kernels.integer_lif.options import IntegerLIFOptions
 from ..kernels.lif.options import LIFOptions
+from ..kernels.operators import product_dtype
 
 _is_verified = False
 
@@ -166,6 +167,8 @@ class LIF(nn.Module):
             threshold=self.threshold,
             options=self._integer_options,
             backend=self.backend,
+            # whole numbers stay exact
+            dtype=product_dtype(current),
         )
 
     def _binary(self, current: Tensor, potential: Tensor | None) -> tuple[Tensor, Tensor]:

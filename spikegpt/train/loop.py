@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common.errors import SpikegptError
+from ..common.memory import pages_kept
 from ..config import TrainConfig
 from ..evaluate.perplexity import NotFinite
 from .losses import add_up
@@ -105,9 +106,9 @@ class Loop:
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """Within this block a signal only asks to stop, and a full GPU is said to be."""
+        """Within this block a signal only asks to stop, freed memory is kept, and a full GPU is said to be full."""
         try:
-            with self.signals:
+            with self.signals, pages_kept():
                 yield
         except torch.OutOfMemoryError as error:
             advice = self.objective.advice

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ..config import TrainConfig
 from ..model.network import EMBEDDING
+from ..neuron import firing_rate
 from .schedules import synop_budget
 
 # share of the dense products below which a budget is small: its excess weighs more
@@ -137,11 +138,6 @@ class SynopBudget:
 def l2wrap(logits: Tensor, strength: float) -> Tensor:
     """Return RWKV's L2Wrap as a loss term, strength/2 * mean(max logit squared): its gradient is the published one."""
     return strength / 2 * logits.float().amax(dim=-1).square().mean()
-
-
-def firing_rate(spikes: Tensor) -> Tensor:
-    """Return the share of neurons that fired (scalar); its gradient, straight through, pushes towards silence."""
-    return spikes.float().abs().clamp(max=1).mean()
 
 
 def synop_share(spikes: dict[str, Tensor], synapses: dict[str, int]) -> Tensor:

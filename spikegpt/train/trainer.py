@@ -30,12 +30,11 @@ from ..evaluate.perplexity import Evaluation, mean_firing_rate
 from ..generate.stream import generate
 from ..model.mixers import NeuronFactory
 from ..model.network import SpikeGPT, check_sizes
-from ..neuron.lif import verified_spikes
+from ..neuron import firing_rate, verified_spikes
 from .basis import check_facts, facts_of, keep_places, prepare_data, with_absolute_paths, with_places
 from .convert import check_shape, read_model_config, spread_windows, start_from
 from .language_modelling import LanguageModelling
 from .loop import Loop, StepDone
-from .losses import firing_rate
 from .optimizer import make_optimizer
 from .resuming import load_training, save_training
 from .runlog import RunLog
@@ -182,6 +181,7 @@ class _Trainer(Loop):
             return facts, _make_model(model_config, config, data, weights, neuron, start is not None, shards)
 
         facts, made = ckpt.read_steadily(start or run, begin)
+        made.seeded_dropout = begun is None or begun.get("seeded_dropout", False)
         if begun is not None and accelerator.is_main_process:
             keep_places(run, begun)
         if self.is_sharded:
@@ -198,7 +198,7 @@ class _Trainer(Loop):
         self.most_threads, self.pace = torch.get_num_threads(), Pace()
         self.chooses_threads = config.threads == 0 and is_alone and self.most_threads > 1
         if begun is None and self.is_main:
-            facts = {"started_from": start and str(start), **facts}
+            facts = {"started_from": start and str(start), "seeded_dropout": True, **facts}
             ckpt.create_run(self.run, self.objective.bare_model.config, self.config, data.tokenizer, facts)
         self.accelerator.wait_for_everyone()
         self.run_config = begun or ckpt.read_run_config(run)

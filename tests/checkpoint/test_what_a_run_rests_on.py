@@ -27,6 +27,7 @@ from spikegpt.interop.weights import import_weights
 from spikegpt.measure.runs import report_folder
 from spikegpt.measure.twins import find_twin
 from spikegpt.train import resume, train
+from spikegpt.train.basis import with_places
 from spikegpt.train.journal import read_metrics
 from spikegpt.train.loop import Loop
 
@@ -122,6 +123,15 @@ def test_another_text_is_not_taken_for_the_one_that_was_moved(text, cache, tmp_p
     with pytest.raises(SpikegptError, match=r"other\.txt, is not what it was trained on: it has another sha256"):
         resume(tmp_path / "run", data=tmp_path / "other.txt", cache=cache)
     assert read_run_config(tmp_path / "run")["train"]["data"] == [str(text)]
+
+
+def test_a_place_that_no_digest_of_an_old_run_proves_is_taken_at_its_word(trained, capsys):
+    values = read_run_config(trained)
+    del values["corpus"]
+    assert with_places(trained, values, ("/new.txt",), None)["train"]["data"] == ("/new.txt",)
+    assert "that --data is what it began with is taken at its word" in capsys.readouterr().err
+    with_places(trained, read_run_config(trained), ("/new.txt",), None)
+    assert capsys.readouterr().err == ""
 
 
 def test_where_a_teacher_lies_now_can_be_told(trained, copy, cache, tmp_path, monkeypatch):
@@ -446,40 +456,6 @@ def test_every_file_has_the_mode_that_the_umask_lets(make_run, umask):
         os.umask(before)
     files = [path for path in run.rglob("*") if path.is_file()]
     assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~umask}
-
-
-# the end
-
-
-def test_every_verb_says_that_a_run_is_unfinished(broken, tmp_path, cache):
-    line = f"{broken}: step 8 of 12, unfinished"
-    text = ["--tokens", "32", "--cache", cache]
-    verbs = [
-        ["generate", broken, "--max-tokens", "1"],
-        ["evaluate", broken, *text],
-        ["info", broken],
-        ["train", "--from", broken, "--out", tmp_path / "tuned", "--steps", "1", "--cache", cache],
-        ["train", "--teacher", broken, "--out", tmp_path / "pupil", "--steps", "1", "--n-layer", "1", "--cache", cache],
-        ["import", broken, "--out", tmp_path / "imported"],
-    ]
-    for verb in verbs:
-        assert spikegpt(*verb).stderr.count(line) == 1, verb
-
-
-def test_export_says_that_a_run_is_unfinished(tmp_path, cache, monkeypatch):
-    break_off(monkeypatch, tmp_path / "dense", cache, 8, model=MODEL.twin())
-    done = spikegpt("export", tmp_path / "dense", tmp_path / "dense.pth", "--layout", "pth")
-    assert f"{tmp_path / 'dense'}: step 8 of 12, unfinished" in done.stderr
-
-
-@pytest.mark.slow
-def test_runs_that_are_compared_say_that_one_is_unfinished(broken, trained, tmp_path, cache):
-    options = ["--tokens", "32", "--cache", cache, "--prices", "horowitz45-fp32", "--out", tmp_path / "report"]
-    assert "broken: step 8 of 12, unfinished" in spikegpt("compare", trained, broken, *options).stderr
-
-
-def test_a_finished_run_is_not_said_to_be_unfinished(trained):
-    assert spikegpt("info", trained).stderr == ""
 
 
 # all together

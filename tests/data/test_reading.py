@@ -373,6 +373,26 @@ def test_a_label_of_a_table_that_is_written_in_two_ways_is_refused(tmp_path):
         load_file_task(tmp_path / "a.csv", None, tmp_path / "a.csv")
 
 
+@pytest.mark.parametrize("name", ["valid", "test"])
+@pytest.mark.parametrize(("here", "there"), [(("0", "1"), ('"0"', '"1"')), (("0", "1"), ("0.0", "1.0"))], ids=str)
+def test_a_label_that_two_files_write_in_two_ways_is_refused(here, there, name, tmp_path):
+    train = labelled(tmp_path / "train.jsonl", *here)
+    other = labelled(tmp_path / "other.jsonl", *there)
+    files = {"valid": None, "test": train} | {name: other}
+    with pytest.raises(
+        SpikegptError, match=r"other\.jsonl, line 1: the label is .*0.*, and 0 in .*train\.jsonl, line 1"
+    ):
+        load_file_task(train, **files)
+
+
+def test_a_label_of_a_table_may_be_a_number_or_a_text_of_a_jsonl_file(tmp_path):
+    (tmp_path / "a.tsv").write_text("text\tlabel\none\t1\ntwo\t0\nthree\t1\nfour\t0\n")
+    for label in ("1", '"1"'):
+        test = labelled(tmp_path / "test.jsonl", label)
+        task = load_file_task(tmp_path / "a.tsv", None, test)
+        assert task.classes == ("0", "1") and {example.label for example in task.test} == {1}
+
+
 @pytest.mark.parametrize("labels", [('"pos"', '"Pos"', '"neg"'), ('"a"', '"\\u00e1"', '"a\\u0301"')], ids=str)
 def test_classes_that_look_alike_are_told(labels, tmp_path):
     path, messages = labelled(tmp_path / "a.jsonl", *labels), []

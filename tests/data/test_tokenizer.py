@@ -1,6 +1,9 @@
 """Text survives every tokenizer and every stream; what cannot be encoded is named."""
 
+import contextlib
+import io
 import json
+import os
 import random
 
 import numpy as np
@@ -25,6 +28,27 @@ def make(name: str):
 
 
 every_tokenizer = pytest.mark.parametrize("name", ["byte", "char", "bpe"])
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="terminals of Unix")
+@pytest.mark.parametrize("is_shown", [True, False], ids=["terminal", "elsewhere"])
+def test_byte_pairs_show_how_far_they_are_where_errors_go_to_a_terminal(is_shown, monkeypatch):
+    """The library writes past Python, into the second descriptor."""
+    before, (inside, outside) = os.dup(2), os.openpty()
+    os.dup2(outside, 2)
+    try:
+        with os.fdopen(outside, "w") as terminal, monkeypatch.context() as patch:
+            patch.setattr("sys.stderr", terminal if is_shown else io.StringIO())
+            BPETokenizer.train(b"the neuron fires and rests. " * 50, 300)
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+    said = b""
+    # how a terminal that nobody writes to any more says that it is empty
+    with contextlib.suppress(OSError):
+        said = os.read(inside, 1 << 16)
+    os.close(inside)
+    assert (b"sequences" in said) == is_shown and bool(said) == is_shown
 
 
 @every_tokenizer

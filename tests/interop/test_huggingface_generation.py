@@ -68,6 +68,29 @@ def test_prompts_that_are_padded_on_the_right_are_refused(model, told):
         generate(model, ids, **GREEDY, **({"attention_mask": mask} if told else {}))
 
 
+@pytest.mark.parametrize("prompt", [[5, 0, 7], [0, 5, 7], [5, 7, 0]], ids=str)
+def test_a_token_of_the_text_that_an_export_of_before_pads_with_is_read_or_refused(model, prompt):
+    of_before, ids = make(pad_token_id=0), torch.tensor([prompt])
+    with pytest.raises(
+        ValueError, match=r"the prompt holds token 0, which is the padding and may be .* export the run"
+    ):
+        generate(of_before, ids, **GREEDY)
+    found = generate(of_before, ids, attention_mask=torch.ones_like(ids), **GREEDY)
+    assert torch.equal(found, generate(model, ids, **GREEDY))
+
+
+def test_padding_that_got_a_row_needs_no_mask(model):
+    ids, mask = pad(PROMPTS, "left")
+    model.generation_config.suppress_tokens = [PADDING]
+    model.resize_token_embeddings(PADDING + 2)
+    assert torch.equal(generate(model, ids, **GREEDY), generate(model, ids, attention_mask=mask, **GREEDY))
+
+
+def test_without_that_token_an_export_of_before_needs_no_mask(model):
+    ids = torch.tensor([[5, 7]])
+    assert torch.equal(generate(make(pad_token_id=0), ids, **GREEDY), generate(model, ids, **GREEDY))
+
+
 def test_padding_stands_behind_a_text_that_has_ended(model):
     end = int(generate(model, PROMPTS[1][None], **GREEDY)[0, 3])
     ids, mask = pad(PROMPTS, "left")

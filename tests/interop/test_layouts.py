@@ -1,11 +1,8 @@
 """Imports in every layout in which people keep weights: the same tensors come out, or one line says why not."""
 
-import dataclasses
 import gzip
 import json
 import os
-import resource
-import signal
 import zipfile
 from pathlib import Path
 
@@ -16,12 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from spikegpt.checkpoint.run import save_model
 from spikegpt.checkpoint.weights import load_model
-from spikegpt.common.errors import SpikegptError, in_words
+from spikegpt.common.errors import SpikegptError
 from spikegpt.config import ModelConfig
 from spikegpt.data.tokenizers import ByteTokenizer
 from spikegpt.interop.names import huggingface_name
 from spikegpt.interop.opening import open_weights
-from spikegpt.interop.weights import export_weights, import_weights
+from spikegpt.interop.weights import import_weights
 from spikegpt.model.network import SpikeGPT
 
 CONFIG = ModelConfig(n_layer=2, n_embd=8, spiking="none")
@@ -349,37 +346,6 @@ def test_what_is_neither_file_nor_folder_does_not_hang(tmp_path):
     os.mkfifo(tmp_path / "rwkv.pth")
     with pytest.raises(SpikegptError, match="neither a file nor a folder"):
         imported(tmp_path / "rwkv.pth")
-
-
-@pytest.mark.parametrize("layout", ["pth", "huggingface", "auto"])
-def test_export_replaces_nothing(layout, tmp_path):
-    (tmp_path / "there").write_text("precious")
-    with pytest.raises(SpikegptError, match="there exists; give another name"):
-        export_weights(tmp_path / "run", tmp_path / "there", layout)
-    assert (tmp_path / "there").read_text() == "precious"
-
-
-def test_a_file_does_not_take_the_place_of_a_folder(tmp_path):
-    (tmp_path / "there").mkdir()
-    with pytest.raises(SpikegptError, match="there exists; give another name"):
-        export_weights(tmp_path / "run", tmp_path / "there", "pth")
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="files are limited by POSIX")
-@pytest.mark.parametrize("layout", ["pth", "auto"])
-def test_a_disk_that_is_full_is_an_error_in_one_line(layout, tmp_path):
-    (tmp_path / "mine").mkdir()
-    save_model(tmp_path / "mine", SpikeGPT(dataclasses.replace(CONFIG, n_embd=64)), ByteTokenizer())
-    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
-    try:
-        with pytest.raises((SpikegptError, OSError)) as error:
-            export_weights(tmp_path / "mine", tmp_path / "out", layout)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
-    said = in_words(error.value) if isinstance(error.value, OSError) else str(error.value)
-    assert "\n" not in said and str(tmp_path / "out") in said
 
 
 def test_the_vocabulary_of_rwkv_world_is_called_by_its_name(tmp_path):

@@ -5,12 +5,13 @@ import math
 
 import pytest
 import torch
-from kernel_cases import SIZES, assert_all_close, integer_lif_inputs
+from kernel_cases import SIZES, assert_all_close, cotangents_of, integer_lif_inputs
 from tolerances import TOLERANCE, assert_close
 
+from neuromorphic import OpCounter
 from neuromorphic.count.counts import KINDS, QUANTITIES
 from spikegpt.kernels import integer_lif, lif
-from spikegpt.kernels.integer_lif.door import integer_lif_operator
+from spikegpt.kernels.integer_lif.door import integer_lif_operator, memoryless_operator
 
 OPTIONS = [
     {"levels": levels, "signed": signed, "reset": reset, "decay_input": decay_input}
@@ -324,3 +325,83 @@ def test_errors_say_what_was_found_and_what_is_wanted(call, found, wanted):
     with pytest.raises(ValueError) as caught:
         call()
     assert found in str(caught.value) and wanted in str(caught.value)
+
+
+MEMORYLESS = [
+    {"levels": levels, "signed": signed, "reset": reset}
+    for levels, signed, reset in itertools.product((1, 4, 8), (False, True), ("subtract", "zero"))
+]
+
+
+def memoryless(current, threshold, backend, dtype=None, **options):
+    """Return (spikes, final potential, gradients) of neurons that are memoryless by their decay, the number 0."""
+    spikes, final = integer_lif(current, membrane_decay=0, threshold=threshold, backend=backend, dtype=dtype, **options)
+    grads = torch.autograd.grad((spikes, final), (current, threshold), cotangents_of((spikes, final)))
+    return [spikes.detach(), final.detach(), *grads]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("options", MEMORYLESS, ids=lambda o: "-".join(map(str, o.values())))
+def test_one_pass_without_memory_is_the_reference(options, size):
+    current, _, _, threshold = integer_lif_inputs(*size)
+    found, wanted = (memoryless(current, threshold, backend, **options) for backend in ("numba", "reference"))
+    assert torch.equal(found[0], wanted[0]) and torch.equal(found[1], wanted[1])
+    assert_all_close(found[2:], wanted[2:])
+
+
+@pytest.mark.parametrize("spikes_dtype", [None, torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_one_pass_without_memory_is_the_reference_in_every_dtype(dtype, spikes_dtype):
+    current, _, _, threshold = integer_lif_inputs(2, 63, 33, dtype)
+    found, wanted = (
+        memoryless(current, threshold, backend, spikes_dtype, levels=8, signed=True)
+        for backend in ("numba", "reference")
+    )
+    assert found[0].dtype == (spikes_dtype or dtype) and torch.equal(found[0], wanted[0])
+    assert_all_close(found, wanted, dtype if spikes_dtype is None else torch.bfloat16)
+
+
+def test_several_tasks_of_one_pass_are_the_loop_over_time():
+    current, _, decay, threshold = integer_lif_inputs(3, 257, 600, memoryless=True)
+    spikes, final, grad_current, grad_threshold = memoryless(current, threshold, "numba", levels=4, signed=True)
+    looped = integer_lif(current, membrane_decay=decay, threshold=threshold, backend="numba", levels=4, signed=True)
+    assert torch.equal(spikes, looped[0]) and torch.equal(final, looped[1])
+    grads = torch.autograd.grad(looped, (current, threshold), cotangents_of(looped))
+    assert_all_close((grad_current, grad_threshold), grads)
+
+
+def test_a_final_potential_that_nobody_asks_for_has_no_gradient():
+    current, _, _, threshold = integer_lif_inputs(2, 9, 33)
+    spikes, final = integer_lif(current, membrane_decay=0.0, threshold=threshold, backend="numba")
+    with_zeros = torch.autograd.grad(
+        (spikes, final), (current, threshold), (torch.ones_like(spikes), torch.zeros_like(final)), retain_graph=True
+    )
+    assert all(map(torch.equal, torch.autograd.grad(spikes.sum(), (current, threshold)), with_zeros))
+    spikes, final = integer_lif(current, membrane_decay=0.0, threshold=threshold, backend="numba", reset="zero")
+    (grad,) = torch.autograd.grad(final.sum(), current)
+    # where nothing fired the potential is the current itself
+    assert torch.equal(grad[:, -1], (spikes[:, -1] == 0).float()) and not grad[:, :-1].any()
+
+
+def test_without_memory_the_cost_is_the_loops():
+    current, _, decay, threshold = (tensor.detach() for tensor in integer_lif_inputs(2, 9, 33, memoryless=True))
+    costs = []
+    for given in (0.0, decay):
+        with OpCounter(Neurons(given, threshold)) as counter:
+            counter.model(current)
+        costs.append({name: getattr(counter.tally().total(), name) for name in QUANTITIES})
+    assert costs[0] == costs[1] and costs[0]["events_out"] > 0
+
+
+class Neurons(torch.nn.Module):
+    def __init__(self, decay, threshold):
+        super().__init__()
+        self.decay, self.threshold = decay, threshold
+
+    def forward(self, current):
+        return integer_lif(current, membrane_decay=self.decay, threshold=self.threshold, levels=4, signed=True)
+
+
+def test_the_memoryless_operators_keep_to_torchs_rules():
+    current, _, _, threshold = integer_lif_inputs(2, 3, 5)
+    torch.library.opcheck(memoryless_operator, (current, threshold, 4, True, "subtract", True, torch.float32))

@@ -230,7 +230,8 @@ def test_an_adapter_takes_neurons_of_its_library_only(library, adapter):
 @pytest.mark.parametrize("kind", ["RLeaky", "RSynaptic"])
 def test_a_recurrent_neuron_of_snntorch_reads_its_own_spikes(kind):
     snn = pytest.importorskip("snntorch")
-    options = {"beta": 0.5, "V": 0.5, "all_to_all": False} | ({"alpha": 0.8} if kind == "RSynaptic" else {})
+    # so strong that spikes would come otherwise without it
+    options = {"beta": 0.5, "V": -1.0, "all_to_all": False} | ({"alpha": 0.8} if kind == "RSynaptic" else {})
     neuron, current = (
         getattr(snn, kind)(**options),
         2 * torch.randn(1, 6, 4, generator=torch.Generator().manual_seed(0)),

@@ -14,6 +14,7 @@ from neuromorphic import NeuronPlace, Wording
 from neuromorphic.report import figures, firing_figures
 from neuromorphic.report.canvas import colours, inline_svg, spread, to_png, to_svg
 from neuromorphic.report.formats import joule, joule_range, percent, short_si, shorten, si, times, visible
+from neuromorphic.report.tables import comparison_table
 
 OF_SEVERAL = (
     figures.operations,
@@ -102,6 +103,21 @@ def test_an_estimate_without_any_price_is_not_drawn_as_free():
     priceless = model("b", energy={"prefill": {"t": energy(None, ("mac",))}})
     assert ">no price</text>" in to_svg(figures.energy([model("a", energy={"prefill": {"t": energy()}}), priceless]))
     assert "No price table has a price" in to_svg(figures.energy([priceless]))
+
+
+def test_an_estimate_of_a_small_part_of_the_work_is_no_point_and_no_figure_to_compare():
+    whole, small = energy(2e6), energy(7e4, unpriced=("mul", "exp"))
+    models = [model("a", energy={"prefill": {"t": whole}}), model("b", energy={"prefill": {"t": small}})]
+    drawn = to_svg(figures.energy(models))
+    assert ">not priced: 1.40 of 2.10 operations</text>" in drawn
+    assert "70 nJ" not in drawn and "70.0 nJ" not in drawn
+    assert "not priced: 1.40 of 2.10" in comparison_table(models) and "70.0 nJ" not in comparison_table(models)
+    assert "No price table has a price" in to_svg(figures.energy(models[1:]))
+
+
+def test_moved_bits_without_a_price_hide_no_work():
+    partly = model("a", energy={"prefill": {"t": energy(2e6, unpriced=("exp", "weights", "activations", "state"))}})
+    assert ">&gt; 2.00 µJ</text>" in to_svg(figures.energy([partly]))
 
 
 def test_the_cache_overtakes_the_state_where_it_should():

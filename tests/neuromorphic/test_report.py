@@ -139,6 +139,26 @@ def test_reports_that_are_written_at_once_do_not_stop_each_other(tmp_path):
     assert written[0] == written[1]
 
 
+@pytest.mark.parametrize("event", ["another comes", "the old one goes"])
+def test_what_another_writer_does_in_between_is_no_hindrance(event, tmp_path, monkeypatch):
+    report, other = tmp_path / "report", tmp_path / "other"
+    for folder in (report, other):
+        write_report(folder, PAIR, title=folder.name)
+    rename = report_module.os.replace
+
+    def raced(source, target):
+        if event == "another comes" and target == report and other.exists():
+            rename(other, report)
+        if event == "the old one goes" and source == report and other.exists():
+            rename(report, tmp_path / "gone")
+            rename(other, tmp_path / "away")
+        rename(source, target)
+
+    monkeypatch.setattr(report_module.os, "replace", raced)
+    assert "last" in write_report(report, PAIR, title="last").read_text() and not other.exists()
+    assert {path.name for path in tmp_path.iterdir()} - {"gone", "away"} == {"report"}
+
+
 def test_where_no_folder_can_be_is_said_before_the_measurement(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ReportError, match="file is no folder to write in"):

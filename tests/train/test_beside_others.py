@@ -133,8 +133,8 @@ def test_evaluation_of_a_run_that_goes_on(live, monkeypatch, cache):
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="of Unix")
 def test_a_hangup_asks_to_stop_unless_it_is_ignored():
-    # under nohup these tests begin with an ignored one
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    # under nohup these tests begin with an ignored one; by default it would end them
+    before = signal.signal(signal.SIGHUP, lambda *_: None)
     try:
         with StopSignals() as signals:
             os.kill(os.getpid(), signal.SIGHUP)

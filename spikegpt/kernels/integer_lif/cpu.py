@@ -7,7 +7,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..cpu import BLOCK, LIF_SEGMENT, ONE, ZERO, as_arrays, as_float32, exact, fused, run_tasks, sum_over_batch
+from ..cpu import (
+    BLOCK,
+    LIF_SEGMENT,
+    ONE,
+    ZERO,
+    as_arrays,
+    as_float32,
+    as_words,
+    exact,
+    fused,
+    new_words,
+    read,
+    run_passes,
+    run_tasks,
+    sum_over_batch,
+    tasks_of_pass,
+    write,
+)
 from .options import IntegerLIFOptions
 
 HALF = np.float32(0.5)
@@ -43,6 +60,34 @@ def integer_lif_backward(
     )
     run_tasks(_backward_task, drive.shape, *arrays, *_scalars(options))
     return grad_current.to(current.dtype), grads[0], sum_over_batch(grads[1]), sum_over_batch(grads[2])
+
+
+def memoryless_forward(
+    current: Tensor, threshold: Tensor, options: IntegerLIFOptions, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return (spikes (B, T, C) in `dtype`, final potential (B, C) float32) of neurons whose decay is 0."""
+    B, T, C = current.shape
+    spikes, final = new_words((B, T, C), dtype), torch.empty(B, C)
+    levels, below, subtracts, _ = _scalars(options)
+    arrays = as_words(current).reshape(B * T, C), as_words(threshold), as_words(spikes).reshape(B * T, C), final.numpy()
+    run_passes(_memoryless_forward_pass, B * T, C, *arrays, T, levels, below, subtracts)
+    return spikes.to(dtype), final
+
+
+def memoryless_backward(
+    grad_spikes: Tensor, grad_final: Tensor | None, current: Tensor, threshold: Tensor, options: IntegerLIFOptions
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of (current (B, T, C), threshold (C,)); None for `grad_final` stands for zeros."""
+    B, T, C = current.shape
+    grad_current = new_words((B, T, C), current.dtype)
+    # one row per task
+    grad_threshold = torch.zeros(tasks_of_pass(B * T, C), C)
+    levels, below, subtracts, _ = _scalars(options)
+    final = np.zeros((1, 0), np.float32) if grad_final is None else as_words(grad_final)
+    arrays = [as_words(tensor).reshape(B * T, C) for tensor in (grad_spikes, current)]
+    arrays += [final, as_words(threshold), as_words(grad_current).reshape(B * T, C), grad_threshold.numpy()]
+    run_passes(_memoryless_backward_pass, B * T, C, *arrays, T, levels, below, subtracts)
+    return grad_current.to(current.dtype), sum_over_batch(grad_threshold)
 
 
 def _scalars(options: IntegerLIFOptions) -> tuple[np.float32 | bool, ...]:
@@ -160,3 +205,41 @@ def _backward_task(
     grad_potential[row, start:end] = lanes[GRAD, :n]
     grad_decay[row, start:end] = lanes[GRAD_DECAY, :n]
     grad_threshold[row, start:end] = lanes[GRAD_THRESHOLD, :n]
+
+
+@exact
+def _memoryless_forward_pass(number, first, end, current, threshold, spikes, final, T, levels, below, subtracts):
+    C = threshold.size
+    for row in range(first, end):
+        x, s = current[row], spikes[row]
+        for c in range(C):
+            write(s, c, _count(read(x[c]) / threshold[c], levels, below))
+        if row % T == T - 1:
+            for c in range(C):
+                charged = read(x[c])
+                count = _count(charged / threshold[c], levels, below)
+                final[row // T, c] = _reset(charged, count, threshold[c], subtracts)
+
+
+@fused
+def _memoryless_backward_pass(
+    number, first, end, grad_spikes, current, grad_final, threshold, grad_current, grad_threshold, T, levels, below,
+    subtracts,
+):  # fmt: skip
+    C = threshold.size
+    highest = levels + HALF
+    lowest = -highest if below < ZERO else HALF
+    per_threshold, grad_sum = ONE / threshold, grad_threshold[number]
+    for row in range(first, end):
+        x, gs, gx = current[row], grad_spikes[row], grad_current[row]
+        for c in range(C):
+            quanta = read(x[c]) / threshold[c]
+            through = read(gs[c]) * per_threshold[c]
+            through = through if (quanta >= lowest) & (quanta <= highest) else ZERO
+            write(gx, c, through)
+            grad_sum[c] -= through * quanta
+        if row % T == T - 1 and grad_final.size:
+            for c in range(C):
+                count = _count(read(x[c]) / threshold[c], levels, below)
+                kept = grad_final[row // T, c] if subtracts | (count == ZERO) else ZERO
+                write(gx, c, read(gx[c]) + kept)

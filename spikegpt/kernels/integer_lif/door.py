@@ -27,6 +27,7 @@ def integer_lif(
     threshold: float | Tensor = 1.0,
     options: IntegerLIFOptions = DEFAULTS,
     backend: str = "auto",
+    dtype: torch.dtype | None = None,
     **changes: Any,
 ) -> tuple[Tensor, Tensor]:
     """Return (spikes, final membrane potential) over a sequence, of neurons that may fire several times in a token.
@@ -36,15 +37,16 @@ def integer_lif(
         potential: (B, C) membrane potential carried in; zeros (at rest) if None. float32, or float64 with a float64
             current.
         membrane_decay: fraction of the potential kept per step, 1 - 1/tau; a number in [0, 1] or a (C,) tensor, which
-            may learn. All zeros make the neuron memoryless.
+            may learn. The number 0 makes the neuron memoryless, which is computed in one pass without a loop over time.
         threshold: potential that one spike stands for; a positive number or a (C,) tensor, which may learn. The values
             of a tensor are not looked at: keep them positive.
         options: what kind of neuron; made once, its checks are paid for once.
+        dtype: of the spikes; None for that of `current`. bfloat16 and float16 hold them exactly.
         changes: fields of `options` that shall differ, by name: `levels`, `signed`, `reset`, `decay_input`. What each
             means stands in `IntegerLIFOptions`. No gradient flows through the reset.
 
     Returns:
-        spikes (B, T, C), whole numbers from -levels (0 unless signed) to levels in the dtype of `current`;
+        spikes (B, T, C), whole numbers from -levels (0 unless signed) to levels;
         potential (B, C) after the last reset.
 
     Raises:
@@ -54,19 +56,23 @@ def integer_lif(
         options = dataclasses.replace(options, **changes)
     if not isinstance(threshold, Tensor) and not 0 < threshold < math.inf:
         raise ValueError(f"integer_lif: threshold must be a finite number above 0, got {threshold}")
+    is_memoryless = potential is None and not isinstance(membrane_decay, Tensor) and membrane_decay == 0
     potential, membrane_decay, threshold = check_neuron_inputs(
         "integer_lif", current, potential, options.decay_input, membrane_decay=membrane_decay, threshold=threshold
     )
-    if choose_backend(backend, "integer_lif", current) == "reference":
-        return reference.integer_lif(current, potential, membrane_decay, threshold, options)
-    return integer_lif_operator(current, potential, membrane_decay, threshold, *flatten(options))
+    dtype, chosen = dtype or current.dtype, choose_backend(backend, "integer_lif", current)
+    if chosen == "numba" and is_memoryless:
+        return memoryless_operator(current, threshold, *flatten(options), dtype)
+    if chosen == "reference":
+        spikes, potential = reference.integer_lif(current, potential, membrane_decay, threshold, options)
+    else:
+        spikes, potential = integer_lif_operator(current, potential, membrane_decay, threshold, *flatten(options))
+    return spikes.to(dtype), potential
 
 
-# what it takes; the last four are the fields of IntegerLIFOptions, in order
-_INPUTS = (
-    "Tensor current, Tensor potential, Tensor membrane_decay, Tensor threshold, "
-    "int levels, bool signed, str reset, bool decay_input"
-)
+# the fields of IntegerLIFOptions, in order; what the operator takes
+_OPTIONS = "int levels, bool signed, str reset, bool decay_input"
+_INPUTS = f"Tensor current, Tensor potential, Tensor membrane_decay, Tensor threshold, {_OPTIONS}"
 
 
 @torch.library.custom_op("spikegpt::integer_lif", mutates_args=(), schema=f"({_INPUTS}) -> (Tensor, Tensor)")
@@ -110,17 +116,72 @@ def _backward(ctx, grad_spikes, grad_final):
 integer_lif_operator.register_autograd(_backward, setup_context=_save_for_backward)
 
 
-def _op_cost(args: tuple, kwargs: dict, output: tuple[Tensor, Tensor]) -> dict[str, int | str]:
-    """What one call computes, for dispatch-mode counters; the gain is a prepared constant.
+@torch.library.custom_op(
+    "spikegpt::integer_lif_memoryless",
+    mutates_args=(),
+    schema=f"(Tensor current, Tensor threshold, {_OPTIONS}, ScalarType dtype) -> (Tensor, Tensor)",
+)
+def memoryless_operator(current, threshold, *options):
+    """(spikes in `dtype`, final potential) of neurons whose decay is 0, at rest before; keeps only its inputs."""
+    kernels, dtype = fast_kernels("integer_lif", current), options[-1]
+    return kernels.memoryless_forward(current, threshold, rebuild(IntegerLIFOptions, options[:-1]), dtype)
 
-    Without memory (a decay of 0 in every channel) nothing is charged up and nothing is reset: a quotient becomes a
-    count.
+
+@memoryless_operator.register_fake
+def _(current, threshold, *options):
+    final = current.new_empty((current.shape[0], current.shape[2]), dtype=torch.float32)
+    return torch.empty(current.shape, dtype=options[-1], device=current.device), final
+
+
+@torch.library.custom_op(
+    "spikegpt::integer_lif_memoryless_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad_spikes, Tensor? grad_final, Tensor current, Tensor threshold, {_OPTIONS}) "
+    "-> (Tensor, Tensor)",
+)
+def memoryless_backward_operator(grad_spikes, grad_final, current, threshold, *options):
+    """(grad of current (B, T, C), of threshold (C,))."""
+    tensors = grad_spikes, grad_final, current, threshold
+    return fast_kernels("integer_lif", current).memoryless_backward(*tensors, rebuild(IntegerLIFOptions, options))
+
+
+@memoryless_backward_operator.register_fake
+def _(grad_spikes, grad_final, current, threshold, *options):
+    return new_like(current), new_like(threshold)
+
+
+def _save_memoryless(ctx, inputs, output):
+    current, threshold, *ctx.options, _ = inputs
+    ctx.save_for_backward(current, threshold)
+    # the final potential is seldom used, and then has no gradient
+    ctx.set_materialize_grads(False)
+
+
+def _memoryless_backward(ctx, grad_spikes, grad_final):
+    current, threshold = ctx.saved_tensors
+    if grad_spikes is None:
+        grad_spikes = torch.zeros_like(current)
+    grads = memoryless_backward_operator(grad_spikes, grad_final, current, threshold, *ctx.options)
+    return *grads, *(None for _ in ctx.options), None
+
+
+memoryless_operator.register_autograd(_memoryless_backward, setup_context=_save_memoryless)
+
+
+def _op_cost(args: tuple, kwargs: dict, output: tuple[Tensor, Tensor]) -> dict[str, int | str]:
+    """What one call computes, for dispatch-mode counters; the gain is a prepared constant."""
+    _, _, membrane_decay, _, _, _, reset, decay_input = args
+    return _cost(output[0], reset == "subtract", decay_input, membrane_decay.numel() if membrane_decay.any() else 0)
+
+
+def _cost(spikes: Tensor, subtracts: bool, decay_input: bool, state_elements: int) -> dict[str, int | str]:
+    """What neurons compute that carry `state_elements` potentials of a text.
+
+    Without memory (0 of them) nothing is charged up and nothing is reset: a quotient becomes a count.
     """
-    current, _, membrane_decay, _, _, _, reset, decay_input = args
-    steps = current.numel()
-    remembering = steps if membrane_decay.any() else 0
-    subtracts = reset == "subtract"
-    events, units = count_events(output[0])
+    steps = spikes.numel()
+    remembering = steps if state_elements else 0
+    events, units = count_events(spikes)
     return {
         "kind": "neuron",
         "mul": remembering * (1 + decay_input + subtracts),
@@ -130,7 +191,7 @@ def _op_cost(args: tuple, kwargs: dict, output: tuple[Tensor, Tensor]) -> dict[s
         "select": remembering * (not subtracts),
         "activation_reads": steps,
         "activation_writes": steps,
-        "state_elements": membrane_decay.numel() if remembering else 0,
+        "state_elements": state_elements,
         "state_reads": remembering,
         "state_writes": remembering,
         "neuron_updates": steps,
@@ -140,3 +201,6 @@ def _op_cost(args: tuple, kwargs: dict, output: tuple[Tensor, Tensor]) -> dict[s
 
 
 declare_cost(torch.ops.spikegpt.integer_lif.default, _op_cost)
+declare_cost(
+    torch.ops.spikegpt.integer_lif_memoryless.default, lambda args, kwargs, output: _cost(output[0], True, False, 0)
+)

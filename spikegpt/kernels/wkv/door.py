@@ -11,6 +11,7 @@ from torch import Tensor
 from ..backends import choose_backend, fast_kernels
 from ..checks import check_wkv_inputs
 from ..operators import declare_cost, new_like
+from ..pointwise.door import gate
 from . import reference
 
 
@@ -70,7 +71,7 @@ def wkv(
         return output, WKVState(*last)
     implementation = reference.wkv if chosen == "reference" else wkv_operator
     output, *last = implementation(time_decay, time_first, key, value, *state)
-    return output if receptance is None else torch.sigmoid(receptance) * output, WKVState(*last)
+    return output if receptance is None else gate(receptance, output), WKVState(*last)
 
 
 @torch.library.custom_op("spikegpt::wkv", mutates_args=())

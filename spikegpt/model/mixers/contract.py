@@ -8,10 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from ...config import NeuronConfig
+from ...kernels import token_shift
+from ...kernels.operators import product_dtype
 
 
 @dataclass(frozen=True)
@@ -119,10 +120,12 @@ def rate_scales(model: nn.Module) -> dict[str, float]:
     return found
 
 
-def shift_tokens(x: Tensor, previous: Tensor | None) -> Tensor:
-    """Return x (B, T, C) moved one token later; the first token sees `previous` (B, C), or zeros."""
-    first = x.new_zeros(x.shape[0], 1, x.shape[2]) if previous is None else previous.to(x.dtype).unsqueeze(1)
-    return torch.cat([first, x[:, :-1]], dim=1)
+def mix_tokens(mixer: Mixer, x: Tensor, previous: Tensor | None, *shares: Tensor) -> list[Tensor]:
+    """Return x (B, T, C) mixed with itself one token earlier, by each of `shares` (`kernels.token_shift`).
+
+    Products get it in the precision that autocast gives them, neurons as it is.
+    """
+    return token_shift(x, previous, shares, dtype=None if mixer.sites else product_dtype(x))
 
 
 def token_shift_cost(args: tuple, kwargs: dict, output: Any) -> dict[str, int]:

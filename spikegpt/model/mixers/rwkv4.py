@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ...config import ModelConfig
-from ...kernels import EventWKVState, WKVState, event_wkv, wkv
-from .contract import Firing, Mixed, Mixer, NeuronFactory, Site, shift_tokens, token_shift_cost
+from ...kernels import EventWKVState, WKVState, event_wkv, gate, squared_relu, wkv
+from .contract import Firing, Mixed, Mixer, NeuronFactory, Site, mix_tokens, token_shift_cost
 
 # what the blocks add to the residual stream starts almost silent: spikes of untrained neurons there are noise that
 # training has to undo, by making all neurons fire less
@@ -66,14 +66,15 @@ class TimeMix(Mixer):
 
     def forward(self, x: Tensor, state: TimeMixState | None) -> Mixed:
         shift, sums, neurons = state or TimeMixState(None, None, None)
-        shifted, fire = shift_tokens(x, shift), Firing(self, neurons)
-        key = self.key(fire("key_neuron", torch.lerp(shifted, x, self.time_mix_k)))
-        value = self.value(fire("value_neuron", torch.lerp(shifted, x, self.time_mix_v)))
-        receptance = self.receptance(fire("receptance_neuron", torch.lerp(shifted, x, self.time_mix_r)))
+        fire = Firing(self, neurons)
+        key, value, receptance = mix_tokens(self, x, shift, self.time_mix_k, self.time_mix_v, self.time_mix_r)
+        key = self.key(fire("key_neuron", key))
+        value = self.value(fire("value_neuron", value))
+        receptance = self.receptance(fire("receptance_neuron", receptance))
         if self.has_events:
             value = fire("wkv_neuron", value)
             mean, sums = event_wkv(self.time_decay, self.time_first, key, value, cast(EventWKVState | None, sums))
-            gated = torch.sigmoid(receptance) * mean
+            gated = gate(receptance, mean)
         else:
             sums = cast(WKVState | None, sums)
             gated, sums = wkv(self.time_decay, self.time_first, key, value, sums, receptance=receptance)
@@ -128,10 +129,11 @@ class ChannelMix(Mixer):
 
     def forward(self, x: Tensor, state: ChannelMixState | None) -> Mixed:
         shift, neurons = state or ChannelMixState(None, None)
-        shifted, fire = shift_tokens(x, shift), Firing(self, neurons)
-        key = self.key(fire("key_neuron", torch.lerp(shifted, x, self.time_mix_k)))
-        receptance = self.receptance(fire("receptance_neuron", torch.lerp(shifted, x, self.time_mix_r)))
-        y = torch.sigmoid(receptance) * self.value(fire("value_neuron", torch.relu(key).square()))
+        fire = Firing(self, neurons)
+        key, receptance = mix_tokens(self, x, shift, self.time_mix_k, self.time_mix_r)
+        key = self.key(fire("key_neuron", key))
+        receptance = self.receptance(fire("receptance_neuron", receptance))
+        y = gate(receptance, self.value(fire("value_neuron", squared_relu(key))))
         return Mixed(y, ChannelMixState(x[:, -1], fire.after), fire.spikes)
 
     @torch.no_grad()

@@ -1,0 +1,167 @@
+"""Fast CPU versions of the pointwise functions, forward and backward, in numba; reached only through their door.
+
+All numbers are one row, cut into runs; everything is computed in float32 and rounded once.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..cpu import (
+    ONE,
+    ZERO,
+    as_words,
+    compiled,
+    exp_nonpositive,
+    fused,
+    new_words,
+    read,
+    run_passes,
+    tasks_of_pass,
+    write,
+)
+
+RUN = 1 << 10
+TWO = np.float32(2)
+# whole numbers stay whole
+whole = compiled()
+
+
+def squared_relu_forward(x: Tensor) -> Tensor:
+    return _run(_squared_relu_pass, x.dtype, x)
+
+
+def squared_relu_backward(grad: Tensor, x: Tensor) -> Tensor:
+    return _run(_squared_relu_backward_pass, x.dtype, grad, x)
+
+
+def gate_forward(receptance: Tensor, y: Tensor) -> Tensor:
+    return _run(_gate_pass, y.dtype, receptance, y)
+
+
+def gate_backward(grad: Tensor, receptance: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of (receptance, y)."""
+    grad_y = new_words(y.shape, y.dtype)
+    grad_receptance = _run(_gate_backward_pass, receptance.dtype, grad, receptance, y, _flat(grad_y))
+    return grad_receptance, grad_y.to(y.dtype)
+
+
+def dropout(x: Tensor, rate: float, seed: int) -> Tensor:
+    """Return x dropped out as `seed` (64 bits) says; of a gradient the same numbers are dropped."""
+    # a number is dropped where a draw of 32 bits is below
+    limit = np.uint32(min(round(rate * 2**32), 2**32 - 1))
+    low, high = np.uint32(seed & 0xFFFFFFFF), np.uint32(seed >> 32)
+    return _run(_dropout_pass, x.dtype, x, low, high, limit, np.float32(1 / (1 - rate)))
+
+
+def firing_rate_forward(spikes: Tensor) -> Tensor:
+    sums = np.zeros(tasks_of_pass(_runs(spikes), RUN), np.float64)
+    run_passes(_add_up_runs, _runs(spikes), RUN, sums, _flat(spikes))
+    return torch.tensor(sums.sum() / spikes.numel(), dtype=torch.float32)
+
+
+def firing_rate_backward(grad: Tensor, spikes: Tensor) -> Tensor:
+    return _run(_firing_rate_backward_pass, spikes.dtype, spikes, np.float32(grad.item() / spikes.numel()))
+
+
+def _runs(tensor: Tensor) -> int:
+    return -(-tensor.numel() // RUN)
+
+
+def _flat(tensor: Tensor) -> np.ndarray:
+    return as_words(tensor).reshape(-1)
+
+
+def _run(task, dtype: torch.dtype, first: Tensor, *others) -> Tensor:
+    """Return what `task` writes, shaped as `first` and of `dtype`."""
+    result = new_words(first.shape, dtype)
+    arguments = [_flat(other) if isinstance(other, Tensor) else other for other in (first, *others)]
+    run_passes(_in_runs, _runs(first), RUN, task, _flat(result), *arguments)
+    return result.to(dtype)
+
+
+def _in_runs(number, first, end, task, result, *arguments):
+    run = slice(first * RUN, end * RUN)
+    task(first * RUN, *(part[run] if isinstance(part, np.ndarray) else part for part in (result, *arguments)))
+
+
+@fused
+def _squared_relu_pass(start, result, x):
+    for i in range(result.size):
+        # written so that NaN passes
+        positive = read(x[i])
+        positive = ZERO if positive < ZERO else positive
+        write(result, i, positive * positive)
+
+
+@fused
+def _squared_relu_backward_pass(start, result, grad, x):
+    for i in range(result.size):
+        positive = read(x[i])
+        positive = ZERO if positive < ZERO else positive
+        write(result, i, TWO * positive * read(grad[i]))
+
+
+@fused
+def _sigmoid(x):
+    small = exp_nonpositive(-abs(x))
+    share = ONE / (ONE + small)
+    return small * share if x < ZERO else share
+
+
+@fused
+def _gate_pass(start, result, receptance, y):
+    for i in range(result.size):
+        write(result, i, _sigmoid(read(receptance[i])) * read(y[i]))
+
+
+@fused
+def _gate_backward_pass(start, result, grad, receptance, y, grad_y):
+    for i in range(result.size):
+        share, g = _sigmoid(read(receptance[i])), read(grad[i])
+        write(grad_y, i, share * g)
+        write(result, i, g * read(y[i]) * share * (ONE - share))
+
+
+def _add_up_runs(number, first, end, sums, spikes):
+    sums[number] = _firing_sum(spikes[first * RUN : end * RUN])
+
+
+# sums may be taken in any order: in one order alone they are not vectorised
+@compiled(fastmath={"contract", "reassoc"})
+def _firing_sum(spikes):
+    total = ZERO
+    for i in range(spikes.size):
+        size = abs(read(spikes[i]))
+        total += ONE if size > ONE else size
+    return total
+
+
+@fused
+def _firing_rate_backward_pass(start, result, spikes, grad):
+    for i in range(result.size):
+        # as torch: the clamp lets the gradient of 1 through, and what is silent has none
+        spike = read(spikes[i])
+        sign = ONE if spike > ZERO else -ONE if spike < ZERO else ZERO
+        write(result, i, sign * grad if abs(spike) <= ONE else ZERO)
+
+
+@whole
+def _mixed(bits):
+    """The finalizer of MurmurHash3: every bit of the outcome depends on all of `bits`."""
+    # numba makes 64 bits of what 32 bits are combined to
+    bits = np.uint32(bits ^ (bits >> np.uint32(16)))
+    bits = np.uint32(bits * np.uint32(0x85EBCA6B))
+    bits = np.uint32(bits ^ (bits >> np.uint32(13)))
+    bits = np.uint32(bits * np.uint32(0xC2B2AE35))
+    return np.uint32(bits ^ (bits >> np.uint32(16)))
+
+
+@whole
+def _dropout_pass(start, result, x, low, high, limit, scale):
+    low = np.uint32(low + np.uint32(start))
+    for i in range(result.size):
+        draw = _mixed(np.uint32(_mixed(np.uint32(np.uint32(i) + low)) ^ high))
+        # read whether it is kept or not: one that is left out holds up the others
+        kept = read(x[i]) * scale
+        write(result, i, ZERO if draw < limit else kept)

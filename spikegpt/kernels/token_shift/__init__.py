@@ -1,0 +1,1 @@
+"""RWKV's token shift: each token is mixed with the one before it."""

@@ -1,0 +1,114 @@
+"""Fast CPU version of `token_shift`, forward and backward, in numba; reached only through its door.
+
+All mixes of a token are made, and their gradients taken back, in one pass over the memory.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..cpu import ONE, ZERO, as_words, fused, new_words, read, run_passes, tasks_of_pass, write
+
+HALF = np.float32(0.5)
+
+
+def token_shift_forward(
+    x: Tensor, previous: Tensor | None, shares: Sequence[Tensor], dtype: torch.dtype
+) -> list[Tensor]:
+    """Return the mixes, each (B, T, C) in `dtype`."""
+    B, T, C = x.shape
+    mixes = [new_words((B, T, C), dtype) for _ in shares]
+    rows = tuple(as_words(mix).reshape(B * T, C) for mix in mixes)
+    run_passes(_forward_pass, B * T, C, as_words(x).reshape(B * T, C), _first(x, previous), _stack(shares), rows, T)
+    return [mix.to(dtype) for mix in mixes]
+
+
+def token_shift_backward(
+    grads: Sequence[Tensor], x: Tensor, previous: Tensor | None, shares: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of (x (B, T, C), previous (B, C), the shares (shares, C)); None as in the forward pass."""
+    B, T, C = x.shape
+    grad_x, grad_previous = new_words((B, T, C), x.dtype), torch.empty(B, C)
+    # of each share one row per task
+    grad_shares = np.zeros((tasks_of_pass(B * T, C), len(shares), C), np.float32)
+    rows = tuple(as_words(grad).reshape(B * T, C) for grad in grads)
+    arrays = as_words(x).reshape(B * T, C), _first(x, previous), _stack(shares), as_words(grad_x).reshape(B * T, C)
+    run_passes(_backward_pass, B * T, C, rows, *arrays, grad_previous.numpy(), grad_shares, T)
+    return grad_x.to(x.dtype), grad_previous.to(x.dtype), torch.from_numpy(grad_shares.sum(axis=0))
+
+
+def _first(x: Tensor, previous: Tensor | None) -> np.ndarray:
+    """What the first token of every text sees, (B, C) in the precision of `x`."""
+    B, _, C = x.shape
+    return as_words(x.new_zeros(B, C) if previous is None else previous.to(x.dtype))
+
+
+def _stack(shares: Sequence[Tensor]) -> np.ndarray:
+    return np.stack([as_words(share.float()).reshape(-1) for share in shares])
+
+
+@fused
+def _forward_pass(number, first, end, x, previous, shares, mixes, T):
+    for row in range(first, end):
+        before = x[row - 1] if row % T else previous[row // T]
+        for which in range(len(mixes)):
+            _mix(x[row], before, shares[which], mixes[which][row])
+
+
+# what is done to the channels of one token are functions of their own: as loops within loops they are not vectorised
+
+
+@fused
+def _mix(own, before, share, mix):
+    for c in range(mix.size):
+        here, there = read(own[c]), read(before[c])
+        # as torch.lerp: exact at both ends
+        is_small = share[c] < HALF
+        factor = share[c] if is_small else share[c] - ONE
+        write(mix, c, (there if is_small else here) + factor * (here - there))
+
+
+@fused
+def _backward_pass(number, first, end, grads, x, previous, shares, grad_x, grad_previous, grad_shares, T):
+    total = np.zeros(x.shape[1], np.float32)
+    for row in range(first, end):
+        before = x[row - 1] if row % T else previous[row // T]
+        for which in range(len(grads)):
+            _add_own(total, grads[which][row], shares[which])
+            _add_to_share(grad_shares[number, which], grads[which][row], x[row], before)
+            if (row + 1) % T:
+                _add_later(total, grads[which][row + 1], shares[which])
+        _take(total, grad_x[row])
+        if row % T == 0:
+            for which in range(len(grads)):
+                _add_later(total, grads[which][row], shares[which])
+            _take(total, grad_previous[row // T])
+
+
+@fused
+def _add_own(total, grad, share):
+    for c in range(total.size):
+        total[c] += share[c] * read(grad[c])
+
+
+@fused
+def _add_later(total, grad, share):
+    """Add what a token gets from the one after it."""
+    for c in range(total.size):
+        total[c] += (ONE - share[c]) * read(grad[c])
+
+
+@fused
+def _add_to_share(grad_share, grad, own, before):
+    for c in range(grad_share.size):
+        grad_share[c] += read(grad[c]) * (read(own[c]) - read(before[c]))
+
+
+@fused
+def _take(total, result):
+    """Move what was added up into `result`."""
+    for c in range(total.size):
+        write(result, c, total[c])
+        total[c] = ZERO
