@@ -45,8 +45,7 @@ def as_float32(tensor: Tensor) -> Tensor:
 
 
 def as_arrays(*tensors: Tensor) -> list[np.ndarray]:
-    # not .numpy(), after which torch refuses to free the memory early, as sharded training does with weights
-    return [np.from_dlpack(as_float32(tensor)) for tensor in tensors]
+    return [as_words(as_float32(tensor)) for tensor in tensors]
 
 
 def as_words(tensor: Tensor) -> np.ndarray:
@@ -55,9 +54,9 @@ def as_words(tensor: Tensor) -> np.ndarray:
     float32 as it is, bfloat16 as its bits (uint16); other precisions as a float32 copy.
     """
     tensor = tensor.detach().contiguous()
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.uint16).numpy()
-    return tensor.float().numpy()
+    tensor = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor.float()
+    # not .numpy(), after which torch refuses to free the memory early, as sharded training does with weights
+    return np.from_dlpack(tensor)
 
 
 def new_words(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
