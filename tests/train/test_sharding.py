@@ -16,6 +16,8 @@ from spikegpt.checkpoint.run import latest_checkpoint
 from spikegpt.cli.training import train_verb
 from spikegpt.common.errors import SpikegptError
 from spikegpt.common.shards import fill, part_of, whole
+from spikegpt.config import SPIKING, ModelConfig
+from spikegpt.model.network import SpikeGPT
 from spikegpt.train import trainer as training
 from spikegpt.train.journal import read_metrics
 from spikegpt.train.sharding import wants_shards
@@ -67,6 +69,15 @@ def test_shares_train_as_one_process_does_and_any_number_goes_on(tmp_path, cache
     train_in_two(cache, "--resume", two)
     for ours, theirs in zip(before, files_of(two), strict=True):
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("spiking", SPIKING)
+def test_kernels_let_the_memory_of_weights_be_freed(spiking):
+    """As sharded training does after each block; torch refuses it for what numpy has been lent by .numpy()."""
+    model = SpikeGPT(ModelConfig(n_layer=1, n_embd=16, spiking=spiking))
+    model(torch.zeros(1, 4, dtype=torch.long)).logits.sum().backward()
+    for parameter in model.parameters():
+        parameter.untyped_storage().resize_(0)
 
 
 def test_one_process_has_nothing_to_share(tmp_path, cache):
