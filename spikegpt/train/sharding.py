@@ -21,7 +21,7 @@ from ..common.shards import fill, is_sharded, part_of, whole
 from ..config import ModelConfig
 from ..model.initial import initialise
 from ..model.mixers import NeuronFactory
-from ..model.network import SpikeGPT
+from ..model.network import SpikeGPT, evaluating
 from ..neuron.lif import LIF
 
 if TYPE_CHECKING:
@@ -74,6 +74,10 @@ def make_sharded(
         initialise(model, opened)
     else:
         load_weights(model, TensorFile(weights / "model.safetensors"), weights)
+    # the first forward pass makes what all others gather weights into; within an evaluation (inference mode) it would
+    # make what no training step may use
+    with torch.no_grad(), evaluating(model):
+        model(torch.zeros(1, 1, dtype=torch.long, device=accelerator.device))
     return model
 
 

@@ -67,6 +67,13 @@ def test_shares_train_as_one_process_does_and_any_number_goes_on(tmp_path, cache
     before = files_of(two)
     shutil.rmtree(latest_checkpoint(two))
     train_in_two(cache, "--resume", two)
+    # where an evaluation comes before the first step, and a part of the weights stays as it is
+    train_in_two(
+        cache, "--from", one, "--out", tmp_path / "tuned", "--freeze", "emb.*", "--steps", "2", "--threads", "1"
+    )
+    tuned, begun = (files_of(run)[0] for run in (tmp_path / "tuned", one))
+    assert torch.equal(tuned["emb.weight"], begun["emb.weight"])
+    assert not torch.equal(tuned["head.weight"], begun["head.weight"])
     for ours, theirs in zip(before, files_of(two), strict=True):
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
