@@ -55,14 +55,18 @@ def ratio(numerator_times: list[float], denominator_times: list[float]) -> dict:
     return {"median": round(quartiles[1], 3), "quartiles": [round(quartiles[0], 3), round(quartiles[2], 3)]}
 
 
+def commit() -> str:
+    """Return the commit of these sources."""
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=RESULTS.parent, capture_output=True, text=True, check=False)
+    return git.stdout.strip() if git.returncode == 0 else "uncommitted"
+
+
 def write_result(name: str, payload: dict) -> Path:
     """Write results/<name>.json: `payload` with machine, commit and date."""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=RESULTS.parent, capture_output=True, text=True, check=False)
-    commit = git.stdout.strip() if git.returncode == 0 else "uncommitted"
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({**payload, "machine": machine(), "commit": commit, "date": date}, indent=2) + "\n")
+    path.write_text(json.dumps({**payload, "machine": machine(), "commit": commit(), "date": date}, indent=2) + "\n")
     return path
 
 

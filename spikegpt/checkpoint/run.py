@@ -38,9 +38,17 @@ _PLACES = ("train.data", "train.teacher")
 
 
 def save_checkpoint(
-    run: Path, step: int, model: SpikeGPT, tokenizer: Tokenizer, tensors: dict[str, Tensor], state: dict[str, Any]
+    run: Path,
+    step: int,
+    model: SpikeGPT,
+    tokenizer: Tokenizer,
+    tensors: dict[str, Tensor],
+    state: dict[str, Any],
+    weights: dict[str, Tensor] | None = None,
 ) -> Path:
     """Write RUN/checkpoints/step-N with the model, and `tensors` and `state` for resuming; return its path.
+
+    `weights` are the model's where this process does not hold them all.
 
     Raises:
         SpikegptError: the disk is full or not writable; what was there before is untouched.
@@ -50,7 +58,11 @@ def save_checkpoint(
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        _write_files(unfinished, model, tokenizer, tensors, {"format": FORMAT, "step": step, **state})
+        save_model(unfinished, model, tokenizer, weights)
+        save_tensors(unfinished / "training.safetensors", tensors)
+        facts = {"format": FORMAT, "step": step, **state}
+        write_atomically(unfinished / "training.json", json.dumps(facts, indent=1, allow_nan=False))
+        write_manifest(unfinished)
         if final.exists():
             _remove(final)
         os.replace(unfinished, final)
@@ -64,18 +76,9 @@ def save_checkpoint(
     return final
 
 
-def _write_files(
-    folder: Path, model: SpikeGPT, tokenizer: Tokenizer, tensors: dict[str, Tensor], state: dict[str, Any]
-) -> None:
-    save_model(folder, model, tokenizer)
-    save_tensors(folder / "training.safetensors", tensors)
-    write_atomically(folder / "training.json", json.dumps(state, indent=1, allow_nan=False))
-    write_manifest(folder)
-
-
-def save_model(folder: Path, model: SpikeGPT, tokenizer: Tokenizer) -> None:
+def save_model(folder: Path, model: SpikeGPT, tokenizer: Tokenizer, weights: dict[str, Tensor] | None = None) -> None:
     """Write what inference needs into `folder`: model.safetensors, config.json, tokenizer.json."""
-    save_tensors(folder / "model.safetensors", model.state_dict(), metadata={"format": "pt"})
+    save_tensors(folder / "model.safetensors", weights or model.state_dict(), metadata={"format": "pt"})
     write_atomically(folder / "config.json", json.dumps({"format": FORMAT, "model": model.config.to_dict()}, indent=1))
     tokenizer.save(folder / "tokenizer.json")
 

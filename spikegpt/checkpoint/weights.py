@@ -15,6 +15,7 @@ from torch import Tensor
 from ..common.devices import find_device
 from ..common.errors import SpikegptError, Warn, warn_on_stderr
 from ..common.files import to_path
+from ..common.shards import fill
 from ..config import ModelConfig
 from ..data.tokenizers import Tokenizer, load_tokenizer
 from ..model.mixers.contract import NeuronFactory
@@ -159,11 +160,11 @@ def load_weights(model: SpikeGPT, weights: Mapping[str, Tensor], source: Path) -
             raise SpikegptError(f"{source}: {name!r} holds {found.dtype} numbers, want float32; {advice}")
         found = found.to(tensor.dtype)
         check_finite(name, found, source)
-        tensor.copy_(found)
+        fill(tensor, found)
 
 
-def load_training(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return (tensors, state) that `save_checkpoint` was given."""
+def load_training(checkpoint: Path) -> tuple[TensorFile, dict[str, Any]]:
+    """Return (tensors, state) that `save_checkpoint` was given; each tensor is read when asked for."""
     state = read_json(checkpoint / "training.json")
     check_format(state, checkpoint / "training.json")
-    return dict(TensorFile(checkpoint / "training.safetensors")), state
+    return TensorFile(checkpoint / "training.safetensors"), state

@@ -40,6 +40,9 @@ class Resume:
     ] = None
     cache: Annotated[Path | None, arg(help="where token files are kept")] = None
     device: Device = "auto"
+    shard: Annotated[
+        bool, arg(help="of several processes each holds only its share of weights, gradients and optimizer (FSDP)")
+    ] = False
     json: Annotated[bool, arg(help="print the result as one line of JSON, and no progress")] = False
 
 

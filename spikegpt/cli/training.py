@@ -46,6 +46,7 @@ def train_verb(arguments: list[str]) -> int:
             cache=options.cache,
             quiet=options.json,
             device=options.device,
+            shard=options.shard,
         )
     else:
         _warn(options, defaults)
@@ -59,6 +60,7 @@ def train_verb(arguments: list[str]) -> int:
             cache=options.cache,
             quiet=options.json,
             device=options.device,
+            shard=options.shard,
         )
     status = exit_status(result.signal) if result.interrupted else 0
     if not result.is_main:

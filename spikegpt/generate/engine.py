@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ..common.shards import is_sharded
 from ..kernels.backends import is_installed
 from ..model.network import SpikeGPT
 from ..model.state import State, texts_of
@@ -156,6 +157,8 @@ def _make_decoder(model: SpikeGPT, weights: str, threads: int) -> Decoder:
 def why_not_by_rows(model: SpikeGPT) -> str:
     """Return why rows of `model` cannot be gathered, or an empty string if they can."""
     device, dtype = model.device.type, model.emb.weight.dtype
+    if is_sharded(model.emb.weight):
+        return "its weights lie in several processes"
     if type(model).forward is not SpikeGPT.forward:
         return f"{type(model).__name__} has a forward pass of its own"
     if device == "cuda":

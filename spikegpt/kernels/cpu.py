@@ -45,7 +45,7 @@ def as_float32(tensor: Tensor) -> Tensor:
 
 
 def as_arrays(*tensors: Tensor) -> list[np.ndarray]:
-    return [as_float32(tensor).numpy() for tensor in tensors]
+    return [as_words(as_float32(tensor)) for tensor in tensors]
 
 
 def as_words(tensor: Tensor) -> np.ndarray:
@@ -54,9 +54,9 @@ def as_words(tensor: Tensor) -> np.ndarray:
     float32 as it is, bfloat16 as its bits (uint16); other precisions as a float32 copy.
     """
     tensor = tensor.detach().contiguous()
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.uint16).numpy()
-    return tensor.float().numpy()
+    tensor = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor.float()
+    # not .numpy(), after which torch refuses to free the memory early, as sharded training does with weights
+    return np.from_dlpack(tensor)
 
 
 def new_words(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -106,7 +106,7 @@ def exp_of_few(exponents: Tensor) -> Tensor:
     """Return exp of a float32 tensor with one number per channel."""
     # by numpy: torch hands even these few numbers to all its threads,
     # and on a busy machine waits for them for milliseconds
-    return torch.from_numpy(np.exp(exponents.detach().numpy()))
+    return torch.from_numpy(np.exp(np.from_dlpack(exponents.detach())))
 
 
 def sum_over_batch(partial: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ..checkpoint.files import is_finite
 from ..checkpoint.weights import load_model
 from ..common.errors import SpikegptError
+from ..common.shards import whole
 from ..config import TrainConfig
 from ..data.tokens.token_file import TokenData
 from ..evaluate.perplexity import Evaluation, NotFinite, evaluate_stream
@@ -124,7 +125,7 @@ class LanguageModelling:
     def check_finite(self) -> None:
         """Raise NotFinite unless all weights are finite, and what the model makes of the beginning of valid."""
         for name, tensor in self.bare_model.state_dict().items():
-            if not is_finite(tensor):
+            if not is_finite(whole(tensor)):
                 raise NotFinite(f"the weights {name!r} hold NaN or infinity")
         tokens = self.data.split("valid")[: self.bare_model.config.ctx_len + 1]
         evaluate_stream(self.bare_model, tokens, self.data.tokenizer)

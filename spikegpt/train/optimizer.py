@@ -33,7 +33,8 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
             parameter.requires_grad_(False)
             continue
         scale = scales.get(name, 1.0) * factors.get(name, 1.0)
-        decay = config.weight_decay if parameter.squeeze().dim() >= 2 else 0.0
+        is_matrix = sum(side > 1 for side in parameter.shape) >= 2
+        decay = config.weight_decay if is_matrix else 0.0
         groups.setdefault((scale, decay), []).append(parameter)
     options = [
         {"params": members, "lr_scale": scale, "weight_decay": decay} for (scale, decay), members in groups.items()

@@ -45,10 +45,17 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     return nullcontext() if half is None else torch.autocast(device.type, half)
 
 
-def agree_on_precision(model: SpikeGPT, batch_size: int, accelerator: "Accelerator") -> Choice:
-    """Return, to all processes, what the main one chooses for steps of `model`, which is on the CPU still."""
+def agree_on_precision(
+    model: SpikeGPT, batch_size: int, accelerator: "Accelerator", is_sharded: bool = False
+) -> Choice:
+    """Return, to all processes, what the main one chooses for steps of `model`, which is on the CPU still.
+
+    A model that is divided among processes cannot be rehearsed by one: on CPUs it trains in float32.
+    """
     from accelerate.utils import broadcast_object_list
 
+    if is_sharded and accelerator.device.type == "cpu":
+        return Choice("no", None)
     tokens = min(model.config.ctx_len, REHEARSED)
     texts = min(batch_size, REHEARSED // tokens)
     chosen: list[Any] = [None]

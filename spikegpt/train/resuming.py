@@ -22,6 +22,7 @@ from ..model.network import SpikeGPT
 from ..model.state import State
 from .language_modelling import LanguageModelling
 from .optimizer import load_optimizer_tensors, optimizer_tensors
+from .sharding import gathered, own_parts
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -40,9 +41,11 @@ def save_training(
     Raises:
         SpikegptError: the disk is full or not writable.
     """
+    is_main = accelerator.is_main_process
     tensors = _rows_of_all_processes(objective.state, accelerator)
-    if accelerator.is_main_process:
-        tensors |= optimizer_tensors(optimizer)
+    tensors |= gathered(optimizer_tensors(optimizer), is_main)
+    weights = gathered(objective.bare_model.state_dict(), is_main)
+    if is_main:
         scaler = accelerator.scaler
         facts = {
             "sampler_position": objective.sampler.position,
@@ -52,7 +55,7 @@ def save_training(
             "scaler": scaler.state_dict() if scaler is not None else None,
             **more,
         }
-        save_checkpoint(run, step, objective.bare_model, objective.data.tokenizer, tensors, facts)
+        save_checkpoint(run, step, objective.bare_model, objective.data.tokenizer, tensors, facts, weights)
 
 
 def _rows_of_all_processes(state: State | None, accelerator: "Accelerator") -> dict[str, Tensor]:
@@ -80,7 +83,7 @@ def load_training(
     """
     tensors, facts = read_training(checkpoint)
     load_weights(objective.bare_model, TensorFile(checkpoint / "model.safetensors"), checkpoint)
-    load_optimizer_tensors(optimizer, tensors)
+    load_optimizer_tensors(optimizer, own_parts(optimizer, tensors))
     objective.best, objective.sampler.position = facts["best"], facts["sampler_position"]
     if facts["scaler"] is not None and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(facts["scaler"])
@@ -92,9 +95,8 @@ def load_training(
             f"with {torch.get_num_threads()}: it goes on, but not bit for bit as it would have"
         )
     if same:
-        own = {
-            name: rows[accelerator.process_index] for name, rows in tensors.items() if not name.startswith("optimizer.")
-        }
+        rows = (name for name in tensors if not name.startswith("optimizer."))
+        own = {name: tensors[name][accelerator.process_index] for name in rows}
         if "state.0" in own:
             objective.state = _carried_state(own, objective.bare_model, accelerator.device)
         # last, for reading a token above may have drawn a dropout

@@ -39,6 +39,7 @@ from .optimizer import make_optimizer
 from .precision import Choice, agree_on_precision
 from .resuming import load_training, save_training
 from .runlog import RunLog
+from .sharding import make_sharded, wants_shards
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -70,6 +71,7 @@ def train(
     cache: Path | None = None,
     quiet: bool = False,
     device: str = "auto",
+    shard: bool = False,
 ) -> TrainResult:
     """Train a new model into the folder `run`. The vocabulary size is the tokenizer's.
 
@@ -78,6 +80,7 @@ def train(
             vocabulary size it takes. Dense ones may go into a spiking model: see `convert.py`, and
                 `TrainConfig.anneal`.
         device: auto, cpu, cuda or cuda:N; not part of the run, which may go on elsewhere.
+        shard: each of several processes holds a share of the model only, see `sharding.py`; not part of the run either.
 
     Raises:
         SpikegptError: the folder holds a run already, is in use or cannot be written, the text is too short, the
@@ -95,7 +98,7 @@ def train(
         warn_on_stderr(doubt)
     train_config, start = with_absolute_paths(train_config), start and to_path("start", start).absolute()
     cache = cache and to_path("cache", cache)
-    return _train_alone(_Order(model_config, train_config, run, start, neuron, cache, quiet), device, None)
+    return _train_alone(_Order(model_config, train_config, run, start, neuron, cache, quiet, shard), device, None)
 
 
 def resume(
@@ -107,6 +110,7 @@ def resume(
     cache: Path | None = None,
     quiet: bool = False,
     device: str = "auto",
+    shard: bool = False,
 ) -> TrainResult:
     """Continue the run in the folder `run` from its newest whole checkpoint, or from the start if it has none yet.
 
@@ -127,7 +131,7 @@ def resume(
     values = with_places(run, values, texts, None if teacher is None else str(teacher))
     model_config, train_config = ckpt.configs_of(run, values)
     start = Path(values["started_from"]) if values.get("started_from") else None
-    return _train_alone(_Order(model_config, train_config, run, start, neuron, cache, quiet), device, values)
+    return _train_alone(_Order(model_config, train_config, run, start, neuron, cache, quiet, shard), device, values)
 
 
 class _Order(NamedTuple):
@@ -140,6 +144,7 @@ class _Order(NamedTuple):
     neuron: NeuronFactory | None
     cache: Path | None
     quiet: bool
+    shard: bool
 
 
 def _train_alone(order: _Order, device: str, begun: dict[str, Any] | None) -> TrainResult:
@@ -158,7 +163,8 @@ class _Trainer(Loop):
     objective: LanguageModelling
 
     def __init__(self, order: _Order, accelerator: "Accelerator", begun: dict[str, Any] | None):
-        model_config, config, run, start, neuron, cache, quiet = order
+        model_config, config, run, start, neuron, cache, quiet, shard = order
+        self.is_sharded = wants_shards(accelerator, shard)
         use_threads(config.threads)
         newest = None if begun is None else ckpt.latest_checkpoint(run)
         # one process prepares the token file, the others find it done
@@ -172,7 +178,8 @@ class _Trainer(Loop):
             facts = facts_of(config, data, weights)
             if begun is not None:
                 check_facts(run, begun, facts, data.header)
-            return facts, _make_model(model_config, config, data, weights, neuron, is_tuned=start is not None)
+            shards = accelerator if self.is_sharded else None
+            return facts, _make_model(model_config, config, data, weights, neuron, start is not None, shards)
 
         facts, made = ckpt.read_steadily(start or run, begin)
         made.seeded_dropout = begun is None or begun.get("seeded_dropout", False)
@@ -180,9 +187,12 @@ class _Trainer(Loop):
             keep_places(run, begun)
         self.precision: Choice | None = None
         if begun is None and config.precision == "auto":
-            self.precision = agree_on_precision(made, config.batch_size, accelerator)
+            self.precision = agree_on_precision(made, config.batch_size, accelerator, self.is_sharded)
             config = dataclasses.replace(config, precision=self.precision.precision)
-        model, optimizer = accelerator.prepare(made, make_optimizer(made, config))
+        if self.is_sharded:
+            model, optimizer = made, accelerator.prepare_optimizer(make_optimizer(made, config))
+        else:
+            model, optimizer = accelerator.prepare(made, make_optimizer(made, config))
         # without accelerate's own autocast: what is evaluated are the float32 weights
         bare_model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         objective = LanguageModelling(model, bare_model, data, config, accelerator)
@@ -227,6 +237,11 @@ class _Trainer(Loop):
     def is_main(self) -> bool:
         return self.accelerator.is_main_process
 
+    @property
+    def computes(self) -> bool:
+        """Whether this process takes part in evaluations and samples: where each has a share of the model, all do."""
+        return self.is_main or self.is_sharded
+
     def train(self) -> TrainResult:
         try:
             with self.guarded(), verified_spikes(self.config.verify_spikes):
@@ -269,7 +284,7 @@ class _Trainer(Loop):
         evaluates = self.evaluation_is_due()
         samples = self.config.sample_every > 0 and self.step % self.config.sample_every == 0
         saves = evaluates or stopping or self.step % self.config.save_every == 0
-        if self.is_main and (saves or samples):
+        if self.computes and (saves or samples):
             # a model that computes nothing finite is not worth a checkpoint
             with self.says_if_it_diverged():
                 self.objective.check_finite()
@@ -309,8 +324,8 @@ class _Trainer(Loop):
         )
 
     def _measure(self) -> Evaluation | None:
-        """Measure the valid split, which only the main process does."""
-        if not self.is_main:
+        """Measure the valid split, where this process takes part in it."""
+        if not self.computes:
             return None
         with self.says_if_it_diverged():
             return self.objective.evaluate(self.step)
@@ -318,7 +333,7 @@ class _Trainer(Loop):
     def _evaluate(self) -> Evaluation | None:
         """Measure the valid split, and write down and say what was found."""
         valid = self._measure()
-        if valid is not None:
+        if valid is not None and self.is_main:
             self.log.record(
                 self.step,
                 kind="valid",
@@ -342,13 +357,15 @@ class _Trainer(Loop):
         self.accelerator.wait_for_everyone()
 
     def _sample(self) -> None:
-        if self.is_main:
+        if self.computes:
             model, data = self.objective.bare_model, self.objective.data
             # the first line of the valid split: a prompt of the same kind as the text, not seen in training
             valid = data.tokenizer.decode(data.split("valid")[:64]).decode("utf-8", "ignore")
             prompt = next((line for line in valid.splitlines() if line.strip()), "\n")[:40]
             options = SamplingConfig(max_tokens=120, seed=self.config.seed)
-            self.log.sample(self.step, prompt + generate(model, data.tokenizer, [prompt], options)[0])
+            text = prompt + generate(model, data.tokenizer, [prompt], options)[0]
+            if self.is_main:
+                self.log.sample(self.step, text)
 
     def what_is_left(self) -> str:
         newest = ckpt.latest_checkpoint(self.run)
@@ -356,7 +373,7 @@ class _Trainer(Loop):
 
 
 def _make_accelerator(config: TrainConfig, device: str) -> "Accelerator":
-    from accelerate import Accelerator
+    from accelerate import Accelerator, DistributedDataParallelKwargs
 
     place = find_device(device)
     if config.precision == "fp16" and place.type != "cuda":
@@ -368,7 +385,9 @@ def _make_accelerator(config: TrainConfig, device: str) -> "Accelerator":
     steps = config.grad_accumulation
     # fp16 is told for its loss scaler; bf16 needs none, and may be chosen later
     scaled = "fp16" if config.precision == "fp16" else "no"
-    accelerator = Accelerator(cpu=cpu, mixed_precision=scaled, gradient_accumulation_steps=steps)
+    # else the gradients are there twice; other settings made no step faster (benchmarks/train_processes.py)
+    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    accelerator = Accelerator(cpu=cpu, mixed_precision=scaled, gradient_accumulation_steps=steps, kwargs_handlers=[ddp])
     if place.index is not None and accelerator.num_processes > 1:
         raise SpikegptError(f"{device} is one GPU for {accelerator.num_processes} processes; leave --device out")
     return accelerator
@@ -381,19 +400,22 @@ def _make_model(
     weights: Path | None,
     neuron: NeuronFactory | None,
     is_tuned: bool,
+    shards: "Accelerator | None",
 ) -> SpikeGPT:
     """A new model of the tokenizer's vocabulary, or with the weights in the folder `weights` and their vocabulary.
 
-    A run that goes on and `is_tuned` has that vocabulary in its configuration.
+    A run that goes on and `is_tuned` has that vocabulary in its configuration. `shards`: whose processes divide it.
     """
     torch.manual_seed(config.seed)
     if weights is not None or not is_tuned:
         model_config = dataclasses.replace(model_config, vocab_size=_vocab_size(data, weights))
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_available() and shards is None:
         # weights, gradients and Adam's two moments
         check_sizes(model_config, copies=4, tokens=config.batch_size * model_config.ctx_len)
     if weights is not None:
         check_shape(model_config, weights)
+    if shards is not None:
+        return make_sharded(model_config, weights, neuron, shards)
     model = SpikeGPT(model_config, neuron, init=weights is None)
     if weights is not None:
         ids = spread_windows(data.split("train"), model_config.ctx_len)

@@ -234,7 +234,10 @@ def test_from_a_run_its_sizes_are_the_defaults(begun, trained):
 def test_resume_takes_where_and_how_to_report_and_nothing_else(begun):
     assert main(["train", "--resume", "run", "--cache", "here", "--device", "cpu", "--json"]) == 0
     assert begun == [
-        (Path("run"), {"data": None, "teacher": None, "cache": Path("here"), "quiet": True, "device": "cpu"})
+        (
+            Path("run"),
+            {"data": None, "teacher": None, "cache": Path("here"), "quiet": True, "device": "cpu", "shard": False},
+        )
     ]
 
 

@@ -140,6 +140,13 @@ BETWEEN = {"sigmoid", "mul", "relu", "pow", "sigmoid_backward", "threshold_backw
 SUMMED = {"add"}
 
 
+def test_a_divided_model_is_not_rehearsed_by_one_process():
+    # which would wait for the others' shares for ever
+    for is_main in (True, False):
+        accelerator = SimpleNamespace(is_main_process=is_main, device=CPU)
+        assert agree_on_precision(None, 4, accelerator, is_sharded=True) == Choice("no", None)
+
+
 @pytest.mark.parametrize("spiking", SPIKING)
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_only_products_and_what_is_between_them_are_in_half_precision(spiking, dropout):

@@ -1,0 +1,113 @@
+"""Time a training step of two processes with one thread each against one process with two threads, on two cores.
+
+    python benchmarks/train_processes.py [--quick]
+
+At the sizes of `tiny` and `small`, the same windows in all: the processes take half each and average their gradients by
+DDP over gloo, by torch's defaults and with each setting that could save work (no buffers are there to broadcast). A
+step is forward, backward, clipping and the optimizer. Contenders in turn, in one run. Writes
+results/train_processes.json. Last line: JSON with the pace of each over that of one process with two threads (above 1:
+faster).
+"""
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from measure import alternate, ratio, write_result
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from spikegpt.__main__ import WAITING
+from spikegpt.config import model_preset, train_preset
+from spikegpt.model.network import SpikeGPT
+from spikegpt.train.optimizer import make_optimizer
+
+PRESETS, PROCESSES = ("tiny", "small"), 2
+SETTINGS = {
+    "defaults": {},
+    "gradient_as_bucket_view": {"gradient_as_bucket_view": True},
+    "static_graph": {"static_graph": True},
+    "both": {"gradient_as_bucket_view": True, "static_graph": True},
+}
+
+
+def make_step(preset: str, windows: int, wrap: Callable[[nn.Module], nn.Module]) -> Callable[[], None]:
+    torch.manual_seed(0)
+    bare = SpikeGPT(model_preset(preset))
+    model, optimizer = wrap(bare), make_optimizer(bare, train_preset(preset))
+    ids = torch.randint(0, bare.config.vocab_size, (windows, bare.config.ctx_len + 1))
+
+    def step() -> None:
+        logits = model(ids[:, :-1]).logits
+        F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
+        torch.nn.utils.clip_grad_norm_(bare.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def contenders(preset: str) -> dict[str, Callable[[], None]]:
+    """In one of the processes: name -> a step that both enter and leave together."""
+    windows = train_preset(preset).batch_size
+    # the others wait for it at the next barrier, asleep
+    alone = make_step(preset, windows, lambda model: model) if dist.get_rank() == 0 else lambda: None
+
+    def with_threads(threads: int, step: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            torch.set_num_threads(threads)
+            step()
+            dist.barrier()
+
+        return run
+
+    found = {"one": with_threads(PROCESSES, alone)}
+    for name, settings in SETTINGS.items():
+        step = make_step(
+            preset, windows // PROCESSES, lambda model, settings=settings: DistributedDataParallel(model, **settings)
+        )
+        found[name] = with_threads(1, step)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repetitions", type=int, default=15)
+    parser.add_argument("--quick", action="store_true", help="3 repetitions of tiny")
+    options = parser.parse_args()
+    if "RANK" not in os.environ:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), **WAITING}
+        ranks = [{"RANK": str(rank), "WORLD_SIZE": str(PROCESSES)} for rank in range(PROCESSES)]
+        children = [
+            subprocess.Popen([sys.executable, *sys.argv], env={**os.environ, **place, **rank}) for rank in ranks
+        ]
+        sys.exit(max(abs(child.wait()) for child in children))
+    dist.init_process_group("gloo")
+    found = {}
+    for preset in PRESETS[:1] if options.quick else PRESETS:
+        times = alternate(contenders(preset), 3 if options.quick else options.repetitions, warmup=2)
+        found[preset] = {name: ratio(times["one"], times[name]) for name in SETTINGS}
+        if dist.get_rank() == 0:
+            print(preset, {name: (one["median"], one["quartiles"]) for name, one in found[preset].items()}, flush=True)
+    if dist.get_rank() == 0:
+        if not options.quick:
+            write_result("train_processes", {"pace_over_one_process": found, "spiking": "input"})
+        print(
+            json.dumps(
+                {preset: {name: one["median"] for name, one in ratios.items()} for preset, ratios in found.items()}
+            )
+        )
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
