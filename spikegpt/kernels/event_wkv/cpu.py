@@ -18,11 +18,15 @@ from ..cpu import (
     ZERO,
     as_arrays,
     as_float32,
+    as_words,
     exp_nonpositive,
     exp_of_few,
     fused,
+    new_words,
+    read,
     run_tasks,
     sum_over_batch,
+    write,
 )
 from ..decay import decay_of, log_decay_of, time_decay_gradient
 from .reference import EVENT_KEY_LIMIT
@@ -41,8 +45,9 @@ def event_wkv_forward(
     decay, first = decay_of(as_float32(time_decay), exp_of_few), _first(time_first)
     output = torch.empty_like(keys)
     last_numerator, last_denominator = (torch.empty(numerator.shape) for _ in range(2))
-    arrays = as_arrays(decay, first, keys, as_float32(value), numerator, denominator)
-    run_tasks(_forward_task, keys.shape, *arrays, *as_arrays(output, last_numerator, last_denominator))
+    arrays = [*as_arrays(decay, first), *map(as_words, (key, value)), *as_arrays(numerator, denominator)]
+    arrays += [as_words(output), *as_arrays(last_numerator, last_denominator)]
+    run_tasks(_forward_task, key.shape, *arrays)
     return output.to(key.dtype), last_numerator, last_denominator
 
 
@@ -51,14 +56,15 @@ def event_wkv_backward(
     key: Tensor, value: Tensor, numerator: Tensor, denominator: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of (time_decay, time_first, key, value, numerator, denominator)."""
-    keys, log_decay = as_float32(key), log_decay_of(as_float32(time_decay), exp_of_few)
-    grad_key, grad_value = torch.empty_like(keys), torch.empty_like(keys)
+    log_decay = log_decay_of(as_float32(time_decay), exp_of_few)
+    grad_key, grad_value = (new_words(key.shape, key.dtype) for _ in range(2))
     # of the log decay, of time_first, of the incoming numerator and denominator: one row per batch row
     grads = [torch.empty(numerator.shape) for _ in range(4)]
     decay, first = exp_of_few(log_decay), _first(time_first)
-    arrays = as_arrays(as_float32(grad_output), grad_numerator, grad_denominator, decay, first)
-    arrays += as_arrays(keys, as_float32(value), numerator, denominator, grad_key, grad_value, *grads)
-    run_tasks(_backward_task, keys.shape, *arrays)
+    arrays = [as_words(grad_output), *as_arrays(grad_numerator, grad_denominator, decay, first)]
+    arrays += [*map(as_words, (key, value)), *as_arrays(numerator, denominator)]
+    arrays += [*map(as_words, (grad_key, grad_value)), *as_arrays(*grads)]
+    run_tasks(_backward_task, key.shape, *arrays)
     grad_decay = time_decay_gradient(sum_over_batch(grads[0]), time_decay, log_decay)
     # as the reference's clamp: nothing beyond the limits
     grad_first = torch.where(time_first.detach().abs() <= EVENT_KEY_LIMIT, sum_over_batch(grads[1]), 0.0)
@@ -113,11 +119,12 @@ def _forward_task(
     for t in range(T):
         k, v, y = key[row, t, start:end], value[row, t, start:end], output[row, t, start:end]
         for c in range(n):
-            a, b, weight = lanes[NUMERATOR, c], lanes[DENOMINATOR, c], _weight(k[c], v[c])
+            spike = read(v[c])
+            a, b, weight = lanes[NUMERATOR, c], lanes[DENOMINATOR, c], _weight(read(k[c]), spike)
             present = lanes[FIRST, c] * weight
-            y[c] = (a + present * v[c]) / (b + present)
-            lanes[NUMERATOR, c] = _decayed(lanes[DECAY, c], a) + weight * v[c]
+            lanes[NUMERATOR, c] = _decayed(lanes[DECAY, c], a) + weight * spike
             lanes[DENOMINATOR, c] = lanes[DECAY, c] * b + weight
+            write(y, c, (a + present * spike) / (b + present))
     last_numerator[row, start:end] = lanes[NUMERATOR, :n]
     last_denominator[row, start:end] = lanes[DENOMINATOR, :n]
 
@@ -148,8 +155,8 @@ def _backward_task(
         for t in range(segment * WKV_SEGMENT, (segment + 1) * WKV_SEGMENT):
             k, v = key[row, t, start:end], value[row, t, start:end]
             for c in range(n):
-                weight = _weight(k[c], v[c])
-                lanes[NUMERATOR, c] = _decayed(lanes[DECAY, c], lanes[NUMERATOR, c]) + weight * v[c]
+                weight = _weight(read(k[c]), read(v[c]))
+                lanes[NUMERATOR, c] = _decayed(lanes[DECAY, c], lanes[NUMERATOR, c]) + weight * read(v[c])
                 lanes[DENOMINATOR, c] = lanes[DECAY, c] * lanes[DENOMINATOR, c] + weight
 
     kept = np.empty((WKV_SEGMENT, 4, BLOCK), np.float32)
@@ -162,12 +169,12 @@ def _backward_task(
         for i in range(steps):
             k, v, step = key[row, start_time + i, start:end], value[row, start_time + i, start:end], kept[i]
             for c in range(n):
-                a, b, weight = lanes[NUMERATOR, c], lanes[DENOMINATOR, c], _weight(k[c], v[c])
+                a, b, weight = lanes[NUMERATOR, c], lanes[DENOMINATOR, c], _weight(read(k[c]), read(v[c]))
                 step[BEFORE_NUMERATOR, c] = a
                 step[BEFORE_DENOMINATOR, c] = b
                 step[WEIGHT, c] = weight
                 step[INVERSE, c] = ONE / (b + lanes[FIRST, c] * weight)
-                lanes[NUMERATOR, c] = _decayed(lanes[DECAY, c], a) + weight * v[c]
+                lanes[NUMERATOR, c] = _decayed(lanes[DECAY, c], a) + weight * read(v[c])
                 lanes[DENOMINATOR, c] = lanes[DECAY, c] * b + weight
         for i in range(steps - 1, -1, -1):
             t, step = start_time + i, kept[i]
@@ -181,14 +188,14 @@ def _backward_task(
                     grads[G_DENOMINATOR, c],
                 )
                 present = lanes[FIRST, c] * step[WEIGHT, c]
-                y = (a + present * v[c]) * step[INVERSE, c]
-                g_past = gy[c] * step[INVERSE, c]
+                y = (a + present * read(v[c])) * step[INVERSE, c]
+                g_past = read(gy[c]) * step[INVERSE, c]
                 g_present = g_past * present
                 # v - y, written so that nothing cancels where the present token outweighs the past and y is nearly v
-                g_boosted_key = g_present * (b * v[c] - a) * step[INVERSE, c]
-                g_key = g_boosted_key + step[WEIGHT, c] * (ga * v[c] + gb)
-                gk[c] = g_key if (v[c] != ZERO) & (abs(k[c]) <= LIMIT) else ZERO
-                gv[c] = g_present + step[WEIGHT, c] * ga
+                g_boosted_key = g_present * (b * read(v[c]) - a) * step[INVERSE, c]
+                g_key = g_boosted_key + step[WEIGHT, c] * (ga * read(v[c]) + gb)
+                write(gk, c, g_key if (read(v[c]) != ZERO) & (abs(read(k[c])) <= LIMIT) else ZERO)
+                write(gv, c, g_present + step[WEIGHT, c] * ga)
                 grads[G_TIME_FIRST, c] += g_boosted_key
                 grads[G_LOG_DECAY, c] += lanes[DECAY, c] * (ga * a + gb * b)
                 grads[G_NUMERATOR, c] = _decayed(lanes[DECAY, c], ga) + g_past

@@ -13,11 +13,15 @@ from ..cpu import (
     WKV_SEGMENT,
     as_arrays,
     as_float32,
+    as_words,
     exp_nonpositive,
     exp_of_few,
     fused,
+    new_words,
+    read,
     run_tasks,
     sum_over_batch,
+    write,
 )
 from ..decay import log_decay_of, time_decay_gradient
 
@@ -27,12 +31,12 @@ def wkv_forward(
     max_exponent: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return (output (B, T, C) in the dtype of `key`, numerator, denominator, max_exponent), the state in float32."""
-    keys = as_float32(key)
-    output = torch.empty_like(keys)
+    output = new_words(key.shape, key.dtype)
     last_numerator, last_denominator, last_exponent = (torch.empty(numerator.shape) for _ in range(3))
-    arrays = as_arrays(log_decay_of(as_float32(time_decay), exp_of_few), time_first, keys, as_float32(value))
-    arrays += as_arrays(numerator, denominator, max_exponent, output, last_numerator, last_denominator, last_exponent)
-    run_tasks(_wkv_forward_task, keys.shape, *arrays)
+    arrays = as_arrays(log_decay_of(as_float32(time_decay), exp_of_few), time_first)
+    arrays += [*map(as_words, (key, value)), *as_arrays(numerator, denominator, max_exponent), as_words(output)]
+    arrays += as_arrays(last_numerator, last_denominator, last_exponent)
+    run_tasks(_wkv_forward_task, key.shape, *arrays)
     return output.to(key.dtype), last_numerator, last_denominator, last_exponent
 
 
@@ -41,15 +45,14 @@ def wkv_backward(
     key: Tensor, value: Tensor, numerator: Tensor, denominator: Tensor, max_exponent: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of (time_decay, time_first, key, value, numerator, denominator)."""
-    keys, log_decay = as_float32(key), log_decay_of(as_float32(time_decay), exp_of_few)
-    grad_key, grad_value = torch.empty_like(keys), torch.empty_like(keys)
+    log_decay = log_decay_of(as_float32(time_decay), exp_of_few)
+    grad_key, grad_value = (new_words(key.shape, key.dtype) for _ in range(2))
     # of the log decay, of time_first, of the incoming numerator and denominator: one row per batch row
     grads = [torch.empty(numerator.shape) for _ in range(4)]
-    arrays = as_arrays(
-        as_float32(grad_output), grad_numerator, grad_denominator, log_decay, time_first, keys, as_float32(value)
-    )
-    arrays += as_arrays(numerator, denominator, max_exponent, grad_key, grad_value, *grads)
-    run_tasks(_wkv_backward_task, keys.shape, *arrays)
+    arrays = [as_words(grad_output), *as_arrays(grad_numerator, grad_denominator, log_decay, time_first)]
+    arrays += [*map(as_words, (key, value)), *as_arrays(numerator, denominator, max_exponent)]
+    arrays += [*map(as_words, (grad_key, grad_value)), *as_arrays(*grads)]
+    run_tasks(_wkv_backward_task, key.shape, *arrays)
     grad_decay = time_decay_gradient(sum_over_batch(grads[0]), time_decay, log_decay)
     grad_first = sum_over_batch(grads[1])
     return grad_decay, grad_first, grad_key.to(key.dtype), grad_value.to(key.dtype), grads[2], grads[3]
@@ -88,13 +91,13 @@ def _wkv_forward_task(
         k, v, y = key[row, t, start:end], value[row, t, start:end], output[row, t, start:end]
         for c in range(n):
             a, b, p = lanes[NUMERATOR, c], lanes[DENOMINATOR, c], lanes[MAX_EXPONENT, c]
-            past, present = _weights(p, lanes[TIME_FIRST, c] + k[c])
-            y[c] = (past * a + present * v[c]) / (past * b + present)
+            past, present = _weights(p, lanes[TIME_FIRST, c] + read(k[c]))
+            write(y, c, (past * a + present * read(v[c])) / (past * b + present))
             decayed = p + lanes[LOG_DECAY, c]
-            past, present = _weights(decayed, k[c])
-            lanes[NUMERATOR, c] = past * a + present * v[c]
+            past, present = _weights(decayed, read(k[c]))
+            lanes[NUMERATOR, c] = past * a + present * read(v[c])
             lanes[DENOMINATOR, c] = past * b + present
-            lanes[MAX_EXPONENT, c] = decayed if decayed >= k[c] else k[c]
+            lanes[MAX_EXPONENT, c] = decayed if decayed >= read(k[c]) else read(k[c])
     last_numerator[row, start:end] = lanes[NUMERATOR, :n]
     last_denominator[row, start:end] = lanes[DENOMINATOR, :n]
     last_exponent[row, start:end] = lanes[MAX_EXPONENT, :n]
@@ -129,10 +132,10 @@ def _wkv_backward_task(
             k, v = key[row, t, start:end], value[row, t, start:end]
             for c in range(n):
                 decayed = lanes[MAX_EXPONENT, c] + lanes[LOG_DECAY, c]
-                past, present = _weights(decayed, k[c])
-                lanes[NUMERATOR, c] = past * lanes[NUMERATOR, c] + present * v[c]
+                past, present = _weights(decayed, read(k[c]))
+                lanes[NUMERATOR, c] = past * lanes[NUMERATOR, c] + present * read(v[c])
                 lanes[DENOMINATOR, c] = past * lanes[DENOMINATOR, c] + present
-                lanes[MAX_EXPONENT, c] = decayed if decayed >= k[c] else k[c]
+                lanes[MAX_EXPONENT, c] = decayed if decayed >= read(k[c]) else read(k[c])
 
     kept = np.empty((WKV_SEGMENT, 6, BLOCK), np.float32)
     grads = np.zeros((4, BLOCK), np.float32)
@@ -145,19 +148,19 @@ def _wkv_backward_task(
             k, v, step = key[row, first + i, start:end], value[row, first + i, start:end], kept[i]
             for c in range(n):
                 a, b, p = lanes[NUMERATOR, c], lanes[DENOMINATOR, c], lanes[MAX_EXPONENT, c]
-                past, present = _weights(p, lanes[TIME_FIRST, c] + k[c])
+                past, present = _weights(p, lanes[TIME_FIRST, c] + read(k[c]))
                 inverse = ONE / (past * b + present)
                 step[BEFORE_NUMERATOR, c] = a
                 step[BEFORE_DENOMINATOR, c] = b
                 step[PAST_SHARE, c] = past * inverse
                 step[PRESENT_SHARE, c] = present * inverse
                 decayed = p + lanes[LOG_DECAY, c]
-                past, present = _weights(decayed, k[c])
+                past, present = _weights(decayed, read(k[c]))
                 step[PAST, c] = past
                 step[PRESENT, c] = present
-                lanes[NUMERATOR, c] = past * a + present * v[c]
+                lanes[NUMERATOR, c] = past * a + present * read(v[c])
                 lanes[DENOMINATOR, c] = past * b + present
-                lanes[MAX_EXPONENT, c] = decayed if decayed >= k[c] else k[c]
+                lanes[MAX_EXPONENT, c] = decayed if decayed >= read(k[c]) else read(k[c])
         for i in range(steps - 1, -1, -1):
             v, gy, step = value[row, first + i, start:end], grad_output[row, first + i, start:end], kept[i]
             gk, gv = grad_key[row, first + i, start:end], grad_value[row, first + i, start:end]
@@ -168,11 +171,11 @@ def _wkv_backward_task(
                     grads[G_NUMERATOR, c],
                     grads[G_DENOMINATOR, c],
                 )
-                y = step[PAST_SHARE, c] * a + step[PRESENT_SHARE, c] * v[c]
-                g_past, g_present = gy[c] * step[PAST_SHARE, c], gy[c] * step[PRESENT_SHARE, c]
-                g_boosted_key = g_present * (v[c] - y)
-                gk[c] = g_boosted_key + step[PRESENT, c] * (ga * v[c] + gb)
-                gv[c] = g_present + step[PRESENT, c] * ga
+                y = step[PAST_SHARE, c] * a + step[PRESENT_SHARE, c] * read(v[c])
+                g_past, g_present = read(gy[c]) * step[PAST_SHARE, c], read(gy[c]) * step[PRESENT_SHARE, c]
+                g_boosted_key = g_present * (read(v[c]) - y)
+                write(gk, c, g_boosted_key + step[PRESENT, c] * (ga * read(v[c]) + gb))
+                write(gv, c, g_present + step[PRESENT, c] * ga)
                 grads[G_TIME_FIRST, c] += g_boosted_key
                 grads[G_LOG_DECAY, c] += step[PAST, c] * (ga * a + gb * b)
                 grads[G_NUMERATOR, c] = step[PAST, c] * ga + g_past
