@@ -27,8 +27,9 @@ BLOCK = 512
 LIF_SEGMENT = 64  # steps recomputed at once: BLOCK * 4 bytes each, 128 KiB
 WKV_SEGMENT = 16  # steps recomputed at once: BLOCK * 6 * 4 bytes each, 192 KiB
 SMALL = 1 << 15  # neuron-steps below which starting a second thread costs more than it saves
-# the same of operations that are one pass over numbers, and about how many of those make a task
-SMALL_PASS, PASS_TASK = 1 << 19, 1 << 17
+# the same of operations that are one pass over numbers, and about how many of those make a part
+SMALL_PASS, PASS_PART = 1 << 19, 1 << 17
+CALLS_PER_THREAD = 2
 
 ZERO, ONE = np.float32(0), np.float32(1)
 
@@ -129,17 +130,19 @@ def run_tasks(task, shape: Sequence[int], *arguments) -> None:
 
 
 def run_passes(task, rows: int, width: int, *arguments) -> None:
-    """Call `task(number, first row, end, *arguments)` for so many rows at a time of (rows, width), on torch's threads.
+    """Call `task(first part, end, parts, *arguments)` until all parts of (rows, width) are done, on torch's threads.
 
-    As many times as `tasks_of_pass` says, whatever the number of threads.
+    Part p is the rows from rows * p // parts to rows * (p + 1) // parts. There are as many as `parts_of_pass` says, by
+    the shape alone; how many a call gets depends on the threads, for between two calls a thread waits for Python.
     """
-    count = tasks_of_pass(rows, width)
-    pieces = ((number, rows * number // count, rows * (number + 1) // count) for number in range(count))
-    _share_out(task, pieces, rows * width <= SMALL_PASS, arguments)
+    parts = parts_of_pass(rows, width)
+    calls = 1 if rows * width <= SMALL_PASS else min(CALLS_PER_THREAD * torch.get_num_threads(), parts)
+    pieces = ((parts * call // calls, parts * (call + 1) // calls, parts) for call in range(calls))
+    _share_out(task, pieces, calls == 1, arguments)
 
 
-def tasks_of_pass(rows: int, width: int) -> int:
-    return min(rows, math.ceil(rows * width / PASS_TASK))
+def parts_of_pass(rows: int, width: int) -> int:
+    return min(rows, math.ceil(rows * width / PASS_PART))
 
 
 def _share_out(task: Callable, pieces: Iterable[tuple[int, int, int]], small: bool, arguments: Sequence[Any]) -> None:

@@ -10,7 +10,7 @@ from tolerances import TOLERANCE, assert_close
 
 from neuromorphic import OpCounter
 from neuromorphic.count.counts import KINDS, QUANTITIES
-from spikegpt.kernels import integer_lif, lif
+from spikegpt.kernels import firing_rate, integer_lif, lif
 from spikegpt.kernels.integer_lif.door import integer_lif_operator, memoryless_operator
 
 OPTIONS = [
@@ -368,6 +368,22 @@ def test_several_tasks_of_one_pass_are_the_loop_over_time():
     assert torch.equal(spikes, looped[0]) and torch.equal(final, looped[1])
     grads = torch.autograd.grad(looped, (current, threshold), cotangents_of(looped))
     assert_all_close((grad_current, grad_threshold), grads)
+
+
+@pytest.mark.parametrize("with_spikes", [True, False], ids=["beside the spikes", "alone"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", MEMORYLESS, ids=lambda o: "-".join(map(str, o.values())))
+def test_the_firing_rate_is_counted_with_the_spikes(options, dtype, with_spikes):
+    current, _, _, threshold = integer_lif_inputs(3, 90, 130, dtype)
+    results = []
+    for backend in ("numba", "reference"):
+        spikes, _ = integer_lif(current, membrane_decay=0, threshold=threshold, backend=backend, **options)
+        # as large as a gradient of the spikes
+        total = firing_rate(spikes, "auto" if backend == "numba" else "reference") * spikes.numel()
+        total = total + (spikes * cotangents_of([spikes])[0]).sum() if with_spikes else total
+        results.append([total.detach(), *torch.autograd.grad(total, (current, threshold))])
+        assert hasattr(spikes, "_spikegpt_firing_rate") == (backend == "numba")
+    assert_all_close(*results, dtype)
 
 
 def test_a_final_potential_that_nobody_asks_for_has_no_gradient():

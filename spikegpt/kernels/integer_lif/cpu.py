@@ -18,16 +18,16 @@ from ..cpu import (
     exact,
     fused,
     new_words,
+    parts_of_pass,
     read,
     run_passes,
     run_tasks,
     sum_over_batch,
-    tasks_of_pass,
     write,
 )
 from .options import IntegerLIFOptions
 
-HALF = np.float32(0.5)
+HALF, TWO = np.float32(0.5), np.float32(2)
 
 
 def integer_lif_forward(
@@ -64,29 +64,32 @@ def integer_lif_backward(
 
 def memoryless_forward(
     current: Tensor, threshold: Tensor, options: IntegerLIFOptions, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Return (spikes (B, T, C) in `dtype`, final potential (B, C) float32) of neurons whose decay is 0."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (spikes (B, T, C) in `dtype`, final potential (B, C) float32, firing rate) of neurons whose decay is 0."""
     B, T, C = current.shape
     spikes, final = new_words((B, T, C), dtype), torch.empty(B, C)
     levels, below, subtracts, _ = _scalars(options)
     arrays = as_words(current).reshape(B * T, C), as_words(threshold), as_words(spikes).reshape(B * T, C), final.numpy()
-    run_passes(_memoryless_forward_pass, B * T, C, *arrays, T, levels, below, subtracts)
-    return spikes.to(dtype), final
+    fired = np.zeros(parts_of_pass(B * T, C), np.int64)
+    run_passes(_memoryless_forward_pass, B * T, C, *arrays, fired, T, levels, below, subtracts)
+    return spikes.to(dtype), final, torch.tensor(fired.sum() / spikes.numel(), dtype=torch.float32)
 
 
 def memoryless_backward(
-    grad_spikes: Tensor, grad_final: Tensor | None, current: Tensor, threshold: Tensor, options: IntegerLIFOptions
-) -> tuple[Tensor, Tensor]:
-    """Return the gradients of (current (B, T, C), threshold (C,)); None for `grad_final` stands for zeros."""
+    grad_spikes: Tensor, grad_final: Tensor | None, grad_rate: Tensor | None, current: Tensor, threshold: Tensor,
+    options: IntegerLIFOptions,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return the gradients of (current (B, T, C), threshold (C,)); None for a gradient stands for zeros."""
     B, T, C = current.shape
     grad_current = new_words((B, T, C), current.dtype)
-    # one row per task
-    grad_threshold = torch.zeros(tasks_of_pass(B * T, C), C)
+    # one row per part
+    grad_threshold = torch.zeros(parts_of_pass(B * T, C), C)
     levels, below, subtracts, _ = _scalars(options)
     final = np.zeros((1, 0), np.float32) if grad_final is None else as_words(grad_final)
     arrays = [as_words(tensor).reshape(B * T, C) for tensor in (grad_spikes, current)]
     arrays += [final, as_words(threshold), as_words(grad_current).reshape(B * T, C), grad_threshold.numpy()]
-    run_passes(_memoryless_backward_pass, B * T, C, *arrays, T, levels, below, subtracts)
+    of_spike = np.float32(0 if grad_rate is None else grad_rate.item() / current.numel())
+    run_passes(_memoryless_backward_pass, B * T, C, *arrays, of_spike, T, levels, below, subtracts)
     return grad_current.to(current.dtype), sum_over_batch(grad_threshold)
 
 
@@ -208,38 +211,64 @@ def _backward_task(
 
 
 @exact
-def _memoryless_forward_pass(number, first, end, current, threshold, spikes, final, T, levels, below, subtracts):
-    C = threshold.size
-    for row in range(first, end):
-        x, s = current[row], spikes[row]
-        for c in range(C):
-            write(s, c, _count(read(x[c]) / threshold[c], levels, below))
-        if row % T == T - 1:
-            for c in range(C):
-                charged = read(x[c])
-                count = _count(charged / threshold[c], levels, below)
-                final[row // T, c] = _reset(charged, count, threshold[c], subtracts)
+def _memoryless_forward_pass(first, end, parts, current, threshold, spikes, final, fired, T, levels, below, subtracts):
+    rows = current.shape[0]
+    for part in range(first, end):
+        for row in range(rows * part // parts, rows * (part + 1) // parts):
+            fired[part] += _fire(current[row], threshold, spikes[row], levels, below)
+            if row % T == T - 1:
+                _leave(current[row], threshold, final[row // T], levels, below, subtracts)
+
+
+@exact
+def _fire(current, threshold, spikes, levels, below):
+    """Fill the spikes of one token and return how many neurons fired."""
+    for c in range(spikes.size):
+        write(spikes, c, _count(read(current[c]) / threshold[c], levels, below))
+    fired = np.int32(0)
+    for c in range(spikes.size):
+        fired += np.int32(read(spikes[c]) != ZERO)
+    return fired
+
+
+@exact
+def _leave(current, threshold, final, levels, below, subtracts):
+    """Fill in the potentials that the last token of a text leaves."""
+    for c in range(final.size):
+        charged = read(current[c])
+        final[c] = _reset(charged, _count(charged / threshold[c], levels, below), threshold[c], subtracts)
 
 
 @fused
 def _memoryless_backward_pass(
-    number, first, end, grad_spikes, current, grad_final, threshold, grad_current, grad_threshold, T, levels, below,
-    subtracts,
+    first, end, parts, grad_spikes, current, grad_final, threshold, grad_current, grad_threshold, of_spike, T, levels,
+    below, subtracts,
 ):  # fmt: skip
-    C = threshold.size
+    rows, per_threshold = current.shape[0], ONE / threshold
+    for part in range(first, end):
+        for row in range(rows * part // parts, rows * (part + 1) // parts):
+            x, gx = current[row], grad_current[row]
+            _learn(x, grad_spikes[row], threshold, per_threshold, gx, grad_threshold[part], of_spike, levels, below)
+            if row % T == T - 1 and grad_final.size:
+                for c in range(gx.size):
+                    count = _count(read(x[c]) / threshold[c], levels, below)
+                    kept = grad_final[row // T, c] if subtracts | (count == ZERO) else ZERO
+                    write(gx, c, read(gx[c]) + kept)
+
+
+@fused
+def _learn(current, grad_spikes, threshold, per_threshold, grad_current, grad_threshold, of_spike, levels, below):
+    """Fill in the gradient of one token and add to that of the thresholds."""
     highest = levels + HALF
     lowest = -highest if below < ZERO else HALF
-    per_threshold, grad_sum = ONE / threshold, grad_threshold[number]
-    for row in range(first, end):
-        x, gs, gx = current[row], grad_spikes[row], grad_current[row]
-        for c in range(C):
-            quanta = read(x[c]) / threshold[c]
-            through = read(gs[c]) * per_threshold[c]
-            through = through if (quanta >= lowest) & (quanta <= highest) else ZERO
-            write(gx, c, through)
-            grad_sum[c] -= through * quanta
-        if row % T == T - 1 and grad_final.size:
-            for c in range(C):
-                count = _count(read(x[c]) / threshold[c], levels, below)
-                kept = grad_final[row // T, c] if subtracts | (count == ZERO) else ZERO
-                write(gx, c, read(gx[c]) + kept)
+    for c in range(threshold.size):
+        quanta = read(current[c]) / threshold[c]
+        # of the firing rate: of 1 spike its sign, of none and of several nothing
+        size = abs(quanta)
+        single = (size >= ONE) & ((size < TWO) | (levels == ONE))
+        toward = of_spike if quanta > ZERO else below * of_spike
+        grad = read(grad_spikes[c]) + (toward if single else ZERO)
+        through = grad * per_threshold[c]
+        through = through if (quanta >= lowest) & (quanta <= highest) else ZERO
+        write(grad_current, c, through)
+        grad_threshold[c] -= through * quanta

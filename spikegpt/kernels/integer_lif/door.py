@@ -13,6 +13,7 @@ from torch import Tensor
 from ..backends import choose_backend, fast_kernels
 from ..checks import check_neuron_inputs
 from ..operators import count_events, declare_cost, flatten, new_like, rebuild
+from ..pointwise.door import counted
 from . import reference
 from .options import IntegerLIFOptions
 
@@ -62,7 +63,8 @@ def integer_lif(
     )
     dtype, chosen = dtype or current.dtype, choose_backend(backend, "integer_lif", current)
     if chosen == "numba" and is_memoryless:
-        return memoryless_operator(current, threshold, *flatten(options), dtype)
+        spikes, final, rate = memoryless_operator(current, threshold, *flatten(options), dtype)
+        return counted(spikes, rate), final
     if chosen == "reference":
         spikes, potential = reference.integer_lif(current, potential, membrane_decay, threshold, options)
     else:
@@ -119,49 +121,53 @@ integer_lif_operator.register_autograd(_backward, setup_context=_save_for_backwa
 @torch.library.custom_op(
     "spikegpt::integer_lif_memoryless",
     mutates_args=(),
-    schema=f"(Tensor current, Tensor threshold, {_OPTIONS}, ScalarType dtype) -> (Tensor, Tensor)",
+    schema=f"(Tensor current, Tensor threshold, {_OPTIONS}, ScalarType dtype) -> (Tensor, Tensor, Tensor)",
 )
 def memoryless_operator(current, threshold, *options):
-    """(spikes in `dtype`, final potential) of neurons whose decay is 0, at rest before; keeps only its inputs."""
+    """(spikes in `dtype`, final potential, firing rate) of neurons whose decay is 0, at rest before.
+
+    Keeps only its inputs for the backward pass.
+    """
     kernels, dtype = fast_kernels("integer_lif", current), options[-1]
     return kernels.memoryless_forward(current, threshold, rebuild(IntegerLIFOptions, options[:-1]), dtype)
 
 
 @memoryless_operator.register_fake
 def _(current, threshold, *options):
-    final = current.new_empty((current.shape[0], current.shape[2]), dtype=torch.float32)
-    return torch.empty(current.shape, dtype=options[-1], device=current.device), final
+    B, _, C = current.shape
+    final, rate = (current.new_empty(shape, dtype=torch.float32) for shape in ((B, C), ()))
+    return torch.empty(current.shape, dtype=options[-1], device=current.device), final, rate
 
 
 @torch.library.custom_op(
     "spikegpt::integer_lif_memoryless_backward",
     mutates_args=(),
-    schema=f"(Tensor grad_spikes, Tensor? grad_final, Tensor current, Tensor threshold, {_OPTIONS}) "
-    "-> (Tensor, Tensor)",
+    schema="(Tensor grad_spikes, Tensor? grad_final, Tensor? grad_rate, Tensor current, Tensor threshold, "
+    f"{_OPTIONS}) -> (Tensor, Tensor)",
 )
-def memoryless_backward_operator(grad_spikes, grad_final, current, threshold, *options):
+def memoryless_backward_operator(grad_spikes, grad_final, grad_rate, current, threshold, *options):
     """(grad of current (B, T, C), of threshold (C,))."""
-    tensors = grad_spikes, grad_final, current, threshold
+    tensors = grad_spikes, grad_final, grad_rate, current, threshold
     return fast_kernels("integer_lif", current).memoryless_backward(*tensors, rebuild(IntegerLIFOptions, options))
 
 
 @memoryless_backward_operator.register_fake
-def _(grad_spikes, grad_final, current, threshold, *options):
+def _(grad_spikes, grad_final, grad_rate, current, threshold, *options):
     return new_like(current), new_like(threshold)
 
 
 def _save_memoryless(ctx, inputs, output):
     current, threshold, *ctx.options, _ = inputs
     ctx.save_for_backward(current, threshold)
-    # the final potential is seldom used, and then has no gradient
+    # the final potential and the rate are seldom used, and then have no gradient
     ctx.set_materialize_grads(False)
 
 
-def _memoryless_backward(ctx, grad_spikes, grad_final):
+def _memoryless_backward(ctx, grad_spikes, grad_final, grad_rate):
     current, threshold = ctx.saved_tensors
     if grad_spikes is None:
         grad_spikes = torch.zeros_like(current)
-    grads = memoryless_backward_operator(grad_spikes, grad_final, current, threshold, *ctx.options)
+    grads = memoryless_backward_operator(grad_spikes, grad_final, grad_rate, current, threshold, *ctx.options)
     return *grads, *(None for _ in ctx.options), None
 
 

@@ -15,9 +15,9 @@ from ..cpu import (
     exp_nonpositive,
     fused,
     new_words,
+    parts_of_pass,
     read,
     run_passes,
-    tasks_of_pass,
     write,
 )
 
@@ -55,8 +55,8 @@ def dropout(x: Tensor, rate: float, seed: int) -> Tensor:
 
 
 def firing_rate_forward(spikes: Tensor) -> Tensor:
-    sums = np.zeros(tasks_of_pass(_runs(spikes), RUN), np.float64)
-    run_passes(_add_up_runs, _runs(spikes), RUN, sums, _flat(spikes))
+    sums = np.zeros(parts_of_pass(_runs(spikes), RUN), np.float64)
+    run_passes(_add_up_parts, _runs(spikes), RUN, sums, _flat(spikes))
     return torch.tensor(sums.sum() / spikes.numel(), dtype=torch.float32)
 
 
@@ -80,9 +80,10 @@ def _run(task, dtype: torch.dtype, first: Tensor, *others) -> Tensor:
     return result.to(dtype)
 
 
-def _in_runs(number, first, end, task, result, *arguments):
-    run = slice(first * RUN, end * RUN)
-    task(first * RUN, *(part[run] if isinstance(part, np.ndarray) else part for part in (result, *arguments)))
+def _in_runs(first, end, parts, task, result, *arguments):
+    runs = -(-result.size // RUN)
+    own = slice(runs * first // parts * RUN, runs * end // parts * RUN)
+    task(own.start, *(given[own] if isinstance(given, np.ndarray) else given for given in (result, *arguments)))
 
 
 @fused
@@ -123,8 +124,10 @@ def _gate_backward_pass(start, result, grad, receptance, y, grad_y):
         write(result, i, g * read(y[i]) * share * (ONE - share))
 
 
-def _add_up_runs(number, first, end, sums, spikes):
-    sums[number] = _firing_sum(spikes[first * RUN : end * RUN])
+def _add_up_parts(first, end, parts, sums, spikes):
+    runs = -(-spikes.size // RUN)
+    for part in range(first, end):
+        sums[part] = _firing_sum(spikes[runs * part // parts * RUN : runs * (part + 1) // parts * RUN])
 
 
 # sums may be taken in any order: in one order alone they are not vectorised

@@ -46,11 +46,25 @@ def dropout(x: Tensor, rate: float, backend: str = "auto") -> Tensor:
     return dropout_operator(x, rate, int(torch.randint(2**63 - 1, ())))
 
 
+# the attribute of spikes that holds their rate; it is lost, and the rate counted anew, where a tensor is made of them
+_RATE = "_spikegpt_firing_rate"
+
+
+def counted(spikes: Tensor, rate: Tensor) -> Tensor:
+    """Return `spikes`, whose firing rate (scalar, with its gradient) is known to be `rate`."""
+    setattr(spikes, _RATE, rate)
+    return spikes
+
+
 def firing_rate(spikes: Tensor, backend: str = "auto") -> Tensor:
     """Return the share of neurons that fired (scalar float32), of spikes of any shape: the mean of min(|spike|, 1).
 
-    Its gradient, straight through, pushes towards silence.
+    Its gradient, straight through, pushes towards silence. "auto" takes the rate that the neurons' kernel counted as it
+    emitted these spikes, where it did: its gradient costs no pass of its own.
     """
+    rate = getattr(spikes, _RATE, None)
+    if rate is not None and backend == "auto":
+        return rate
     if choose_training_backend(backend, "firing_rate", spikes) == "reference":
         return reference.firing_rate(spikes)
     return firing_rate_operator(spikes)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..cpu import ONE, ZERO, as_words, fused, new_words, read, run_passes, tasks_of_pass, write
+from ..cpu import ONE, ZERO, as_words, fused, new_words, parts_of_pass, read, run_passes, write
 
 HALF = np.float32(0.5)
 
@@ -31,8 +31,8 @@ def token_shift_backward(
     """Return the gradients of (x (B, T, C), previous (B, C), the shares (shares, C)); None as in the forward pass."""
     B, T, C = x.shape
     grad_x, grad_previous = new_words((B, T, C), x.dtype), torch.empty(B, C)
-    # of each share one row per task
-    grad_shares = np.zeros((tasks_of_pass(B * T, C), len(shares), C), np.float32)
+    # of each share one row per part
+    grad_shares = np.zeros((parts_of_pass(B * T, C), len(shares), C), np.float32)
     rows = tuple(as_words(grad).reshape(B * T, C) for grad in grads)
     arrays = as_words(x).reshape(B * T, C), _first(x, previous), _stack(shares), as_words(grad_x).reshape(B * T, C)
     run_passes(_backward_pass, B * T, C, rows, *arrays, grad_previous.numpy(), grad_shares, T)
@@ -50,8 +50,9 @@ def _stack(shares: Sequence[Tensor]) -> np.ndarray:
 
 
 @fused
-def _forward_pass(number, first, end, x, previous, shares, mixes, T):
-    for row in range(first, end):
+def _forward_pass(first, end, parts, x, previous, shares, mixes, T):
+    rows = x.shape[0]
+    for row in range(rows * first // parts, rows * end // parts):
         before = x[row - 1] if row % T else previous[row // T]
         for which in range(len(mixes)):
             _mix(x[row], before, shares[which], mixes[which][row])
@@ -71,20 +72,21 @@ def _mix(own, before, share, mix):
 
 
 @fused
-def _backward_pass(number, first, end, grads, x, previous, shares, grad_x, grad_previous, grad_shares, T):
-    total = np.zeros(x.shape[1], np.float32)
-    for row in range(first, end):
-        before = x[row - 1] if row % T else previous[row // T]
-        for which in range(len(grads)):
-            _add_own(total, grads[which][row], shares[which])
-            _add_to_share(grad_shares[number, which], grads[which][row], x[row], before)
-            if (row + 1) % T:
-                _add_later(total, grads[which][row + 1], shares[which])
-        _take(total, grad_x[row])
-        if row % T == 0:
+def _backward_pass(first, end, parts, grads, x, previous, shares, grad_x, grad_previous, grad_shares, T):
+    rows, total = x.shape[0], np.zeros(x.shape[1], np.float32)
+    for part in range(first, end):
+        for row in range(rows * part // parts, rows * (part + 1) // parts):
+            before = x[row - 1] if row % T else previous[row // T]
             for which in range(len(grads)):
-                _add_later(total, grads[which][row], shares[which])
-            _take(total, grad_previous[row // T])
+                _add_own(total, grads[which][row], shares[which])
+                _add_to_share(grad_shares[part, which], grads[which][row], x[row], before)
+                if (row + 1) % T:
+                    _add_later(total, grads[which][row + 1], shares[which])
+            _take(total, grad_x[row])
+            if row % T == 0:
+                for which in range(len(grads)):
+                    _add_later(total, grads[which][row], shares[which])
+                _take(total, grad_previous[row // T])
 
 
 @fused

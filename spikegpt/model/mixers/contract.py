@@ -120,12 +120,12 @@ def rate_scales(model: nn.Module) -> dict[str, float]:
     return found
 
 
-def mix_tokens(mixer: Mixer, x: Tensor, previous: Tensor | None, *shares: Tensor) -> list[Tensor]:
+def mix_tokens(x: Tensor, previous: Tensor | None, *shares: Tensor) -> list[Tensor]:
     """Return x (B, T, C) mixed with itself one token earlier, by each of `shares` (`kernels.token_shift`).
 
-    Products get it in the precision that autocast gives them, neurons as it is.
+    In the precision that autocast gives products; neurons in front of them read that too, and compute in float32.
     """
-    return token_shift(x, previous, shares, dtype=None if mixer.sites else product_dtype(x))
+    return token_shift(x, previous, shares, dtype=product_dtype(x))
 
 
 def token_shift_cost(args: tuple, kwargs: dict, output: Any) -> dict[str, int]:

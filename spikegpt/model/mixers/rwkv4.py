@@ -67,7 +67,7 @@ class TimeMix(Mixer):
     def forward(self, x: Tensor, state: TimeMixState | None) -> Mixed:
         shift, sums, neurons = state or TimeMixState(None, None, None)
         fire = Firing(self, neurons)
-        key, value, receptance = mix_tokens(self, x, shift, self.time_mix_k, self.time_mix_v, self.time_mix_r)
+        key, value, receptance = mix_tokens(x, shift, self.time_mix_k, self.time_mix_v, self.time_mix_r)
         key = self.key(fire("key_neuron", key))
         value = self.value(fire("value_neuron", value))
         receptance = self.receptance(fire("receptance_neuron", receptance))
@@ -131,7 +131,7 @@ class ChannelMix(Mixer):
     def forward(self, x: Tensor, state: ChannelMixState | None) -> Mixed:
         shift, neurons = state or ChannelMixState(None, None)
         fire = Firing(self, neurons)
-        key, receptance = mix_tokens(self, x, shift, self.time_mix_k, self.time_mix_r)
+        key, receptance = mix_tokens(x, shift, self.time_mix_k, self.time_mix_r)
         key = self.key(fire("key_neuron", key))
         receptance = self.receptance(fire("receptance_neuron", receptance))
         y = gate(receptance, self.value(fire("value_neuron", squared_relu(key))))
