@@ -142,8 +142,8 @@ def l2wrap(logits: Tensor, strength: float) -> Tensor:
 
 def synop_share(spikes: dict[str, Tensor], synapses: dict[str, int]) -> Tensor:
     """Return the share of the dense products' operations that spikes cost (scalar): rates weighted by synapses."""
-    total = sum(synapses.values())
-    return torch.stack([firing_rate(spikes[name]) * (count / total) for name, count in synapses.items()]).sum()
+    rates = torch.stack([firing_rate(spikes[name]) for name in synapses])
+    return rates @ rates.new_tensor([count / sum(synapses.values()) for count in synapses.values()])
 
 
 def synop_weight(config: TrainConfig) -> float:

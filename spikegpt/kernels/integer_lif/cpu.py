@@ -62,16 +62,22 @@ def integer_lif_backward(
     return grad_current.to(current.dtype), grads[0], sum_over_batch(grads[1]), sum_over_batch(grads[2])
 
 
+# columns that tokens of fewer channels are laid side by side to: what is done for each row is done less often
+WIDE = 1024
+
+
 def memoryless_forward(
     current: Tensor, threshold: Tensor, options: IntegerLIFOptions, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return (spikes (B, T, C) in `dtype`, final potential (B, C) float32, firing rate) of neurons whose decay is 0."""
     B, T, C = current.shape
     spikes, final = new_words((B, T, C), dtype), torch.empty(B, C)
+    rows, width = _side_by_side(B * T, C)
     levels, below, subtracts, _ = _scalars(options)
-    arrays = as_words(current).reshape(B * T, C), as_words(threshold), as_words(spikes).reshape(B * T, C), final.numpy()
-    fired = np.zeros(parts_of_pass(B * T, C), np.int64)
-    run_passes(_memoryless_forward_pass, B * T, C, *arrays, fired, T, levels, below, subtracts)
+    x, thresholds, fired = as_words(current), as_words(threshold), np.zeros(parts_of_pass(rows, width), np.int64)
+    arrays = x.reshape(rows, width), np.tile(thresholds, width // C), as_words(spikes).reshape(rows, width)
+    run_passes(_memoryless_forward_pass, rows, width, *arrays, fired, levels, below)
+    _leave(x[:, -1], thresholds, as_words(final), levels, below, subtracts)
     return spikes.to(dtype), final, torch.tensor(fired.sum() / spikes.numel(), dtype=torch.float32)
 
 
@@ -82,15 +88,36 @@ def memoryless_backward(
     """Return the gradients of (current (B, T, C), threshold (C,)); None for a gradient stands for zeros."""
     B, T, C = current.shape
     grad_current = new_words((B, T, C), current.dtype)
+    rows, width = _side_by_side(B * T, C)
     # one row per part
-    grad_threshold = torch.zeros(parts_of_pass(B * T, C), C)
+    grad_threshold = np.zeros((parts_of_pass(rows, width), width), np.float32)
     levels, below, subtracts, _ = _scalars(options)
-    final = np.zeros((1, 0), np.float32) if grad_final is None else as_words(grad_final)
-    arrays = [as_words(tensor).reshape(B * T, C) for tensor in (grad_spikes, current)]
-    arrays += [final, as_words(threshold), as_words(grad_current).reshape(B * T, C), grad_threshold.numpy()]
+    x, thresholds, gx = as_words(current), as_words(threshold), as_words(grad_current)
+    arrays = as_words(grad_spikes).reshape(rows, width), x.reshape(rows, width), np.tile(thresholds, width // C)
     of_spike = np.float32(0 if grad_rate is None else grad_rate.item() / current.numel())
-    run_passes(_memoryless_backward_pass, B * T, C, *arrays, of_spike, T, levels, below, subtracts)
-    return grad_current.to(current.dtype), sum_over_batch(grad_threshold)
+    run_passes(
+        _memoryless_backward_pass,
+        rows,
+        width,
+        *arrays,
+        gx.reshape(rows, width),
+        grad_threshold,
+        of_spike,
+        levels,
+        below,
+    )
+    if grad_final is not None:
+        _learn_of_final(as_words(grad_final), x[:, -1], thresholds, gx[:, -1], levels, below, subtracts)
+    summed = grad_threshold.sum(axis=0).reshape(-1, C).sum(axis=0)
+    return grad_current.to(current.dtype), torch.from_numpy(summed)
+
+
+def _side_by_side(tokens: int, channels: int) -> tuple[int, int]:
+    """Return (rows, width) of memory that is (tokens, channels)."""
+    together = 1
+    while 2 * together * channels <= WIDE and tokens % (2 * together) == 0:
+        together *= 2
+    return tokens // together, together * channels
 
 
 def _scalars(options: IntegerLIFOptions) -> tuple[np.float32 | bool, ...]:
@@ -211,18 +238,16 @@ def _backward_task(
 
 
 @exact
-def _memoryless_forward_pass(first, end, parts, current, threshold, spikes, final, fired, T, levels, below, subtracts):
+def _memoryless_forward_pass(first, end, parts, current, threshold, spikes, fired, levels, below):
     rows = current.shape[0]
     for part in range(first, end):
         for row in range(rows * part // parts, rows * (part + 1) // parts):
             fired[part] += _fire(current[row], threshold, spikes[row], levels, below)
-            if row % T == T - 1:
-                _leave(current[row], threshold, final[row // T], levels, below, subtracts)
 
 
 @exact
 def _fire(current, threshold, spikes, levels, below):
-    """Fill the spikes of one token and return how many neurons fired."""
+    """Fill one row of spikes and return how many neurons fired."""
     for c in range(spikes.size):
         write(spikes, c, _count(read(current[c]) / threshold[c], levels, below))
     fired = np.int32(0)
@@ -233,36 +258,32 @@ def _fire(current, threshold, spikes, levels, below):
 
 @exact
 def _leave(current, threshold, final, levels, below, subtracts):
-    """Fill in the potentials that the last token of a text leaves."""
-    for c in range(final.size):
-        charged = read(current[c])
-        final[c] = _reset(charged, _count(charged / threshold[c], levels, below), threshold[c], subtracts)
+    """Fill in the potentials (B, C) that the last tokens of texts leave."""
+    for row in range(final.shape[0]):
+        for c in range(final.shape[1]):
+            charged = read(current[row, c])
+            final[row, c] = _reset(charged, _count(charged / threshold[c], levels, below), threshold[c], subtracts)
 
 
 @fused
 def _memoryless_backward_pass(
-    first, end, parts, grad_spikes, current, grad_final, threshold, grad_current, grad_threshold, of_spike, T, levels,
-    below, subtracts,
-):  # fmt: skip
+    first, end, parts, grad_spikes, current, threshold, grad_current, grad_threshold, of_spike, levels, below
+):
     rows, per_threshold = current.shape[0], ONE / threshold
     for part in range(first, end):
         for row in range(rows * part // parts, rows * (part + 1) // parts):
-            x, gx = current[row], grad_current[row]
-            _learn(x, grad_spikes[row], threshold, per_threshold, gx, grad_threshold[part], of_spike, levels, below)
-            if row % T == T - 1 and grad_final.size:
-                for c in range(gx.size):
-                    count = _count(read(x[c]) / threshold[c], levels, below)
-                    kept = grad_final[row // T, c] if subtracts | (count == ZERO) else ZERO
-                    write(gx, c, read(gx[c]) + kept)
+            arrays = current[row], grad_spikes[row], per_threshold, grad_current[row], grad_threshold[part]
+            _learn(*arrays, of_spike, levels, below)
 
 
 @fused
-def _learn(current, grad_spikes, threshold, per_threshold, grad_current, grad_threshold, of_spike, levels, below):
-    """Fill in the gradient of one token and add to that of the thresholds."""
+def _learn(current, grad_spikes, per_threshold, grad_current, grad_threshold, of_spike, levels, below):
+    """Fill in one row of the gradient and add to that of the thresholds."""
     highest = levels + HALF
     lowest = -highest if below < ZERO else HALF
-    for c in range(threshold.size):
-        quanta = read(current[c]) / threshold[c]
+    for c in range(grad_current.size):
+        # a quotient would take as long as all the rest
+        quanta = read(current[c]) * per_threshold[c]
         # of the firing rate: of 1 spike its sign, of none and of several nothing
         size = abs(quanta)
         single = (size >= ONE) & ((size < TWO) | (levels == ONE))
@@ -272,3 +293,13 @@ def _learn(current, grad_spikes, threshold, per_threshold, grad_current, grad_th
         through = through if (quanta >= lowest) & (quanta <= highest) else ZERO
         write(grad_current, c, through)
         grad_threshold[c] -= through * quanta
+
+
+@fused
+def _learn_of_final(grad_final, current, threshold, grad_current, levels, below, subtracts):
+    """Add to the gradient of the last tokens (B, C) what the potentials that they leave give them."""
+    for row in range(grad_current.shape[0]):
+        for c in range(grad_current.shape[1]):
+            count = _count(read(current[row, c]) / threshold[c], levels, below)
+            kept = grad_final[row, c] if subtracts | (count == ZERO) else ZERO
+            write(grad_current[row], c, read(grad_current[row, c]) + kept)

@@ -35,7 +35,8 @@ def token_shift_backward(
     grad_shares = np.zeros((parts_of_pass(B * T, C), len(shares), C), np.float32)
     rows = tuple(as_words(grad).reshape(B * T, C) for grad in grads)
     arrays = as_words(x).reshape(B * T, C), _first(x, previous), _stack(shares), as_words(grad_x).reshape(B * T, C)
-    run_passes(_backward_pass, B * T, C, rows, *arrays, grad_previous.numpy(), grad_shares, T)
+    nothing = as_words(torch.zeros(C, dtype=grads[0].dtype))
+    run_passes(_backward_pass, B * T, C, rows, *arrays, grad_previous.numpy(), grad_shares, nothing, T)
     return grad_x.to(x.dtype), grad_previous.to(x.dtype), torch.from_numpy(grad_shares.sum(axis=0))
 
 
@@ -72,40 +73,30 @@ def _mix(own, before, share, mix):
 
 
 @fused
-def _backward_pass(first, end, parts, grads, x, previous, shares, grad_x, grad_previous, grad_shares, T):
+def _backward_pass(first, end, parts, grads, x, previous, shares, grad_x, grad_previous, grad_shares, nothing, T):
     rows, total = x.shape[0], np.zeros(x.shape[1], np.float32)
     for part in range(first, end):
         for row in range(rows * part // parts, rows * (part + 1) // parts):
             before = x[row - 1] if row % T else previous[row // T]
             for which in range(len(grads)):
-                _add_own(total, grads[which][row], shares[which])
-                _add_to_share(grad_shares[part, which], grads[which][row], x[row], before)
-                if (row + 1) % T:
-                    _add_later(total, grads[which][row + 1], shares[which])
+                later = grads[which][row + 1] if (row + 1) % T else nothing
+                _learn(grads[which][row], later, x[row], before, shares[which], total, grad_shares[part, which])
             _take(total, grad_x[row])
             if row % T == 0:
                 for which in range(len(grads)):
-                    _add_later(total, grads[which][row], shares[which])
+                    share = shares[which]
+                    for c in range(share.size):
+                        total[c] += (ONE - share[c]) * read(grads[which][row, c])
                 _take(total, grad_previous[row // T])
 
 
 @fused
-def _add_own(total, grad, share):
+def _learn(grad, later, own, before, share, total, grad_share):
+    """Add what a token gets from a mix of its own and from that of the one after it, and what their share gets."""
     for c in range(total.size):
-        total[c] += share[c] * read(grad[c])
-
-
-@fused
-def _add_later(total, grad, share):
-    """Add what a token gets from the one after it."""
-    for c in range(total.size):
-        total[c] += (ONE - share[c]) * read(grad[c])
-
-
-@fused
-def _add_to_share(grad_share, grad, own, before):
-    for c in range(grad_share.size):
-        grad_share[c] += read(grad[c]) * (read(own[c]) - read(before[c]))
+        g, kept = read(grad[c]), share[c]
+        total[c] += kept * g + (ONE - kept) * read(later[c])
+        grad_share[c] += g * (read(own[c]) - read(before[c]))
 
 
 @fused
