@@ -52,7 +52,9 @@ _RATE = "_spikegpt_firing_rate"
 
 def counted(spikes: Tensor, rate: Tensor) -> Tensor:
     """Return `spikes`, whose firing rate (scalar, with its gradient) is known to be `rate`."""
-    setattr(spikes, _RATE, rate)
+    # torch's compiler knows no attributes of tensors
+    if not torch.compiler.is_compiling():
+        setattr(spikes, _RATE, rate)
     return spikes
 
 
