@@ -12,7 +12,7 @@ train = if test -f $(1)/config.json; then $(BIN)/spikegpt train --resume $(1); \
 	else $(BIN)/spikegpt train --preset tiny --out $(1) $(2); fi
 
 demo: .venv/base
-	@echo "--- three trainings of about 4 minutes each on two free cores, then half a minute of measuring; interrupt it at any moment: make demo goes on from there ---"
+	@echo "--- three trainings of a minute or two each on two free cores, then half a minute of measuring; interrupt it at any moment: make demo goes on from there ---"
 	@echo "--- a spike-driven language model of about 1M parameters, trained on the text of Python's own documentation ---"
 	@$(call train,$(DEMO)-spiking)
 	@echo "--- its dense twin: the same sizes, text, seed and steps ---"

@@ -17,29 +17,26 @@ import torch
 
 from ..checkpoint import run as ckpt
 from ..checkpoint.weights import open_model
-from ..common.devices import find_device
 from ..common.errors import SpikegptError, warn_on_stderr
 from ..common.files import locked, to_path
 from ..common.printing import command
 from ..common.threads import Pace, fastest_threads, use_threads
 from ..config import ModelConfig, SamplingConfig, TrainConfig
 from ..config.effects import doubts
-from ..data.tokenizers.stored import load_tokenizer
-from ..data.tokens.token_file import TokenData
 from ..evaluate.perplexity import Evaluation, mean_firing_rate
 from ..generate.stream import generate
 from ..model.mixers import NeuronFactory
-from ..model.network import SpikeGPT, check_sizes
+from ..model.network import SpikeGPT
 from ..neuron import firing_rate, verified_spikes
 from .basis import check_facts, facts_of, keep_places, prepare_data, with_absolute_paths, with_places
-from .convert import check_shape, read_model_config, spread_windows, start_from
+from .beginning import make_accelerator, make_model
 from .language_modelling import LanguageModelling
 from .loop import Loop, StepDone
 from .optimizer import make_optimizer
 from .precision import Choice, agree_on_precision
 from .resuming import load_training, save_training
 from .runlog import RunLog
-from .sharding import make_sharded, wants_shards
+from .sharding import wants_shards
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -150,7 +147,7 @@ class _Order(NamedTuple):
 def _train_alone(order: _Order, device: str, begun: dict[str, Any] | None) -> TrainResult:
     """Train while no other process writes into the run; `begun` is its configuration if it goes on, None if new."""
     run = order.run
-    accelerator = _make_accelerator(order.config, device)
+    accelerator = make_accelerator(order.config, device)
     with locked(run) if accelerator.is_main_process else nullcontext():
         if begun is None:
             ckpt.make_room(run)
@@ -179,7 +176,7 @@ class _Trainer(Loop):
             if begun is not None:
                 check_facts(run, begun, facts, data.header)
             shards = accelerator if self.is_sharded else None
-            return facts, _make_model(model_config, config, data, weights, neuron, start is not None, shards)
+            return facts, make_model(model_config, config, data, weights, neuron, start is not None, shards)
 
         facts, made = ckpt.read_steadily(start or run, begin)
         made.seeded_dropout = begun is None or begun.get("seeded_dropout", False)
@@ -370,73 +367,3 @@ class _Trainer(Loop):
     def what_is_left(self) -> str:
         newest = ckpt.latest_checkpoint(self.run)
         return f"last good checkpoint: {newest}" if newest else "no checkpoint was written yet"
-
-
-def _make_accelerator(config: TrainConfig, device: str) -> "Accelerator":
-    from accelerate import Accelerator, DistributedDataParallelKwargs
-
-    place = find_device(device)
-    if config.precision == "fp16" and place.type != "cuda":
-        raise SpikegptError("precision fp16 needs a GPU; use auto, bf16 or no")
-    if place.index is not None:
-        torch.cuda.set_device(place)
-    # without this word accelerate runs several processes on a machine without a GPU as strangers to each other
-    cpu = device == "cpu" or not torch.accelerator.is_available()
-    steps = config.grad_accumulation
-    # fp16 is told for its loss scaler; bf16 needs none, and may be chosen later
-    scaled = "fp16" if config.precision == "fp16" else "no"
-    # else the gradients are there twice; other settings made no step faster (benchmarks/train_processes.py)
-    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-    accelerator = Accelerator(cpu=cpu, mixed_precision=scaled, gradient_accumulation_steps=steps, kwargs_handlers=[ddp])
-    if place.index is not None and accelerator.num_processes > 1:
-        raise SpikegptError(f"{device} is one GPU for {accelerator.num_processes} processes; leave --device out")
-    return accelerator
-
-
-def _make_model(
-    model_config: ModelConfig,
-    config: TrainConfig,
-    data: TokenData,
-    weights: Path | None,
-    neuron: NeuronFactory | None,
-    is_tuned: bool,
-    shards: "Accelerator | None",
-) -> SpikeGPT:
-    """A new model of the tokenizer's vocabulary, or with the weights in the folder `weights` and their vocabulary.
-
-    A run that goes on and `is_tuned` has that vocabulary in its configuration. `shards`: whose processes divide it.
-    """
-    torch.manual_seed(config.seed)
-    if weights is not None or not is_tuned:
-        model_config = dataclasses.replace(model_config, vocab_size=_vocab_size(data, weights))
-    if not torch.cuda.is_available() and shards is None:
-        # weights, gradients and Adam's two moments
-        check_sizes(model_config, copies=4, tokens=config.batch_size * model_config.ctx_len)
-    if weights is not None:
-        check_shape(model_config, weights)
-    if shards is not None:
-        return make_sharded(model_config, weights, neuron, shards)
-    model = SpikeGPT(model_config, neuron, init=weights is None)
-    if weights is not None:
-        ids = spread_windows(data.split("train"), model_config.ctx_len)
-        # what speaks against them has been said
-        start_from(model, weights, ids, warn=lambda message: None)
-    return model
-
-
-def _vocab_size(data: TokenData, start: Path | None) -> int:
-    tokens = data.tokenizer.vocab_size
-    if start is None:
-        return tokens
-    own = ckpt.find_model(start) / "tokenizer.json"
-    if own.is_file() and load_tokenizer(own).fingerprint != data.tokenizer.fingerprint:
-        raise SpikegptError(
-            f"the tokenizer is not that of {start}, whose rows stand for other tokens; leave out --tokenizer"
-        )
-    # released models have a few rows more than tokens
-    rows = read_model_config(start).vocab_size
-    if tokens > rows:
-        raise SpikegptError(
-            f"the tokenizer has {tokens} tokens, the model in {start} {rows}; use its own: leave out --tokenizer"
-        )
-    return rows
