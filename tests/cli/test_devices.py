@@ -8,7 +8,8 @@ import torch
 from command_line import spikegpt
 
 from spikegpt.checkpoint.run import read_run_config
-from spikegpt.train import trainer
+from spikegpt.config import TrainConfig
+from spikegpt.train.beginning import make_accelerator
 
 TRAINING = ["--n-layer", "1", "--n-embd", "8", "--ctx-len", "8", "--steps", "1", "--eval-tokens", "64", "--json"]
 
@@ -54,5 +55,5 @@ def test_training_asks_accelerate_for_the_device(device, is_cpu, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    trainer._make_accelerator(trainer.TrainConfig(), device)
+    make_accelerator(TrainConfig(), device)
     assert asked == [is_cpu]
