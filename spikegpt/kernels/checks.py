@@ -30,29 +30,45 @@ def check_neuron_inputs(
     """
     state_dtype = _check_sequence(operation, "current", current)
     _check_decay(operation, per_channel["membrane_decay"], decay_input)
-    (B, _, C), device = current.shape, current.device
+    B, _, C = current.shape
     if potential is None:
-        potential = torch.zeros(B, C, dtype=state_dtype, device=device)
+        potential = torch.zeros(B, C, dtype=state_dtype, device=current.device)
     elif potential.shape != (B, C) or potential.dtype != state_dtype:
         raise ValueError(
             f"{operation}: potential is {potential.dtype} {tuple(potential.shape)}, "
             f"want {state_dtype} {(B, C)} for a {current.dtype} current"
         )
-    tensors = [potential]
-    for name, value in per_channel.items():
-        if isinstance(value, Tensor):
-            if value.shape != (C,):
-                found = f"{operation}: {name} has shape {tuple(value.shape)}"
-                raise ValueError(f"{found}, current has {C} channels; want ({C},)")
-            tensors.append(value.to(state_dtype))
+    channels = _per_channel(operation, current, state_dtype, per_channel)
+    _check_device(operation, current, {"potential": potential, **channels})
+    return [potential, *channels.values()]
+
+
+def check_memoryless_inputs(operation: str, current: Tensor, **per_channel: float | Tensor) -> list[Tensor]:
+    """Return `per_channel` as `check_neuron_inputs` does, for neurons that have neither a potential nor a decay."""
+    channels = _per_channel(operation, current, _check_sequence(operation, "current", current), per_channel)
+    _check_device(operation, current, channels)
+    return list(channels.values())
+
+
+def _per_channel(
+    operation: str, current: Tensor, dtype: torch.dtype, values: dict[str, float | Tensor]
+) -> dict[str, Tensor]:
+    C, found = current.shape[2], {}
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            found[name] = torch.full((C,), value, dtype=dtype, device=current.device)
+        elif value.shape == (C,):
+            found[name] = value.to(dtype)
         else:
-            tensors.append(torch.full((C,), value, dtype=state_dtype, device=device))
-    for tensor in tensors:
-        if tensor.device != device:
-            others = zip(("potential", *per_channel), tensors, strict=True)
-            found = ", ".join(f"{name} on {other.device}" for name, other in others)
-            raise ValueError(f"{operation}: current is on {device}, {found}; move them to one device")
-    return tensors
+            shape = f"{operation}: {name} has shape {tuple(value.shape)}"
+            raise ValueError(f"{shape}, current has {C} channels; want ({C},)")
+    return found
+
+
+def _check_device(operation: str, current: Tensor, others: dict[str, Tensor]) -> None:
+    if any(tensor.device != current.device for tensor in others.values()):
+        found = ", ".join(f"{name} on {other.device}" for name, other in others.items())
+        raise ValueError(f"{operation}: current is on {current.device}, {found}; move them to one device")
 
 
 def check_wkv_inputs(

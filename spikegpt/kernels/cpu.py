@@ -31,7 +31,7 @@ SMALL = 1 << 15  # neuron-steps below which starting a second thread costs more 
 SMALL_PASS, PASS_PART = 1 << 19, 1 << 17
 CALLS_PER_THREAD = 2
 
-ZERO, ONE = np.float32(0), np.float32(1)
+ZERO, HALF, ONE, TWO = (np.float32(number) for number in (0, 0.5, 1, 2))
 
 # neurons: every operation rounds as torch's does, so that spikes are bit-identical
 # to the reference and to the recomputation

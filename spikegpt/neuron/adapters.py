@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..kernels.operators import product_dtype
 from .proof import library_of
 
 
@@ -30,9 +31,8 @@ class _ForeignNeuron(nn.Module):
 
     def forward(self, current: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """Return (spikes (B, T, C), state); where products are autocast, what happens inside stays in float32."""
-        device = current.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            with torch.autocast(device, enabled=False):
+        if product_dtype(current) is not None:
+            with torch.autocast(current.device.type, enabled=False):
                 spikes, state = self._fire(current.float(), state)
         else:
             spikes, state = self._fire(current, state)

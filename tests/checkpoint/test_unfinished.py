@@ -1,21 +1,16 @@
 """Whoever reads a run that was broken off is told so, by every verb, once."""
 
-import shutil
-
 import pytest
 from classification import write_examples
 from command_line import spikegpt
-from runs import MODEL, break_off
+
+from runs import MODEL, break_off, without_newest
 
 
 @pytest.fixture
 def broken(trained, tmp_path):
     """A copy of a run of 12 steps whose newest checkpoint is step 8."""
-    run = shutil.copytree(trained, tmp_path / "runs" / "broken")
-    for path in (run / "checkpoints").iterdir():
-        if path.name != "step-00000008":
-            shutil.rmtree(path)
-    return run
+    return without_newest(trained, tmp_path / "runs" / "broken")
 
 
 def arguments(verb: str, broken, tmp_path, cache) -> list:

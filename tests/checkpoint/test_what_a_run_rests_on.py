@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 from command_line import spikegpt
-from runs import MODEL, TRAIN, break_off, weights_of
 from safetensors.torch import load_file, save_file
 
 from benchmarks.mutated_runs import FAULTS, try_all
+from runs import MODEL, TRAIN, break_off, weights_of, without_newest
 from spikegpt.checkpoint.files import write_manifest
 from spikegpt.checkpoint.run import latest_checkpoint, read_run_config
 from spikegpt.checkpoint.weights import load_model
@@ -41,11 +41,7 @@ def copy(trained, tmp_path):
 @pytest.fixture
 def broken(trained, tmp_path):
     """A copy of a run that was killed when its log was ahead of its newest checkpoint, step 8."""
-    run = shutil.copytree(trained, tmp_path / "runs" / "broken")
-    for path in (run / "checkpoints").iterdir():
-        if path.name != "step-00000008":
-            shutil.rmtree(path)
-    return run
+    return without_newest(trained, tmp_path / "runs" / "broken")
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Small real runs: their configurations, their weights as one word, and how one is broken off."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,15 @@ TRAIN = TrainConfig(
     precision="no",
     keep=2,
 )
+
+
+def without_newest(trained: Path, copy: Path) -> Path:
+    """Copy a finished run of 12 steps to `copy`, with no checkpoint but that of step 8."""
+    shutil.copytree(trained, copy)
+    for path in (copy / "checkpoints").iterdir():
+        if path.name != "step-00000008":
+            shutil.rmtree(path)
+    return copy
 
 
 def weights_of(run: Path) -> str:

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from ..cpu import (
     BLOCK,
+    HALF,
     LIF_SEGMENT,
     ONE,
+    TWO,
     ZERO,
     as_arrays,
     as_float32,
@@ -26,8 +28,6 @@ from ..cpu import (
     write,
 )
 from .options import IntegerLIFOptions
-
-HALF, TWO = np.float32(0.5), np.float32(2)
 
 
 def integer_lif_forward(

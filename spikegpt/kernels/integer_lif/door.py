@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..backends import choose_backend, fast_kernels
-from ..checks import check_neuron_inputs
+from ..checks import check_memoryless_inputs, check_neuron_inputs
 from ..operators import count_events, declare_cost, flatten, new_like, rebuild
 from ..pointwise.door import counted
 from . import reference
@@ -58,14 +58,15 @@ def integer_lif(
     if not isinstance(threshold, Tensor) and not 0 < threshold < math.inf:
         raise ValueError(f"integer_lif: threshold must be a finite number above 0, got {threshold}")
     is_memoryless = potential is None and not isinstance(membrane_decay, Tensor) and membrane_decay == 0
+    if is_memoryless and isinstance(current, Tensor) and choose_backend(backend, "integer_lif", current) == "numba":
+        (threshold,) = check_memoryless_inputs("integer_lif", current, threshold=threshold)
+        spikes, final, rate = memoryless_operator(current, threshold, *flatten(options), dtype or current.dtype)
+        return counted(spikes, rate), final
     potential, membrane_decay, threshold = check_neuron_inputs(
         "integer_lif", current, potential, options.decay_input, membrane_decay=membrane_decay, threshold=threshold
     )
-    dtype, chosen = dtype or current.dtype, choose_backend(backend, "integer_lif", current)
-    if chosen == "numba" and is_memoryless:
-        spikes, final, rate = memoryless_operator(current, threshold, *flatten(options), dtype)
-        return counted(spikes, rate), final
-    if chosen == "reference":
+    dtype = dtype or current.dtype
+    if choose_backend(backend, "integer_lif", current) == "reference":
         spikes, potential = reference.integer_lif(current, potential, membrane_decay, threshold, options)
     else:
         spikes, potential = integer_lif_operator(current, potential, membrane_decay, threshold, *flatten(options))

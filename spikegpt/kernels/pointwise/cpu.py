@@ -7,11 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..compiling import compiled
 from ..cpu import (
     ONE,
+    TWO,
     ZERO,
     as_words,
-    compiled,
+    exact,
     exp_nonpositive,
     fused,
     new_words,
@@ -22,9 +24,6 @@ from ..cpu import (
 )
 
 RUN = 1 << 10
-TWO = np.float32(2)
-# whole numbers stay whole
-whole = compiled()
 
 
 def squared_relu_forward(x: Tensor) -> Tensor:
@@ -55,8 +54,9 @@ def dropout(x: Tensor, rate: float, seed: int) -> Tensor:
 
 
 def firing_rate_forward(spikes: Tensor) -> Tensor:
-    sums = np.zeros(parts_of_pass(_runs(spikes), RUN), np.float64)
-    run_passes(_add_up_parts, _runs(spikes), RUN, sums, _flat(spikes))
+    runs = _runs(spikes.numel())
+    sums = np.zeros(parts_of_pass(runs, RUN), np.float64)
+    run_passes(_add_up_parts, runs, RUN, sums, _flat(spikes))
     return torch.tensor(sums.sum() / spikes.numel(), dtype=torch.float32)
 
 
@@ -64,8 +64,8 @@ def firing_rate_backward(grad: Tensor, spikes: Tensor) -> Tensor:
     return _run(_firing_rate_backward_pass, spikes.dtype, spikes, np.float32(grad.item() / spikes.numel()))
 
 
-def _runs(tensor: Tensor) -> int:
-    return -(-tensor.numel() // RUN)
+def _runs(numbers: int) -> int:
+    return -(-numbers // RUN)
 
 
 def _flat(tensor: Tensor) -> np.ndarray:
@@ -76,12 +76,12 @@ def _run(task, dtype: torch.dtype, first: Tensor, *others) -> Tensor:
     """Return what `task` writes, shaped as `first` and of `dtype`."""
     result = new_words(first.shape, dtype)
     arguments = [_flat(other) if isinstance(other, Tensor) else other for other in (first, *others)]
-    run_passes(_in_runs, _runs(first), RUN, task, _flat(result), *arguments)
+    run_passes(_in_runs, _runs(first.numel()), RUN, task, _flat(result), *arguments)
     return result.to(dtype)
 
 
 def _in_runs(first, end, parts, task, result, *arguments):
-    runs = -(-result.size // RUN)
+    runs = _runs(result.size)
     own = slice(runs * first // parts * RUN, runs * end // parts * RUN)
     task(own.start, *(given[own] if isinstance(given, np.ndarray) else given for given in (result, *arguments)))
 
@@ -125,7 +125,7 @@ def _gate_backward_pass(start, result, grad, receptance, y, grad_y):
 
 
 def _add_up_parts(first, end, parts, sums, spikes):
-    runs = -(-spikes.size // RUN)
+    runs = _runs(spikes.size)
     for part in range(first, end):
         sums[part] = _firing_sum(spikes[runs * part // parts * RUN : runs * (part + 1) // parts * RUN])
 
@@ -149,7 +149,7 @@ def _firing_rate_backward_pass(start, result, spikes, grad):
         write(result, i, sign * grad if abs(spike) <= ONE else ZERO)
 
 
-@whole
+@exact
 def _mixed(bits):
     """The finalizer of MurmurHash3: every bit of the outcome depends on all of `bits`."""
     # numba makes 64 bits of what 32 bits are combined to
@@ -160,7 +160,7 @@ def _mixed(bits):
     return np.uint32(bits ^ (bits >> np.uint32(16)))
 
 
-@whole
+@exact
 def _dropout_pass(start, result, x, low, high, limit, scale):
     low = np.uint32(low + np.uint32(start))
     for i in range(result.size):

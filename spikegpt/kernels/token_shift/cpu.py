@@ -9,9 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..cpu import ONE, ZERO, as_words, fused, new_words, parts_of_pass, read, run_passes, write
-
-HALF = np.float32(0.5)
+from ..cpu import HALF, ONE, ZERO, as_words, fused, new_words, parts_of_pass, read, run_passes, write
 
 
 def token_shift_forward(
