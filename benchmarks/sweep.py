@@ -69,9 +69,11 @@ def read_configurations(file: Path | None, grid: list[str]) -> dict[str, Configu
     axes, found = [_axis(word) for word in grid], dict[str, Configuration]()
     for given in _read(file) if file else [{}]:
         for choice in map(dict, itertools.product(*axes)):
-            configuration = {key: value for key, value in given.items() if key != "name"} | choice
+            # flags may be written as the command line has them
+            all_given = {key.replace("-", "_"): value for key, value in (given | choice).items()}
+            configuration = {key: value for key, value in all_given.items() if key != "name"}
             own, parts = ([str(given["name"])], choice) if "name" in given else ([], configuration)
-            words = own + [f"{key}={configuration[key]}" for key in parts]
+            words = own + [f"{key}={value}" for key, value in parts.items()]
             # what a folder may be called everywhere
             name = re.sub(r"[^\w.=+-]+", "-", "_".join(words)).strip("-.")
             if not name or name in found:

@@ -121,6 +121,14 @@ def test_grid_gives_each_value_with_each():
     }
 
 
+def test_flags_may_have_dashes_as_on_the_command_line(tmp_path):
+    file = tmp_path / "sweep.jsonl"
+    file.write_text('{"name": "a", "eval-every": 20}')
+    (configuration,) = read_configurations(file, ["save-every=10"]).values()
+    assert configuration == {"eval_every": 20, "save_every": 10}
+    check(configuration)
+
+
 def test_names_are_those_of_folders_and_stand_once(tmp_path):
     file = tmp_path / "sweep.toml"
     file.write_text('[[run]]\nname = "../a b"\nsteps = 2\n')
