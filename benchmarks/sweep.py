@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 from spikegpt.common.errors import SpikegptError
 from spikegpt.common.files import locked, write_atomically
 from spikegpt.common.tables import columns
-from spikegpt.config import ModelConfig, NeuronConfig, model_preset, train_preset
+from spikegpt.config import ModelConfig, NeuronConfig, TrainConfig, model_preset, train_preset
 from spikegpt.train.journal import read_metrics
 from spikegpt.train.stop_signals import StopSignals, exit_status
 
@@ -113,8 +113,12 @@ def check(configuration: Configuration) -> None:
         {item.name: rest.pop(item.name) for item in dataclasses.fields(kind) if item.name in rest}
         for kind in (ModelConfig, NeuronConfig)
     )
-    train_config = train_preset(preset)
-    type(train_config).from_dict({**train_config.to_dict(), **rest})
+    defaults = train_preset(preset).to_dict()
+    for key, value in rest.items():
+        # one of many, as in --data FILE
+        if isinstance(defaults.get(key), list | tuple) and not isinstance(value, list):
+            rest[key] = [value]
+    TrainConfig.from_dict({**defaults, **rest})
     if "from" not in configuration:
         dataclasses.replace(model_preset(preset, **model).neuron, **neuron)
 

@@ -129,6 +129,12 @@ def test_flags_may_have_dashes_as_on_the_command_line(tmp_path):
     check(configuration)
 
 
+def test_one_text_is_a_list_of_one():
+    (configuration,) = read_configurations(None, ["data=a text.txt"]).values()
+    check(configuration)
+    assert words_of(configuration) == ["--threads", "1", "--data", "a text.txt"]
+
+
 def test_names_are_those_of_folders_and_stand_once(tmp_path):
     file = tmp_path / "sweep.toml"
     file.write_text('[[run]]\nname = "../a b"\nsteps = 2\n')
