@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import processes
@@ -69,3 +70,14 @@ def test_the_demo_says_how_long_it_takes_before_it_is_silent(tmp_path):
     text = processes.run(["make", "-n", "-C", TREE, "-W", "pyproject.toml", "demo"]).stdout
     assert text.index("half a minute to some minutes") < text.index("pip install")
     assert text.index("a minute or two each") < text.index("train --preset")
+
+
+def test_the_folders_of_a_demo_are_none_of_lints_business(tmp_path):
+    """Which takes a folder in the tree for a package of ours: the tests have modules of such names."""
+    for part in ("pyproject.toml", "tests"):
+        copy = shutil.copytree if (TREE / part).is_dir() else shutil.copy
+        copy(TREE / part, tmp_path / part)
+    for module in (TREE / "tests" / "helpers").glob("*.py"):
+        (tmp_path / module.stem).mkdir()
+    done = processes.run([sys.executable, "-m", "ruff", "check", "--no-cache", "--select", "I", tmp_path])
+    assert done.returncode == 0, done.stdout

@@ -3,7 +3,6 @@
 import pytest
 from classification import write_examples
 from command_line import spikegpt
-
 from runs import MODEL, break_off, without_newest
 
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 from command_line import spikegpt
+from runs import MODEL, TRAIN, break_off, weights_of, without_newest
 from safetensors.torch import load_file, save_file
 
 from benchmarks.mutated_runs import FAULTS, try_all
-from runs import MODEL, TRAIN, break_off, weights_of, without_newest
 from spikegpt.checkpoint.files import write_manifest
 from spikegpt.checkpoint.run import latest_checkpoint, read_run_config
 from spikegpt.checkpoint.weights import load_model
