@@ -25,6 +25,7 @@ from ..common.errors import SpikegptError, Warn, warn_on_stderr
 from ..common.files import sync_folder, write_atomically
 from ..common.printing import command
 from ..config import ModelConfig, TrainConfig
+from ..config.train import BEFORE
 from ..data.tokenizers import Tokenizer
 from ..model.network import SpikeGPT
 from .files import FORMAT, MANIFEST, check_format, fault_of, read_json, save_tensors, write_manifest
@@ -258,7 +259,7 @@ def read_run_config(run: Path) -> dict[str, Any]:
 def configs_of(run: Path, values: dict[str, Any]) -> tuple[ModelConfig, TrainConfig]:
     """Return the configurations in `values`, what `read_run_config` gave; SpikegptError if they are none of a run."""
     try:
-        return ModelConfig.from_dict(values["model"]), TrainConfig.from_dict(values["train"])
+        return ModelConfig.from_dict(values["model"]), TrainConfig.from_dict({**BEFORE, **values["train"]})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SpikegptError(f"{run / 'config.json'} does not describe a run: {error}") from None
 

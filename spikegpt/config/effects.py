@@ -94,9 +94,11 @@ def _idle_in_neurons(model: ModelConfig, begins_with: Spiking | None) -> dict[st
 def _idle_in_losses(model: ModelConfig, train: TrainConfig) -> dict[str, str]:
     idle: dict[str, str] = {}
     if train.teacher is None:
-        idle["teacher_weight"] = "there is no teacher"
+        idle |= dict.fromkeys(("teacher_weight", "teacher_loss", "teacher_features"), "there is no teacher")
     elif train.teacher_weight == 0:
-        idle["teacher"] = "teacher_weight is 0"
+        idle["teacher_loss"] = "teacher_weight is 0"
+        if not train.teacher_features:
+            idle["teacher"] = "teacher_weight is 0"
     if train.firing_rate_target is None:
         idle["firing_rate_weight"] = "there is no firing_rate_target"
     elif train.firing_rate_weight == 0:
@@ -116,10 +118,14 @@ def _idle_in_losses(model: ModelConfig, train: TrainConfig) -> dict[str, str]:
 
 def _idle_in_schedules(train: TrainConfig) -> dict[str, str]:
     idle: dict[str, str] = {}
+    if train.optimizer != "muon":
+        idle["muon_lr"] = f"the optimizer is {train.optimizer}"
+    if train.schedule != "wsd":
+        idle["decay_share"] = f"the schedule is {train.schedule}"
     if train.lr == 0:
-        idle |= dict.fromkeys(("warmup_steps", "weight_decay", "lr_scales", "grad_clip"), "lr is 0")
+        idle |= dict.fromkeys(("muon_lr", "warmup_steps", "weight_decay", "lr_scales", "grad_clip"), "lr is 0")
     elif train.steps - train.warmup_steps < 2:
-        idle["lr_final"] = f"the warm-up of {train.warmup_steps} steps leaves no room for a cosine"
+        idle["lr_final"] = f"the warm-up of {train.warmup_steps} steps leaves no room for a decay"
     if train.eval_every and (train.save_every % train.eval_every == 0 or train.save_every > train.steps):
         idle["save_every"] = f"every evaluation saves, eval_every {train.eval_every}"
     return idle

@@ -7,6 +7,8 @@ from typing import ClassVar, Literal
 from .values import SEEDS, THREADS, Config, Range, check, is_number
 
 Precision = Literal["auto", "no", "bf16", "fp16"]
+# setting -> what it was before it was one: for the configurations of older runs, which lack it
+BEFORE = {"optimizer": "adamw", "schedule": "cosine"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +25,11 @@ class TrainConfig(Config):
         "bpe_vocab_size": Range(257, 2**20, "256 bytes and at least one pair; a vocabulary that large fits no text"),
         "threads": THREADS,
         "seed": SEEDS,
-        **dict.fromkeys(("lr", "lr_final", "weight_decay", "grad_clip", "l2wrap"), Range(0.0, math.inf)),
-        **dict.fromkeys(("firing_rate_weight", "synop_weight"), Range(0.0, math.inf)),
-        **dict.fromkeys(("betas", "adam_eps", "teacher_weight", "synop_warmup", "anneal"), Range(0.0, 1.0)),
+        **dict.fromkeys(("lr", "lr_final", "muon_lr", "weight_decay", "grad_clip", "l2wrap"), Range(0.0, math.inf)),
+        **dict.fromkeys(("firing_rate_weight", "synop_weight", "teacher_features"), Range(0.0, math.inf)),
+        **dict.fromkeys(
+            ("betas", "adam_eps", "teacher_weight", "synop_warmup", "anneal", "decay_share"), Range(0.0, 1.0)
+        ),
     }
 
     data: tuple[str, ...] = ("python-docs",)
@@ -43,9 +47,19 @@ class TrainConfig(Config):
     """windows per process and micro step"""
     grad_accumulation: int = 1
     """micro steps per optimizer step"""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: orthogonalised updates (Muon) of the blocks' matrices, and AdamW of all else"""
     lr: float = 3e-3
+    """of AdamW, after the warm-up"""
     lr_final: float = 1e-4
-    """end of the cosine"""
+    """end of the schedule"""
+    muon_lr: float = 0.02
+    """of Muon, after the warm-up; it falls by the same schedule as lr"""
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    """from lr to lr_final: half a cosine, or (warm-up, stable, decay) lr until the last decay_share of the steps, and a
+    straight line from there"""
+    decay_share: float = 0.4
+    """of wsd"""
     warmup_steps: int = 50
     betas: tuple[float, float] = (0.9, 0.99)
     adam_eps: float = 1e-8
@@ -71,7 +85,13 @@ class TrainConfig(Config):
     """folder of a trained run, the dense twin for instance, whose predictions are learned beside the text
     (distillation)"""
     teacher_weight: float = 0.5
-    """share of the teacher in the loss: (1 - weight) * cross-entropy + weight * KL(teacher || model)"""
+    """share of the teacher in the loss: (1 - weight) * cross-entropy + weight * teacher_loss"""
+    teacher_loss: Literal["kl", "reverse", "akl", "both"] = "kl"
+    """what is learned of the teacher's predictions: KL(teacher || model), or reverse KL(model || teacher), or both in
+    fixed shares, or the two weighed anew for every token (adaptive, akl)"""
+    teacher_features: float = 0.0
+    """weight of the squared distance from the teacher's stream after each block, both layer-normed; the teacher has as
+    many blocks of the same width"""
     freeze: tuple[str, ...] = ()
     """parameters that stay as they are, by name patterns: "emb.*", "blocks.[0-3].*", "*.att.*" """
     lr_scales: tuple[str, ...] = ()

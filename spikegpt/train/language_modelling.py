@@ -50,6 +50,11 @@ class LanguageModelling:
         self.accelerator, self.synapses = accelerator, bare_model.synapses()
         self.sampler = self._make_sampler()
         self.teacher = None if config.teacher is None else self._load_teacher(config.teacher)
+        # module of a block -> its stream at the last call, where features are taught
+        self._streams: dict[nn.Module, Tensor] = {}
+        if self.teacher is not None and config.teacher_features:
+            for block in (*bare_model.blocks, *self.teacher.blocks):
+                block.register_forward_hook(self._keep_stream)
         self.terms = make_terms(config, self.synapses, emits_spikes=bare_model.config.spiking != "none")
         self.state: State | None = None
         self.best: dict[str, Any] = {}
@@ -69,6 +74,14 @@ class LanguageModelling:
         model, tokenizer = load_model(folder)
         if tokenizer.fingerprint != self.data.tokenizer.fingerprint:
             raise SpikegptError(f"the teacher {folder} has another tokenizer; its tokens are not this run's")
+        if self.config.teacher_features:
+            for size in ("n_layer", "n_embd"):
+                theirs, ours = getattr(model.config, size), getattr(self.bare_model.config, size)
+                if theirs != ours:
+                    raise SpikegptError(
+                        f"the teacher {folder} has {size} {theirs}, the model {ours}: its stream cannot be learned; "
+                        "leave out --teacher-features"
+                    )
         return model.to(self.accelerator.device).eval()
 
     @property
@@ -100,12 +113,21 @@ class LanguageModelling:
             logits, state, spikes = self.model(ids, self.state)
             cross_entropy = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
         self.state = detach_state(state) if self.config.carry_state else None
-        reading = Reading(step, cross_entropy, logits, spikes, self._predictions(ids))
+        streams = self._streams_after(self.bare_model)
+        taught = self._predictions(ids)
+        reading = Reading(step, cross_entropy, logits, spikes, taught, streams, self._streams_after(self.teacher))
         return Forward(cross_entropy, {term.name: term(reading) for term in self.terms}, spikes)
 
     def rehearse(self) -> None:
         """Do the work of a micro step, forward and backward, for a clock to see; nothing is changed by it."""
         rehearse(self.bare_model, self.config.batch_size, self.bare_model.config.ctx_len, self.config.precision)
+
+    def _keep_stream(self, block: nn.Module, inputs: tuple, output: tuple) -> None:
+        self._streams[block] = output[0]
+
+    def _streams_after(self, model: SpikeGPT | None) -> list[Tensor]:
+        """The streams after each block of `model` at its last call, which are forgotten here."""
+        return [self._streams.pop(block) for block in model.blocks] if self._streams and model is not None else []
 
     @torch.no_grad()
     def _predictions(self, ids: Tensor) -> Tensor | None:

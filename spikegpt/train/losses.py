@@ -4,6 +4,7 @@ A new term is a class here and a line in `make_terms`. The order of the list is 
 makes a resumed run end as the unbroken one.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -16,6 +17,8 @@ from ..model.network import EMBEDDING
 from ..neuron import firing_rate
 from .schedules import synop_budget
 
+# of KL(teacher || model) in the teacher loss "both"; the rest is KL(model || teacher)
+FORWARD_SHARE = 0.2
 # share of the dense products below which a budget is small: its excess weighs more
 SMALL_BUDGET = 0.2
 
@@ -31,8 +34,11 @@ class Reading(NamedTuple):
     """(B, T, vocab_size)"""
     spikes: dict[str, Tensor]
     """emitting module -> (B, T, C)"""
-    taught: Tensor | None
+    taught: Tensor | None = None
     """the teacher's logits (B, T, vocab_size), None without one"""
+    features: Sequence[Tensor] = ()
+    """the stream after each block (B, T, n_embd), if a teacher's is to be learned"""
+    taught_features: Sequence[Tensor] = ()
 
 
 class Term(Protocol):
@@ -56,7 +62,9 @@ def make_terms(config: TrainConfig, synapses: dict[str, int], *, emits_spikes: b
     is_taught, rate = config.teacher is not None, config.firing_rate_target
     terms: list[Term] = [CrossEntropy(1 - config.teacher_weight if is_taught else 1.0)]
     if is_taught:
-        terms.append(Distillation(config.teacher_weight))
+        terms.append(Distillation(config.teacher_weight, config.teacher_loss))
+        if config.teacher_features:
+            terms.append(Features(config.teacher_features))
     if config.l2wrap:
         terms.append(L2Wrap(config.l2wrap))
     if rate is not None and emits_spikes:
@@ -88,14 +96,27 @@ class CrossEntropy:
 
 @dataclass(frozen=True)
 class Distillation:
-    """weight * KL(teacher || model)."""
+    """weight * divergence of the model's predictions from the teacher's, of the kind `teacher_loss`."""
 
     name: ClassVar[str] = "distillation"
     weight: float
+    kind: str
 
     def __call__(self, reading: Reading) -> Tensor:
         assert reading.taught is not None, "a distillation without a teacher"
-        return self.weight * distillation(reading.logits, reading.taught)
+        return self.weight * distillation(reading.logits, reading.taught, self.kind)
+
+
+@dataclass(frozen=True)
+class Features:
+    """weight * squared distance from the teacher's stream, mean over the blocks."""
+
+    name: ClassVar[str] = "features"
+    weight: float
+
+    def __call__(self, reading: Reading) -> Tensor:
+        pairs = zip(reading.features, reading.taught_features, strict=True)
+        return self.weight * torch.stack([feature_distance(ours, theirs) for ours, theirs in pairs]).mean()
 
 
 @dataclass(frozen=True)
@@ -155,10 +176,43 @@ def synop_weight(config: TrainConfig) -> float:
     return config.synop_weight * max(1.0, SMALL_BUDGET / config.synop_budget)
 
 
-def distillation(logits: Tensor, taught: Tensor) -> Tensor:
-    """Return KL(teacher || model) in nats per token (scalar), of logits (B, T, vocab_size) of both.
+def distillation(logits: Tensor, taught: Tensor, kind: str = "kl") -> Tensor:
+    """Return how far predictions are from the teacher's, nats per token (scalar), of logits (..., vocab_size) of both.
 
-    Source: Hinton, Vinyals and Dean 2015, at temperature 1.
+    `kind` is one of `TrainConfig.teacher_loss`.
+
+    Sources: Hinton, Vinyals and Dean 2015, at temperature 1 (kl); Wu et al. 2024, arXiv 2404.02657 (akl); shares of
+    `both`: arXiv 2601.21503.
     """
-    ours, theirs = (F.log_softmax(part.float().flatten(0, 1), dim=-1) for part in (logits, taught))
-    return F.kl_div(ours, theirs, log_target=True, reduction="batchmean")
+    ours, theirs = (F.log_softmax(part.float().flatten(0, -2), dim=-1) for part in (logits, taught))
+    if kind == "kl":
+        return _kl(theirs, ours).mean()
+    if kind == "reverse":
+        return _kl(ours, theirs).mean()
+    share = akl_share(ours.detach(), theirs) if kind == "akl" else FORWARD_SHARE
+    return (share * _kl(theirs, ours) + (1 - share) * _kl(ours, theirs)).mean()
+
+
+def _kl(of: Tensor, given: Tensor) -> Tensor:
+    """KL(of || given) in nats (N,), of log-probabilities (N, vocab_size)."""
+    return F.kl_div(given, of, log_target=True, reduction="none").sum(dim=-1)
+
+
+def akl_share(ours: Tensor, theirs: Tensor, head: float = 0.5) -> Tensor:
+    """Return the share of KL(teacher || model) in the adaptive KL of each token (N,), of log-probabilities (N, V).
+
+    The share is that of the teacher's head in all gaps |p - q|: its likeliest tokens while their probabilities add up
+    to at most `head`, and always the first. One half where there is no gap.
+    """
+    sorted_p, order = theirs.exp().sort(dim=-1, descending=True, stable=True)
+    is_head = sorted_p.cumsum(dim=-1) <= head
+    is_head[..., 0] = True
+    gaps = (sorted_p - ours.exp().gather(-1, order)).abs()
+    total = gaps.sum(dim=-1)
+    return torch.where(total > 0, (gaps * is_head).sum(dim=-1) / total, 0.5)
+
+
+def feature_distance(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Return the mean squared difference (scalar) of two streams (B, T, C), each layer-normed without gain."""
+    normed = [F.layer_norm(part.float(), part.shape[-1:]) for part in (ours, theirs)]
+    return (normed[0] - normed[1]).square().mean()

@@ -6,11 +6,16 @@ from ..config import TrainConfig
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Return the rate of optimizer step `step` (from 0): linear warm-up, then half a cosine down to lr_final."""
+    """Return the rate of optimizer step `step` (from 0): linear warm-up, then `config.schedule` down to lr_final."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
-    return config.lr_final + (config.lr - config.lr_final) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+    if config.schedule == "wsd":
+        decaying = max(config.decay_share * config.steps, 1)
+        left = min((config.steps - step) / decaying, 1.0)
+    else:
+        progress = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
+        left = (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+    return config.lr_final + (config.lr - config.lr_final) * left
 
 
 def synop_budget(step: int, config: TrainConfig) -> float:

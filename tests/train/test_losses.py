@@ -1,9 +1,12 @@
 """The terms of the loss: each worked out by hand, each logged by its name, and what each does to a training."""
 
+import dataclasses
+import json
 import math
 
 import pytest
 import torch
+from golden import GOLDEN
 from runs import MODEL, TRAIN, weights_of
 from torch import Tensor
 
@@ -13,32 +16,36 @@ from spikegpt.config import TrainConfig
 from spikegpt.train import language_modelling, loop
 from spikegpt.train import trainer as training
 from spikegpt.train.journal import read_metrics
-from spikegpt.train.losses import Reading, add_up, distillation, make_terms, synop_share, synop_weight
+from spikegpt.train.losses import Reading, add_up, akl_share, distillation, make_terms, synop_share, synop_weight
 
 READING = Reading(
     step=50,
     cross_entropy=torch.tensor(2.0),
     logits=torch.tensor([[[0.0, 3.0]]]),
     spikes={"emb": torch.ones(1, 1, 4), "a": torch.tensor([[[0.0, 2.0, -1.0, 0.0]]])},
+    features=[torch.tensor([[[0.0, 2.0]]]), torch.tensor([[[1.0, -1.0]]])],
     taught=torch.tensor([[[0.0, 3.0]]]),
+    taught_features=[torch.tensor([[[5.0, 3.0]]]), torch.tensor([[[7.0, 5.0]]])],
 )
 ALL = {"l2wrap": 0.5, "firing_rate_target": 0.3, "firing_rate_weight": 2.0, "synop_budget": 0.2, "synop_warmup": 0.1}
 
 
 def test_each_configured_term_is_worked_out_by_hand():
-    config = TrainConfig(steps=100, teacher="a run", teacher_weight=0.25, **ALL)
+    config = TrainConfig(steps=100, teacher="a run", teacher_weight=0.25, teacher_features=0.5, **ALL)
     values = {term.name: term(READING).item() for term in make_terms(config, {"a": 10}, emits_spikes=True)}
     assert values == pytest.approx(
         {
             "cross_entropy": 0.75 * 2,
             # the teacher says the same
             "distillation": 0.0,
+            # of two channels a layer norm leaves -1 and 1: opposite in the first block, alike in the second
+            "features": 0.5 * (2**2 + 0) / 2,
             "l2wrap": 0.5 / 2 * 3**2,
             # half of a's neurons fire; the binary embedding does not count
             "firing_rate": 2 * (0.5 - 0.3) ** 2,
             "synop_budget": 5 * (0.5 - 0.2),
         },
-        abs=1e-6,
+        abs=1e-4,
     )
 
 
@@ -49,6 +56,10 @@ def test_each_configured_term_is_worked_out_by_hand():
         ({}, ["cross_entropy", "synop_budget"]),
         ({"l2wrap": 1e-4, "teacher": "a run"}, ["cross_entropy", "distillation", "l2wrap", "synop_budget"]),
         ({"firing_rate_target": 0.1}, ["cross_entropy", "firing_rate", "synop_budget"]),
+        (
+            {"teacher": "a run", "teacher_features": 1.0, "synop_budget": 0.0},
+            ["cross_entropy", "distillation", "features"],
+        ),
     ],
 )
 def test_a_configuration_makes_the_terms_that_it_names(changes, names):
@@ -139,6 +150,50 @@ def test_distillation_is_the_divergence_worked_out_by_hand():
     wanted = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
     assert distillation(ours, theirs).item() == pytest.approx(wanted, rel=1e-6)
     assert distillation(theirs, theirs).item() == pytest.approx(0.0, abs=1e-7)
+    reverse = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    assert distillation(ours, theirs, "reverse").item() == pytest.approx(reverse, rel=1e-6)
+    assert distillation(ours, theirs, "both").item() == pytest.approx(0.2 * wanted + 0.8 * reverse, rel=1e-6)
+    # head: the teacher's 0.75, which is one gap of two equal ones
+    assert distillation(ours, theirs, "akl").item() == pytest.approx((wanted + reverse) / 2, rel=1e-6)
+
+
+def test_adaptive_kl_is_the_public_codes_number_by_number():
+    golden = json.loads((GOLDEN / "akl_a.json").read_text())
+    given, wanted = golden["input"], golden["expected"]
+    theirs, ours = (torch.tensor(given[name], dtype=torch.float64) for name in ("teacher_logits", "student_logits"))
+    log_p, log_q = (logits.log_softmax(dim=-1) for logits in (theirs, ours))
+    shares = torch.tensor([token["weights"][0] for token in wanted["tokens"]], dtype=torch.float64)
+    torch.testing.assert_close(akl_share(log_q, log_p, given["mu"]), shares, rtol=1e-9, atol=1e-9)
+    # the last token has no label
+    logits = ours[:-1].requires_grad_()
+    loss = distillation(logits, theirs[:-1], "akl")
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert loss.item() == pytest.approx(wanted["loss"], rel=1e-6)
+    torch.testing.assert_close(gradient, torch.tensor(wanted["gradient"][:-1]).double(), rtol=1e-5, atol=1e-6)
+
+
+def test_adaptive_kl_of_equal_predictions_is_nothing():
+    logits = torch.tensor([[1.0, 2.0, 3.0]], requires_grad=True)
+    loss = distillation(logits, logits.detach(), "akl")
+    loss.backward()
+    assert loss.item() == pytest.approx(0.0, abs=1e-7) and logits.grad.abs().max() < 1e-6
+
+
+def test_only_a_teacher_of_the_same_shape_teaches_its_stream(make_run):
+    teacher = make_run("teacher", model=dataclasses.replace(MODEL.twin(), n_embd=8), steps=1)
+    with pytest.raises(SpikegptError, match=r"teacher has n_embd 8, the model 16: .* leave out --teacher-features"):
+        make_run("pupil", teacher=str(teacher), teacher_features=1.0)
+
+
+@pytest.mark.slow
+def test_a_pupil_comes_near_its_teachers_stream(make_run):
+    teacher = make_run("teacher", model=MODEL.twin(), steps=120, lr=1e-2)
+    distances = {}
+    for weight in (1e-9, 3.0):
+        run = make_run(f"pupil{weight}", steps=40, lr=1e-2, teacher=str(teacher), teacher_features=weight)
+        last = [line for line in read_metrics(run) if line["kind"] == "train"][-1]
+        distances[weight] = last["losses"]["features"] / weight
+    assert distances[3.0] < 0.7 * distances[1e-9]
 
 
 @pytest.mark.slow

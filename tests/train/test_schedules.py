@@ -17,6 +17,16 @@ def test_learning_rate_warms_up_and_ends_at_lr_final():
     assert learning_rate(10, config) == pytest.approx(0.1)
 
 
+def test_a_stable_rate_falls_in_a_straight_line_at_the_end():
+    config = dataclasses.replace(TRAIN, steps=10, warmup_steps=2, lr=1.0, lr_final=0.2, schedule="wsd", decay_share=0.4)
+    found = [learning_rate(step, config) for step in range(11)]
+    assert found == pytest.approx([0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2])
+    whole = dataclasses.replace(config, warmup_steps=0, decay_share=1.0)
+    assert [learning_rate(step, whole) for step in (0, 5, 10)] == pytest.approx([1.0, 0.6, 0.2])
+    never = dataclasses.replace(config, decay_share=0.0)
+    assert {learning_rate(step, never) for step in range(2, 10)} == {1.0}
+
+
 def test_the_budget_shrinks_to_its_end_over_the_warmup():
     budget = TrainConfig(steps=100, synop_budget=0.2, synop_warmup=0.5)
     assert [synop_budget(step, budget) for step in (0, 25, 50, 99)] == pytest.approx([1.0, 0.6, 0.2, 0.2])
