@@ -28,7 +28,19 @@ Device = Annotated[str, arg(help="auto, cpu, cuda, or cuda:N; auto is the GPU wh
 
 
 @dataclass(kw_only=True)
-class Resume:
+class Training:
+    """Where and how a training runs; no part of the run."""
+
+    cache: Annotated[Path | None, arg(help="where token files are kept")] = None
+    device: Device = "auto"
+    shard: Annotated[
+        bool, arg(help="of several processes each holds only its share of weights, gradients and optimizer (FSDP)")
+    ] = False
+    json: Annotated[bool, arg(help="print the result as one line of JSON, and no progress")] = False
+
+
+@dataclass(kw_only=True)
+class Resume(Training):
     """What `train --resume` takes; all else stands in the run's own configuration."""
 
     resume: Annotated[
@@ -38,12 +50,6 @@ class Resume:
             "but --data and --teacher if its text or teacher lies elsewhere now"
         ),
     ] = None
-    cache: Annotated[Path | None, arg(help="where token files are kept")] = None
-    device: Device = "auto"
-    shard: Annotated[
-        bool, arg(help="of several processes each holds only its share of weights, gradients and optimizer (FSDP)")
-    ] = False
-    json: Annotated[bool, arg(help="print the result as one line of JSON, and no progress")] = False
 
 
 @dataclass(kw_only=True)
@@ -81,6 +87,19 @@ class Train(Resume):
             help="begin with the weights, sizes and tokenizer of this folder; dense ones may become --spiking input",
         ),
     ] = None
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass(kw_only=True)
+class Convert(Training):
+    """Turn a dense model into a spike-driven one: neurons are fitted, and healed while the dense model teaches.
+
+    A run's own text, seed and batch size are taken, and 3 steps for 7 of its own.
+    """
+
+    run: Annotated[Positional[Path], arg(help="folder of a dense run, of a checkpoint, or of an imported model")]
+    out: Annotated[Path | None, arg(help="run folder; by default RUN-spiking")] = None
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 

@@ -1,16 +1,21 @@
-"""The verb `train`. The same parser reads its flags twice: first those that decide the defaults of the others."""
+"""The verbs `train` and `convert`. Their flags are read twice: first those that decide the defaults of the others."""
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from tyro import MISSING
 from tyro.conf import OmitArgPrefixes
 
 from ..common.printing import command, one_line
-from ..config import PRESETS, SPIKING, model_preset, train_preset
+from ..config import HEALING, PRESETS, SPIKING, ModelConfig, TrainConfig, model_preset, train_preset
 from ..config.effects import idle_in_training
 from .idle import warn_of_idle
-from .options import Moved, Start, Train
+from .options import Convert, Moved, Start, Train
 from .parsing import UsageError, parse
+
+if TYPE_CHECKING:
+    from ..train.trainer import TrainResult
 
 # what `train --help` shows
 EVERYDAY = (
@@ -25,6 +30,7 @@ EVERYDAY = (
     "--batch-size",
     "--device",
 )
+CONVERT_EVERYDAY = ("--data", "--out", "--steps", "--synop-budget", "--lr", "--teacher-features", "--device")
 
 
 def train_verb(arguments: list[str]) -> int:
@@ -32,7 +38,6 @@ def train_verb(arguments: list[str]) -> int:
     defaults = _train_defaults(start)
     options = _parse(arguments, start, defaults)
     from ..train import trainer as train
-    from ..train.stop_signals import exit_status
 
     if options.resume is not None:
         moved, others = parse(Moved, "train", arguments, return_unknown_args=True)
@@ -49,7 +54,7 @@ def train_verb(arguments: list[str]) -> int:
             shard=options.shard,
         )
     else:
-        _warn(options, defaults)
+        _warn(options, defaults, options.from_)
         name = options.from_.resolve().name + "-tuned" if options.from_ else options.preset
         out = options.out or Path("runs") / f"{name}-{options.model.spiking}"
         result = train.train(
@@ -62,10 +67,43 @@ def train_verb(arguments: list[str]) -> int:
             device=options.device,
             shard=options.shard,
         )
+    return _tell(result, options.json)
+
+
+def convert_verb(arguments: list[str]) -> int:
+    """As `train --from RUN --spiking input --teacher RUN` with the run's own text."""
+    unread = Convert(run=MISSING, model=ModelConfig(), train=TrainConfig(**HEALING))
+    options = parse(OmitArgPrefixes[Convert], "convert", arguments, CONVERT_EVERYDAY, default=unread)
+    if options.model.spiking != "input":
+        raise UsageError("what is converted becomes --spiking input; for another block: train --from RUN --spiking ...")
+    from ..train import trainer as train
+    from ..train.convert import healing_of
+
+    model, training = healing_of(options.run)
+    defaults = Convert(run=options.run, model=model, train=training)
+    options = parse(OmitArgPrefixes[Convert], "convert", arguments, default=defaults)
+    _warn(options, defaults, options.run)
+    result = train.train(
+        options.model,
+        options.train,
+        options.out or Path("runs") / f"{options.run.resolve().name}-spiking",
+        start=options.run,
+        cache=options.cache,
+        quiet=options.json,
+        device=options.device,
+        shard=options.shard,
+    )
+    return _tell(result, options.json)
+
+
+def _tell(result: "TrainResult", as_json: bool) -> int:
+    """Say how a training ended, and how to go on; return the exit status."""
+    from ..train.stop_signals import exit_status
+
     status = exit_status(result.signal) if result.interrupted else 0
     if not result.is_main:
         return status
-    if options.json:
+    if as_json:
         valid = result.valid.to_dict() if result.valid else None
         print(
             json.dumps({"run": str(result.run), "step": result.step, "interrupted": result.interrupted, "valid": valid})
@@ -93,14 +131,14 @@ def _parse(arguments: list[str], start: Start, defaults: Train) -> Train:
     return options
 
 
-def _warn(given: Train, defaults: Train) -> None:
-    """Warn of what differs from the defaults, but changes nothing in this training."""
+def _warn(given: Train | Convert, defaults: Train | Convert, start: Path | None) -> None:
+    """Warn of what differs from the defaults, but changes nothing in this training, which begins with `start`."""
     from ..train.convert import read_model_config
 
     idle = idle_in_training(
         given.model,
         given.train,
-        begins_with=read_model_config(given.from_).spiking if given.from_ else None,
+        begins_with=read_model_config(start).spiking if start else None,
         has_rows=given.train.text_column == defaults.train.text_column or _has_rows(given.train.data),
     )
     pairs = ((given.model, defaults.model), (given.model.neuron, defaults.model.neuron), (given.train, defaults.train))

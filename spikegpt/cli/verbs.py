@@ -38,14 +38,15 @@ from .options import (
     Info,
 )
 from .parsing import HELP, UsageError, parse
-from .training import train_verb
+from .training import convert_verb, train_verb
 
 USAGE = f"""spikegpt {__version__}: train spiking language models, and compare them with their dense RWKV twin
 
   spikegpt train                  train a spike-driven model (--preset {" | ".join(PRESETS)})
   spikegpt train --spiking none   train its dense twin; --spiking output: the published block
-  spikegpt train --from RUN       go on from trained weights, or turn dense ones into spiking ones (--spiking input)
+  spikegpt train --from RUN       go on from trained weights, of the same block or dense ones in another
   spikegpt train --resume RUN     continue a run that was broken off
+  spikegpt convert RUN            turn a dense model into a spike-driven one, healed while the dense one teaches it
   spikegpt data [NAME]            list corpora, or fetch one: enwik8, wikitext-103, ..., OWNER/NAME of Hugging Face
   spikegpt generate RUN "Once"    write text, token by token
   spikegpt evaluate RUN...        bits per byte, perplexities, firing rates, of runs side by side; --last-word FILE
@@ -296,6 +297,7 @@ def _show(values: dict[str, Any], as_json: bool, indent: str = "") -> None:
 
 VERBS = {
     "train": train_verb,
+    "convert": convert_verb,
     "data": data_verb,
     "generate": generate_verb,
     "evaluate": evaluate_verb,
@@ -315,8 +317,7 @@ _MEANT = {
     "resume": "train --resume RUN",
     "continue": "train --resume RUN",
     "finetune": "train --from RUN, or finetune-classify RUN",
-    "distill": "train --teacher RUN",
-    "convert": "train --from RUN --spiking input, or import FILE",
+    "distill": "convert RUN, or train --teacher RUN",
     "sample": "generate RUN",
     "eval": "evaluate RUN",
     "test": "evaluate RUN",

@@ -2,11 +2,12 @@
 
 from .model import SPIKING, ModelConfig, Spiking, default_neuron
 from .neuron import INPUT_NEURON, NeuronConfig
-from .presets import PRESETS, model_preset, train_preset
+from .presets import HEALING, PRESETS, model_preset, train_preset
 from .sampling import SamplingConfig
 from .train import ClassifyConfig, TrainConfig
 
 __all__ = [
+    "HEALING",
     "INPUT_NEURON",
     "PRESETS",
     "SPIKING",

@@ -29,6 +29,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
+# of a spike-driven model that its dense beginning teaches: what measured best in benchmarks/recipe.py
+HEALING: dict[str, Any] = {"lr": 3e-3, "teacher_weight": 0.9, "teacher_features": 3.0, "anneal": 0.3}
+
 
 def model_preset(name: str, **changes) -> ModelConfig:
     """Return the ModelConfig of a preset, with `changes` applied; ValueError if no preset has this name."""

@@ -35,7 +35,7 @@ _SPIKE_SETTINGS = {
     "verify_spikes",
 }
 # a pupil's twin learns from the text alone
-_TEACHING_SETTINGS = {"teacher", "teacher_weight"}
+_TEACHING_SETTINGS = {"teacher", "teacher_weight", "teacher_loss", "teacher_features"}
 # of a model: what only its spikes know
 _NEURON_SETTINGS = {"neuron", "hidden_levels", "spiking_head", "binary_embedding"}
 

@@ -8,6 +8,7 @@ number for number. Then training anneals the neurons in (`TrainConfig.anneal`, `
 import dataclasses
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +18,16 @@ from ..checkpoint import run as checkpoint
 from ..checkpoint.run import find_model
 from ..checkpoint.weights import load_weights, open_model
 from ..common.errors import SpikegptError, Warn, warn_on_stderr
-from ..config import ModelConfig, TrainConfig
+from ..config import HEALING, ModelConfig, TrainConfig
 from ..model.mixers import Mixer
 from ..model.network import PlacedSite, SpikeGPT
 from ..neuron.lif import LIF
 from ..neuron.thresholds import FITTED_CURRENTS, best_thresholds
 
 FITTED_WINDOWS = 8
+OWN = "data", "text_column", "seed", "batch_size", "grad_accumulation"
+# of the dense model's own: three tenths of all steps together
+HEALED_STEPS = 3 / 7
 
 
 def read_model_config(start: Path) -> ModelConfig:
@@ -58,6 +62,28 @@ def defaults_from(start: Path, **changes) -> tuple[ModelConfig, TrainConfig]:
     else:
         training = TrainConfig(tokenizer=tokenizer, lr=3e-4, lr_final=3e-5)
     return dataclasses.replace(there, **changes), training
+
+
+def healing_of(start: Path, **changes) -> tuple[ModelConfig, TrainConfig]:
+    """Return the configurations with which the dense model in `start` becomes spike-driven and is healed, taught by it.
+
+    A run gives its text, seed and batch size, and HEALED_STEPS of its steps; all else has the defaults of a new run.
+
+    Raises:
+        SpikegptError: no whole model is there, or it is not dense.
+    """
+    model, training = defaults_from(start, spiking="input", **changes)
+    if (found := read_model_config(start).spiking) != "none":
+        raise SpikegptError(f"{start} has --spiking {found}; only a dense model (--spiking none) is converted")
+    own: dict[str, Any] = {}
+    run = checkpoint.run_of(start)
+    if run is not None:
+        _, begun = checkpoint.configs_of(run, checkpoint.read_run_config(run))
+        own = {
+            name: getattr(begun, name) for name in ("data", "text_column", "seed", "batch_size", "grad_accumulation")
+        }
+        own["steps"] = max(round(HEALED_STEPS * begun.steps), 1)
+    return model, dataclasses.replace(training, teacher=str(start), **HEALING, **own)
 
 
 def check_shape(model: ModelConfig, start: Path) -> None:
@@ -129,7 +155,8 @@ def fit_neurons(model: SpikeGPT, ids: Tensor) -> None:
             for half, site in zip((block.att, block.ffn), block.sites, strict=True):
                 neuron = getattr(block, site.name)
                 if isinstance(neuron, LIF):
-                    half.scale(half.last_product, neuron.spike_worth)
+                    # a worth for each of the outputs, which are rows
+                    half.scale(half.last_product, torch.as_tensor(neuron.spike_worth).unsqueeze(-1))
         return
     sites = {name: placed for name, placed in model.sites().items() if isinstance(placed.neuron, LIF)}
     worths: dict[nn.Module, dict[str, Tensor]] = {placed.owner: {} for placed in sites.values()}

@@ -263,7 +263,7 @@ def test_resume_refuses_other_flags_and_names_those_that_were_given(begun, train
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["sing"], "unknown verb 'sing'; known: train, data, generate"),
+        (["sing"], "unknown verb 'sing'; known: train, convert, data, generate"),
         (["train", "--preset", "huge"], "huge"),
         (["train", "--n-layers", "3"], "--n-layer"),
         (["train", "--n-layer", "0"], "n_layer must be a whole number from 1 to 1,024, got 0"),

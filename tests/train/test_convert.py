@@ -41,6 +41,7 @@ def spiking_config(**changes) -> ModelConfig:
         {"neuron": NeuronConfig(membrane_decay=0.3, learnable_decay=True, learnable_threshold=True)},
         {"spiking": "output"},
         {"spiking": "output", "neuron": NeuronConfig(threshold=0.25)},
+        {"spiking": "output", "neuron": NeuronConfig(threshold=0.25, learnable_threshold=True)},
     ],
     ids=str,
 )

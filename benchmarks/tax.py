@@ -1,0 +1,215 @@
+"""The tax of spikes at equal total tokens, and what they gain at equal operations, against the best dense twin.
+
+    python benchmarks/tax.py --data NOVELS                     2.0M, 2,000 steps of 16 x 128 (4M tokens), three seeds
+    python benchmarks/tax.py --data NOVELS --steps 8000 --seeds 0     16M tokens
+    python benchmarks/tax.py --quick                           a minute, the built-in corpus, no published number
+
+For each seed: the twin, which reads all tokens; a student that begins as a dense model of DENSE_SHARE of the steps and
+is healed with neurons for the rest, taught by what it began as (so its tokens, the teacher's included, are the twin's);
+the same at BUDGETS; and the finished twin with neurons, healed for HEALED_SHARE more. For the first seed also a student
+that nobody taught, one from scratch, and twins of NARROW widths, between which the bits of a dense model of as many
+operations are interpolated. One thread each, `--jobs` at once; what exists is kept, what was broken off goes on.
+
+Bits and firing are of the whole valid split, read once with carried state; operations are products as built (zeros left
+out, a spike of n as n accumulations), head included. Writes results/tax.json (tax_16m.json and so on for other numbers
+of tokens) and a picture. Last line: JSON with dense_bits, tax, firing, tax_at_0.10, healing_tax, gain_equal_operations,
+tokens and seeds.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from measure import commit, write_result
+from sweep import Configuration, keep_configurations, read_results, sweep
+
+from neuromorphic import OpCounter
+from neuromorphic.report.measurement import layer_ops
+from spikegpt.checkpoint.weights import load_model
+from spikegpt.common.errors import SpikegptError
+from spikegpt.common.files import locked
+from spikegpt.data.prepare import prepare
+from spikegpt.evaluate.perplexity import evaluate_stream
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+SIZES = {"n_layer": 4, "n_embd": 192, "ctx_len": 128, "batch_size": 16}
+# of both sides' steps, found by recipe.py
+DENSE = {"spiking": "none", "optimizer": "muon", "lr": 4e-3, "muon_lr": 0.02}
+HEALING = {"lr": 3e-3, "teacher_weight": 0.9, "teacher_features": 3.0, "anneal": 0.3}
+SCRATCH = {"spiking": "input", "lr": 6e-3}
+DENSE_SHARE, HEALED_SHARE = 0.7, 0.1
+# shares of the dense products; a little below what is compared, for a budget is reached from above
+COMPARED, SMALL = 0.19, 0.095
+BUDGETS = (0.05, SMALL, COMPARED, 0.30)
+NARROW = (96, 128)
+SEEDS = (0, 1, 2)
+COUNTED = 8192
+
+
+def configurations(options, out: Path) -> list[dict[str, Configuration]]:
+    """Return what is to be trained, in two stages: the second begins with models of the first."""
+    always = {"data": options.data, "sample_every": 0, "eval_every": 0, "keep": 1}
+    steps, first = options.steps, options.seeds[0]
+    dense: dict[str, Configuration] = {}
+    students: dict[str, Configuration] = {}
+
+    def heal(start: str, share: float, seed: int, budget: float, **changes) -> Configuration:
+        begun = str((out / start).absolute())
+        taught = {"teacher": begun, **options.healing}
+        return {
+            **{"from": begun, "spiking": "input"},
+            **always,
+            **{"batch_size": options.sizes["batch_size"], "steps": round(share * steps), "seed": seed},
+            **{"synop_budget": budget, **taught, **changes},
+        }
+
+    for seed in options.seeds:
+        shared = {**options.sizes, **always, **options.dense, "seed": seed}
+        dense[f"twin-{seed}"] = {**shared, "steps": steps}
+        dense[f"start-{seed}"] = {**shared, "steps": round(DENSE_SHARE * steps)}
+        for budget in BUDGETS if seed == first else (SMALL, COMPARED):
+            students[f"student-{seed}-{budget}"] = heal(f"start-{seed}", 1 - DENSE_SHARE, seed, budget)
+        students[f"healed-{seed}"] = heal(f"twin-{seed}", HEALED_SHARE, seed, COMPARED)
+    for width in options.narrow:
+        dense[f"narrow-{width}"] = {**shared, "seed": first, "steps": steps, "n_embd": width}
+    alone = heal(f"start-{first}", 1 - DENSE_SHARE, first, COMPARED)
+    students["untaught"] = {key: value for key, value in alone.items() if not key.startswith("teacher")}
+    students["scratch"] = {**options.sizes, **always, **SCRATCH, "steps": steps, "synop_budget": COMPARED}
+    return [dense, students]
+
+
+def evaluate(run: Path, data: list[str]) -> dict:
+    """Return bits, firing and operations of a run on the valid split; kept beside it."""
+    kept = run.with_suffix(".valid.json")
+    if not kept.exists():
+        model, tokenizer = load_model(run)
+        valid = np.asarray(prepare(data, tokenizer).split("valid"))
+        found = evaluate_stream(model, valid, tokenizer)
+        with OpCounter(model) as counter, counter.phase("prefill"):
+            evaluate_stream(model, valid[:COUNTED], tokenizer)
+        layers = layer_ops(counter.tally(), "prefill", None)
+        facts = {
+            "bits": found.bits_per_byte,
+            "firing": found.firing_rate,
+            "macs": sum(layer.built_macs for layer in layers),
+            "acs": sum(layer.built_acs for layer in layers),
+            "parameters": model.count_parameters(),
+        }
+        kept.write_text(json.dumps(facts))
+    return json.loads(kept.read_text())
+
+
+def summarise(found: dict[str, dict], seeds: list[int]) -> dict:
+    """Return what the runs come to; taxes are of the means over the seeds."""
+
+    def mean(name: str, what: str = "bits") -> float:
+        return statistics.mean(found[name.format(seed=seed)][what] for seed in seeds)
+
+    twin, first = mean("twin-{seed}"), seeds[0]
+    student = f"student-{{seed}}-{COMPARED}"
+    by_seed = [found[student.format(seed=seed)]["bits"] / found[f"twin-{seed}"]["bits"] - 1 for seed in seeds]
+    summary = {
+        "dense_bits": twin,
+        "tax": mean(student) / twin - 1,
+        "tax_by_seed": by_seed,
+        "firing": mean(student, "firing"),
+        "tax_at_0.10": mean(f"student-{{seed}}-{SMALL}") / twin - 1,
+        "firing_at_0.10": mean(f"student-{{seed}}-{SMALL}", "firing"),
+        "healing_tax": mean("healed-{seed}") / twin - 1,
+        "healing_firing": mean("healed-{seed}", "firing"),
+        "tax_untaught": found["untaught"]["bits"] / found[f"twin-{first}"]["bits"] - 1,
+        "tax_from_scratch": found["scratch"]["bits"] / found[f"twin-{first}"]["bits"] - 1,
+    }
+    ours = found[student.format(seed=first)]
+    summary["gain_equal_operations"] = 1 - ours["bits"] / dense_bits_at(ours["macs"] + ours["acs"], found, first)
+    return summary
+
+
+def dense_bits_at(operations: float, found: dict[str, dict], seed: int) -> float:
+    """Return the bits of a dense model of so many operations per token, between (in logarithms) those trained."""
+    names = [name for name in found if name.startswith("narrow-")] + [f"twin-{seed}"]
+    points = sorted((np.log(found[name]["macs"] + found[name]["acs"]), found[name]["bits"]) for name in names)
+    return float(np.interp(np.log(operations), *zip(*points, strict=True)))
+
+
+def draw(found: dict[str, dict], seed: int, title: str, path: Path) -> None:
+    """Bits against operations: the students of one seed by budget, the twin and the narrower ones."""
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+
+    def curve(names: list[str], style: str, colour: str, label: str) -> None:
+        points = sorted((found[name]["macs"] + found[name]["acs"], name) for name in names)
+        x, y = [operations / 1e3 for operations, _ in points], [found[name]["bits"] for _, name in points]
+        axes.plot(x, y, style, color=colour, label=label)
+        for across, up, (_, name) in zip(x, y, points, strict=True):
+            firing = found[name]["firing"]
+            text = f"{firing:.0%} firing" if firing is not None else f"width {found[name]['width']}"
+            axes.annotate(text, (across, up), textcoords="offset points", xytext=(6, 6), fontsize=9)
+
+    students = [name for name in found if name.startswith(f"student-{seed}-")]
+    curve(students, "o-", "C0", "spike-driven, begun dense, taught")
+    dense = [name for name in found if name.startswith("narrow-")] + [f"twin-{seed}"]
+    curve(dense, "s-", "C7", "dense, as many tokens")
+    twin = found[f"twin-{seed}"]["bits"]
+    axes.axhline(1.03 * twin, color="C7", linewidth=0.8, linestyle=":", label="the twin + 3 %")
+    axes.set(ylabel="bits per byte, valid split", title=title, xlim=(0, None))
+    axes.set_xlabel("operations per token in matrix products as built (thousands)")
+    axes.margins(x=0.1, y=0.1)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", default=["python-docs"])
+    parser.add_argument("--steps", type=int, default=2000, help="of the twin: all that a student and its teacher read")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--runs", type=Path, help="by default runs/tax-STEPS")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    options.sizes, options.dense, options.healing, options.narrow = SIZES, DENSE, HEALING, NARROW
+    if options.quick:
+        options.sizes, options.narrow = {"n_layer": 2, "n_embd": 48, "ctx_len": 32, "batch_size": 8}, (32,)
+        options.steps, options.seeds, options.runs = 60, [0], Path(tempfile.mkdtemp())
+    out = (options.runs or Path(f"runs/tax-{options.steps}")).absolute()
+    options.data = [str(Path(name).absolute()) if Path(name).exists() else name for name in options.data]
+    found = {}
+    try:
+        with locked(out):
+            for stage in configurations(options, out):
+                keep_configurations(out, stage)
+                if sweep(out, stage, options.jobs, [], commit()):
+                    sys.exit("interrupted; the same command goes on")
+                results = read_results(out)
+                for name in stage:
+                    if "error" in results[name]:
+                        sys.exit(f"error: {name}: {results[name]['error']}")
+                    found[name] = {**evaluate(out / name, options.data), "width": width_of(out / name)}
+    except SpikegptError as error:
+        sys.exit(f"error: {error}")
+    tokens = options.steps * options.sizes["batch_size"] * options.sizes["ctx_len"]
+    summary = {**summarise(found, list(options.seeds)), "tokens": tokens, "seeds": list(options.seeds)}
+    if not options.quick:
+        corpus = Path(options.data[0]).name
+        recipe = {"sizes": SIZES, "dense": DENSE, "healing": HEALING, "scratch": SCRATCH, "dense_share": DENSE_SHARE}
+        name = "tax" if options.steps == 2000 else f"tax_{round(tokens / 1e6)}m"
+        path = write_result(name, {**summary, "corpus": corpus, "recipe": recipe, "runs": found})
+        draw(found, options.seeds[0], f"{corpus}, {tokens / 1e6:.1f}M tokens", path.with_suffix(".png"))
+    print(json.dumps(summary))
+
+
+def width_of(run: Path) -> int:
+    return json.loads((run / "config.json").read_text())["model"]["n_embd"]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    main()
