@@ -55,13 +55,15 @@ def prepare(folder: Path) -> None:
     config = TrainConfig(
         data=(str(folder / "text.txt"),), steps=2, batch_size=1, warmup_steps=1, eval_tokens=64, threads=1
     )
-    train(sizes, config, folder / "run", cache=folder / "cache", quiet=True)
+    for name, model in (("run", sizes), ("dense", sizes.twin())):
+        train(model, config, folder / name, cache=folder / "cache", quiet=True)
 
 
 # what makes each verb work, and soon
 BASES = {
     "train": "--data text.txt --out new --cache cache --steps 1 --n-layer 1 --n-embd 8 --ctx-len 8 --batch-size 1 "
     "--eval-tokens 64 --warmup-steps 0",
+    "convert": "dense --out healed --cache cache --steps 1 --eval-tokens 64 --warmup-steps 0",
     "data": "text.txt --binidx tokens",
     "generate": "run a --max-tokens 2",
     "evaluate": "run --tokens 32 --cache cache",

@@ -38,7 +38,7 @@ def refused(*words: str, status: int = 2) -> str:
     [
         ("resume runs/a", "did you mean: spikegpt train --resume RUN?"),
         ("evalute runs/a", "did you mean: spikegpt evaluate?"),
-        ("sing", "known: train, data, generate"),
+        ("sing", "known: train, convert, data, generate"),
         ("train --n-layers 3", "unknown: --n-layers, 3; did you mean --n-layer?; see: spikegpt train --help"),
         ("train --n-layer x", "--n-layer: want a whole number, got 'x'"),
         ("train --firing-rate-target x", "--firing-rate-target: want a number, got 'x'"),

@@ -1,0 +1,127 @@
+"""Levers of both sides, each alone against the recipe of tax.py: how dense models and spike-driven students learn best.
+
+    python benchmarks/recipe.py --data NOVELS      2.0M, 600 steps of 16 x 128 each, one seed: about an hour and a half
+    python benchmarks/recipe.py --quick            a minute, the built-in corpus, no published number
+
+A dense lever changes one thing of the best dense recipe, at equal tokens; a student's changes one of the best healing,
+of the same dense model (`start`), which teaches it. Bits and firing are of the beginning of the valid split (65,536
+tokens), read with carried state. One thread each, `--jobs` at once; what exists is kept. Writes results/recipe.json.
+Last line: JSON with dense and student: lever -> [bits, firing].
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from measure import commit, write_result
+from sweep import Configuration, keep_configurations, read_results, sweep
+from tax import COMPARED, DENSE, HEALING, SCRATCH, SIZES
+
+from spikegpt.common.errors import SpikegptError
+from spikegpt.common.files import locked
+
+STEPS = 600
+ADAMW = {"optimizer": "adamw"}
+# what each changes; "best" changes nothing
+DENSE_LEVERS: dict[str, Configuration] = {
+    "best": {},
+    "adamw": ADAMW,
+    "adamw, twice the rate": {**ADAMW, "lr": 8e-3},
+    "half of Muon's rate": {"muon_lr": 0.01},
+    "twice Muon's rate": {"muon_lr": 0.04},
+    "half of AdamW's rate": {"lr": 2e-3},
+    "twice AdamW's rate": {"lr": 8e-3},
+    "warm-up, stable, decay over 40 %": {"schedule": "wsd"},
+    "down to a tenth": {"lr_final": 4e-4},
+    "weight decay 0.1": {"weight_decay": 0.1},
+    "dropout 0.03": {"dropout": 0.03},
+    "half the batch, twice the steps": {"batch_size": 8, "steps": 2 * STEPS},
+    "twice the batch, half the steps": {"batch_size": 32, "steps": STEPS // 2},
+}
+STUDENT_LEVERS: dict[str, Configuration] = {
+    "best": {},
+    "not taught": {"teacher": None},
+    "predictions alone": {"teacher_features": 0.0},
+    "half cross-entropy": {"teacher_weight": 0.5},
+    "adaptive KL": {"teacher_loss": "akl"},
+    "reverse KL": {"teacher_loss": "reverse"},
+    "Muon": {"optimizer": "muon", "muon_lr": 0.01},
+    "twice the levels": {"levels": 8, "hidden_levels": 16},
+    "one level": {"levels": 1, "hidden_levels": 1},
+    "all neurons at once": {"anneal": 0.0},
+    "half the rate": {"lr": 1.5e-3},
+    "half the batch, twice the steps": {"batch_size": 8, "steps": 2 * STEPS},
+}
+
+
+def named(side: str, lever: str) -> str:
+    return f"{side}-{lever}".replace(",", "").replace(" ", "-").replace("%", "percent")
+
+
+def stages(options, out: Path) -> list[dict[str, Configuration]]:
+    always = {"data": options.data, "sample_every": 0, "eval_every": 0, "keep": 1}
+    shared = {**options.sizes, **always, **DENSE, "steps": options.steps}
+    scale = options.steps / STEPS
+
+    def changed(base: Configuration, lever: Configuration) -> Configuration:
+        made = {**base, **lever}
+        if "steps" in lever:
+            made["steps"] = round(lever["steps"] * scale)
+        return {key: value for key, value in made.items() if value is not None}
+
+    dense = {named("dense", name): changed(shared, lever) for name, lever in DENSE_LEVERS.items()}
+    begun = str((out / named("dense", "best")).absolute())
+    healed = {
+        **{"from": begun, "teacher": begun, "spiking": "input", "steps": options.steps, "synop_budget": COMPARED},
+        **always,
+        **{"batch_size": options.sizes["batch_size"], **HEALING},
+    }
+    students = {}
+    for name, lever in STUDENT_LEVERS.items():
+        made = changed(healed, lever)
+        if "teacher" not in made:
+            made = {key: value for key, value in made.items() if not key.startswith("teacher")}
+        students[named("student", name)] = made
+    students["student-from-scratch"] = {**options.sizes, **always, **SCRATCH, "steps": options.steps}
+    return [dense, students]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", default=["python-docs"])
+    parser.add_argument("--runs", type=Path, default=Path("runs/recipe"))
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    options.sizes, options.steps = SIZES, STEPS
+    if options.quick:
+        options.sizes, options.steps = {"n_layer": 1, "n_embd": 32, "ctx_len": 16, "batch_size": 4}, 12
+        options.runs = Path(tempfile.mkdtemp())
+    options.data = [str(Path(name).absolute()) if Path(name).exists() else name for name in options.data]
+    out = options.runs.absolute()
+    found: dict[str, dict[str, list]] = {"dense": {}, "student": {}}
+    try:
+        with locked(out):
+            for side, stage in zip(found, stages(options, out), strict=True):
+                keep_configurations(out, stage)
+                if sweep(out, stage, options.jobs, [], commit()):
+                    sys.exit("interrupted; the same command goes on")
+                results = read_results(out)
+                for name in stage:
+                    if "error" in results[name]:
+                        sys.exit(f"error: {name}: {results[name]['error']}")
+                    lever = name.removeprefix(f"{side}-")
+                    found[side][lever] = [results[name]["bits_per_byte"], results[name]["firing_rate"]]
+    except SpikegptError as error:
+        sys.exit(f"error: {error}")
+    if not options.quick:
+        recipe = {"sizes": SIZES, "dense": DENSE, "healing": HEALING, "scratch": SCRATCH, "steps": STEPS}
+        levers = {"dense_levers": DENSE_LEVERS, "student_levers": STUDENT_LEVERS}
+        write_result("recipe", {**found, "recipe": recipe, **levers, "corpus": Path(options.data[0]).name})
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
