@@ -125,6 +125,21 @@ class LIF(nn.Module):
         return self.config.membrane_decay == 0 and not self.config.learnable_decay
 
     @property
+    def fusible(self) -> IntegerLIFOptions | None:
+        """What kind of neurons a kernel may compute together with their currents; None if a call here is more than that.
+
+        It is more where neurons remember or are not of integers, where spikes are verified or annealed in, and where
+        somebody looks on by a hook or has put something else in the place of `forward`.
+        """
+        is_kernel_alone = (
+            type(self) is LIF and self.config.is_integer and self.is_memoryless and self.backend == "auto"
+        )  # fmt: skip
+        is_annealed = self.training and self.spike_share < 1
+        if not is_kernel_alone or _is_verified or is_annealed or "forward" in vars(self) or _is_hooked(self):
+            return None
+        return self._integer_options
+
+    @property
     def threshold(self) -> float | Tensor:
         return torch.exp(self.log_threshold) if self.config.learnable_threshold else self.config.threshold
 
@@ -203,6 +218,11 @@ class LIF(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in self.config.to_dict().items())
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    kinds = module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks
+    return any(kinds) or torch.nn.modules.module._has_any_global_hook()
 
 
 def _check_channels(channels: object) -> None:

@@ -37,7 +37,7 @@ def integer_lif_forward(
     drive = as_float32(current)
     spikes, final = torch.empty_like(drive), torch.empty(potential.shape)
     arrays = as_arrays(drive, potential, membrane_decay, threshold, spikes, final)
-    run_tasks(_forward_task, drive.shape, *arrays, *_scalars(options))
+    run_tasks(_forward_task, drive.shape, *arrays, *scalars_of(options))
     return spikes.to(current.dtype), final
 
 
@@ -58,7 +58,7 @@ def integer_lif_backward(
     arrays = as_arrays(
         as_float32(grad_spikes), grad_final, drive, potential, membrane_decay, threshold, grad_current, *grads
     )
-    run_tasks(_backward_task, drive.shape, *arrays, *_scalars(options))
+    run_tasks(_backward_task, drive.shape, *arrays, *scalars_of(options))
     return grad_current.to(current.dtype), grads[0], sum_over_batch(grads[1]), sum_over_batch(grads[2])
 
 
@@ -72,8 +72,8 @@ def memoryless_forward(
     """Return (spikes (B, T, C) in `dtype`, final potential (B, C) float32, firing rate) of neurons whose decay is 0."""
     B, T, C = current.shape
     spikes, final = new_words((B, T, C), dtype), torch.empty(B, C)
-    rows, width = _side_by_side(B * T, C)
-    levels, below, subtracts, _ = _scalars(options)
+    rows, width = side_by_side(B * T, C)
+    levels, below, subtracts, _ = scalars_of(options)
     x, thresholds, fired = as_words(current), as_words(threshold), np.zeros(parts_of_pass(rows, width), np.int64)
     arrays = x.reshape(rows, width), np.tile(thresholds, width // C), as_words(spikes).reshape(rows, width)
     run_passes(_memoryless_forward_pass, rows, width, *arrays, fired, levels, below)
@@ -88,10 +88,10 @@ def memoryless_backward(
     """Return the gradients of (current (B, T, C), threshold (C,)); None for a gradient stands for zeros."""
     B, T, C = current.shape
     grad_current = new_words((B, T, C), current.dtype)
-    rows, width = _side_by_side(B * T, C)
+    rows, width = side_by_side(B * T, C)
     # one row per part
     grad_threshold = np.zeros((parts_of_pass(rows, width), width), np.float32)
-    levels, below, subtracts, _ = _scalars(options)
+    levels, below, subtracts, _ = scalars_of(options)
     x, thresholds, gx = as_words(current), as_words(threshold), as_words(grad_current)
     arrays = as_words(grad_spikes).reshape(rows, width), x.reshape(rows, width), np.tile(thresholds, width // C)
     of_spike = np.float32(0 if grad_rate is None else grad_rate.item() / current.numel())
@@ -112,7 +112,7 @@ def memoryless_backward(
     return grad_current.to(current.dtype), torch.from_numpy(summed)
 
 
-def _side_by_side(tokens: int, channels: int) -> tuple[int, int]:
+def side_by_side(tokens: int, channels: int) -> tuple[int, int]:
     """Return (rows, width) of memory that is (tokens, channels)."""
     together = 1
     while 2 * together * channels <= WIDE and tokens % (2 * together) == 0:
@@ -120,7 +120,7 @@ def _side_by_side(tokens: int, channels: int) -> tuple[int, int]:
     return tokens // together, together * channels
 
 
-def _scalars(options: IntegerLIFOptions) -> tuple[np.float32 | bool, ...]:
+def scalars_of(options: IntegerLIFOptions) -> tuple[np.float32 | bool, ...]:
     """Return (levels, below, subtracts, decay_input); `below` multiplies a count where the potential is negative."""
     levels, below = np.float32(options.levels), np.float32(-1 if options.signed else 0)
     return levels, below, options.reset == "subtract", options.decay_input
@@ -242,11 +242,11 @@ def _memoryless_forward_pass(first, end, parts, current, threshold, spikes, fire
     rows = current.shape[0]
     for part in range(first, end):
         for row in range(rows * part // parts, rows * (part + 1) // parts):
-            fired[part] += _fire(current[row], threshold, spikes[row], levels, below)
+            fired[part] += fire(current[row], threshold, spikes[row], levels, below)
 
 
 @exact
-def _fire(current, threshold, spikes, levels, below):
+def fire(current, threshold, spikes, levels, below):
     """Fill one row of spikes and return how many neurons fired."""
     for c in range(spikes.size):
         write(spikes, c, _count(read(current[c]) / threshold[c], levels, below))
@@ -273,11 +273,11 @@ def _memoryless_backward_pass(
     for part in range(first, end):
         for row in range(rows * part // parts, rows * (part + 1) // parts):
             arrays = current[row], grad_spikes[row], per_threshold, grad_current[row], grad_threshold[part]
-            _learn(*arrays, of_spike, levels, below)
+            learn(*arrays, of_spike, levels, below)
 
 
 @fused
-def _learn(current, grad_spikes, per_threshold, grad_current, grad_threshold, of_spike, levels, below):
+def learn(current, grad_spikes, per_threshold, grad_current, grad_threshold, of_spike, levels, below):
     """Fill in one row of the gradient and add to that of the thresholds."""
     highest = levels + HALF
     lowest = -highest if below < ZERO else HALF

@@ -19,7 +19,7 @@ def token_shift_forward(
     B, T, C = x.shape
     mixes = [new_words((B, T, C), dtype) for _ in shares]
     rows = tuple(as_words(mix).reshape(B * T, C) for mix in mixes)
-    run_passes(_forward_pass, B * T, C, as_words(x).reshape(B * T, C), _first(x, previous), _stack(shares), rows, T)
+    run_passes(_forward_pass, B * T, C, as_words(x).reshape(B * T, C), first_tokens(x, previous), stack_shares(shares), rows, T)
     return [mix.to(dtype) for mix in mixes]
 
 
@@ -32,19 +32,19 @@ def token_shift_backward(
     # of each share one row per part
     grad_shares = np.zeros((parts_of_pass(B * T, C), len(shares), C), np.float32)
     rows = tuple(as_words(grad).reshape(B * T, C) for grad in grads)
-    arrays = as_words(x).reshape(B * T, C), _first(x, previous), _stack(shares), as_words(grad_x).reshape(B * T, C)
+    arrays = as_words(x).reshape(B * T, C), first_tokens(x, previous), stack_shares(shares), as_words(grad_x).reshape(B * T, C)
     nothing = as_words(torch.zeros(C, dtype=grads[0].dtype))
     run_passes(_backward_pass, B * T, C, rows, *arrays, grad_previous.numpy(), grad_shares, nothing, T)
     return grad_x.to(x.dtype), grad_previous.to(x.dtype), torch.from_numpy(grad_shares.sum(axis=0))
 
 
-def _first(x: Tensor, previous: Tensor | None) -> np.ndarray:
+def first_tokens(x: Tensor, previous: Tensor | None) -> np.ndarray:
     """What the first token of every text sees, (B, C) in the precision of `x`."""
     B, _, C = x.shape
     return as_words(x.new_zeros(B, C) if previous is None else previous.to(x.dtype))
 
 
-def _stack(shares: Sequence[Tensor]) -> np.ndarray:
+def stack_shares(shares: Sequence[Tensor]) -> np.ndarray:
     return np.stack([as_words(share.float()).reshape(-1) for share in shares])
 
 
@@ -54,14 +54,14 @@ def _forward_pass(first, end, parts, x, previous, shares, mixes, T):
     for row in range(rows * first // parts, rows * end // parts):
         before = x[row - 1] if row % T else previous[row // T]
         for which in range(len(mixes)):
-            _mix(x[row], before, shares[which], mixes[which][row])
+            mix_token(x[row], before, shares[which], mixes[which][row])
 
 
 # what is done to the channels of one token are functions of their own: as loops within loops they are not vectorised
 
 
 @fused
-def _mix(own, before, share, mix):
+def mix_token(own, before, share, mix):
     for c in range(mix.size):
         here, there = read(own[c]), read(before[c])
         # as torch.lerp: exact at both ends
@@ -78,18 +78,18 @@ def _backward_pass(first, end, parts, grads, x, previous, shares, grad_x, grad_p
             before = x[row - 1] if row % T else previous[row // T]
             for which in range(len(grads)):
                 later = grads[which][row + 1] if (row + 1) % T else nothing
-                _learn(grads[which][row], later, x[row], before, shares[which], total, grad_shares[part, which])
-            _take(total, grad_x[row])
+                learn_mix(grads[which][row], later, x[row], before, shares[which], total, grad_shares[part, which])
+            take_total(total, grad_x[row])
             if row % T == 0:
                 for which in range(len(grads)):
                     share = shares[which]
                     for c in range(share.size):
                         total[c] += (ONE - share[c]) * read(grads[which][row, c])
-                _take(total, grad_previous[row // T])
+                take_total(total, grad_previous[row // T])
 
 
 @fused
-def _learn(grad, later, own, before, share, total, grad_share):
+def learn_mix(grad, later, own, before, share, total, grad_share):
     """Add what a token gets from a mix of its own and from that of the one after it, and what their share gets."""
     for c in range(total.size):
         g, kept = read(grad[c]), share[c]
@@ -98,7 +98,7 @@ def _learn(grad, later, own, before, share, total, grad_share):
 
 
 @fused
-def _take(total, result):
+def take_total(total, result):
     """Move what was added up into `result`."""
     for c in range(total.size):
         write(result, c, total[c])

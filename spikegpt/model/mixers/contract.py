@@ -4,15 +4,17 @@ A generation is a file here with its two halves, their own initialisation and th
 neurons of a model (synapses, conversion, rasters, engine, reports) asks for `sites`; nobody takes a name apart.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ...config import NeuronConfig
-from ...kernels import token_shift
+from ...kernels import gate, gated_lif, shifted_lif, squared_relu, squared_relu_lif, token_shift
 from ...kernels.operators import product_dtype
+from ...neuron.lif import LIF
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,47 @@ class Firing:
             return current
         self.spikes[site], self._after[site] = neuron(current, self._before[site] if self._before else None)
         return self.spikes[site]
+
+    # spikes of currents made by what often stands in front of neurons; both are one kernel where nobody looks between
+
+    def shifted(self, sites: Sequence[str], x: Tensor, previous: Tensor | None, shares: Sequence[Tensor]) -> list[Tensor]:
+        """Return for each of `sites` its spikes of a mix of tokens, see `mix_tokens`; without neurons, the mix."""
+        if neurons := self._fusible(*sites):
+            thresholds = [neuron.threshold for neuron in neurons]
+            kind, dtype = neurons[0].fusible, product_dtype(x)
+            return self._noted(sites, shifted_lif(x, previous, shares, thresholds, kind, dtype=dtype))
+        return [self(site, mix) for site, mix in zip(sites, mix_tokens(x, previous, *shares), strict=True)]
+
+    def squared_relu(self, site: str, x: Tensor) -> Tensor:
+        """Return the spikes at `site` of max(x, 0)^2; without neurons, that."""
+        if neurons := self._fusible(site):
+            (neuron,) = neurons
+            spikes = squared_relu_lif(x, neuron.threshold, neuron.fusible, dtype=product_dtype(x))
+            return self._noted([site], [spikes])[0]
+        return self(site, squared_relu(x))
+
+    def gated(self, site: str, receptance: Tensor, y: Tensor) -> Tensor:
+        """Return the spikes at `site` of sigmoid(receptance) * y; without neurons, that."""
+        if neurons := self._fusible(site):
+            (neuron,) = neurons
+            spikes = gated_lif(receptance, y, neuron.threshold, neuron.fusible, dtype=product_dtype(y))
+            return self._noted([site], [spikes])[0]
+        return self(site, gate(receptance, y))
+
+    def _fusible(self, *sites: str) -> list[LIF] | None:
+        """The neurons at `sites`, if one kernel may stand for a call of each: all of one kind, with no state."""
+        if not torch.is_grad_enabled():
+            # nothing is fused then
+            return None
+        neurons = [self._owner._modules.get(site) for site in sites]
+        carries = self._before is not None and any(self._before[site] is not None for site in sites)
+        kinds = {neuron.fusible if isinstance(neuron, LIF) else None for neuron in neurons}
+        return neurons if not carries and len(kinds) == 1 and None not in kinds else None
+
+    def _noted(self, sites: Sequence[str], spikes: list[Tensor]) -> list[Tensor]:
+        self.spikes.update(zip(sites, spikes, strict=True))
+        self._after.update(dict.fromkeys(sites))
+        return spikes
 
     @property
     def after(self) -> dict[str, Any] | None:
