@@ -15,7 +15,7 @@ from ..checks import check_memoryless_inputs
 from ..integer_lif.door import OPTIONS, memoryless_cost
 from ..integer_lif.options import IntegerLIFOptions
 from ..operators import declare_cost, flatten, new_like, rebuild
-from ..pointwise.door import counted, gate_cost, squared_relu_cost
+from ..pointwise.door import counted, squared_relu_cost
 from ..token_shift.door import check_shift, token_shift_cost
 from . import reference
 
@@ -71,29 +71,7 @@ def squared_relu_lif(
     if not _fuses(backend, "squared_relu_lif", (x,), x.dtype, dtype):
         return reference.squared_relu_lif(x, threshold, options, backend, dtype)
     row = _threshold("squared_relu_lif", x, threshold)
-    return counted(*pointwise_operator("squared_relu", [x], row, *flatten(options), dtype))
-
-
-def gated_lif(
-    receptance: Tensor,
-    y: Tensor,
-    threshold: float | Tensor,
-    options: IntegerLIFOptions,
-    backend: str = "auto",
-    *,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
-    """Return the spikes, in `dtype`, of memoryless neurons (B, T, C) whose currents are sigmoid(receptance) * y.
-
-    Raises:
-        ValueError: as of `integer_lif`.
-    """
-    dtype = dtype or y.dtype
-    is_alike = receptance.shape == y.shape and receptance.dtype == y.dtype
-    if not is_alike or not _fuses(backend, "gated_lif", (receptance, y), y.dtype, dtype):
-        return reference.gated_lif(receptance, y, threshold, options, backend, dtype)
-    row = _threshold("gated_lif", y, threshold)
-    return counted(*pointwise_operator("gate", [receptance, y], row, *flatten(options), dtype))
+    return counted(*squared_relu_operator(x, row, *flatten(options), dtype))
 
 
 def _fuses(backend: str, operation: str, inputs: Sequence[Tensor], *dtypes: torch.dtype) -> bool:
@@ -113,9 +91,8 @@ def _threshold(operation: str, current: Tensor, threshold: float | Tensor) -> Te
 )
 def shifted_operator(x, previous, shares, thresholds, *options):
     """Spikes of every share, then their firing rates. Keeps only its inputs for the backward pass, as the others do."""
-    kernels, *options, dtype = fast_kernels("fused_lif", x), *options
-    kind = rebuild(IntegerLIFOptions, tuple(options))
-    spikes, rates = kernels.shifted_forward(x, previous, shares, thresholds, kind, dtype)
+    kernels, kind = fast_kernels("fused_lif", x), rebuild(IntegerLIFOptions, options[:-1])
+    spikes, rates = kernels.shifted_forward(x, previous, shares, thresholds, kind, options[-1])
     return [*spikes, *rates]
 
 
@@ -166,58 +143,53 @@ shifted_operator.register_autograd(_shifted_backward, setup_context=_save_shifte
 
 
 @torch.library.custom_op(
-    "spikegpt::pointwise_lif",
+    "spikegpt::squared_relu_lif",
     mutates_args=(),
-    schema=f"(str function, Tensor[] inputs, Tensor threshold, {OPTIONS}, ScalarType dtype) -> (Tensor, Tensor)",
+    schema=f"(Tensor x, Tensor threshold, {OPTIONS}, ScalarType dtype) -> (Tensor, Tensor)",
 )
-def pointwise_operator(function, inputs, threshold, *options):
-    """(spikes in `dtype`, firing rate) of neurons whose currents are a function of the single numbers of `inputs`."""
-    kernels, *options, dtype = fast_kernels("fused_lif", inputs[0]), *options
-    kind = rebuild(IntegerLIFOptions, tuple(options))
-    return kernels.pointwise_forward(function, inputs, threshold, kind, dtype)
+def squared_relu_operator(x, threshold, *options):
+    """(spikes in `dtype`, firing rate)."""
+    kernels, kind = fast_kernels("fused_lif", x), rebuild(IntegerLIFOptions, options[:-1])
+    return kernels.squared_relu_forward(x, threshold, kind, options[-1])
 
 
-@pointwise_operator.register_fake
-def _(function, inputs, threshold, *options):
-    x = inputs[0]
+@squared_relu_operator.register_fake
+def _(x, threshold, *options):
     return torch.empty(x.shape, dtype=options[-1], device=x.device), x.new_empty((), dtype=torch.float32)
 
 
 @torch.library.custom_op(
-    "spikegpt::pointwise_lif_backward",
+    "spikegpt::squared_relu_lif_backward",
     mutates_args=(),
-    schema="(Tensor grad_spikes, Tensor? grad_rate, str function, Tensor[] inputs, Tensor threshold, "
-    f"{OPTIONS}) -> Tensor[]",
+    schema=f"(Tensor grad_spikes, Tensor? grad_rate, Tensor x, Tensor threshold, {OPTIONS}) -> (Tensor, Tensor)",
 )
-def pointwise_backward_operator(grad_spikes, grad_rate, function, inputs, threshold, *options):
-    """Gradients of inputs and threshold (C,)."""
-    kernels, kind = fast_kernels("fused_lif", threshold), rebuild(IntegerLIFOptions, options)
-    return kernels.pointwise_backward(grad_spikes, grad_rate, function, inputs, threshold, kind)
+def squared_relu_backward_operator(grad_spikes, grad_rate, x, threshold, *options):
+    """Gradients of (x, threshold (C,))."""
+    kernels, kind = fast_kernels("fused_lif", x), rebuild(IntegerLIFOptions, options)
+    return kernels.squared_relu_backward(grad_spikes, grad_rate, x, threshold, kind)
 
 
-@pointwise_backward_operator.register_fake
-def _(grad_spikes, grad_rate, function, inputs, threshold, *options):
-    return list(map(new_like, (*inputs, threshold)))
+@squared_relu_backward_operator.register_fake
+def _(grad_spikes, grad_rate, x, threshold, *options):
+    return new_like(x), new_like(threshold)
 
 
-def _save_pointwise(ctx, inputs, output):
-    ctx.function, drive, threshold, *ctx.options, ctx.dtype = inputs
-    ctx.save_for_backward(*drive, threshold)
-    # the rate is seldom used, and then has no gradient
+def _save_squared_relu(ctx, inputs, output):
+    x, threshold, *ctx.options, ctx.dtype = inputs
+    ctx.save_for_backward(x, threshold)
+    # spikes, or their rate, may be of no use to anybody
     ctx.set_materialize_grads(False)
 
 
-def _pointwise_backward(ctx, grad_spikes, grad_rate):
-    *inputs, threshold = ctx.saved_tensors
+def _squared_relu_backward(ctx, grad_spikes, grad_rate):
+    x, threshold = ctx.saved_tensors
     if grad_spikes is None:
-        grad_spikes = torch.zeros(inputs[0].shape, dtype=ctx.dtype)
-    *grads, of_threshold = pointwise_backward_operator(
-        grad_spikes, grad_rate, ctx.function, inputs, threshold, *ctx.options
-    )
-    return None, grads, of_threshold, *(None for _ in ctx.options), None
+        grad_spikes = torch.zeros(x.shape, dtype=ctx.dtype)
+    grads = squared_relu_backward_operator(grad_spikes, grad_rate, x, threshold, *ctx.options)
+    return *grads, *(None for _ in ctx.options), None
 
 
-pointwise_operator.register_autograd(_pointwise_backward, setup_context=_save_pointwise)
+squared_relu_operator.register_autograd(_squared_relu_backward, setup_context=_save_squared_relu)
 
 
 def _added(*costs: dict[str, int | str]) -> dict[str, int | str]:
@@ -233,11 +205,10 @@ def _shifted_cost(args: tuple, kwargs: dict, output: list[Tensor]) -> dict[str, 
     return _added(token_shift_cost(args, kwargs, spikes), *map(memoryless_cost, spikes))
 
 
-def _pointwise_cost(args: tuple, kwargs: dict, output: tuple[Tensor, Tensor]) -> dict[str, int | str]:
+def _squared_relu_cost(args: tuple, kwargs: dict, output: tuple[Tensor, Tensor]) -> dict[str, int | str]:
     spikes, _ = output
-    of_current = {"squared_relu": squared_relu_cost, "gate": gate_cost}[args[0]]
-    return _added(of_current(args, kwargs, spikes), memoryless_cost(spikes))
+    return _added(squared_relu_cost(args, kwargs, spikes), memoryless_cost(spikes))
 
 
 declare_cost(torch.ops.spikegpt.shifted_lif.default, _shifted_cost)
-declare_cost(torch.ops.spikegpt.pointwise_lif.default, _pointwise_cost)
+declare_cost(torch.ops.spikegpt.squared_relu_lif.default, _squared_relu_cost)

@@ -27,21 +27,21 @@ RUN = 1 << 10
 
 
 def squared_relu_forward(x: Tensor) -> Tensor:
-    return _run(squared_relu_pass, x.dtype, x)
+    return _run(_squared_relu_pass, x.dtype, x)
 
 
 def squared_relu_backward(grad: Tensor, x: Tensor) -> Tensor:
-    return _run(squared_relu_backward_pass, x.dtype, grad, x)
+    return _run(_squared_relu_backward_pass, x.dtype, grad, x)
 
 
 def gate_forward(receptance: Tensor, y: Tensor) -> Tensor:
-    return _run(gate_pass, y.dtype, receptance, y)
+    return _run(_gate_pass, y.dtype, receptance, y)
 
 
 def gate_backward(grad: Tensor, receptance: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradients of (receptance, y)."""
     grad_y = new_words(y.shape, y.dtype)
-    grad_receptance = _run(gate_backward_pass, receptance.dtype, grad, receptance, y, _flat(grad_y))
+    grad_receptance = _run(_gate_backward_pass, receptance.dtype, grad, receptance, y, _flat(grad_y))
     return grad_receptance, grad_y.to(y.dtype)
 
 
@@ -87,20 +87,28 @@ def _in_runs(first, end, parts, task, result, *arguments):
 
 
 @fused
-def squared_relu_pass(start, result, x):
+def _squared_relu_pass(start, result, x):
     for i in range(result.size):
-        # written so that NaN passes
-        positive = read(x[i])
-        positive = ZERO if positive < ZERO else positive
-        write(result, i, positive * positive)
+        write(result, i, squared_relu_of(read(x[i])))
 
 
 @fused
-def squared_relu_backward_pass(start, result, grad, x):
+def squared_relu_of(x):
+    # written so that NaN passes
+    positive = ZERO if x < ZERO else x
+    return positive * positive
+
+
+@fused
+def _squared_relu_backward_pass(start, result, grad, x):
     for i in range(result.size):
-        positive = read(x[i])
-        positive = ZERO if positive < ZERO else positive
-        write(result, i, TWO * positive * read(grad[i]))
+        write(result, i, through_squared_relu(read(grad[i]), read(x[i])))
+
+
+@fused
+def through_squared_relu(grad, x):
+    positive = ZERO if x < ZERO else x
+    return TWO * positive * grad
 
 
 @fused
@@ -111,13 +119,13 @@ def _sigmoid(x):
 
 
 @fused
-def gate_pass(start, result, receptance, y):
+def _gate_pass(start, result, receptance, y):
     for i in range(result.size):
         write(result, i, _sigmoid(read(receptance[i])) * read(y[i]))
 
 
 @fused
-def gate_backward_pass(start, result, grad, receptance, y, grad_y):
+def _gate_backward_pass(start, result, grad, receptance, y, grad_y):
     for i in range(result.size):
         share, g = _sigmoid(read(receptance[i])), read(grad[i])
         write(grad_y, i, share * g)

@@ -151,7 +151,6 @@ def _costs(reads: int, **per_number: int) -> Callable[[tuple, dict, Tensor], dic
 
 
 squared_relu_cost = _costs(reads=2, compare=1, mul=1, activation_writes=2)
-gate_cost = _costs(reads=3, sigmoid=1, mul=1, activation_writes=2)
 declare_cost(torch.ops.spikegpt.squared_relu.default, squared_relu_cost)
-declare_cost(torch.ops.spikegpt.gate.default, gate_cost)
+declare_cost(torch.ops.spikegpt.gate.default, _costs(reads=3, sigmoid=1, mul=1, activation_writes=2))
 declare_cost(torch.ops.spikegpt.dropout.default, _costs(reads=1, compare=1, mul=1, activation_writes=1))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...config import NeuronConfig
-from ...kernels import gate, gated_lif, shifted_lif, squared_relu, squared_relu_lif, token_shift
+from ...kernels import shifted_lif, squared_relu, squared_relu_lif, token_shift
 from ...kernels.operators import product_dtype
 from ...neuron.lif import LIF
 
@@ -60,46 +60,43 @@ class Firing:
         self.spikes[site], self._after[site] = neuron(current, self._before[site] if self._before else None)
         return self.spikes[site]
 
-    # spikes of currents made by what often stands in front of neurons; both are one kernel where nobody looks between
+    # what often drives neurons is one kernel with them, where nobody looks between
 
-    def shifted(self, sites: Sequence[str], x: Tensor, previous: Tensor | None, shares: Sequence[Tensor]) -> list[Tensor]:
-        """Return for each of `sites` its spikes of a mix of tokens, see `mix_tokens`; without neurons, the mix."""
-        if neurons := self._fusible(*sites):
-            thresholds = [neuron.threshold for neuron in neurons]
-            kind, dtype = neurons[0].fusible, product_dtype(x)
-            return self._noted(sites, shifted_lif(x, previous, shares, thresholds, kind, dtype=dtype))
-        return [self(site, mix) for site, mix in zip(sites, mix_tokens(x, previous, *shares), strict=True)]
+    def shifted(
+        self, sites: Sequence[str], x: Tensor, previous: Tensor | None, shares: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Return the spikes of each site's mix of tokens, see `mix_tokens`; where there are no neurons, the mixes."""
+        neurons = self._fusible(*sites)
+        if not neurons:
+            return [self(site, mix) for site, mix in zip(sites, mix_tokens(x, previous, *shares), strict=True)]
+        thresholds, kind = [neuron.threshold for neuron in neurons], neurons[0].fusible
+        spikes = shifted_lif(x, previous, shares, thresholds, kind, dtype=product_dtype(x))
+        for site, neuron, spike in zip(sites, neurons, spikes, strict=True):
+            self._note(site, neuron, spike)
+        return spikes
 
     def squared_relu(self, site: str, x: Tensor) -> Tensor:
-        """Return the spikes at `site` of max(x, 0)^2; without neurons, that."""
-        if neurons := self._fusible(site):
-            (neuron,) = neurons
-            spikes = squared_relu_lif(x, neuron.threshold, neuron.fusible, dtype=product_dtype(x))
-            return self._noted([site], [spikes])[0]
-        return self(site, squared_relu(x))
-
-    def gated(self, site: str, receptance: Tensor, y: Tensor) -> Tensor:
-        """Return the spikes at `site` of sigmoid(receptance) * y; without neurons, that."""
-        if neurons := self._fusible(site):
-            (neuron,) = neurons
-            spikes = gated_lif(receptance, y, neuron.threshold, neuron.fusible, dtype=product_dtype(y))
-            return self._noted([site], [spikes])[0]
-        return self(site, gate(receptance, y))
-
-    def _fusible(self, *sites: str) -> list[LIF] | None:
-        """The neurons at `sites`, if one kernel may stand for a call of each: all of one kind, with no state."""
-        if not torch.is_grad_enabled():
-            # nothing is fused then
-            return None
-        neurons = [self._owner._modules.get(site) for site in sites]
-        carries = self._before is not None and any(self._before[site] is not None for site in sites)
-        kinds = {neuron.fusible if isinstance(neuron, LIF) else None for neuron in neurons}
-        return neurons if not carries and len(kinds) == 1 and None not in kinds else None
-
-    def _noted(self, sites: Sequence[str], spikes: list[Tensor]) -> list[Tensor]:
-        self.spikes.update(zip(sites, spikes, strict=True))
-        self._after.update(dict.fromkeys(sites))
+        """Return the spikes at `site` of max(x, 0)^2; where there are no neurons, that."""
+        neurons = self._fusible(site)
+        if not neurons:
+            return self(site, squared_relu(x))
+        (neuron,) = neurons
+        spikes = squared_relu_lif(x, neuron.threshold, neuron.fusible, dtype=product_dtype(x))
+        self._note(site, neuron, spikes)
         return spikes
+
+    def _fusible(self, *sites: str) -> list[LIF]:
+        """The neurons at `sites`, if one kernel may stand for a call of each: all of one kind, with no state; or none."""
+        # nothing is fused without gradients
+        if not torch.is_grad_enabled() or (self._before and any(self._before[site] is not None for site in sites)):
+            return []
+        neurons = [neuron for site in sites if isinstance(neuron := self._owner._modules.get(site), LIF)]
+        kinds = {neuron.fusible for neuron in neurons}
+        return neurons if len(neurons) == len(sites) and len(kinds) == 1 and None not in kinds else []
+
+    def _note(self, site: str, neuron: LIF, spikes: Tensor) -> None:
+        neuron.verify(spikes)
+        self.spikes[site], self._after[site] = spikes, None
 
     @property
     def after(self) -> dict[str, Any] | None:

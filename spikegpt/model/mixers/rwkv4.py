@@ -75,11 +75,11 @@ class TimeMix(Mixer):
             # a neuron of somebody's own may spike in float32 where products are autocast
             value = fire("wkv_neuron", value).to(key.dtype)
             mean, sums = event_wkv(self.time_decay, self.time_first, key, value, cast(EventWKVState | None, sums))
-            gated = fire.gated("output_neuron", receptance, mean)
+            gated = gate(receptance, mean)
         else:
             sums = cast(WKVState | None, sums)
             gated, sums = wkv(self.time_decay, self.time_first, key, value, sums, receptance=receptance)
-        y = self.output(gated)
+        y = self.output(fire("output_neuron", gated))
         return Mixed(y, TimeMixState(x[:, -1], sums, fire.after), fire.spikes)
 
     @torch.no_grad()
