@@ -126,7 +126,7 @@ class LIF(nn.Module):
 
     @property
     def fusible(self) -> IntegerLIFOptions | None:
-        """What kind of neurons a kernel may compute together with their currents; None if a call here is more than that.
+        """What kind of neurons a kernel may compute together with their currents; None if a call is more than that.
 
         It is more where neurons remember or are not of integers, where spikes are annealed in, and where somebody looks
         on by a hook or has put something else in the place of `forward`.

@@ -170,7 +170,9 @@ def test_the_declared_cost_is_that_of_the_separate_operations():
                 spikes = shifted_lif(x, None, [self.share] * 2, [0.3, 0.6], KINDS[0], "numba")
                 return squared_relu_lif(sum(spikes), 0.5, KINDS[1], "numba")
             mixes = token_shift(x, None, [self.share] * 2, "numba")
-            spikes = [integer_lif(mix, threshold=t, options=KINDS[0])[0] for mix, t in zip(mixes, (0.3, 0.6), strict=True)]
+            spikes = [
+                integer_lif(mix, threshold=t, options=KINDS[0])[0] for mix, t in zip(mixes, (0.3, 0.6), strict=True)
+            ]
             return integer_lif(squared_relu(sum(spikes), "numba"), threshold=0.5, options=KINDS[1])[0]
 
     torch.manual_seed(0)

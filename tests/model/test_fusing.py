@@ -1,4 +1,4 @@
-"""Neurons are one kernel with what drives them only where nobody could tell: the same model, and all who look on see."""
+"""Neurons are one kernel with what drives them only where nobody could tell: all who look on see what they saw."""
 
 import dataclasses
 from contextlib import ExitStack, contextmanager
@@ -88,9 +88,7 @@ def test_a_model_that_is_watched_trains_as_one_that_is_not(is_half):
         assert torch.allclose(grad, watched_grads[name], rtol=0, atol=(0.05 if is_half else 1e-5) * grad.abs().max())
 
 
-@pytest.mark.parametrize(
-    "kind", ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"]
-)
+@pytest.mark.parametrize("kind", ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"])
 def test_whoever_hooks_a_neuron_is_called(kind):
     model = make_model()
     hooks = hooked(model, kind)
@@ -116,11 +114,7 @@ def test_one_hook_takes_apart_what_it_looks_into_and_nothing_else():
         (
             ExitStack,
             None,
-            {
-                "neuron": NeuronConfig(
-                    levels=4, reset="subtract", detach_reset=True, surrogate="rectangular", slope=1.0
-                )
-            },
+            {"neuron": NeuronConfig(levels=4, reset="subtract", detach_reset=True, surrogate="rectangular", slope=1.0)},
         ),
         (ExitStack, None, {"neuron": NeuronConfig(membrane_decay=0.0), "hidden_levels": 1}),
     ],

@@ -1,7 +1,8 @@
 """Fast CPU versions of what `reference` defines, forward and backward, in numba; reached only through their door.
 
-Currents are made, fired and forgotten within registers. Their functions, and the precision that they are rounded to, are
-those of the kernels that make currents alone: spikes, and gradients but for the order of sums, are the same bit for bit.
+Currents are made, fired and forgotten within registers, by the functions of the kernels that make them alone and
+rounded as those do: spikes are the same, bit for bit. So are gradients in float32, but for the order of sums over
+tokens; those of bfloat16 currents are not rounded on their way.
 """
 
 from collections.abc import Sequence
@@ -45,8 +46,7 @@ def shifted_backward(
     outputs = inputs.of(grad_x), grad_previous.numpy(), of_shares, of_thresholds
     levels, below, *_ = scalars_of(options)
     run_passes(_shifted_backward_pass, *inputs.shape, grads, of_spikes, *arrays, *outputs, levels, below)
-    summed = (inputs.summed(part) for part in (of_shares, of_thresholds))
-    return grad_x, grad_previous.to(x.dtype), *summed
+    return grad_x, grad_previous.to(x.dtype), inputs.summed(of_shares), inputs.summed(of_thresholds)
 
 
 def squared_relu_forward(

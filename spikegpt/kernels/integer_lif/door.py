@@ -208,10 +208,10 @@ def _cost(spikes: Tensor, subtracts: bool, decay_input: bool, state_elements: in
 
 
 declare_cost(torch.ops.spikegpt.integer_lif.default, _op_cost)
+
+
 def memoryless_cost(spikes: Tensor) -> dict[str, int | str]:
     return _cost(spikes, True, False, 0)
 
 
-declare_cost(
-    torch.ops.spikegpt.integer_lif_memoryless.default, lambda args, kwargs, output: memoryless_cost(output[0])
-)
+declare_cost(torch.ops.spikegpt.integer_lif_memoryless.default, lambda args, kwargs, output: memoryless_cost(output[0]))

@@ -17,9 +17,7 @@ def token_shift_forward(
 ) -> list[Tensor]:
     """Return the mixes, each (B, T, C) in `dtype`."""
     inputs, mixes = ShiftedRows(x, previous), [new_words(x.shape, dtype) for _ in shares]
-    run_passes(
-        _forward_pass, *inputs.shape, *inputs.arrays, inputs.per_channel(shares), tuple(map(inputs.of, mixes))
-    )
+    run_passes(_forward_pass, *inputs.shape, *inputs.arrays, inputs.per_channel(shares), tuple(map(inputs.of, mixes)))
     return [mix.to(dtype) for mix in mixes]
 
 

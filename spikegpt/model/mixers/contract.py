@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...config import NeuronConfig
 from ...kernels import shifted_lif, squared_relu, squared_relu_lif, token_shift
+from ...kernels.integer_lif.options import IntegerLIFOptions
 from ...kernels.operators import product_dtype
 from ...neuron.lif import LIF
 
@@ -66,10 +67,11 @@ class Firing:
         self, sites: Sequence[str], x: Tensor, previous: Tensor | None, shares: Sequence[Tensor]
     ) -> list[Tensor]:
         """Return the spikes of each site's mix of tokens, see `mix_tokens`; where there are no neurons, the mixes."""
-        neurons = self._fusible(*sites)
-        if not neurons:
+        fusible = self._fusible(*sites)
+        if fusible is None:
             return [self(site, mix) for site, mix in zip(sites, mix_tokens(x, previous, *shares), strict=True)]
-        thresholds, kind = [neuron.threshold for neuron in neurons], neurons[0].fusible
+        neurons, kind = fusible
+        thresholds = [neuron.threshold for neuron in neurons]
         spikes = shifted_lif(x, previous, shares, thresholds, kind, dtype=product_dtype(x))
         for site, neuron, spike in zip(sites, neurons, spikes, strict=True):
             self._note(site, neuron, spike)
@@ -77,22 +79,22 @@ class Firing:
 
     def squared_relu(self, site: str, x: Tensor) -> Tensor:
         """Return the spikes at `site` of max(x, 0)^2; where there are no neurons, that."""
-        neurons = self._fusible(site)
-        if not neurons:
+        fusible = self._fusible(site)
+        if fusible is None:
             return self(site, squared_relu(x))
-        (neuron,) = neurons
-        spikes = squared_relu_lif(x, neuron.threshold, neuron.fusible, dtype=product_dtype(x))
+        (neuron,), kind = fusible
+        spikes = squared_relu_lif(x, neuron.threshold, kind, dtype=product_dtype(x))
         self._note(site, neuron, spikes)
         return spikes
 
-    def _fusible(self, *sites: str) -> list[LIF]:
-        """The neurons at `sites`, if one kernel may stand for a call of each: all of one kind, with no state; or none."""
+    def _fusible(self, *sites: str) -> tuple[list[LIF], IntegerLIFOptions] | None:
+        """The neurons at `sites` and their kind, if one kernel may stand for a call of each: of one kind, stateless."""
         # nothing is fused without gradients
         if not torch.is_grad_enabled() or (self._before and any(self._before[site] is not None for site in sites)):
-            return []
+            return None
         neurons = [neuron for site in sites if isinstance(neuron := self._owner._modules.get(site), LIF)]
-        kinds = {neuron.fusible for neuron in neurons}
-        return neurons if len(neurons) == len(sites) and len(kinds) == 1 and None not in kinds else []
+        kind, *others = {neuron.fusible for neuron in neurons} or {None}
+        return None if kind is None or others or len(neurons) < len(sites) else (neurons, kind)
 
     def _note(self, site: str, neuron: LIF, spikes: Tensor) -> None:
         neuron.verify(spikes)
