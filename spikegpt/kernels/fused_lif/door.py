@@ -48,7 +48,7 @@ def shifted_lif(
     dtype = dtype or x.dtype
     inputs = (x, *shares) if previous is None else (x, previous, *shares)
     if not _fuses(backend, "shifted_lif", inputs, x.dtype, dtype):
-        return reference.shifted_lif(x, previous, shares, thresholds, options, backend, dtype)
+        return reference.shifted_lif(x, previous, list(shares), list(thresholds), options, backend, dtype)
     rows = [_threshold("shifted_lif", x, threshold) for threshold in thresholds]
     results = shifted_operator(x, previous, [share.flatten() for share in shares], rows, *flatten(options), dtype)
     return list(map(counted, results[: len(shares)], results[len(shares) :]))

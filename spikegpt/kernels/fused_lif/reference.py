@@ -3,8 +3,6 @@
 Each step goes through its own door with the same `backend`; "reference" is plain torch all the way.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -15,7 +13,7 @@ from ..token_shift.door import token_shift
 
 
 def shifted_lif(
-    x: Tensor, previous: Tensor | None, shares: Sequence[Tensor], thresholds: Sequence[float | Tensor],
+    x: Tensor, previous: Tensor | None, shares: list[Tensor], thresholds: list[float | Tensor],
     options: IntegerLIFOptions, backend: str, dtype: torch.dtype,
 ) -> list[Tensor]:  # fmt: skip
     """Return the spikes of neurons whose currents, in `dtype`, are the mixes of a token shift."""
