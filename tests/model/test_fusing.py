@@ -12,7 +12,7 @@ from neuromorphic import OpCounter
 from spikegpt.config import ModelConfig, NeuronConfig
 from spikegpt.model.network import SpikeGPT
 from spikegpt.neuron import firing_rate
-from spikegpt.neuron.lif import LIF, verified_spikes
+from spikegpt.neuron.lif import LIF
 
 FUSED = {"spikegpt.shifted_lif.default", "spikegpt.squared_relu_lif.default"}
 APART = {"spikegpt.token_shift.default", "spikegpt.squared_relu.default"}
@@ -150,10 +150,11 @@ def test_a_replaced_forward_is_called():
     assert len(called) == 1
 
 
-def test_fused_spikes_are_verified_too(monkeypatch):
-    monkeypatch.setattr(LIF, "alphabet", (0, 1))
-    with verified_spikes(), pytest.raises(ValueError, match="not whole numbers from 0 to 1"):
-        make_model()(IDS)
+def test_fused_spikes_are_verified_as_all_others(monkeypatch):
+    model, verified = make_model(), []
+    monkeypatch.setattr(LIF, "verify", lambda neuron, spikes: verified.append(neuron))
+    assert operators_of(model) == FUSED
+    assert set(verified) == {placed.neuron for placed in model.sites().values()}
 
 
 def test_a_counter_sees_the_neurons_of_a_training_step():
