@@ -2,6 +2,7 @@
 
 from .event_matvec.door import event_matvec
 from .event_wkv.door import EventWKVState, event_wkv
+from .fused_lif.door import shifted_lif, squared_relu_lif
 from .integer_lif.door import integer_lif
 from .lif.door import lif
 from .pointwise.door import dropout, firing_rate, gate, squared_relu
@@ -9,6 +10,6 @@ from .token_shift.door import token_shift
 from .wkv.door import WKVState, wkv
 
 __all__ = [
-    "EventWKVState", "WKVState", "dropout", "event_matvec", "event_wkv", "firing_rate", "gate", "integer_lif", "lif",
-    "squared_relu", "token_shift", "wkv",
+    "EventWKVState", "WKVState", "dropout", "event_matvec", "event_wkv", "firing_rate", "gate", "integer_lif",
+    "lif", "shifted_lif", "squared_relu", "squared_relu_lif", "token_shift", "wkv",
 ]  # fmt: skip

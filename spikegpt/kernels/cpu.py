@@ -30,6 +30,8 @@ SMALL = 1 << 15  # neuron-steps below which starting a second thread costs more 
 # the same of operations that are one pass over numbers, and about how many of those make a part
 SMALL_PASS, PASS_PART = 1 << 19, 1 << 17
 CALLS_PER_THREAD = 2
+# columns that tokens of fewer channels are laid side by side to: what is done for each row is done less often
+WIDE = 1024
 
 ZERO, HALF, ONE, TWO = (np.float32(number) for number in (0, 0.5, 1, 2))
 
@@ -98,9 +100,32 @@ def _(row, place, number):
     return write
 
 
+def _rounded(row, number):
+    """Return the float32 `number` as `read` would find it once `write` had put it into `row`, in compiled code."""
+
+
+@overload(_rounded, jit_options={"forceinline": True})
+def _(row, number):
+    if row.dtype == types.uint16:
+
+        def rounded(row, number):
+            # what is not a number stays so: processors make only one kind of it, which rounds to itself
+            bits = np.float32(number).view(np.uint32)
+            nearest = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+            return np.uint32(nearest & np.uint32(0xFFFF0000)).view(np.float32)
+
+    else:
+
+        def rounded(row, number):
+            return number
+
+    return rounded
+
+
 # in Python they are nothing, for type checkers neither
 read: Any = _read
 write: Any = _write
+rounded: Any = _rounded
 
 
 def exp_of_few(exponents: Tensor) -> Tensor:
@@ -143,6 +168,14 @@ def run_passes(task, rows: int, width: int, *arguments) -> None:
 
 def parts_of_pass(rows: int, width: int) -> int:
     return min(rows, math.ceil(rows * width / PASS_PART))
+
+
+def side_by_side(tokens: int, channels: int) -> tuple[int, int]:
+    """Return (rows, width) of memory that is (tokens, channels)."""
+    together = 1
+    while 2 * together * channels <= WIDE and tokens % (2 * together) == 0:
+        together *= 2
+    return tokens // together, together * channels
 
 
 def _share_out(task: Callable, pieces: Iterable[tuple[int, int, int]], small: bool, arguments: Sequence[Any]) -> None:

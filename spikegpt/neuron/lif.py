@@ -125,6 +125,19 @@ class LIF(nn.Module):
         return self.config.membrane_decay == 0 and not self.config.learnable_decay
 
     @property
+    def fusible(self) -> IntegerLIFOptions | None:
+        """What kind of neurons a kernel may compute together with their currents; None if a call is more than that.
+
+        It is more where neurons remember or are not of integers, where spikes are annealed in, and where somebody looks
+        on by a hook or has put something else in the place of `forward`.
+        """
+        is_plain = type(self) is LIF and self.config.is_integer and self.is_memoryless and self.backend == "auto"
+        is_annealed = self.training and self.spike_share < 1
+        if not is_plain or is_annealed or "forward" in vars(self) or _is_hooked(self):
+            return None
+        return self._integer_options
+
+    @property
     def threshold(self) -> float | Tensor:
         return torch.exp(self.log_threshold) if self.config.learnable_threshold else self.config.threshold
 
@@ -152,12 +165,19 @@ class LIF(nn.Module):
         spikes, potential = (
             self._integer(current, potential) if self.config.is_integer else self._binary(current, potential)
         )
-        if _is_verified and not spikes.is_meta:
-            check_alphabet(spikes.detach(), self.alphabet, f"LIF({self.extra_repr()})")
+        self.verify(spikes)
         if self.training and self.spike_share < 1:
             real = (current / self.spike_worth).to(spikes.dtype)
             spikes = torch.where(torch.rand(spikes.shape, device=spikes.device) < self.spike_share, spikes, real)
         return spikes, None if self.is_memoryless else potential
+
+    def verify(self, spikes: Tensor) -> None:
+        """Raise ValueError if spikes that stand for these neurons' are not of their alphabet, where that is asked for.
+
+        See `verified_spikes`.
+        """
+        if _is_verified and not spikes.is_meta:
+            check_alphabet(spikes.detach(), self.alphabet, f"LIF({self.extra_repr()})")
 
     def _integer(self, current: Tensor, potential: Tensor | None) -> tuple[Tensor, Tensor]:
         return integer_lif(
@@ -203,6 +223,11 @@ class LIF(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in self.config.to_dict().items())
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    kinds = module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks
+    return any(kinds) or torch.nn.modules.module._has_any_global_hook()
 
 
 def _check_channels(channels: object) -> None:

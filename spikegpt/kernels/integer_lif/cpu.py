@@ -24,6 +24,7 @@ from ..cpu import (
     read,
     run_passes,
     run_tasks,
+    side_by_side,
     sum_over_batch,
     write,
 )
@@ -37,7 +38,7 @@ def integer_lif_forward(
     drive = as_float32(current)
     spikes, final = torch.empty_like(drive), torch.empty(potential.shape)
     arrays = as_arrays(drive, potential, membrane_decay, threshold, spikes, final)
-    run_tasks(_forward_task, drive.shape, *arrays, *_scalars(options))
+    run_tasks(_forward_task, drive.shape, *arrays, *scalars_of(options))
     return spikes.to(current.dtype), final
 
 
@@ -58,12 +59,8 @@ def integer_lif_backward(
     arrays = as_arrays(
         as_float32(grad_spikes), grad_final, drive, potential, membrane_decay, threshold, grad_current, *grads
     )
-    run_tasks(_backward_task, drive.shape, *arrays, *_scalars(options))
+    run_tasks(_backward_task, drive.shape, *arrays, *scalars_of(options))
     return grad_current.to(current.dtype), grads[0], sum_over_batch(grads[1]), sum_over_batch(grads[2])
-
-
-# columns that tokens of fewer channels are laid side by side to: what is done for each row is done less often
-WIDE = 1024
 
 
 def memoryless_forward(
@@ -72,8 +69,8 @@ def memoryless_forward(
     """Return (spikes (B, T, C) in `dtype`, final potential (B, C) float32, firing rate) of neurons whose decay is 0."""
     B, T, C = current.shape
     spikes, final = new_words((B, T, C), dtype), torch.empty(B, C)
-    rows, width = _side_by_side(B * T, C)
-    levels, below, subtracts, _ = _scalars(options)
+    rows, width = side_by_side(B * T, C)
+    levels, below, subtracts, _ = scalars_of(options)
     x, thresholds, fired = as_words(current), as_words(threshold), np.zeros(parts_of_pass(rows, width), np.int64)
     arrays = x.reshape(rows, width), np.tile(thresholds, width // C), as_words(spikes).reshape(rows, width)
     run_passes(_memoryless_forward_pass, rows, width, *arrays, fired, levels, below)
@@ -88,10 +85,10 @@ def memoryless_backward(
     """Return the gradients of (current (B, T, C), threshold (C,)); None for a gradient stands for zeros."""
     B, T, C = current.shape
     grad_current = new_words((B, T, C), current.dtype)
-    rows, width = _side_by_side(B * T, C)
+    rows, width = side_by_side(B * T, C)
     # one row per part
     grad_threshold = np.zeros((parts_of_pass(rows, width), width), np.float32)
-    levels, below, subtracts, _ = _scalars(options)
+    levels, below, subtracts, _ = scalars_of(options)
     x, thresholds, gx = as_words(current), as_words(threshold), as_words(grad_current)
     arrays = as_words(grad_spikes).reshape(rows, width), x.reshape(rows, width), np.tile(thresholds, width // C)
     of_spike = np.float32(0 if grad_rate is None else grad_rate.item() / current.numel())
@@ -112,15 +109,7 @@ def memoryless_backward(
     return grad_current.to(current.dtype), torch.from_numpy(summed)
 
 
-def _side_by_side(tokens: int, channels: int) -> tuple[int, int]:
-    """Return (rows, width) of memory that is (tokens, channels)."""
-    together = 1
-    while 2 * together * channels <= WIDE and tokens % (2 * together) == 0:
-        together *= 2
-    return tokens // together, together * channels
-
-
-def _scalars(options: IntegerLIFOptions) -> tuple[np.float32 | bool, ...]:
+def scalars_of(options: IntegerLIFOptions) -> tuple[np.float32 | bool, ...]:
     """Return (levels, below, subtracts, decay_input); `below` multiplies a count where the potential is negative."""
     levels, below = np.float32(options.levels), np.float32(-1 if options.signed else 0)
     return levels, below, options.reset == "subtract", options.decay_input
@@ -145,7 +134,7 @@ def _charge(decay, potential, gain, current):
 
 
 @exact
-def _count(quanta, levels, below):
+def count_of(quanta, levels, below):
     # written so that NaN passes the clamp
     whole = np.floor(abs(quanta))
     whole = levels if whole > levels else whole
@@ -172,7 +161,7 @@ def _forward_task(
         x, s = current[row, t, start:end], spikes[row, t, start:end]
         for c in range(n):
             charged = _charge(lanes[DECAY, c], lanes[POTENTIAL, c], lanes[GAIN, c], x[c])
-            count = _count(charged / lanes[THRESHOLD, c], levels, below)
+            count = count_of(charged / lanes[THRESHOLD, c], levels, below)
             s[c] = count
             lanes[POTENTIAL, c] = _reset(charged, count, lanes[THRESHOLD, c], subtracts)
     final[row, start:end] = lanes[POTENTIAL, :n]
@@ -184,7 +173,7 @@ def _recompute(x, before, lanes, levels, below, subtracts):
     for c in range(x.size):
         before[c] = lanes[POTENTIAL, c]
         charged = _charge(lanes[DECAY, c], lanes[POTENTIAL, c], lanes[GAIN, c], x[c])
-        count = _count(charged / lanes[THRESHOLD, c], levels, below)
+        count = count_of(charged / lanes[THRESHOLD, c], levels, below)
         lanes[POTENTIAL, c] = _reset(charged, count, lanes[THRESHOLD, c], subtracts)
 
 
@@ -223,7 +212,7 @@ def _backward_task(
             for c in range(n):
                 # both from exact functions: the same spikes as on the way forward
                 quanta = _charge(lanes[DECAY, c], v[c], lanes[GAIN, c], x[c]) / lanes[THRESHOLD, c]
-                count = _count(quanta, levels, below)
+                count = count_of(quanta, levels, below)
                 inside = ONE if (quanta >= lowest) & (quanta <= highest) else ZERO
                 through_spikes = gs[c] * inside / lanes[THRESHOLD, c]
                 kept = lanes[GRAD, c] if subtracts | (count == ZERO) else ZERO
@@ -249,7 +238,13 @@ def _memoryless_forward_pass(first, end, parts, current, threshold, spikes, fire
 def _fire(current, threshold, spikes, levels, below):
     """Fill one row of spikes and return how many neurons fired."""
     for c in range(spikes.size):
-        write(spikes, c, _count(read(current[c]) / threshold[c], levels, below))
+        write(spikes, c, count_of(read(current[c]) / threshold[c], levels, below))
+    return fired_in(spikes)
+
+
+@exact
+def fired_in(spikes):
+    """How many of a row are not 0; a pass of its own, for two kinds of numbers are not vectorised together."""
     fired = np.int32(0)
     for c in range(spikes.size):
         fired += np.int32(read(spikes[c]) != ZERO)
@@ -262,7 +257,7 @@ def _leave(current, threshold, final, levels, below, subtracts):
     for row in range(final.shape[0]):
         for c in range(final.shape[1]):
             charged = read(current[row, c])
-            final[row, c] = _reset(charged, _count(charged / threshold[c], levels, below), threshold[c], subtracts)
+            final[row, c] = _reset(charged, count_of(charged / threshold[c], levels, below), threshold[c], subtracts)
 
 
 @fused
@@ -279,20 +274,25 @@ def _memoryless_backward_pass(
 @fused
 def _learn(current, grad_spikes, per_threshold, grad_current, grad_threshold, of_spike, levels, below):
     """Fill in one row of the gradient and add to that of the thresholds."""
-    highest = levels + HALF
-    lowest = -highest if below < ZERO else HALF
     for c in range(grad_current.size):
         # a quotient would take as long as all the rest
         quanta = read(current[c]) * per_threshold[c]
-        # of the firing rate: of 1 spike its sign, of none and of several nothing
-        size = abs(quanta)
-        single = (size >= ONE) & ((size < TWO) | (levels == ONE))
-        toward = of_spike if quanta > ZERO else below * of_spike
-        grad = read(grad_spikes[c]) + (toward if single else ZERO)
-        through = grad * per_threshold[c]
-        through = through if (quanta >= lowest) & (quanta <= highest) else ZERO
+        through = through_spike(quanta, read(grad_spikes[c]), per_threshold[c], of_spike, levels, below)
         write(grad_current, c, through)
         grad_threshold[c] -= through * quanta
+
+
+@fused
+def through_spike(quanta, grad_spike, per_threshold, of_spike, levels, below):
+    """What a current of `quanta` thresholds gets, of the gradients of its spikes and of the firing rate."""
+    highest = levels + HALF
+    lowest = -highest if below < ZERO else HALF
+    # of the firing rate: of 1 spike its sign, of none and of several nothing
+    size = abs(quanta)
+    single = (size >= ONE) & ((size < TWO) | (levels == ONE))
+    toward = of_spike if quanta > ZERO else below * of_spike
+    through = (grad_spike + (toward if single else ZERO)) * per_threshold
+    return through if (quanta >= lowest) & (quanta <= highest) else ZERO
 
 
 @fused
@@ -300,6 +300,6 @@ def _learn_of_final(grad_final, current, threshold, grad_current, levels, below,
     """Add to the gradient of the last tokens (B, C) what the potentials that they leave give them."""
     for row in range(grad_current.shape[0]):
         for c in range(grad_current.shape[1]):
-            count = _count(read(current[row, c]) / threshold[c], levels, below)
+            count = count_of(read(current[row, c]) / threshold[c], levels, below)
             kept = grad_final[row, c] if subtracts | (count == ZERO) else ZERO
             write(grad_current[row], c, read(grad_current[row, c]) + kept)

@@ -73,9 +73,9 @@ def integer_lif(
     return spikes.to(dtype), potential
 
 
-# the fields of IntegerLIFOptions, in order; what the operator takes
-_OPTIONS = "int levels, bool signed, str reset, bool decay_input"
-_INPUTS = f"Tensor current, Tensor potential, Tensor membrane_decay, Tensor threshold, {_OPTIONS}"
+# the fields of IntegerLIFOptions, in order; what operators take
+OPTIONS = "int levels, bool signed, str reset, bool decay_input"
+_INPUTS = f"Tensor current, Tensor potential, Tensor membrane_decay, Tensor threshold, {OPTIONS}"
 
 
 @torch.library.custom_op("spikegpt::integer_lif", mutates_args=(), schema=f"({_INPUTS}) -> (Tensor, Tensor)")
@@ -122,7 +122,7 @@ integer_lif_operator.register_autograd(_backward, setup_context=_save_for_backwa
 @torch.library.custom_op(
     "spikegpt::integer_lif_memoryless",
     mutates_args=(),
-    schema=f"(Tensor current, Tensor threshold, {_OPTIONS}, ScalarType dtype) -> (Tensor, Tensor, Tensor)",
+    schema=f"(Tensor current, Tensor threshold, {OPTIONS}, ScalarType dtype) -> (Tensor, Tensor, Tensor)",
 )
 def memoryless_operator(current, threshold, *options):
     """(spikes in `dtype`, final potential, firing rate) of neurons whose decay is 0, at rest before.
@@ -144,7 +144,7 @@ def _(current, threshold, *options):
     "spikegpt::integer_lif_memoryless_backward",
     mutates_args=(),
     schema="(Tensor grad_spikes, Tensor? grad_final, Tensor? grad_rate, Tensor current, Tensor threshold, "
-    f"{_OPTIONS}) -> (Tensor, Tensor)",
+    f"{OPTIONS}) -> (Tensor, Tensor)",
 )
 def memoryless_backward_operator(grad_spikes, grad_final, grad_rate, current, threshold, *options):
     """(grad of current (B, T, C), of threshold (C,))."""
@@ -208,6 +208,10 @@ def _cost(spikes: Tensor, subtracts: bool, decay_input: bool, state_elements: in
 
 
 declare_cost(torch.ops.spikegpt.integer_lif.default, _op_cost)
-declare_cost(
-    torch.ops.spikegpt.integer_lif_memoryless.default, lambda args, kwargs, output: _cost(output[0], True, False, 0)
-)
+
+
+def memoryless_cost(spikes: Tensor) -> dict[str, int | str]:
+    return _cost(spikes, True, False, 0)
+
+
+declare_cost(torch.ops.spikegpt.integer_lif_memoryless.default, lambda args, kwargs, output: memoryless_cost(output[0]))

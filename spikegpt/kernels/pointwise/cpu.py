@@ -89,18 +89,26 @@ def _in_runs(first, end, parts, task, result, *arguments):
 @fused
 def _squared_relu_pass(start, result, x):
     for i in range(result.size):
-        # written so that NaN passes
-        positive = read(x[i])
-        positive = ZERO if positive < ZERO else positive
-        write(result, i, positive * positive)
+        write(result, i, squared_relu_of(read(x[i])))
+
+
+@fused
+def squared_relu_of(x):
+    # written so that NaN passes
+    positive = ZERO if x < ZERO else x
+    return positive * positive
 
 
 @fused
 def _squared_relu_backward_pass(start, result, grad, x):
     for i in range(result.size):
-        positive = read(x[i])
-        positive = ZERO if positive < ZERO else positive
-        write(result, i, TWO * positive * read(grad[i]))
+        write(result, i, through_squared_relu(read(grad[i]), read(x[i])))
+
+
+@fused
+def through_squared_relu(grad, x):
+    positive = ZERO if x < ZERO else x
+    return TWO * positive * grad
 
 
 @fused

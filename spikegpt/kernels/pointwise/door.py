@@ -4,7 +4,7 @@ The equations are in `reference`. Nothing is computed here. "auto" takes torch's
 asked for, and on a GPU.
 """
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -139,17 +139,18 @@ dropout_operator.register_autograd(
 )
 
 
-def _declare(overload: Any, reads: int, **per_number: int) -> None:
-    """Let an operator say that it computes what its reference does: of every number it makes, so much."""
+def _costs(reads: int, **per_number: int) -> Callable[[tuple, dict, Tensor], dict[str, int | str]]:
+    """Return what says that an operator computes what its reference does: of every number it makes, so much."""
 
     def op_cost(args: tuple, kwargs: dict, output: Tensor) -> dict[str, int | str]:
         number = output.numel()
         counts = {name: count * number for name, count in per_number.items()}
         return {"kind": "elementwise", **counts, "activation_reads": reads * number}
 
-    declare_cost(overload, op_cost)
+    return op_cost
 
 
-_declare(torch.ops.spikegpt.squared_relu.default, reads=2, compare=1, mul=1, activation_writes=2)
-_declare(torch.ops.spikegpt.gate.default, reads=3, sigmoid=1, mul=1, activation_writes=2)
-_declare(torch.ops.spikegpt.dropout.default, reads=1, compare=1, mul=1, activation_writes=1)
+squared_relu_cost = _costs(reads=2, compare=1, mul=1, activation_writes=2)
+declare_cost(torch.ops.spikegpt.squared_relu.default, squared_relu_cost)
+declare_cost(torch.ops.spikegpt.gate.default, _costs(reads=3, sigmoid=1, mul=1, activation_writes=2))
+declare_cost(torch.ops.spikegpt.dropout.default, _costs(reads=1, compare=1, mul=1, activation_writes=1))

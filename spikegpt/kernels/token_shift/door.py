@@ -33,7 +33,7 @@ def token_shift(
     Raises:
         ValueError: a shape does not fit; the message names what was found and wanted.
     """
-    _check(x, previous, shares)
+    check_shift(x, previous, shares)
     dtype = dtype or x.dtype
     inputs = (x, *shares) if previous is None else (x, previous, *shares)
     if choose_training_backend(backend, "token_shift", *inputs) == "reference":
@@ -41,7 +41,7 @@ def token_shift(
     return token_shift_operator(x, previous, [share.flatten() for share in shares], dtype)
 
 
-def _check(x: Tensor, previous: Tensor | None, shares: Sequence[Tensor]) -> None:
+def check_shift(x: Tensor, previous: Tensor | None, shares: Sequence[Tensor]) -> None:
     if x.dim() != 3 or 0 in x.shape:
         raise ValueError(f"token_shift: x must be (B, T, C) with no empty side, got {tuple(x.shape)}")
     B, _, C = x.shape
@@ -99,7 +99,7 @@ def _backward(ctx, grads):
 token_shift_operator.register_autograd(_backward, setup_context=_save_for_backward)
 
 
-def _op_cost(args: tuple, kwargs: dict, output: list[Tensor]) -> dict[str, int | str]:
+def token_shift_cost(args: tuple, kwargs: dict, output: list[Tensor]) -> dict[str, int | str]:
     """What `reference.token_shift` computes, for dispatch-mode counters; the state is its caller's to declare."""
     steps, moved = sum(mix.numel() for mix in output), args[0].numel()
     weights = sum(share.numel() for share in args[2])
@@ -115,4 +115,4 @@ def _op_cost(args: tuple, kwargs: dict, output: list[Tensor]) -> dict[str, int |
     }
 
 
-declare_cost(torch.ops.spikegpt.token_shift.default, _op_cost)
+declare_cost(torch.ops.spikegpt.token_shift.default, token_shift_cost)

@@ -4,15 +4,18 @@ A generation is a file here with its two halves, their own initialisation and th
 neurons of a model (synapses, conversion, rasters, engine, reports) asks for `sites`; nobody takes a name apart.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ...config import NeuronConfig
-from ...kernels import token_shift
+from ...kernels import shifted_lif, squared_relu, squared_relu_lif, token_shift
+from ...kernels.integer_lif.options import IntegerLIFOptions
 from ...kernels.operators import product_dtype
+from ...neuron.lif import LIF
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,45 @@ class Firing:
             return current
         self.spikes[site], self._after[site] = neuron(current, self._before[site] if self._before else None)
         return self.spikes[site]
+
+    # what often drives neurons is one kernel with them, where nobody looks between
+
+    def shifted(
+        self, sites: Sequence[str], x: Tensor, previous: Tensor | None, shares: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Return the spikes of each site's mix of tokens, see `mix_tokens`; where there are no neurons, the mixes."""
+        fusible = self._fusible(*sites)
+        if fusible is None:
+            return [self(site, mix) for site, mix in zip(sites, mix_tokens(x, previous, *shares), strict=True)]
+        neurons, kind = fusible
+        thresholds = [neuron.threshold for neuron in neurons]
+        spikes = shifted_lif(x, previous, shares, thresholds, kind, dtype=product_dtype(x))
+        for site, neuron, spike in zip(sites, neurons, spikes, strict=True):
+            self._note(site, neuron, spike)
+        return spikes
+
+    def squared_relu(self, site: str, x: Tensor) -> Tensor:
+        """Return the spikes at `site` of max(x, 0)^2; where there are no neurons, that."""
+        fusible = self._fusible(site)
+        if fusible is None:
+            return self(site, squared_relu(x))
+        (neuron,), kind = fusible
+        spikes = squared_relu_lif(x, neuron.threshold, kind, dtype=product_dtype(x))
+        self._note(site, neuron, spikes)
+        return spikes
+
+    def _fusible(self, *sites: str) -> tuple[list[LIF], IntegerLIFOptions] | None:
+        """The neurons at `sites` and their kind, if one kernel may stand for a call of each: of one kind, stateless."""
+        # nothing is fused without gradients
+        if not torch.is_grad_enabled() or (self._before and any(self._before[site] is not None for site in sites)):
+            return None
+        neurons = [neuron for site in sites if isinstance(neuron := self._owner._modules.get(site), LIF)]
+        kind, *others = {neuron.fusible for neuron in neurons} or {None}
+        return None if kind is None or others or len(neurons) < len(sites) else (neurons, kind)
+
+    def _note(self, site: str, neuron: LIF, spikes: Tensor) -> None:
+        neuron.verify(spikes)
+        self.spikes[site], self._after[site] = spikes, None
 
     @property
     def after(self) -> dict[str, Any] | None:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ...config import ModelConfig
-from ...kernels import EventWKVState, WKVState, event_wkv, gate, squared_relu, wkv
-from .contract import Firing, Mixed, Mixer, NeuronFactory, Site, mix_tokens, token_shift_cost
+from ...kernels import EventWKVState, WKVState, event_wkv, gate, wkv
+from .contract import Firing, Mixed, Mixer, NeuronFactory, Site, token_shift_cost
 
 # what the blocks add to the residual stream starts almost silent: spikes of untrained neurons there are noise that
 # training has to undo, by making all neurons fire less
@@ -67,10 +67,10 @@ class TimeMix(Mixer):
     def forward(self, x: Tensor, state: TimeMixState | None) -> Mixed:
         shift, sums, neurons = state or TimeMixState(None, None, None)
         fire = Firing(self, neurons)
-        key, value, receptance = mix_tokens(x, shift, self.time_mix_k, self.time_mix_v, self.time_mix_r)
-        key = self.key(fire("key_neuron", key))
-        value = self.value(fire("value_neuron", value))
-        receptance = self.receptance(fire("receptance_neuron", receptance))
+        sites = "key_neuron", "value_neuron", "receptance_neuron"
+        shares = self.time_mix_k, self.time_mix_v, self.time_mix_r
+        key, value, receptance = fire.shifted(sites, x, shift, shares)
+        key, value, receptance = self.key(key), self.value(value), self.receptance(receptance)
         if self.has_events:
             # a neuron of somebody's own may spike in float32 where products are autocast
             value = fire("wkv_neuron", value).to(key.dtype)
@@ -131,10 +131,10 @@ class ChannelMix(Mixer):
     def forward(self, x: Tensor, state: ChannelMixState | None) -> Mixed:
         shift, neurons = state or ChannelMixState(None, None)
         fire = Firing(self, neurons)
-        key, receptance = mix_tokens(x, shift, self.time_mix_k, self.time_mix_r)
-        key = self.key(fire("key_neuron", key))
-        receptance = self.receptance(fire("receptance_neuron", receptance))
-        y = gate(receptance, self.value(fire("value_neuron", squared_relu(key))))
+        sites = "key_neuron", "receptance_neuron"
+        key, receptance = fire.shifted(sites, x, shift, (self.time_mix_k, self.time_mix_r))
+        key, receptance = self.key(key), self.receptance(receptance)
+        y = gate(receptance, self.value(fire.squared_relu("value_neuron", key)))
         return Mixed(y, ChannelMixState(x[:, -1], fire.after), fire.spikes)
 
     @torch.no_grad()

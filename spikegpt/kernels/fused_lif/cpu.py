@@ -1,0 +1,199 @@
+"""Fast CPU versions of what `reference` defines, forward and backward, in numba; reached only through their door.
+
+Currents are made, fired and forgotten within registers, by the functions of the kernels that make them alone and
+rounded as those do: spikes are the same, bit for bit. So are gradients in float32, but for the order of sums over
+tokens; those of bfloat16 currents are not rounded on their way.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..cpu import ONE, as_words, exact, fused, new_words, parts_of_pass, read, rounded, run_passes, write
+from ..integer_lif.cpu import count_of, fired_in, scalars_of, side_by_side, through_spike
+from ..integer_lif.options import IntegerLIFOptions
+from ..pointwise.cpu import squared_relu_of, through_squared_relu
+from ..token_shift.cpu import ShiftedRows, earlier_tokens, learn_mix, mixed, take_total
+
+
+def shifted_forward(
+    x: Tensor, previous: Tensor | None, shares: Sequence[Tensor], thresholds: Sequence[Tensor],
+    options: IntegerLIFOptions, dtype: torch.dtype,
+) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
+    """Return (spikes, each (B, T, C) in `dtype`; their firing rates)."""
+    inputs = ShiftedRows(x, previous)
+    spikes, fired = [new_words(x.shape, dtype) for _ in shares], np.zeros((inputs.parts, len(shares)), np.int64)
+    arrays = *inputs.arrays, inputs.per_channel(shares), inputs.per_channel(thresholds), tuple(map(inputs.of, spikes))
+    levels, below, *_ = scalars_of(options)
+    run_passes(_shifted_forward_pass, *inputs.shape, *arrays, fired, levels, below)
+    return spikes, [_rate(number, x) for number in fired.sum(axis=0)]
+
+
+def shifted_backward(
+    grad_spikes: Sequence[Tensor], grad_rates: Sequence[Tensor | None], x: Tensor, previous: Tensor | None,
+    shares: Sequence[Tensor], thresholds: Sequence[Tensor], options: IntegerLIFOptions,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the gradients of (x (B, T, C), previous (B, C), shares (shares, C), thresholds (shares, C))."""
+    B, _, C = x.shape
+    inputs = ShiftedRows(x, previous)
+    grad_x, grad_previous = new_words(x.shape, x.dtype), torch.empty(B, C)
+    # one row per part
+    of_shares, of_thresholds = np.zeros((2, inputs.parts, len(shares), inputs.shape[1]), np.float32)
+    grads, of_spikes = tuple(map(inputs.of, grad_spikes)), np.array([_of_spike(grad, x) for grad in grad_rates])
+    arrays = *inputs.arrays, inputs.per_channel(shares), inputs.per_channel(thresholds)
+    outputs = inputs.of(grad_x), grad_previous.numpy(), of_shares, of_thresholds
+    levels, below, *_ = scalars_of(options)
+    run_passes(_shifted_backward_pass, *inputs.shape, grads, of_spikes, *arrays, *outputs, levels, below)
+    return grad_x, grad_previous.to(x.dtype), inputs.summed(of_shares), inputs.summed(of_thresholds)
+
+
+def squared_relu_forward(
+    x: Tensor, threshold: Tensor, options: IntegerLIFOptions, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return (spikes (B, T, C) in `dtype`, firing rate)."""
+    B, T, C = x.shape
+    rows, width = side_by_side(B * T, C)
+    spikes, fired = new_words((B, T, C), dtype), np.zeros(parts_of_pass(rows, width), np.int64)
+    arrays = as_words(x).reshape(rows, width), np.tile(as_words(threshold), width // C)
+    levels, below, *_ = scalars_of(options)
+    output = as_words(spikes).reshape(rows, width)
+    run_passes(_squared_relu_forward_pass, rows, width, *arrays, output, fired, levels, below)
+    return spikes, _rate(fired.sum(), x)
+
+
+def squared_relu_backward(
+    grad_spikes: Tensor, grad_rate: Tensor | None, x: Tensor, threshold: Tensor, options: IntegerLIFOptions
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of (x (B, T, C), threshold (C,))."""
+    B, T, C = x.shape
+    rows, width = side_by_side(B * T, C)
+    grad_x = new_words((B, T, C), x.dtype)
+    # one row per part
+    grad_threshold = np.zeros((parts_of_pass(rows, width), width), np.float32)
+    given, x_rows, result = (as_words(part).reshape(rows, width) for part in (grad_spikes, x, grad_x))
+    arrays = given, _of_spike(grad_rate, x), x_rows, np.tile(as_words(threshold), width // C), result, grad_threshold
+    levels, below, *_ = scalars_of(options)
+    run_passes(_squared_relu_backward_pass, rows, width, *arrays, levels, below)
+    return grad_x, torch.from_numpy(grad_threshold.sum(axis=0).reshape(-1, C).sum(axis=0))
+
+
+def _rate(fired: np.int64, spikes: Tensor) -> Tensor:
+    return torch.tensor(fired / spikes.numel(), dtype=torch.float32)
+
+
+def _of_spike(grad_rate: Tensor | None, spikes: Tensor) -> np.float32:
+    """What a spike gets of the gradient of the firing rate; None stands for zero."""
+    return np.float32(0 if grad_rate is None else grad_rate.item() / spikes.numel())
+
+
+@exact
+def _shifted_forward_pass(first, end, parts, x, previous, of_text, shares, thresholds, spikes, fired, levels, below):
+    rows, beginning = x.shape[0], np.empty_like(x[0])
+    for part in range(first, end):
+        for row in range(rows * part // parts, rows * (part + 1) // parts):
+            earlier = earlier_tokens(x, previous, row, of_text, beginning)
+            for which in range(len(spikes)):
+                arrays = x[row], earlier, shares[which], thresholds[which], spikes[which][row]
+                fired[part, which] += _fire_mixed(*arrays, levels, below)
+
+
+@exact
+def _fire_mixed(own, before, share, threshold, spikes, levels, below):
+    """Fill a row of spikes and return how many neurons fired."""
+    for c in range(spikes.size):
+        current = rounded(spikes, mixed(read(own[c]), read(before[c]), share[c]))
+        write(spikes, c, count_of(current / threshold[c], levels, below))
+    return fired_in(spikes)
+
+
+# rows whose gradients are made before any of them is passed on: they stay in the second-level cache
+ROWS = 16
+
+
+@fused
+def _shifted_backward_pass(
+    first, end, parts, grad_spikes, of_spikes, x, previous, of_text, shares, thresholds, grad_x, grad_previous,
+    grad_shares, grad_thresholds, levels, below,
+):  # fmt: skip
+    rows, width = x.shape
+    C, per_threshold = previous.shape[1], ONE / thresholds
+    beginning, last = np.empty_like(x[0]), np.zeros(width, np.float32)
+    # of the currents
+    grads = np.empty((len(grad_spikes), (ROWS + 1) * width), np.float32)
+    total, of_others = np.zeros(width, np.float32), np.zeros(width, np.float32)
+    for part in range(first, end):
+        last_row = rows * (part + 1) // parts
+        for start in range(rows * part // parts, last_row, ROWS):
+            stop = min(start + ROWS, last_row)
+            for which in range(len(grad_spikes)):
+                # the row behind them too, for its first token: what its thresholds learn is not theirs
+                for row in range(start, min(stop + 1, rows)):
+                    earlier = earlier_tokens(x, previous, row, of_text, beginning)
+                    own = grads[which, (row - start) * width : (row - start + 1) * width]
+                    of_threshold = grad_thresholds[part, which] if row < stop else of_others
+                    arrays = x[row], earlier, shares[which], grad_spikes[which][row], per_threshold[which], own
+                    _learn_mixed(*arrays, of_threshold, of_spikes[which], levels, below)
+            for row in range(start, stop):
+                earlier = earlier_tokens(x, previous, row, of_text, beginning)
+                place = (row - start) * width
+                for which in range(len(grad_spikes)):
+                    own, later = grads[which, place : place + width], grads[which, place + C : place + C + width]
+                    if (row + 1) % of_text == 0:
+                        last[: width - C] = own[C:]
+                        later = last
+                    learn_mix(own, later, x[row], earlier, shares[which], total, grad_shares[part, which])
+                take_total(total, grad_x[row])
+                if row % of_text == 0:
+                    for which in range(len(grad_spikes)):
+                        for c in range(C):
+                            total[c] += (ONE - shares[which, c]) * grads[which, place + c]
+                    take_total(total[:C], grad_previous[row // of_text])
+
+
+@fused
+def _learn_mixed(own, before, share, grad_spikes, per_threshold, grad, grad_threshold, of_spike, levels, below):
+    """Fill a row of the gradient of currents and add to that of the thresholds."""
+    for c in range(grad.size):
+        quanta = rounded(grad_spikes, mixed(read(own[c]), read(before[c]), share[c])) * per_threshold[c]
+        through = through_spike(quanta, read(grad_spikes[c]), per_threshold[c], of_spike, levels, below)
+        grad[c] = through
+        grad_threshold[c] -= through * quanta
+
+
+@exact
+def _squared_relu_forward_pass(first, end, parts, x, threshold, spikes, fired, levels, below):
+    rows = x.shape[0]
+    for part in range(first, end):
+        for row in range(rows * part // parts, rows * (part + 1) // parts):
+            fired[part] += _fire_squared_relu(x[row], threshold, spikes[row], levels, below)
+
+
+@exact
+def _fire_squared_relu(x, threshold, spikes, levels, below):
+    for c in range(spikes.size):
+        current = rounded(x, squared_relu_of(read(x[c])))
+        write(spikes, c, count_of(current / threshold[c], levels, below))
+    return fired_in(spikes)
+
+
+@fused
+def _squared_relu_backward_pass(
+    first, end, parts, grad_spikes, of_spike, x, threshold, grad_x, grad_threshold, levels, below
+):
+    rows, per_threshold = x.shape[0], ONE / threshold
+    for part in range(first, end):
+        for row in range(rows * part // parts, rows * (part + 1) // parts):
+            arrays = x[row], grad_spikes[row], per_threshold, grad_x[row], grad_threshold[part]
+            _learn_squared_relu(*arrays, of_spike, levels, below)
+
+
+@fused
+def _learn_squared_relu(x, grad_spikes, per_threshold, grad_x, grad_threshold, of_spike, levels, below):
+    for c in range(grad_x.size):
+        number = read(x[c])
+        quanta = rounded(x, squared_relu_of(number)) * per_threshold[c]
+        through = through_spike(quanta, read(grad_spikes[c]), per_threshold[c], of_spike, levels, below)
+        write(grad_x, c, through_squared_relu(through, number))
+        grad_threshold[c] -= through * quanta
