@@ -351,9 +351,9 @@ class Recorder:
         ids = ids.flatten() if live is None else ids[live]
         row = table[0].numel() * width(table) if len(table) else 0
         fetched = ids.numel() * row
-        rows = torch.zeros(table.shape[0], dtype=torch.int64, device=ids.device)
-        rows[ids] = row
-        self._touch(site, table, rows)
+        member = self.provenance.member(table)
+        if member is not None:
+            self.accounts.current.use.add_rows(site, view_key(table), member, ids, len(table), row)
         work = {
             "weights_per_event": fetched,
             "weights_dense": fetched,

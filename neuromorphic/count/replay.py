@@ -22,7 +22,7 @@ from .provenance import Origin
 from .recorder import SPIKE, Recorder
 from .row_products import RowProducts
 from .spikes import CASTS, ROUNDINGS, SHIFTED
-from .storages import Member, has_storage, storage_key
+from .storages import Member, has_storage, storage_key, version
 
 # structures that are kept; a cache that grows with every token brings new ones with every token
 MOST = 20_000
@@ -63,6 +63,8 @@ class Effect:
         # the products of rows; which operands the rows and the weight are; how many numbers are in the rows
         self.rows: RowProducts | None = None
         self.row = self.weight = self.numbers = 0
+        # of the weight, in the form in which this call is given it: a view that inference mode makes of it knows none
+        self.version: int | None = None
         # where the row counts as spikes that a neuron has emitted, how many these were, and what they repeat as units
         self.emitted: Site | None = None
         self.events = self.repeated = 0
@@ -70,7 +72,7 @@ class Effect:
         self.tells_number = False
 
     def is_usable(self, call: Call) -> bool:
-        return self.rows is None or self.rows.is_current(call.operands[self.weight])
+        return self.rows is None or (not self.rows.is_closed and version(call.operands[self.weight]) == self.version)
 
 
 class Whole:
@@ -292,6 +294,7 @@ class Replays:
                     return None
                 whole_effect.rows, whole_effect.row = effect.rows, operands.index(row)
                 whole_effect.weight = operands.index(effect.rows.memory)
+                whole_effect.version = version(call.operands[whole_effect.weight])
                 whole_effect.emitted, whole_effect.numbers = effect.emitted, effect.numbers
                 K, found = effect.rows.K, call.operands[whole_effect.row]
                 # a row in any shape, or rows that nobody has transposed, from the left
@@ -351,6 +354,7 @@ class Replays:
                 is_transposed = of(call.operands[first]) > of(call.operands[first + 1])
                 effect.row, effect.weight = first + is_transposed, first + (not is_transposed)
                 effect.numbers = call.operands[effect.row].numel()
+                effect.version = version(call.operands[effect.weight])
                 if is_transposed and effect.numbers > effect.rows.K:
                     return None
             if call.results and not self._is_declared:
