@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -54,10 +55,10 @@ class Marks:
             for row in rows:
                 self.add_row(row)
             return
-        pieces = 1 if rows.size < SMALL else PIECES_PER_THREAD * torch.get_num_threads()
-        pieces = max(pieces, -(-len(rows) // MOST_ROWS))
+        threads = 1 if rows.size < SMALL else torch.get_num_threads()
+        pieces = max(1 if threads == 1 else PIECES_PER_THREAD * threads, -(-len(rows) // MOST_ROWS))
         cuts = [len(rows) * piece // pieces for piece in range(pieces + 1)]
-        parts = [rows[start:end] for start, end in zip(cuts, cuts[1:], strict=False) if start < end]
+        parts = [rows[start:end] for start, end in pairwise(cuts) if start < end]
         for numbers, fired, levels, largest_level in _map(_marks_of, parts):
             self.rows += numbers
             self.fired += fired
@@ -103,9 +104,8 @@ def _mark(rows, numbers, fired, levels):
             fired_here[k] += np.int32(row[k] != 0)
         if alphabet == INTEGER:
             for k in range(row.shape[0]):
-                level = np.int32(abs(row[k]))
-                levels[k] += level
-                largest_level = max(largest_level, level)
+                levels[k] += np.int32(abs(row[k]))
+                largest_level = max(largest_level, int(abs(row[k])))
     return largest_level
 
 

@@ -41,8 +41,10 @@ class WeightUse:
     def declare(self, site: Site, size: int) -> None:
         """Note that an operator needs `size` weights, the same in each of its calls."""
         name = ("declared", site)
-        self._sizes[name] = size
-        self._views.setdefault(site, {})[name] = {None: torch.tensor(size)}
+        # nearly always it is known
+        if self._sizes.get(name) != size:
+            self._sizes[name] = size
+            self._views.setdefault(site, {})[name] = {None: torch.tensor(size)}
 
     def update(self, other: "WeightUse") -> None:
         """Note all that `other` has noted."""

@@ -178,7 +178,7 @@ def test_replayed_counts_are_those_of_a_close_look(case, mode):
 
 
 def test_what_repeats_is_replayed(monkeypatch):
-    """Of the second token of a twin only the lookup of the embedding is looked at again, and no layer is taken apart."""
+    """Of the second token of a twin only the embedding is looked at again, and no layer is taken apart."""
     model, looks = language_model(spiking="none"), []
     look, run = OpCounter._look_closely, OperatorMode._run_in_sight
 
