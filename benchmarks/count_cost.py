@@ -30,6 +30,8 @@ from spikegpt.model.network import SpikeGPT
 DECODED, ATTENDED = 64, 8192
 
 
+# as a model is loaded, whose weights know that they were written to
+@torch.inference_mode(False)
 def trained_like(spiking: str) -> SpikeGPT:
     """`small` with matrices as dense as after a training; RWKV's initialisation has zeros, which cost less to count."""
     torch.manual_seed(0)

@@ -62,7 +62,7 @@ def attention(
     counts.effective_acs = sum(int(part[by].sum()) for part, by in zip((scores, weighted), accumulates, strict=True))
     counts.effective_macs = int(scores.sum() + weighted.sum()) - counts.effective_acs
     for part, code in zip((query, key, value), codes, strict=True):
-        nonzeros = (part != 0).sum(dim=(1, 2))
+        nonzeros = _sums(part != 0, 1, 2)
         counts.nonzeros += int(nonzeros.sum())
         counts.events_in += int(nonzeros[code < REAL].sum())
         heads = torch.bincount(code, minlength=REAL + 1).tolist()
@@ -79,10 +79,9 @@ def _visible_pairs(T: int, S: int) -> int:
 def _score_products(query: Tensor, key: Tensor, is_causal: bool) -> Tensor:
     """Return (G,) how many products of query and key have both sides nonzero; both are (G, length, D) bool."""
     if not is_causal:
-        return (query.sum(dim=1) * key.sum(dim=1)).sum(dim=1)
+        return (_sums(query, 1) * _sums(key, 1)).sum(dim=1)
     T, S = query.shape[1], key.shape[1]
-    later = (query[:, S:].sum(dim=1) * key.sum(dim=1)).sum(dim=1)
-    # head by head, for the sums are four times as wide as what they count
+    later = (_sums(query[:, S:], 1) * _sums(key, 1)).sum(dim=1)
     seen = [(own[:S] * keys.cumsum(dim=0, dtype=torch.int32)[:T]).sum() for own, keys in zip(query, key, strict=True)]
     return later + torch.stack(seen) if seen else later
 
@@ -93,7 +92,15 @@ def _visible_products(value: Tensor, T: int, is_causal: bool) -> Tensor:
     seen_by = torch.full((S,), T, device=value.device)
     if is_causal:
         seen_by = (T - torch.arange(S, device=value.device)).clamp(min=0)
-    return (value.sum(dim=2) * seen_by).sum(dim=1)
+    return (_sums(value, 2) * seen_by).sum(dim=1)
+
+
+def _sums(flags: Tensor, *dims: int) -> Tensor:
+    """Return flags.sum(dims) of flags (G, length, D) of bool.
+
+    Head by head, for torch makes integers of eight bytes of all flags before it adds them up.
+    """
+    return torch.cat([head.sum(dims) for head in flags.split(1)])
 
 
 def _spread(query: Tensor, key: Tensor, scale: float | None) -> float:
@@ -128,11 +135,11 @@ def _probabilities(
 
 def _weighted_products(blocks: Iterator[tuple[int, Tensor]], value: Tensor) -> tuple[Tensor, Tensor]:
     """Return (G,) products of a probability and a value (G, S, E) bool, neither 0, and (G,) alphabets of the former."""
-    met = value.sum(dim=2)
+    met = _sums(value, 2)
     weighted = torch.zeros(len(value), dtype=torch.int64, device=value.device)
     codes = torch.zeros_like(weighted)
     for head, probabilities in blocks:
-        weighted[head] += ((probabilities != 0).sum(dim=0) * met[head]).sum()
+        weighted[head] += ((probabilities != 0).sum(dim=0, dtype=torch.int32) * met[head]).sum()
         if codes[head] < REAL:
             codes[head] = torch.maximum(codes[head], classify_rows(probabilities.reshape(1, -1))[0])
     return weighted, codes

@@ -28,19 +28,17 @@ from torch.utils._pytree import tree_leaves
 from . import moves
 from .calls import Text, Texts, read_text
 from .carried import CarriedState
-from .counts import Counts, Footprint, Tally, Uncounted
+from .counts import Counts, Tally, Uncounted
 from .dispatch import OperatorMode, is_backward, mutated, operator_name, tensors_in, unseen
+from .footprint import footprint
 from .places import CostFunction, Place
 from .provenance import Origin
 from .recorder import CountError, Recorder
 from .recurrent import state_cost
 from .replay import Call, Replays
-from .storages import has_storage, plain_tensors, storage_key
+from .storages import has_storage, plain_tensors
 
 PREFILL, DECODE = "prefill", "decode"
-
-# integers that torch stores, and integers of the same width that it computes with
-INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class UncountedOperator(CountError):
@@ -199,23 +197,14 @@ class OpCounter:
         sites = {
             site: counts + Counts(weights_once=recorder.weights_once(site)) for site, counts in recorder.sites.items()
         }
-        parameters = {storage_key(part): part.detach() for whole in self._parameters() for part in plain_tensors(whole)}
-        sparse = [whole for whole in self._parameters() if not has_storage(whole) and not whole.is_nested]
-        numbers = {part: part.numel() * (1 + part.is_complex()) for part in (*parameters.values(), *sparse)}
-        footprint = Footprint(
-            parameters=sum(numbers.values()),
-            zero_parameters=sum(numbers.values()) - sum(map(_nonzeros, numbers)),
-            buffers=sum(buffer.numel() for buffer in self._buffers()),
-            state=sum(recorder.state_elements.values()),
-            peak_activations=recorder.peak_activations,
-        )
-        uncounted = tuple(self._uncounted.values())
         return Tally(
             sites=sites,
             kinds=dict(recorder.kinds),
             tokens=dict(self._tokens),
-            uncounted=uncounted,
-            footprint=footprint,
+            uncounted=tuple(self._uncounted.values()),
+            footprint=footprint(
+                self._parameters(), self._buffers(), recorder.state_elements, recorder.peak_activations
+            ),
             names=tuple(name for name, _ in self.model.named_modules()),
             uncounted_in={module: tuple(operators) for module, operators in self._uncounted_in.items()},
         )
@@ -400,21 +389,3 @@ class OpCounter:
         elements = sum(result.numel() for result in results)
         self._uncounted_in.setdefault(self._stack[-1], {})[str(func)] = None
         self._uncounted[str(func)] = Uncounted(str(func), before.calls + 1, before.elements + elements)
-
-
-def _nonzeros(parameter: Tensor) -> int:
-    if not has_storage(parameter):
-        return parameter._nnz()
-    return int(_countable(parameter).count_nonzero())
-
-
-def _countable(parameter: Tensor) -> Tensor:
-    """Return numbers of which as many are 0, in a format that torch does not only store."""
-    if parameter.is_complex():
-        return torch.view_as_real(parameter)
-    if not parameter.is_floating_point():
-        return parameter.view(INTEGERS[parameter.element_size()])
-    if parameter.element_size() > 1:
-        return parameter
-    # 8 bits have a zero of either sign; two numbers of 4 bits are one byte
-    return parameter.view(torch.int8) if parameter.dtype == torch.float4_e2m1fn_x2 else parameter.float()

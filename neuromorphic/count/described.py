@@ -11,7 +11,7 @@ from .counts import Site
 from .products import describe_weight
 from .provenance import Provenance
 from .row_products import RowProducts
-from .storages import Member, storage_key, view_key
+from .storages import Member, storage_key, version, view_key
 
 
 class Meeting(NamedTuple):
@@ -38,9 +38,8 @@ class DescribedWeights:
         if memory not in self._described:
             self._described[memory] = (StorageWeakRef(w.untyped_storage()), {})
         views = self._described[memory][1]
-        # a tensor of inference mode has no version; what operators write to it is seen, see `forget`
-        version = None if w.is_inference() else w._version
-        key = (view_key(w), version, describe, repr(options))
+        # where there is no version, what operators write is seen, see `forget`
+        key = (view_key(w), version(w), describe, repr(options))
         if key not in views:
             views[key] = describe(w, *options)
         return views[key]

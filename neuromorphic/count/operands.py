@@ -18,9 +18,6 @@ LARGEST_LEVEL = 127
 # most real vectors show a fraction among so many of their first elements
 PROBE = 32
 
-# sums of so many flags fit into a byte
-FLAGS = 255
-
 
 def classify_rows(rows: Tensor) -> Tensor:
     """Return the alphabet of every row of `rows` (N, K) as indices into ALPHABETS, (N,) int64.
@@ -101,14 +98,6 @@ def count_repeated_units(spikes: Tensor) -> int:
     else:
         return 0
     return int(np.abs(values).sum(dtype=np.float64)) - int(np.count_nonzero(values != 0))
-
-
-def count_by_column(flags: np.ndarray) -> np.ndarray:
-    """Return how many flags (N, K) of bool are set in each column, (K,) int64."""
-    counts = np.zeros(flags.shape[1], np.int64)
-    for start in range(0, len(flags), FLAGS):
-        counts += np.add.reduce(flags[start : start + FLAGS].view(np.uint8), axis=0, dtype=np.uint8)
-    return counts
 
 
 def count_nonzeros(tensor: Tensor) -> int:

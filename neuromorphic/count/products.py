@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .counts import ALPHABETS, Counts
+from .marks import Marks
 from .operands import (
     BINARY,
     INTEGER,
@@ -20,7 +21,6 @@ from .operands import (
     ZERO,
     alphabet_of,
     classify_rows,
-    count_by_column,
     is_spikes,
     repeated_units,
 )
@@ -51,11 +51,13 @@ def describe_weight(w: Tensor) -> Weight:
     w = real_weight(w)
     is_on_host = w.device.type == "cpu" and w.dtype in (torch.float32, torch.float64)
     if w.shape[0] == 1 and w.mT.is_contiguous() and is_on_host:
-        # as linear layers keep it, where numpy is several times faster
-        nonzeros = torch.from_numpy(count_by_column(w[0].mT.detach().numpy() != 0)).unsqueeze(0)
-    else:
-        nonzeros = (w != 0).sum(dim=2)
-    return Weight(nonzeros, alphabet_of(w), w.shape[2])
+        # as linear layers keep it: a row for each result
+        marks = Marks(w.shape[1])
+        marks.add_rows(w[0].mT.detach().numpy())
+        # the alphabet of a matrix is the widest of its rows
+        alphabet = int(marks.rows.nonzero()[0].max(initial=ZERO))
+        return Weight(torch.from_numpy(marks.fired.sum(axis=0)).unsqueeze(0), alphabet, w.shape[2])
+    return Weight((w != 0).sum(dim=2), alphabet_of(w), w.shape[2])
 
 
 def real_input(x: Tensor) -> Tensor:

@@ -16,8 +16,9 @@ from .accounts import Accounts
 from .counts import KINDS, QUANTITIES, Counts, Site, times
 from .described import DescribedWeights
 from .dispatch import named_arguments
+from .padding import Padding
 from .product_operators import PRODUCTS
-from .provenance import Origin, Provenance
+from .provenance import Origin
 from .row_products import RowProducts
 from .spikes import Spikes, emission, repeated_events
 from .storages import storage_key, view_key, width
@@ -32,19 +33,17 @@ SPIKE = "spike"
 """the operator of sites where a tensor was seen to be spikes"""
 
 
-class Recorder:
-    """Counts by site. `mask` (B, T) is False at padding, or None."""
+class Recorder(Padding):
+    """Counts by site."""
 
-    def __init__(self):
+    def __init__(self) -> None:
+        super().__init__()
         self.kinds: dict[str, str] = {}
-        self.provenance = Provenance()
         self.spikes = Spikes(lambda tensor: self.provenance.of(tensor) is not Origin.DATA)
-        self.mask: Tensor | None = None
-        self.padding_included: dict[str, int] = {}
         self.state_elements: dict[tuple[str, str], int] = {}
         self.call_tokens = 1
         self.peak_activations = 0
-        self._module, self._phase, self._padding_noted = "", "", False
+        self._module, self._phase = "", ""
         self.accounts = Accounts()
         self._weights = DescribedWeights(self.provenance, self.accounts)
         self.log: list[tuple[Site, Counts]] | None = None
@@ -166,10 +165,10 @@ class Recorder:
         kind = declared.pop("kind", kind)
         state = declared.pop("state_elements", 0)
         product = declared.pop("product", None)
-        unknown = sorted(set(declared) - set(QUANTITIES))
+        unknown = declared.keys() - QUANTITIES
         if unknown or kind not in KINDS:
             raise CountError(
-                f"op_cost of {name} declares {unknown or kind!r}; "
+                f"op_cost of {name} declares {sorted(unknown) or kind!r}; "
                 f"quantities are fields of Counts, kinds are {', '.join(KINDS)}"
             )
         site = self._site(name, kind)
@@ -254,42 +253,6 @@ class Recorder:
         live = self._live(tensor)
         self._add(site, Counts(calls=1, **emission(tensor if live is None else tensor[live])))
 
-    # padding ------------------------------------------------------------------------------------------------------
-
-    def _live(self, tensor: Tensor) -> Tensor | None:
-        """Return the mask in the shape that indexes the front of `tensor`, or None.
-
-        Where the length of the text stands at a second place, as in scores of (B, heads, T, T), nothing says which of
-        them is the text.
-        """
-        if self.mask is None:
-            return None
-        T = self.mask.shape[1]
-        if tensor.shape[:2] == self.mask.shape and T not in tensor.shape[2:]:
-            return self.mask
-        is_flat = tensor.dim() and tensor.shape[0] == self.mask.numel() and T not in tensor.shape[1:]
-        return self.mask.flatten() if is_flat else None
-
-    def _live_elements(self, operator: str, tensor: Tensor) -> int:
-        if self.mask is None or self.provenance.of(tensor) is Origin.WEIGHT:
-            return tensor.numel()
-        live = self._live(tensor)
-        if live is None:
-            self.note_padding(operator)
-            return tensor.numel()
-        return int(live.sum()) * tensor.shape[live.dim() :].numel()
-
-    def _only_live(self, leaf: Any) -> Any:
-        """(B, T, ...) becomes (1, live tokens, ...)."""
-        live = self._live(leaf) if isinstance(leaf, Tensor) and self.provenance.of(leaf) is not Origin.WEIGHT else None
-        return leaf if live is None else leaf[live].unsqueeze(0)
-
-    def note_padding(self, operator: str) -> None:
-        """Say that this call of `operator` could not tell padding from text."""
-        if self.mask is not None and not self._padding_noted:
-            self._padding_noted = True
-            self.padding_included[operator] = self.padding_included.get(operator, 0) + 1
-
     # products -----------------------------------------------------------------------------------------------------
 
     def product(self, site: Site, x: Tensor, w: Tensor) -> None:
@@ -351,9 +314,9 @@ class Recorder:
         ids = ids.flatten() if live is None else ids[live]
         row = table[0].numel() * width(table) if len(table) else 0
         fetched = ids.numel() * row
-        rows = torch.zeros(table.shape[0], dtype=torch.int64, device=ids.device)
-        rows[ids] = row
-        self._touch(site, table, rows)
+        member = self.provenance.member(table)
+        if member is not None:
+            self.accounts.current.use.add_rows(site, view_key(table), member, ids, len(table), row)
         work = {
             "weights_per_event": fetched,
             "weights_dense": fetched,

@@ -6,23 +6,23 @@ and here it is replayed whenever this structure comes again. Whatever looks at o
 or reads a state is never replayed. An operator that is made of others, such as a linear layer, is replayed as a whole.
 """
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 
-from . import moves, structured
+from . import moves
 from .carried import CarriedState
-from .counts import Counts, Site, times
+from .counts import Counts, times
 from .dispatch import is_backward, operator_name, tensors_in, unseen
+from .effects import Call, Effect, Whole, looks_at_numbers
 from .product_operators import PRODUCTS
 from .provenance import Origin
 from .recorder import SPIKE, Recorder
-from .row_products import RowProducts
-from .spikes import CASTS, ROUNDINGS, SHIFTED
-from .storages import Member, has_storage, storage_key
+from .spikes import ROUNDINGS, SHIFTED
+from .storages import has_storage, storage_key, version
 
 # structures that are kept; a cache that grows with every token brings new ones with every token
 MOST = 20_000
@@ -33,52 +33,6 @@ ROWS = frozenset(("mm", "addmm", "bmm", "mv", "addmv"))
 OPTIONS = frozenset(
     (int, float, bool, complex, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
 )
-
-
-class Call:
-    """One call of an operator: all that its effect follows from, its operands and the memory of each, its results."""
-
-    __slots__ = ("func", "lowest", "memories", "operands", "results", "signature")
-
-    def __init__(self, func: OpOverload):
-        self.func, self.lowest = func, Origin.WEIGHT
-        self.signature: list[Any] = [id(func)]
-        self.operands: list[Tensor] = []
-        self.memories: list[int] = []
-        self.results: list[Tensor] = []
-
-
-class Effect:
-    """What one structure does whenever it comes, and how often it has come since it was last added up."""
-
-    def __init__(self) -> None:
-        self.times = 0
-        self.parts: list[tuple[Site, Counts]] = []
-        # what is known of the memory of each result, and of its spikes; empty where nothing is
-        self.made: list[tuple[Member | None, Member | None]] = []
-        # how many numbers of the first result are new; None where nobody follows what becomes of them
-        self.new: int | None = None
-        # an operator that declares its cost does so each time
-        self.cost: Callable | None = None
-        # the products of rows; which operands the rows and the weight are; how many numbers are in the rows
-        self.rows: RowProducts | None = None
-        self.row = self.weight = self.numbers = 0
-        # where the row counts as spikes that a neuron has emitted, how many these were, and what they repeat as units
-        self.emitted: Site | None = None
-        self.events = self.repeated = 0
-        # the host may go another way, depending on the number that it is told
-        self.tells_number = False
-
-    def is_usable(self, call: Call) -> bool:
-        return self.rows is None or self.rows.is_current(call.operands[self.weight])
-
-
-class Whole:
-    """A call of an operator that is made of others, while these run: their effects, each with the memory of its row."""
-
-    def __init__(self, call: Call | None):
-        self.call = call
-        self.effects: list[tuple[Effect | None, int]] = []
 
 
 class Replays:
@@ -292,6 +246,7 @@ class Replays:
                     return None
                 whole_effect.rows, whole_effect.row = effect.rows, operands.index(row)
                 whole_effect.weight = operands.index(effect.rows.memory)
+                whole_effect.version = version(call.operands[whole_effect.weight])
                 whole_effect.emitted, whole_effect.numbers = effect.emitted, effect.numbers
                 K, found = effect.rows.K, call.operands[whole_effect.row]
                 # a row in any shape, or rows that nobody has transposed, from the left
@@ -337,7 +292,7 @@ class Replays:
     def _effect(self, call: Call, origin: Origin) -> Effect | None:
         recorder, effect, name = self._recorder, Effect(), operator_name(call.func)
         effect.tells_number = not call.results
-        if _looks_at_numbers(name, call, origin):
+        if looks_at_numbers(name, call, origin):
             return None
         if origin is not Origin.WEIGHT:
             effect.cost = getattr(call.func, "op_cost", None)
@@ -351,6 +306,7 @@ class Replays:
                 is_transposed = of(call.operands[first]) > of(call.operands[first + 1])
                 effect.row, effect.weight = first + is_transposed, first + (not is_transposed)
                 effect.numbers = call.operands[effect.row].numel()
+                effect.version = version(call.operands[effect.weight])
                 if is_transposed and effect.numbers > effect.rows.K:
                     return None
             if call.results and not self._is_declared:
@@ -391,15 +347,3 @@ class Replays:
             if effect.emitted is not None:
                 account.add(effect.emitted, Counts(events_out=effect.events, repeated_events=effect.repeated))
             effect.times = effect.events = effect.repeated = 0
-
-
-def _looks_at_numbers(name: str, call: Call, origin: Origin) -> bool:
-    """True for calls of operators whose cost may depend on the numbers in their operands, beside BY_VALUE."""
-    is_float = any(operand.is_floating_point() for operand in call.operands)
-    if name in CASTS:
-        # small whole numbers are spikes
-        return is_float and not all(result.is_floating_point() for result in call.results)
-    if name == "div":
-        return "rounding_mode" in call.signature
-    # which rows of a weight are needed
-    return name in structured.GATHERS and origin is Origin.DATA

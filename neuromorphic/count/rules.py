@@ -93,6 +93,11 @@ PER_OUTPUT: dict[str, dict[str, int]] = {
     "hypot": {"mul": 2, "add": 1, "sqrt": 1},
     "frac": {"compare": 1, "add": 1},
     "mish": {"exp": 1, "log": 1, "tanh": 1, "mul": 1},
+    # weighted sums of 2 or 4 neighbours, along one dimension after the other; the weights follow from the sizes alone
+    "upsample_linear1d": {"mul": 2, "add": 1},
+    "upsample_bilinear2d": {"mul": 6, "add": 3},
+    "upsample_trilinear3d": {"mul": 14, "add": 7},
+    "upsample_bicubic2d": {"mul": 20, "add": 15},
     # maximum, subtract, exp, sum, divide
     "_softmax": {"compare": 1, "add": 2, "exp": 1, "div": 1},
     "_safe_softmax": {"compare": 1, "add": 2, "exp": 1, "div": 1},

@@ -51,6 +51,11 @@ def view_key(tensor: Tensor) -> Hashable:
     return tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
 
 
+def version(tensor: Tensor) -> int | None:
+    """Return what grows with each write to the memory; None for tensors of inference mode, which do not know it."""
+    return None if tensor.is_inference() else tensor._version
+
+
 class Member(NamedTuple):
     reference: StorageWeakRef
     name: Any

@@ -21,16 +21,30 @@ class WeightUse:
 
         `touched` has one element for each input, or one for all.
         """
-        self._sizes[member.name] = member.size
-        views = self._views.setdefault(site, {}).setdefault(member.name, {})
+        views, touched = self._views_of(site, member), touched.cpu()
         seen = views.get(view)
         views[view] = torch.maximum(seen, touched) if seen is not None and seen.shape == touched.shape else touched
+
+    def add_rows(self, site: Site, view: Hashable, member: Member, ids: Tensor, rows: int, row: int) -> None:
+        """Note that of a weight of so many `rows` those of `ids` were needed, with the `row` numbers of each."""
+        views = self._views_of(site, member)
+        seen = views.get(view)
+        if seen is None or seen.shape != (rows,):
+            seen = views[view] = torch.zeros(rows, dtype=torch.int64)
+        # by NumPy, for a tensor of inference mode is not to be changed outside of it
+        seen.numpy()[ids.numpy(force=True)] = row
+
+    def _views_of(self, site: Site, member: Member) -> dict[Hashable, Tensor]:
+        self._sizes[member.name] = member.size
+        return self._views.setdefault(site, {}).setdefault(member.name, {})
 
     def declare(self, site: Site, size: int) -> None:
         """Note that an operator needs `size` weights, the same in each of its calls."""
         name = ("declared", site)
-        self._sizes[name] = size
-        self._views.setdefault(site, {})[name] = {None: torch.tensor(size)}
+        # nearly always it is known
+        if self._sizes.get(name) != size:
+            self._sizes[name] = size
+            self._views.setdefault(site, {})[name] = {None: torch.tensor(size)}
 
     def update(self, other: "WeightUse") -> None:
         """Note all that `other` has noted."""

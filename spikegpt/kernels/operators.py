@@ -29,8 +29,8 @@ def product_dtype(tensor: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device) if is_on else None
 
 
-# numbers that are looked at in one go: they stay near the processor, and levels of them add up exactly in float32
-BLOCK = 1 << 15
+# below so many numbers NumPy is faster than a call of compiled code
+FEW = 1 << 13
 
 
 def count_events(spikes: Tensor) -> tuple[int, int]:
@@ -38,14 +38,15 @@ def count_events(spikes: Tensor) -> tuple[int, int]:
 
     On the CPU in a small part of the time that torch takes.
     """
-    if spikes.device.type != "cpu" or spikes.dtype not in (torch.float32, torch.float64):
+    if spikes.device.type != "cpu" or spikes.dtype not in (torch.float32, torch.float64, torch.bfloat16):
         return int(spikes.count_nonzero()), int(spikes.abs().sum(dtype=torch.float64))
-    events, units, flat = 0, 0.0, spikes.detach().numpy().reshape(-1)
-    for start in range(0, flat.size, BLOCK):
-        block = flat[start : start + BLOCK]
-        events += int(np.count_nonzero(block != 0))
-        units += float(np.abs(block).sum())
-    return events, int(units)
+    if spikes.numel() >= FEW and spikes.dtype != torch.float64:
+        # loaded with the first kernel
+        from .events import count_compiled
+
+        return count_compiled(spikes)
+    array = (spikes.float() if spikes.dtype == torch.bfloat16 else spikes).detach().numpy()
+    return int(np.count_nonzero(array)), int(np.abs(array).sum(dtype=np.float64))
 
 
 def declare_cost(overload: Any, op_cost: Callable[[tuple, dict, Any], dict[str, int | str]]) -> None:

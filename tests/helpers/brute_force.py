@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 from brute_force_products import attention, convolution, grouped_product, product
-from brute_force_windows import adaptive_windows, fractional_windows, windows
+from brute_force_windows import adaptive_windows, fractional_windows, interpolation, windows
 from counting_numbers import Complex, Real, apply, numbers
 from torch import Tensor
 
@@ -354,6 +354,10 @@ ORACLES = {
     **{f"avg_pool{n}d": windows(n, lambda t: t + t, lambda t: t / t) for n in (1, 2, 3)},
     **{f"_adaptive_avg_pool{n}d": adaptive_windows(n, lambda t: t + t, lambda t: t / t) for n in (2, 3)},
     **{f"adaptive_max_pool{n}d": adaptive_windows(n, lambda t: t.compare()) for n in (2, 3)},
+    "upsample_linear1d": interpolation(1, 2),
+    "upsample_bilinear2d": interpolation(2, 2),
+    "upsample_trilinear3d": interpolation(3, 2),
+    "upsample_bicubic2d": interpolation(2, 4),
     **_names(fractional_windows, "fractional_max_pool2d", "fractional_max_pool3d"),
     **_names(scatter(lambda args: args["index"].shape), "scatter", "scatter_add", "scatter_reduce", "put"),
     **_names(scatter(lambda args: args["source"].shape), "index_add", "index_reduce"),

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import operator
+from functools import reduce
 
 import numpy as np
 from counting_numbers import Real, numbers
@@ -52,3 +54,13 @@ def adaptive_windows(dimensions, step, finish=None):
 def fractional_windows(call):
     for result in numbers(call.results[0], call.done).flat:
         result.compare(*range(math.prod(call.args["kernel_size"])))
+
+
+def interpolation(dimensions, neighbours):
+    """Each number is a sum of `neighbours`, each times a weight, and so is each of these in the next dimension."""
+
+    def between(call, left):
+        parts = [between(call, left - 1) * Real(call.done) for _ in range(neighbours)] if left else [Real(call.done)]
+        return reduce(operator.add, parts)
+
+    return lambda call: [between(call, dimensions) for _ in range(call.results[0].numel())]

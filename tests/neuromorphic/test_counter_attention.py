@@ -8,6 +8,7 @@ from counting import Computes, count, reals, spikes
 from torch.nn import functional as F
 
 from neuromorphic import OpCounter
+from neuromorphic.count.attention import BLOCK, attention
 
 
 def fused(**options):
@@ -117,3 +118,12 @@ def test_heads_are_not_mistaken_for_a_padded_text(T):
         scores(reals(2, T, 12))
     assert counter.tally().total().exp == 2 * 4 * T * T
     assert counter.padding_included == {"matmul": 1, "_softmax": 1}
+
+
+def test_attention_is_counted_head_by_head():
+    """No step takes more memory than the whole numbers of one head, or a block of probabilities."""
+    operands = torch.randn(3, 1, 8, 512, 64)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        attention(*operands, is_causal=True)
+    largest = max(event.self_cpu_memory_usage for event in profile.events())
+    assert largest <= 4 * BLOCK

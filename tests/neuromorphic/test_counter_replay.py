@@ -11,6 +11,7 @@ from counting import Computes, SnnTorchStack, SpikingJellyStack, spikes
 from torch import nn
 
 from neuromorphic import OpCounter, declare_cost
+from neuromorphic.count.dispatch import OperatorMode
 from neuromorphic.count.replay import Replays
 from spikegpt.config.model import ModelConfig
 from spikegpt.config.neuron import NeuronConfig
@@ -177,15 +178,20 @@ def test_replayed_counts_are_those_of_a_close_look(case, mode):
 
 
 def test_what_repeats_is_replayed(monkeypatch):
-    """Of the second token of a twin only the lookup of the embedding is looked at again."""
+    """Of the second token of a twin only the embedding is looked at again, and no layer is taken apart."""
     model, looks = language_model(spiking="none"), []
-    look = OpCounter._look_closely
+    look, run = OpCounter._look_closely, OperatorMode._run_in_sight
 
     def looked(self, func, *rest):
         looks.append(func)
         look(self, func, *rest)
 
+    def taken_apart(self, func, *rest):
+        looks.append(func)
+        return run(self, func, *rest)
+
     monkeypatch.setattr(OpCounter, "_look_closely", looked)
+    monkeypatch.setattr(OperatorMode, "_run_in_sight", taken_apart)
     with torch.inference_mode(), OpCounter(model):
         state = model(torch.tensor([[1]])).state
         for token in (2, 3):

@@ -5,7 +5,8 @@ import torch
 
 from neuromorphic.count import products
 from neuromorphic.count.counts import Counts, Site
-from neuromorphic.count.row_products import BLOCK, RowProducts
+from neuromorphic.count.marks import FEW, SMALL, Marks
+from neuromorphic.count.row_products import RowProducts
 
 SITE = Site("layer", "mm", "decode")
 
@@ -55,7 +56,7 @@ def cost_of(parts, weight):
 
 
 @pytest.mark.parametrize("weight", WEIGHTS)
-@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (3, 5), (300, 33), (2 * BLOCK // 50 + 1, 50)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (3, 5), (300, 33), (SMALL // 50 + 1, 50)], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_counts_are_those_of_the_definition(kind, shape, weight):
     N, K = shape
@@ -74,6 +75,25 @@ def test_every_format_is_counted_as_it_is(kind, dtype):
     x, w = rows_of(kind, 9, 7).to(dtype), torch.randn(7, 3).to(dtype)
     wanted = products.matrix_product(x.unsqueeze(0), products.describe_weight(w.unsqueeze(0)))
     assert vars(cost_of([x], w)[0]) == vars(wanted.counts)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_in_pieces_leave_the_marks_of_single_rows(kind, threads):
+    """With gaps between them, from the right, and in as many pieces as threads ask for."""
+    whole, before = rows_of(kind, SMALL // 40 + 3, 81), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for rows in (whole[:, 1:42].numpy(), whole[: FEW + 1].mT.numpy()):
+            together, apart = Marks(rows.shape[1]), Marks(rows.shape[1])
+            together.add_rows(rows)
+            for row in rows:
+                apart.add_row(row)
+            assert together.largest_level == apart.largest_level
+            for name in ("rows", "fired", "levels"):
+                assert (getattr(together, name) == getattr(apart, name)).all()
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_rows_one_by_one_cost_what_they_cost_together():
