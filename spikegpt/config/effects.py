@@ -104,6 +104,7 @@ def _idle_in_losses(model: ModelConfig, train: TrainConfig) -> dict[str, str]:
     elif train.firing_rate_weight == 0:
         idle["firing_rate_target"] = "firing_rate_weight is 0"
     if model.spiking != "input":
+        idle["learn_in"] = f"in a --spiking {model.spiking} model no weights read spikes"
         without = ("synop_budget", "synop_weight", "synop_warmup")
         idle |= dict.fromkeys(without, "the budget acts on the spike-driven block only")
     elif train.synop_budget == 0:

@@ -8,7 +8,7 @@ from .values import SEEDS, THREADS, Config, Range, check, is_number
 
 Precision = Literal["auto", "no", "bf16", "fp16"]
 # setting -> what it was before it was one: for the configurations of older runs, which lack it
-BEFORE = {"optimizer": "adamw", "schedule": "cosine"}
+BEFORE = {"optimizer": "adamw", "schedule": "cosine", "learn_in": "spikes"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,9 @@ class TrainConfig(Config):
     """end of the schedule"""
     muon_lr: float = 0.02
     """of Muon, after the warm-up; it falls by the same schedule as lr"""
+    learn_in: Literal["currents", "spikes"] = "currents"
+    """units of the weights behind neurons while they learn. currents: a threshold that changes takes the weights with
+    it, so that spikes resolve a current more or less finely and stand for as much; spikes: as weights are stored"""
     schedule: Literal["cosine", "wsd"] = "cosine"
     """from lr to lr_final: half a cosine, or (warm-up, stable, decay) lr until the last decay_share of the steps, and a
     straight line from there"""

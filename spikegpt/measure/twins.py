@@ -32,6 +32,7 @@ _SPIKE_SETTINGS = {
     "synop_weight",
     "synop_warmup",
     "anneal",
+    "learn_in",
     "verify_spikes",
 }
 # a pupil's twin learns from the text alone

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from ..common.errors import SpikegptError
 from ..config import TrainConfig
 from ..model.mixers import Mixer, rate_scales
+from .units import CurrentUnits
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """Return AdamW, or Muon beside it, with RWKV's groups.
 
-    What a mixer's `rate_scales` name learns faster; weight decay is on matrices only. What `config.freeze` names asks
+    What a mixer's `rate_scales` name learns faster; weight decay is on matrices only. Steps are in the units of
+    `config.learn_in`. What `config.freeze` names asks
     for no gradient from now on; `config.lr_scales` multiplies the rates of what it names.
 
     Raises:
@@ -57,7 +59,12 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
         parts.append(torch.optim.Muon(found, lr=config.muon_lr))
     if found := options(of_muon=False):
         parts.append(torch.optim.AdamW(found, **adamw))
-    return parts[0] if len(parts) == 1 else Together(parts)
+    optimizer = parts[0] if len(parts) == 1 else Together(parts)
+    units = CurrentUnits(model)
+    if config.learn_in == "currents" and units.readers:
+        optimizer.register_step_pre_hook(units.enter)
+        optimizer.register_step_post_hook(units.leave)
+    return optimizer
 
 
 def _block_matrices(model: nn.Module) -> list[nn.Parameter]:

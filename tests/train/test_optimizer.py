@@ -89,7 +89,7 @@ def test_both_rates_follow_one_schedule():
 
 def test_a_step_of_muon_is_the_orthogonal_factor_of_its_momentum():
     torch.manual_seed(0)
-    model = SpikeGPT(MODEL)
+    model = SpikeGPT(MODEL.twin())
     config = dataclasses.replace(MUON, weight_decay=0.0)
     optimizer, matrix = make_optimizer(model, config), model.blocks[0].ffn.key.weight
     before = matrix.detach().clone()

@@ -121,6 +121,8 @@ class Mixer(nn.Module):
     """attribute of the matrix whose outcome, gated or not, this half adds to the stream"""
     rate_scales: ClassVar[dict[str, float]] = {}
     """own parameter -> factor of the learning rate"""
+    measured_in: ClassVar[dict[str, str]] = {}
+    """site -> site before it in whose spikes its current is measured, where no product lies between"""
 
     def forward(self, x: Tensor, state: Any) -> Mixed:
         """Return what this half adds to the residual stream, from its normalised input x (B, T, C)."""
@@ -138,7 +140,8 @@ class Mixer(nn.Module):
         """
         product = next(placed.product for placed in self.sites if placed.name == site)
         if product is not None:
-            self.scale(product, worths[site])
+            measure = self.measured_in.get(site)
+            self.scale(product, worths[site] * worths[measure] if measure in worths else worths[site])
 
     def scale(self, product: str, factor: float | Tensor) -> None:
         """Multiply the weights of `product` by `factor`: a number, or (in,)."""

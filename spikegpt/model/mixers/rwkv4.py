@@ -41,6 +41,8 @@ class TimeMix(Mixer):
     last_product = "output"
     # source: RWKV-v4neo, configure_optimizers
     rate_scales = {"time_decay": 2.0, "time_first": 3.0}  # noqa: RUF012 (the base class declares it)
+    # the mean of values is in units of their spikes
+    measured_in = {"output_neuron": "wkv_neuron"}  # noqa: RUF012
     op_cost = staticmethod(token_shift_cost)
 
     def __init__(self, config: ModelConfig, make_neuron: NeuronFactory):
@@ -98,12 +100,6 @@ class TimeMix(Mixer):
         for matrix in (self.key, self.receptance, self.output):
             nn.init.zeros_(matrix.weight)
         nn.init.orthogonal_(self.value.weight, gain=1.0)
-
-    def absorb(self, site: str, worths: dict[str, Tensor]) -> None:
-        """As any mixer; but the mean of values is in units of their spikes, and the output has to make up for it."""
-        if site == "output_neuron" and "wkv_neuron" in worths:
-            worths = {site: worths[site] * worths["wkv_neuron"]}
-        super().absorb(site, worths)
 
 
 class ChannelMix(Mixer):

@@ -1,0 +1,105 @@
+"""The units in which an optimizer sees the weights behind neurons: per unit of current instead of per unit spike.
+
+A product multiplies its weights with whole spikes, and so are they stored. Learned like that, a threshold that rises
+makes fewer spikes and with them a smaller outcome, until all weights behind it have grown: the loss holds every
+threshold where it is, and the rate of learning depends on how finely a current is resolved. So for the time of a step
+
+    weight = stored weight / worth        worth: the current that a unit spike stands for, (1 + 1/levels) thresholds
+
+and a threshold that changes takes the stored weights with it. As with learned steps of quantisation (Esser et al. 2020,
+arXiv 1902.08153), the gradient of a threshold is then that of both, of the spikes and of what they are worth.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..common.shards import is_sharded, part_of, whole
+from ..model.mixers import Mixer
+from ..model.network import SpikeGPT
+from ..neuron.lif import LIF
+
+
+class Reader(NamedTuple):
+    """Neurons, the weights that read their spikes, and the neurons in whose spikes their current is measured."""
+
+    neuron: LIF
+    weight: Tensor
+    measure: LIF | None
+
+
+class CurrentUnits:
+    """The weights behind the neurons of `model`, as they are between `enter` and `leave`."""
+
+    def __init__(self, model: nn.Module):
+        self.readers = [
+            reader for network in model.modules() if isinstance(network, SpikeGPT) for reader in _readers(network)
+        ]
+
+    @torch.no_grad()
+    def enter(self, *_: Any) -> None:
+        """Convert weights, thresholds and their gradients to units of current."""
+        for neuron, weight, measure in self.readers:
+            worth, threshold = _worth(neuron, measure), getattr(neuron, "log_threshold", None)
+            if threshold is not None and measure is not None:
+                _add(threshold, torch.log(_worth(measure)))
+                if threshold.grad is not None and getattr(measure, "log_threshold", None) is not None:
+                    _add_gradient(measure.log_threshold, -whole(threshold.grad))
+            if weight.grad is not None:
+                if threshold is not None:
+                    _add_gradient(threshold, _column_sums(weight.grad, weight))
+                _local(weight.grad).mul_(worth)
+            _local(weight).div_(worth)
+
+    @torch.no_grad()
+    def leave(self, *_: Any) -> None:
+        """Convert weights and thresholds back, with the thresholds that the step has left."""
+        for neuron, weight, measure in self.readers:
+            if measure is not None and getattr(neuron, "log_threshold", None) is not None:
+                _add(neuron.log_threshold, -torch.log(_worth(measure)))
+            _local(weight).mul_(_worth(neuron, measure))
+
+
+def _readers(network: SpikeGPT) -> list[Reader]:
+    """The layers of neurons whose spikes a product with weights that learn reads."""
+    found = []
+    for placed in network.sites().values():
+        neuron, product, owner = placed.neuron, placed.product, placed.owner
+        if not isinstance(neuron, LIF) or product is None or not product.weight.requires_grad:
+            continue
+        inner = owner.measured_in.get(placed.site.name) if isinstance(owner, Mixer) else None
+        measure = None if inner is None else getattr(owner, inner)
+        found.append(Reader(neuron, product.weight, measure if isinstance(measure, LIF) else None))
+    return found
+
+
+def _worth(neuron: LIF, measure: LIF | None = None) -> Tensor:
+    """The current that a unit spike stands for, (C,) or one for all channels, whole in every process."""
+    worth = whole(torch.as_tensor(neuron.spike_worth)).detach()
+    return worth if measure is None else worth * _worth(measure)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds: all of its columns."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def _add(parameter: Tensor, values: Tensor) -> None:
+    _local(parameter).add_(_local(part_of(values.expand(parameter.shape), parameter)))
+
+
+def _add_gradient(parameter: Tensor, values: Tensor) -> None:
+    """Add `values` (C,) to the gradient of a parameter that learns."""
+    if parameter.requires_grad:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        _add(parameter.grad, values)
+
+
+def _column_sums(gradient: Tensor, weight: Tensor) -> Tensor:
+    """Sums over the outputs of gradient * weight, whole in every process."""
+    sums = (_local(gradient) * _local(weight)).sum(dim=0)
+    if is_sharded(weight):
+        torch.distributed.all_reduce(sums)
+    return sums
