@@ -15,6 +15,7 @@ from ..data.tokens.token_file import TokenData
 from ..model.mixers import NeuronFactory
 from ..model.network import SpikeGPT, check_sizes
 from .convert import check_shape, read_model_config, spread_windows, start_from
+from .schedules import synop_budget
 from .sharding import make_sharded
 
 if TYPE_CHECKING:
@@ -73,8 +74,9 @@ def make_model(
     model = SpikeGPT(model_config, neuron, init=weights is None)
     if weights is not None:
         ids = spread_windows(data.split("train"), model_config.ctx_len)
+        share = synop_budget(0, config) if config.synop_budget else 1.0
         # what speaks against them has been said
-        start_from(model, weights, ids, warn=lambda message: None)
+        start_from(model, weights, ids, share, warn=lambda message: None)
     return model
 
 

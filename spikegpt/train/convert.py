@@ -6,6 +6,7 @@ number for number. Then training anneals the neurons in (`TrainConfig.anneal`, `
 """
 
 import dataclasses
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from ..config import HEALING, ModelConfig, TrainConfig
 from ..model.mixers import Mixer
 from ..model.network import PlacedSite, SpikeGPT
 from ..neuron.lif import LIF
-from ..neuron.thresholds import FITTED_CURRENTS, best_thresholds
+from ..neuron.thresholds import FITTED_CURRENTS, Candidates, tried_thresholds
+from .units import CurrentUnits
 
 FITTED_WINDOWS = 8
 OWN = "data", "text_column", "seed", "batch_size", "grad_accumulation"
@@ -116,10 +118,12 @@ def spread_windows(tokens: np.ndarray, ctx_len: int) -> Tensor:
     return torch.from_numpy(np.stack([tokens[start : start + T] for start in starts]).astype(np.int64))
 
 
-def start_from(model: SpikeGPT, start: Path, ids: Tensor, warn: Warn = warn_on_stderr) -> None:
+def start_from(model: SpikeGPT, start: Path, ids: Tensor, share: float = 1.0, warn: Warn = warn_on_stderr) -> None:
     """Fill `model` with the weights in `start`; dense ones for a spiking model are converted on text `ids` (B, T).
 
-    `warn` is told what speaks against relying on them.
+    Args:
+        share: of the dense products that the spikes of a converted model may cost.
+        warn: is told what speaks against relying on the weights.
 
     Raises:
         SpikegptError: the weights are of other sizes, or of another spiking block.
@@ -134,7 +138,7 @@ def start_from(model: SpikeGPT, start: Path, ids: Tensor, warn: Warn = warn_on_s
         neurons = tuple(f"{name}." for name in model.sites())
         own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(neurons)}
         load_weights(model, {**{name: weights[name] for name in weights}, **own}, path)
-        fit_neurons(model, ids)
+        fit_neurons(model, ids, share)
     else:
         raise SpikegptError(
             f"{start} has --spiking {there}, wanted is {here}; "
@@ -143,11 +147,11 @@ def start_from(model: SpikeGPT, start: Path, ids: Tensor, warn: Warn = warn_on_s
 
 
 @torch.no_grad()
-def fit_neurons(model: SpikeGPT, ids: Tensor) -> None:
+def fit_neurons(model: SpikeGPT, ids: Tensor, share: float = 1.0) -> None:
     """Fit the learnable thresholds of `model`, whose weights are dense, to `ids` (B, T), and scale its weights.
 
     Afterwards a neuron that passes on current / spike_worth in the place of spikes leaves every logit as it was. Leaky
-    neurons are fitted as if they were memoryless.
+    neurons are fitted as if they were memoryless. Spikes cost at most `share` of the dense products.
     """
     if model.config.spiking == "output":
         # a published neuron stands behind its product, which has to drive it as much as its spikes are worth
@@ -160,10 +164,12 @@ def fit_neurons(model: SpikeGPT, ids: Tensor) -> None:
         return
     sites = {name: placed for name, placed in model.sites().items() if isinstance(placed.neuron, LIF)}
     worths: dict[nn.Module, dict[str, Tensor]] = {placed.owner: {} for placed in sites.values()}
+    tried: dict[nn.Module, Candidates] = {}
 
     def fit(neuron: LIF, inputs: tuple[Tensor, ...], placed: PlacedSite) -> None:
         if neuron.config.learnable_threshold:
-            neuron.log_threshold.copy_(torch.log(best_thresholds(inputs[0].flatten(0, -2).float(), neuron)))
+            tried[neuron] = tried_thresholds(inputs[0].flatten(0, -2).float(), neuron)
+            neuron.log_threshold.copy_(torch.log(tried[neuron].least(tried[neuron].errors)))
         owner, site = placed.owner, placed.site.name
         worths[owner][site] = neuron.spike_worth * torch.ones_like(inputs[0][0, 0])
         if isinstance(owner, Mixer):
@@ -183,6 +189,39 @@ def fit_neurons(model: SpikeGPT, ids: Tensor) -> None:
     model.train(was_training)
     for hook in hooks:
         hook.remove()
+    if share < 1:
+        raise_thresholds(model, tried, share)
+
+
+@torch.no_grad()
+def raise_thresholds(model: SpikeGPT, tried: dict[nn.Module, Candidates], share: float) -> None:
+    """Choose thresholds anew so that spikes cost `share` of the dense products, where that does least harm.
+
+    Each channel takes the one at which the error that it causes behind its product, in units of the energy there, plus
+    a price times its synaptic operations, is least; the price is the same for all.
+    """
+    units = CurrentUnits(model)
+    worths = [reader.measure_worth for reader in units.readers]
+    units.enter()
+    everything = sum(reader.weight.numel() for reader in units.readers)
+    offers = []
+    for (neuron, weight, _), worth in zip(units.readers, worths, strict=True):
+        if neuron in tried:
+            found, gain = tried[neuron], weight.square().sum(dim=0) * worth**2
+            harm = gain * found.errors / (gain * found.energy).sum().clamp(min=1e-30)
+            offers.append((neuron, found, harm, found.rates * weight.shape[0] / everything, worth))
+
+    def cost(price: float) -> float:
+        chosen = ((harm + price * costs).argmin(dim=0, keepdim=True) for _, _, harm, costs, _ in offers)
+        return sum(float(costs.gather(0, best).sum()) for best, (_, _, _, costs, _) in zip(chosen, offers, strict=True))
+
+    low, high = 1e-9, 1e9
+    for _ in range(60):
+        price = math.sqrt(low * high)
+        low, high = (price, high) if cost(price) > share else (low, price)
+    for neuron, found, harm, costs, worth in offers:
+        neuron.log_threshold.copy_(torch.log(found.least(harm + high * costs) * worth))
+    units.leave()
 
 
 def anneal(model: nn.Module, share: float) -> None:

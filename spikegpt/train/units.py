@@ -28,6 +28,11 @@ class Reader(NamedTuple):
     weight: Tensor
     measure: LIF | None
 
+    @property
+    def measure_worth(self) -> Tensor:
+        """The current in a unit of which that of the neurons is measured: (C,), or 1."""
+        return torch.ones(()) if self.measure is None else _worth(self.measure)
+
 
 class CurrentUnits:
     """The weights behind the neurons of `model`, as they are between `enter` and `leave`."""

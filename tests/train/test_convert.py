@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -45,9 +46,10 @@ def spiking_config(**changes) -> ModelConfig:
     ],
     ids=str,
 )
-def test_with_its_neurons_left_out_the_converted_model_is_the_dense_one(dense, changes):
+@pytest.mark.parametrize("share", [1.0, 0.1])
+def test_with_its_neurons_left_out_the_converted_model_is_the_dense_one(dense, changes, share):
     model = SpikeGPT(spiking_config(**changes), init=False)
-    start_from(model, dense, IDS)
+    start_from(model, dense, IDS, share)
     model.train()
     anneal(model, 0.0)
     with torch.no_grad():
@@ -66,6 +68,34 @@ def test_with_the_fitted_thresholds_all_spikes_come_nearer_to_the_dense_model_th
             neuron.log_threshold.data += change
         errors.append((model.eval()(IDS).logits - wanted).square().mean().item())
     assert errors[0] < errors[1]
+
+
+@pytest.mark.parametrize("share", [0.3, 0.1])
+@torch.no_grad()
+def test_thresholds_are_raised_until_spikes_cost_their_share_and_first_where_nothing_reads_them(dense, share):
+    # half of the channels of two products lead nowhere
+    weights = load_model(dense)[0]
+    for product in (weights.blocks[0].att.key, weights.blocks[1].ffn.value):
+        product.weight[:, ::2] = 0
+    model = SpikeGPT(spiking_config(), init=False)
+    model.load_state_dict(weights.state_dict(), strict=False)
+    fit_neurons(model, IDS, share)
+    rates = {}
+
+    def count(neuron: LIF, inputs: tuple, name: str) -> None:
+        rates[name] = (inputs[0].abs() >= neuron.threshold).float().mean((0, 1))
+
+    for name, placed in model.sites().items():
+        placed.neuron.register_forward_pre_hook(partial(count, name=name))
+    # the currents that they were fitted to
+    model.train()
+    anneal(model, 0.0)
+    model(IDS)
+    synapses = model.synapses()
+    cost = sum(rates[name].mean().item() * count for name, count in synapses.items()) / sum(synapses.values())
+    assert cost == pytest.approx(share, rel=0.05)
+    for name in ("blocks.0.att.key_neuron", "blocks.1.ffn.value_neuron"):
+        assert rates[name][::2].max() == 0 < rates[name][1::2].mean()
 
 
 def test_the_best_threshold_of_two_values_is_half_the_larger():
