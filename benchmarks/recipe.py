@@ -1,6 +1,6 @@
 """Levers of both sides, each alone against the recipe of tax.py: how dense models and spike-driven students learn best.
 
-    python benchmarks/recipe.py --data NOVELS      2.0M, 600 steps of 16 x 128 each, one seed: about an hour and a half
+    python benchmarks/recipe.py --data NOVELS      2.0M, 600 and 200 steps of 16 x 128, one seed: about 20 minutes
     python benchmarks/recipe.py --quick            a minute, the built-in corpus, no published number
 
 A dense lever changes one thing of the best dense recipe, at equal tokens; a student's changes one of the best healing,
@@ -22,7 +22,7 @@ from tax import COMPARED, DENSE, HEALING, SCRATCH, SIZES
 from spikegpt.common.errors import SpikegptError
 from spikegpt.common.files import locked
 
-STEPS = 600
+STEPS, HEALED = 600, 200
 ADAMW = {"optimizer": "adamw"}
 # what each changes; "best" changes nothing
 DENSE_LEVERS: dict[str, Configuration] = {
@@ -44,15 +44,18 @@ STUDENT_LEVERS: dict[str, Configuration] = {
     "best": {},
     "not taught": {"teacher": None},
     "predictions alone": {"teacher_features": 0.0},
-    "half cross-entropy": {"teacher_weight": 0.5},
+    "three times the features": {"teacher_features": 3.0},
     "adaptive KL": {"teacher_loss": "akl"},
     "reverse KL": {"teacher_loss": "reverse"},
-    "Muon": {"optimizer": "muon", "muon_lr": 0.01},
-    "twice the levels": {"levels": 8, "hidden_levels": 16},
+    "learned per unit spike": {"learn_in": "spikes"},
+    "Muon": {"optimizer": "muon"},
+    "of an AdamW model": {"begun": "adamw, twice the rate"},
+    "four levels": {"levels": 4, "hidden_levels": 8},
     "one level": {"levels": 1, "hidden_levels": 1},
-    "all neurons at once": {"anneal": 0.0},
-    "half the rate": {"lr": 1.5e-3},
-    "half the batch, twice the steps": {"batch_size": 8, "steps": 2 * STEPS},
+    "a budget that shrinks": {"synop_warmup": 0.5},
+    "annealed": {"anneal": 0.3},
+    "half the rate": {"lr": 3e-3},
+    "half the batch, twice the steps": {"batch_size": 8, "steps": 2 * HEALED},
 }
 
 
@@ -72,19 +75,22 @@ def stages(options, out: Path) -> list[dict[str, Configuration]]:
         return {key: value for key, value in made.items() if value is not None}
 
     dense = {named("dense", name): changed(shared, lever) for name, lever in DENSE_LEVERS.items()}
-    begun = str((out / named("dense", "best")).absolute())
-    healed = {
-        **{"from": begun, "teacher": begun, "spiking": "input", "steps": options.steps, "synop_budget": COMPARED},
-        **always,
-        **{"batch_size": options.sizes["batch_size"], **HEALING},
-    }
     students = {}
     for name, lever in STUDENT_LEVERS.items():
-        made = changed(healed, lever)
+        begun = str((out / named("dense", lever.get("begun", "best"))).absolute())
+        healed = {
+            **{"from": begun, "teacher": begun, "spiking": "input", "steps": round(HEALED * scale)},
+            **{"batch_size": options.sizes["batch_size"], "synop_budget": COMPARED},
+            **always,
+            **HEALING,
+        }
+        made = changed(healed, {key: value for key, value in lever.items() if key != "begun"})
         if "teacher" not in made:
             made = {key: value for key, value in made.items() if not key.startswith("teacher")}
         students[named("student", name)] = made
-    students["student-from-scratch"] = {**options.sizes, **always, **SCRATCH, "steps": options.steps}
+    scratch = {**options.sizes, **always, **SCRATCH, "steps": options.steps, "synop_budget": COMPARED}
+    students[named("student", "from scratch")] = scratch
+    students[named("student", "from scratch, per unit spike")] = {**scratch, "learn_in": "spikes"}
     return [dense, students]
 
 
@@ -117,7 +123,14 @@ def main() -> None:
     except SpikegptError as error:
         sys.exit(f"error: {error}")
     if not options.quick:
-        recipe = {"sizes": SIZES, "dense": DENSE, "healing": HEALING, "scratch": SCRATCH, "steps": STEPS}
+        recipe = {
+            "sizes": SIZES,
+            "dense": DENSE,
+            "healing": HEALING,
+            "scratch": SCRATCH,
+            "steps": STEPS,
+            "healed": HEALED,
+        }
         levers = {"dense_levers": DENSE_LEVERS, "student_levers": STUDENT_LEVERS}
         write_result("recipe", {**found, "recipe": recipe, **levers, "corpus": Path(options.data[0]).name})
     print(json.dumps(found))

@@ -18,9 +18,11 @@ tokens and seeds.
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import matplotlib
@@ -34,17 +36,19 @@ from neuromorphic.report.measurement import layer_ops
 from spikegpt.checkpoint.weights import load_model
 from spikegpt.common.errors import SpikegptError
 from spikegpt.common.files import locked
+from spikegpt.config import HEALING as TAUGHT
 from spikegpt.data.prepare import prepare
 from spikegpt.evaluate.perplexity import evaluate_stream
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-SIZES = {"n_layer": 4, "n_embd": 192, "ctx_len": 128, "batch_size": 16}
+SIZES = {"n_layer": 4, "n_embd": 192, "ctx_len": 128, "batch_size": 16, "dropout": 0.0}
 # of both sides' steps, found by recipe.py
 DENSE = {"spiking": "none", "optimizer": "muon", "lr": 4e-3, "muon_lr": 0.02}
-HEALING = {"lr": 3e-3, "teacher_weight": 0.9, "teacher_features": 3.0, "anneal": 0.3}
-SCRATCH = {"spiking": "input", "lr": 6e-3}
+LEVELS = {"levels": 8, "hidden_levels": 16}
+HEALING = {**LEVELS, **TAUGHT}
+SCRATCH = {"spiking": "input", "lr": 6e-3, **LEVELS}
 DENSE_SHARE, HEALED_SHARE = 0.7, 0.1
 # shares of the dense products; a little below what is compared, for a budget is reached from above
 COMPARED, SMALL = 0.19, 0.095
@@ -87,7 +91,8 @@ def configurations(options, out: Path) -> list[dict[str, Configuration]]:
 
 
 def evaluate(run: Path, data: list[str]) -> dict:
-    """Return bits, firing and operations of a run on the valid split; kept beside it."""
+    """Return width, bits, firing and operations of a run on the valid split; kept beside it."""
+    torch.set_num_threads(1)
     kept = run.with_suffix(".valid.json")
     if not kept.exists():
         model, tokenizer = load_model(run)
@@ -101,6 +106,7 @@ def evaluate(run: Path, data: list[str]) -> dict:
             "firing": found.firing_rate,
             "macs": sum(layer.built_macs for layer in layers),
             "acs": sum(layer.built_acs for layer in layers),
+            "width": model.config.n_embd,
             "parameters": model.count_parameters(),
         }
         kept.write_text(json.dumps(facts))
@@ -192,7 +198,9 @@ def main() -> None:
                 for name in stage:
                     if "error" in results[name]:
                         sys.exit(f"error: {name}: {results[name]['error']}")
-                    found[name] = {**evaluate(out / name, options.data), "width": width_of(out / name)}
+                with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+                    facts = pool.map(evaluate, [out / name for name in stage], [options.data] * len(stage))
+                    found |= dict(zip(stage, facts, strict=True))
     except SpikegptError as error:
         sys.exit(f"error: {error}")
     tokens = options.steps * options.sizes["batch_size"] * options.sizes["ctx_len"]
@@ -206,10 +214,5 @@ def main() -> None:
     print(json.dumps(summary))
 
 
-def width_of(run: Path) -> int:
-    return json.loads((run / "config.json").read_text())["model"]["n_embd"]
-
-
 if __name__ == "__main__":
-    torch.set_num_threads(2)
     main()
