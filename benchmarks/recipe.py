@@ -44,7 +44,8 @@ STUDENT_LEVERS: dict[str, Configuration] = {
     "best": {},
     "not taught": {"teacher": None},
     "predictions alone": {"teacher_features": 0.0},
-    "three times the features": {"teacher_features": 3.0},
+    "a third of the features": {"teacher_features": 1.0},
+    "half cross-entropy": {"teacher_weight": 0.5},
     "adaptive KL": {"teacher_loss": "akl"},
     "reverse KL": {"teacher_loss": "reverse"},
     "learned per unit spike": {"learn_in": "spikes"},
@@ -54,7 +55,7 @@ STUDENT_LEVERS: dict[str, Configuration] = {
     "one level": {"levels": 1, "hidden_levels": 1},
     "a budget that shrinks": {"synop_warmup": 0.5},
     "annealed": {"anneal": 0.3},
-    "half the rate": {"lr": 3e-3},
+    "half the rate": {"lr": 4e-3},
     "half the batch, twice the steps": {"batch_size": 8, "steps": 2 * HEALED},
 }
 

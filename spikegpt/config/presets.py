@@ -31,9 +31,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 
 # of a spike-driven model that its dense beginning teaches: what measured best in benchmarks/recipe.py
 HEALING: dict[str, Any] = {
-    "lr": 6e-3,
-    "teacher_weight": 0.5,
-    "teacher_features": 1.0,
+    "lr": 8e-3,
+    "teacher_weight": 0.9,
+    "teacher_features": 3.0,
     "anneal": 0.0,
     # thresholds are fitted within the whole budget
     "synop_warmup": 0.0,
