@@ -27,7 +27,9 @@ from spikegpt.config import model_preset, train_preset
 from spikegpt.train import train
 
 SWEEP = Path(__file__).parents[2] / "benchmarks" / "sweep.py"
+# a precision that is measured would be another in each of two runs
 TINY = {"n_layer": 1, "n_embd": 16, "ctx_len": 16, "batch_size": 2, "eval_tokens": 200, "sample_every": 0}
+TINY |= {"precision": "no"}
 
 
 def command(out: Path, cache: Path, *configurations: dict) -> list:
