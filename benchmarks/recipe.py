@@ -16,11 +16,10 @@ import tempfile
 from pathlib import Path
 
 from measure import commit, write_result
-from sweep import Configuration, keep_configurations, read_results, sweep
+from sweep import Configuration, trained
 from tax import COMPARED, DENSE, HEALING, SCRATCH, SIZES
 
 from spikegpt.common.errors import SpikegptError
-from spikegpt.common.files import locked
 
 STEPS, HEALED = 600, 200
 ADAMW = {"optimizer": "adamw"}
@@ -110,17 +109,11 @@ def main() -> None:
     out = options.runs.absolute()
     found: dict[str, dict[str, list]] = {"dense": {}, "student": {}}
     try:
-        with locked(out):
-            for side, stage in zip(found, stages(options, out), strict=True):
-                keep_configurations(out, stage)
-                if sweep(out, stage, options.jobs, [], commit()):
-                    sys.exit("interrupted; the same command goes on")
-                results = read_results(out)
-                for name in stage:
-                    if "error" in results[name]:
-                        sys.exit(f"error: {name}: {results[name]['error']}")
-                    lever = name.removeprefix(f"{side}-")
-                    found[side][lever] = [results[name]["bits_per_byte"], results[name]["firing_rate"]]
+        for side, stage in zip(found, stages(options, out), strict=True):
+            results = trained(out, stage, options.jobs, commit())
+            for name in stage:
+                lever = name.removeprefix(f"{side}-")
+                found[side][lever] = [results[name]["bits_per_byte"], results[name]["firing_rate"]]
     except SpikegptError as error:
         sys.exit(f"error: {error}")
     if not options.quick:

@@ -232,6 +232,20 @@ def sweep(out: Path, configurations: dict[str, Configuration], at_once: int, mor
     return signals.number or 0
 
 
+def trained(out: Path, configurations: dict[str, Configuration], at_once: int, commit: str) -> dict[str, Result]:
+    """Train what is not done yet, and return name -> result; leave by SystemExit if that ends early or any fails."""
+    with locked(out):
+        keep_configurations(out, configurations)
+        if signal := sweep(out, configurations, at_once, [], commit):
+            print("interrupted; the same command goes on", file=sys.stderr)
+            sys.exit(exit_status(signal))
+        results = read_results(out)
+    for name in configurations:
+        if "error" in results[name]:
+            sys.exit(f"error: {name}: {results[name]['error']}")
+    return results
+
+
 def in_words(result: Result) -> str:
     if "error" in result:
         return f"error: {result['error']}"

@@ -29,13 +29,12 @@ import matplotlib
 import numpy as np
 import torch
 from measure import commit, write_result
-from sweep import Configuration, keep_configurations, read_results, sweep
+from sweep import Configuration, trained
 
 from neuromorphic import OpCounter
 from neuromorphic.report.measurement import layer_ops
 from spikegpt.checkpoint.weights import load_model
 from spikegpt.common.errors import SpikegptError
-from spikegpt.common.files import locked
 from spikegpt.config import HEALING as TAUGHT
 from spikegpt.data.prepare import prepare
 from spikegpt.evaluate.perplexity import evaluate_stream
@@ -189,18 +188,11 @@ def main() -> None:
     options.data = [str(Path(name).absolute()) if Path(name).exists() else name for name in options.data]
     found = {}
     try:
-        with locked(out):
-            for stage in configurations(options, out):
-                keep_configurations(out, stage)
-                if sweep(out, stage, options.jobs, [], commit()):
-                    sys.exit("interrupted; the same command goes on")
-                results = read_results(out)
-                for name in stage:
-                    if "error" in results[name]:
-                        sys.exit(f"error: {name}: {results[name]['error']}")
-                with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-                    facts = pool.map(evaluate, [out / name for name in stage], [options.data] * len(stage))
-                    found |= dict(zip(stage, facts, strict=True))
+        for stage in configurations(options, out):
+            trained(out, stage, options.jobs, commit())
+            with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+                facts = pool.map(evaluate, [out / name for name in stage], [options.data] * len(stage))
+                found |= dict(zip(stage, facts, strict=True))
     except SpikegptError as error:
         sys.exit(f"error: {error}")
     tokens = options.steps * options.sizes["batch_size"] * options.sizes["ctx_len"]

@@ -1,0 +1,54 @@
+"""What the runs of tax.py come to, worked out by hand; and that what is compared reads as many tokens."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import tax
+
+
+def run(bits: float, firing: float | None = None, macs: float = 0.0, acs: float = 0.0) -> dict:
+    return {"bits": bits, "firing": firing, "macs": macs, "acs": acs, "width": 192}
+
+
+FOUND = {
+    "twin-0": run(1.6, macs=400.0),
+    "twin-1": run(2.0, macs=400.0),
+    f"student-0-{tax.COMPARED}": run(1.7, 0.18, 50.0, 50.0),
+    f"student-1-{tax.COMPARED}": run(2.1, 0.20, 50.0, 150.0),
+    f"student-0-{tax.SMALL}": run(1.8, 0.09),
+    f"student-1-{tax.SMALL}": run(2.2, 0.11),
+    "healed-0": run(1.61, 0.19),
+    "healed-1": run(2.03, 0.19),
+    "untaught": run(1.76, 0.19),
+    "scratch": run(1.84, 0.19),
+    "narrow-96": run(1.9, macs=25.0),
+}
+
+
+def test_taxes_are_of_means_over_seeds_and_gains_of_one_seed():
+    found = tax.summarise(FOUND, [0, 1])
+    assert found["dense_bits"] == pytest.approx(1.8)
+    assert found["tax"] == pytest.approx(1.9 / 1.8 - 1)
+    assert found["tax_by_seed"] == pytest.approx([0.0625, 0.05])
+    assert (found["firing"], found["firing_at_0.10"]) == (pytest.approx(0.19), pytest.approx(0.10))
+    assert found["tax_at_0.10"] == pytest.approx(2.0 / 1.8 - 1)
+    assert found["healing_tax"] == pytest.approx(1.82 / 1.8 - 1)
+    assert (found["tax_untaught"], found["tax_from_scratch"]) == (pytest.approx(0.1), pytest.approx(0.15))
+    # 100 operations lie half way from 25 to 400 in logarithms: 1.75 bits
+    assert found["gain_equal_operations"] == pytest.approx(1 - 1.7 / 1.75)
+
+
+def test_a_student_and_what_it_begins_as_read_as_many_tokens_as_the_twin():
+    options = Namespace(
+        data=["novels"], steps=2000, seeds=[3, 5], sizes=tax.SIZES, dense=tax.DENSE, healing=tax.HEALING, narrow=(96,)
+    )
+    dense, students = tax.configurations(options, Path("out"))
+    for seed in (3, 5):
+        student = students[f"student-{seed}-{tax.COMPARED}"]
+        assert dense[f"start-{seed}"]["steps"] + student["steps"] == dense[f"twin-{seed}"]["steps"] == 2000
+        assert student["teacher"] == student["from"] == str((Path("out") / f"start-{seed}").absolute())
+        assert {student["seed"], dense[f"twin-{seed}"]["seed"], dense[f"start-{seed}"]["seed"]} == {seed}
+    assert students["scratch"]["steps"] == dense["narrow-96"]["steps"] == 2000
+    assert "teacher" not in students["untaught"]
