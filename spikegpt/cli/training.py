@@ -76,9 +76,13 @@ def convert_verb(arguments: list[str]) -> int:
     options = parse(OmitArgPrefixes[Convert], "convert", arguments, CONVERT_EVERYDAY, default=unread)
     if options.model.spiking != "input":
         raise UsageError("what is converted becomes --spiking input; for another block: train --from RUN --spiking ...")
+    from ..checkpoint.run import run_of
     from ..train import trainer as train
     from ..train.convert import healing_of
 
+    is_told = any(word.partition("=")[0] == "--data" for word in arguments)
+    if not is_told and options.run.is_dir() and run_of(options.run) is None:
+        raise UsageError(f"{options.run} is a model, not a run with a text of its own; give the text with --data")
     model, training = healing_of(options.run)
     defaults = Convert(run=options.run, model=model, train=training)
     options = parse(OmitArgPrefixes[Convert], "convert", arguments, default=defaults)

@@ -46,10 +46,12 @@ def test_a_checkpoint_of_a_run_brings_the_runs_text(dense):
         (["DENSE", "--spiking", "output"], "what is converted becomes --spiking input"),
         (["DENSE", "--n-embd", "8"], "--n-embd cannot change to 8"),
         (["DENSE", "--resume", "run"], "unknown: --resume"),
+        (["MODEL"], "is a model, not a run with a text of its own; give the text with --data"),
     ],
 )
 def test_what_cannot_be_converted_is_said_in_one_line(make_run, dense, tmp_path, cache, flags, message):
-    runs = {"DENSE": dense}
+    runs = {"DENSE": dense, "MODEL": tmp_path / "model"}
+    runs["MODEL"].mkdir()
     if "SPIKING" in flags:
         runs["SPIKING"] = make_run("spiking", steps=1)
     words = [str(runs.get(flag, flag)) for flag in flags]
