@@ -9,8 +9,9 @@ object per line of a .jsonl file. Each is a run folder OUT/NAME, and OUT/NAME.lo
 has a line for each that ended, in that order: name, configuration, step, bits per byte on valid, firing rate, tokens/s,
 seconds of the last start, commit; or `error`. Ctrl-C and SIGTERM end the trainings, which save; so does whatever else
 ends this program. Called again with the same OUT it goes on: what is done stays, what was broken off goes
-on, what failed is tried again. Exit status: 0; 1 if any failed; 130 or 143 after a signal. One thread each, unless
-`threads` says otherwise.
+on, what failed is tried again. Exit status: 0; 1 if any failed; 130 or 143 after a signal. One thread each, and one
+precision for all that are compared, bf16 where the machine multiplies it, unless `threads` and `precision` say
+otherwise.
 """
 
 import argparse
@@ -29,11 +30,14 @@ import tomllib
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from spikegpt.common.errors import SpikegptError
 from spikegpt.common.files import locked, write_atomically
 from spikegpt.common.tables import columns
 from spikegpt.config import ModelConfig, NeuronConfig, TrainConfig, model_preset, train_preset
 from spikegpt.train.journal import read_metrics
+from spikegpt.train.precision import multiplies_bfloat16
 from spikegpt.train.stop_signals import StopSignals, exit_status
 
 # `spikegpt`, asked to stop when its standard input ends: when the sweep closes it, or is gone, however it went.
@@ -125,7 +129,8 @@ def check(configuration: Configuration) -> None:
 
 def words_of(configuration: Configuration) -> list[str]:
     """Return the flags of `spikegpt train` that a configuration stands for."""
-    words = ["--threads", "1"]
+    # where each measured it for itself, a busy moment would make two kinds of them
+    words = ["--threads", "1", "--precision", "bf16" if multiplies_bfloat16(torch.device("cpu")) else "no"]
     for key, value in configuration.items():
         flag = key.replace("_", "-")
         if isinstance(value, bool):

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tyro import MISSING
 from tyro.conf import OmitArgPrefixes
@@ -11,7 +11,7 @@ from ..common.printing import command, one_line
 from ..config import HEALING, PRESETS, SPIKING, ModelConfig, TrainConfig, model_preset, train_preset
 from ..config.effects import idle_in_training
 from .idle import warn_of_idle
-from .options import Convert, Moved, Start, Train
+from .options import Convert, Moved, Start, Train, Training
 from .parsing import UsageError, parse
 
 if TYPE_CHECKING:
@@ -48,10 +48,7 @@ def train_verb(arguments: list[str]) -> int:
             options.resume,
             data=moved.data,
             teacher=moved.teacher,
-            cache=options.cache,
-            quiet=options.json,
-            device=options.device,
-            shard=options.shard,
+            **_how(options),
         )
     else:
         _warn(options, defaults, options.from_)
@@ -62,10 +59,7 @@ def train_verb(arguments: list[str]) -> int:
             options.train,
             out,
             start=options.from_,
-            cache=options.cache,
-            quiet=options.json,
-            device=options.device,
-            shard=options.shard,
+            **_how(options),
         )
     return _tell(result, options.json)
 
@@ -92,12 +86,14 @@ def convert_verb(arguments: list[str]) -> int:
         options.train,
         options.out or Path("runs") / f"{options.run.resolve().name}-spiking",
         start=options.run,
-        cache=options.cache,
-        quiet=options.json,
-        device=options.device,
-        shard=options.shard,
+        **_how(options),
     )
     return _tell(result, options.json)
+
+
+def _how(options: Training) -> dict[str, Any]:
+    """What `train` and `resume` want to know beside what is trained."""
+    return {"cache": options.cache, "quiet": options.json, "device": options.device, "shard": options.shard}
 
 
 def _tell(result: "TrainResult", as_json: bool) -> int:

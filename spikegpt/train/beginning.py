@@ -74,7 +74,8 @@ def make_model(
     model = SpikeGPT(model_config, neuron, init=weights is None)
     if weights is not None:
         ids = spread_windows(data.split("train"), model_config.ctx_len)
-        share = synop_budget(0, config) if config.synop_budget else 1.0
+        has_budget = config.synop_budget and config.synop_weight
+        share = synop_budget(0, config) if has_budget else 1.0
         # what speaks against them has been said
         start_from(model, weights, ids, share, warn=lambda message: None)
     return model

@@ -60,8 +60,8 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     if found := options(of_muon=False):
         parts.append(torch.optim.AdamW(found, **adamw))
     optimizer = parts[0] if len(parts) == 1 else Together(parts)
-    units = CurrentUnits(model)
-    if config.learn_in == "currents" and units.readers:
+    if config.learn_in == "currents":
+        units = CurrentUnits(model)
         optimizer.register_step_pre_hook(units.enter)
         optimizer.register_step_post_hook(units.leave)
     return optimizer

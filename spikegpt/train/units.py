@@ -47,10 +47,10 @@ class CurrentUnits:
         """Convert weights, thresholds and their gradients to units of current."""
         for neuron, weight, measure in self.readers:
             worth, threshold = _worth(neuron, measure), getattr(neuron, "log_threshold", None)
-            if threshold is not None and measure is not None:
-                _add(threshold, torch.log(_worth(measure)))
-                if threshold.grad is not None and getattr(measure, "log_threshold", None) is not None:
-                    _add_gradient(measure.log_threshold, -whole(threshold.grad))
+            if measure is not None:
+                _add(neuron.log_threshold, torch.log(_worth(measure)))
+                if neuron.log_threshold.grad is not None and getattr(measure, "log_threshold", None) is not None:
+                    _add_gradient(measure.log_threshold, -whole(neuron.log_threshold.grad))
             if weight.grad is not None:
                 if threshold is not None:
                     _add_gradient(threshold, _column_sums(weight.grad, weight))
@@ -61,7 +61,7 @@ class CurrentUnits:
     def leave(self, *_: Any) -> None:
         """Convert weights and thresholds back, with the thresholds that the step has left."""
         for neuron, weight, measure in self.readers:
-            if measure is not None and getattr(neuron, "log_threshold", None) is not None:
+            if measure is not None:
                 _add(neuron.log_threshold, -torch.log(_worth(measure)))
             _local(weight).mul_(_worth(neuron, measure))
 
@@ -73,7 +73,10 @@ def _readers(network: SpikeGPT) -> list[Reader]:
         neuron, product, owner = placed.neuron, placed.product, placed.owner
         if not isinstance(neuron, LIF) or product is None or not product.weight.requires_grad:
             continue
-        inner = owner.measured_in.get(placed.site.name) if isinstance(owner, Mixer) else None
+        threshold, inner = getattr(neuron, "log_threshold", None), None
+        # a threshold that does not learn stays what it is in the units that it has
+        if isinstance(owner, Mixer) and threshold is not None and threshold.requires_grad:
+            inner = owner.measured_in.get(placed.site.name)
         measure = None if inner is None else getattr(owner, inner)
         found.append(Reader(neuron, product.weight, measure if isinstance(measure, LIF) else None))
     return found

@@ -27,9 +27,7 @@ from spikegpt.config import model_preset, train_preset
 from spikegpt.train import train
 
 SWEEP = Path(__file__).parents[2] / "benchmarks" / "sweep.py"
-# a precision that is measured would be another in each of two runs
 TINY = {"n_layer": 1, "n_embd": 16, "ctx_len": 16, "batch_size": 2, "eval_tokens": 200, "sample_every": 0}
-TINY |= {"precision": "no"}
 
 
 def command(out: Path, cache: Path, *configurations: dict) -> list:
@@ -74,7 +72,7 @@ def test_killed_sweep_leaves_nobody_behind_and_goes_on(tmp_path, cache):
     rest = {key: configuration[key] for key in configuration if key not in sizes}
     unbroken = train(
         model_preset("tiny", **sizes),
-        train_preset("tiny", threads=1, **rest),
+        train_preset("tiny", threads=1, precision=words_of({})[-1], **rest),
         tmp_path / "unbroken",
         cache=cache,
         quiet=True,
@@ -134,7 +132,7 @@ def test_flags_may_have_dashes_as_on_the_command_line(tmp_path):
 def test_one_text_is_a_list_of_one():
     (configuration,) = read_configurations(None, ["data=a text.txt"]).values()
     check(configuration)
-    assert words_of(configuration) == ["--threads", "1", "--data", "a text.txt"]
+    assert words_of(configuration) == [*words_of({}), "--data", "a text.txt"]
 
 
 def test_names_are_those_of_folders_and_stand_once(tmp_path):
@@ -148,7 +146,7 @@ def test_names_are_those_of_folders_and_stand_once(tmp_path):
 def test_values_become_flags():
     configuration = {"freeze": ["emb.*", "*.att.*"], "signed": False, "spiking_head": True, "lr": 0.1}
     words = ["--freeze", "emb.*", "*.att.*", "--no-signed", "--spiking-head", "--lr", "0.1"]
-    assert words_of(configuration) == ["--threads", "1", *words]
+    assert words_of(configuration) == [*words_of({}), *words]
 
 
 @pytest.mark.parametrize(
@@ -163,3 +161,10 @@ def test_values_become_flags():
 def test_a_wrong_configuration_is_refused_in_words(wrong, said):
     with pytest.raises(ValueError, match=said):
         check(wrong)
+
+
+def test_all_that_are_compared_have_one_precision_and_one_thread():
+    *words, precision = words_of({})
+    assert words == ["--threads", "1", "--precision"] and precision in ("bf16", "no")
+    # the last counts
+    assert words_of({"precision": "no"})[-2:] == ["--precision", "no"]

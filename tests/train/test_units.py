@@ -107,6 +107,20 @@ def test_what_is_frozen_keeps_its_last_bit():
     assert torch.equal(frozen, before[0]) and not torch.equal(threshold, before[1])
 
 
+@pytest.mark.parametrize("pattern", ["blocks.*.att.output_neuron.*", "*.log_threshold", "blocks.*.att.wkv_neuron.*"])
+def test_frozen_thresholds_keep_their_last_bit_whatever_others_learn(pattern):
+    model = SpikeGPT(MODEL)
+    optimizer = make_optimizer(model, dataclasses.replace(TRAIN, freeze=(pattern,)))
+    frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
+    wkv = model.blocks[0].att.wkv_neuron.log_threshold.detach().clone()
+    for _ in range(3):
+        model(torch.randint(256, (2, 9))).logits.square().mean().backward()
+        optimizer.step()
+    named = dict(model.named_parameters())
+    assert frozen and all(torch.equal(named[name], value) for name, value in frozen.items())
+    assert torch.equal(model.blocks[0].att.wkv_neuron.log_threshold, wkv) == ("output" not in pattern)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_run_resumes_byte_for_byte(make_run, cache, optimizer):
