@@ -54,7 +54,8 @@ def pages_kept() -> Iterator[None]:
     """Within this block freed memory stays with the process, and is given back to the system at its end.
 
     A training step asks for what the one before it has freed, and pages that are new to a process cost as much as the
-    arithmetic on them. By GNU's C library; with others nothing is different.
+    arithmetic on them. By GNU's C library; with others nothing is different, nor in a process in which the system has
+    refused memory before: that library has then left the heap that can be kept.
     """
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
     if library is None or not hasattr(library, "malloc_trim"):
