@@ -1,9 +1,9 @@
 """Memory that a training step frees is there for the next one, and goes back to the system afterwards."""
 
 import ctypes
-import subprocess
 import sys
 
+import processes
 import pytest
 
 from spikegpt.common.memory import pages_kept
@@ -41,7 +41,7 @@ print(outside, inside, kept - resident())
 @needs_gnu
 def test_memory_is_kept_for_the_next_step_and_given_back_at_the_end():
     # in a process of its own: one in which an allocation has failed, as other tests make it, keeps nothing
-    printed = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True).stdout
+    printed = processes.run([sys.executable, "-c", SCRIPT], check=True).stdout
     outside, inside, given_back = (int(word) for word in printed.split())
     # of each new page one fault; with huge pages, of 2 MiB, there are fewer
     assert outside >= MIB / 2 and inside < outside / 10
