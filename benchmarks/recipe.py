@@ -3,10 +3,11 @@
     python benchmarks/recipe.py --data NOVELS      2.0M, 600 and 200 steps of 16 x 128, one seed: about 20 minutes
     python benchmarks/recipe.py --quick            a minute, the built-in corpus, no published number
 
-A dense lever changes one thing of the best dense recipe, at equal tokens; a student's changes one of the best healing,
-of the same dense model (`start`), which teaches it. Bits and firing are of the beginning of the valid split (65,536
-tokens), read with carried state. One thread each, `--jobs` at once; what exists is kept. Writes results/recipe.json.
-Last line: JSON with dense and student: lever -> [bits, firing].
+A dense lever changes one thing of the best dense recipe, at equal tokens; a student's one of the best run that is its
+own teacher, at as many; a healed one's one of the best healing of the same dense model, which teaches it. Bits and
+firing are of the beginning of the valid split (65,536 tokens), read with carried state. One thread each, `--jobs` at
+once; what exists is kept. Writes results/recipe.json.
+Last line: JSON with dense, student and healed: lever -> [bits, firing].
 """
 
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from measure import commit, write_result
 from sweep import Configuration, trained
-from tax import COMPARED, DENSE, HEALING, SCRATCH, SIZES
+from tax import COMPARED, DENSE, HEALING, SIZES, STUDENT
 
 from spikegpt.common.errors import SpikegptError
 
@@ -28,11 +29,13 @@ DENSE_LEVERS: dict[str, Configuration] = {
     "best": {},
     "adamw": ADAMW,
     "adamw, twice the rate": {**ADAMW, "lr": 8e-3},
-    "half of Muon's rate": {"muon_lr": 0.01},
-    "twice Muon's rate": {"muon_lr": 0.04},
+    "half of Muon's rate": {"muon_lr": 0.015},
+    "twice Muon's rate": {"muon_lr": 0.06},
+    "momentum 0.95": {"muon_momentum": 0.95},
     "half of AdamW's rate": {"lr": 2e-3},
     "twice AdamW's rate": {"lr": 8e-3},
-    "warm-up, stable, decay over 40 %": {"schedule": "wsd"},
+    "warm-up, stable, decay over 40 %": {"decay_share": 0.4},
+    "cosine": {"schedule": "cosine"},
     "down to a tenth": {"lr_final": 4e-4},
     "weight decay 0.1": {"weight_decay": 0.1},
     "dropout 0.03": {"dropout": 0.03},
@@ -40,6 +43,19 @@ DENSE_LEVERS: dict[str, Configuration] = {
     "twice the batch, half the steps": {"batch_size": 32, "steps": STEPS // 2},
 }
 STUDENT_LEVERS: dict[str, Configuration] = {
+    "best": {},
+    "not taught": {"self_teacher": 0.0},
+    "a third of the weight without neurons": {"self_teacher": 0.3},
+    "nine tenths taught": {"teacher_weight": 0.9},
+    "reverse KL": {"teacher_loss": "reverse"},
+    "adamw": ADAMW,
+    "adamw, not taught": {**ADAMW, "self_teacher": 0.0},
+    "adamw, not taught, per unit spike": {**ADAMW, "self_teacher": 0.0, "learn_in": "spikes"},
+    "cosine": {"schedule": "cosine"},
+    "four levels": {"levels": 4, "hidden_levels": 8},
+    "half the batch, twice the steps": {"batch_size": 8, "steps": 2 * STEPS},
+}
+HEALED_LEVERS: dict[str, Configuration] = {
     "best": {},
     "not taught": {"teacher": None},
     "predictions alone": {"teacher_features": 0.0},
@@ -75,8 +91,10 @@ def stages(options, out: Path) -> list[dict[str, Configuration]]:
         return {key: value for key, value in made.items() if value is not None}
 
     dense = {named("dense", name): changed(shared, lever) for name, lever in DENSE_LEVERS.items()}
-    students = {}
-    for name, lever in STUDENT_LEVERS.items():
+    alone = {**options.sizes, **always, **STUDENT, "steps": options.steps, "synop_budget": COMPARED}
+    students = {named("student", name): changed(alone, lever) for name, lever in STUDENT_LEVERS.items()}
+    healed_ones = {}
+    for name, lever in HEALED_LEVERS.items():
         begun = str((out / named("dense", lever.get("begun", "best"))).absolute())
         healed = {
             **{"from": begun, "teacher": begun, "spiking": "input", "steps": round(HEALED * scale)},
@@ -87,11 +105,8 @@ def stages(options, out: Path) -> list[dict[str, Configuration]]:
         made = changed(healed, {key: value for key, value in lever.items() if key != "begun"})
         if "teacher" not in made:
             made = {key: value for key, value in made.items() if not key.startswith("teacher")}
-        students[named("student", name)] = made
-    scratch = {**options.sizes, **always, **SCRATCH, "steps": options.steps, "synop_budget": COMPARED}
-    students[named("student", "from scratch")] = scratch
-    students[named("student", "from scratch, per unit spike")] = {**scratch, "learn_in": "spikes"}
-    return [dense, students]
+        healed_ones[named("healed", name)] = made
+    return [dense, students, healed_ones]
 
 
 def main() -> None:
@@ -107,7 +122,7 @@ def main() -> None:
         options.runs = Path(tempfile.mkdtemp())
     options.data = [str(Path(name).absolute()) if Path(name).exists() else name for name in options.data]
     out = options.runs.absolute()
-    found: dict[str, dict[str, list]] = {"dense": {}, "student": {}}
+    found: dict[str, dict[str, list]] = {"dense": {}, "student": {}, "healed": {}}
     try:
         for side, stage in zip(found, stages(options, out), strict=True):
             results = trained(out, stage, options.jobs, commit())
@@ -121,11 +136,11 @@ def main() -> None:
             "sizes": SIZES,
             "dense": DENSE,
             "healing": HEALING,
-            "scratch": SCRATCH,
+            "student": STUDENT,
             "steps": STEPS,
             "healed": HEALED,
         }
-        levers = {"dense_levers": DENSE_LEVERS, "student_levers": STUDENT_LEVERS}
+        levers = {"dense_levers": DENSE_LEVERS, "student_levers": STUDENT_LEVERS, "healed_levers": HEALED_LEVERS}
         write_result("recipe", {**found, "recipe": recipe, **levers, "corpus": Path(options.data[0]).name})
     print(json.dumps(found))
 

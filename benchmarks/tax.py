@@ -4,11 +4,12 @@
     python benchmarks/tax.py --data NOVELS --steps 8000 --seeds 0     16M tokens
     python benchmarks/tax.py --quick                           a minute, the built-in corpus, no published number
 
-For each seed: the twin, which reads all tokens; a student that begins as a dense model of DENSE_SHARE of the steps and
-is healed with neurons for the rest, taught by what it began as (so its tokens, the teacher's included, are the twin's);
-the same at BUDGETS; and the finished twin with neurons, healed for HEALED_SHARE more. For the first seed also a student
-that nobody taught, one from scratch, and twins of NARROW widths, between which the bits of a dense model of as many
-operations are interpolated. One thread each, `--jobs` at once; what exists is kept, what was broken off goes on.
+For each seed: the twin; a student that reads as many tokens in one run, taught by itself without its neurons
+(`--self-teacher`), at COMPARED and SMALL of the dense products; and the finished twin with neurons, healed for
+HEALED_SHARE more. For the first seed also students at other BUDGETS, one that nobody taught, one that begins as a dense
+model of DENSE_SHARE of the steps and is healed for the rest, taught by what it began as (`spikegpt convert`), and twins
+of NARROW widths, between which the bits of a dense model of as many operations are interpolated. One thread each,
+`--jobs` at once; what exists is kept, what was broken off goes on.
 
 Bits and firing are of the whole valid split, read once with carried state; operations are products as built (zeros left
 out, a spike of n as n accumulations), head included. Writes results/tax.json (tax_16m.json and so on for other numbers
@@ -43,11 +44,12 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 SIZES = {"n_layer": 4, "n_embd": 192, "ctx_len": 128, "batch_size": 16, "dropout": 0.0}
-# of both sides' steps, found by recipe.py
-DENSE = {"spiking": "none", "optimizer": "muon", "lr": 4e-3, "muon_lr": 0.02}
+# both sides', found by recipe.py; the rates fall in a straight line from the warm-up on
+MUON = {"optimizer": "muon", "muon_lr": 0.03, "muon_momentum": 0.9, "schedule": "wsd", "decay_share": 0.97}
+DENSE = {"spiking": "none", "lr": 4e-3, **MUON}
 LEVELS = {"levels": 8, "hidden_levels": 16}
+STUDENT = {"spiking": "input", "lr": 6e-3, "self_teacher": 1.0, **MUON, **LEVELS}
 HEALING = {**LEVELS, **TAUGHT}
-SCRATCH = {"spiking": "input", "lr": 6e-3, **LEVELS}
 DENSE_SHARE, HEALED_SHARE = 0.7, 0.1
 # shares of the dense products; a little below what is compared, for a budget is reached from above
 COMPARED, SMALL = 0.19, 0.095
@@ -61,32 +63,34 @@ def configurations(options, out: Path) -> list[dict[str, Configuration]]:
     """Return what is to be trained, in two stages: the second begins with models of the first."""
     always = {"data": options.data, "sample_every": 0, "eval_every": 0, "keep": 1}
     steps, first = options.steps, options.seeds[0]
-    dense: dict[str, Configuration] = {}
-    students: dict[str, Configuration] = {}
+    begun: dict[str, Configuration] = {}
+    healed: dict[str, Configuration] = {}
 
     def heal(start: str, share: float, seed: int, budget: float, **changes) -> Configuration:
-        begun = str((out / start).absolute())
-        taught = {"teacher": begun, **options.healing}
+        teacher = str((out / start).absolute())
+        taught = {"teacher": teacher, **options.healing}
         return {
-            **{"from": begun, "spiking": "input"},
+            **{"from": teacher, "spiking": "input"},
             **always,
             **{"batch_size": options.sizes["batch_size"], "steps": round(share * steps), "seed": seed},
             **{"synop_budget": budget, **taught, **changes},
         }
 
     for seed in options.seeds:
-        shared = {**options.sizes, **always, **options.dense, "seed": seed}
-        dense[f"twin-{seed}"] = {**shared, "steps": steps}
-        dense[f"start-{seed}"] = {**shared, "steps": round(DENSE_SHARE * steps)}
-        for budget in BUDGETS if seed == first else (SMALL, COMPARED):
-            students[f"student-{seed}-{budget}"] = heal(f"start-{seed}", 1 - DENSE_SHARE, seed, budget)
-        students[f"healed-{seed}"] = heal(f"twin-{seed}", HEALED_SHARE, seed, COMPARED)
+        shared = {**options.sizes, **always, "seed": seed, "steps": steps}
+        begun[f"twin-{seed}"] = {**shared, **options.dense}
+        for budget in (SMALL, COMPARED):
+            begun[f"student-{seed}-{budget}"] = {**shared, **STUDENT, "synop_budget": budget}
+        healed[f"healed-{seed}"] = heal(f"twin-{seed}", HEALED_SHARE, seed, COMPARED)
+    shared["seed"] = first
+    for budget in BUDGETS:
+        begun[f"student-{first}-{budget}"] = {**shared, **STUDENT, "synop_budget": budget}
     for width in options.narrow:
-        dense[f"narrow-{width}"] = {**shared, "seed": first, "steps": steps, "n_embd": width}
-    alone = heal(f"start-{first}", 1 - DENSE_SHARE, first, COMPARED)
-    students["untaught"] = {key: value for key, value in alone.items() if not key.startswith("teacher")}
-    students["scratch"] = {**options.sizes, **always, **SCRATCH, "steps": steps, "synop_budget": COMPARED}
-    return [dense, students]
+        begun[f"narrow-{width}"] = {**shared, **options.dense, "n_embd": width}
+    begun["untaught"] = {**shared, **STUDENT, "self_teacher": 0.0, "synop_budget": COMPARED}
+    begun["start"] = {**shared, **options.dense, "steps": round(DENSE_SHARE * steps)}
+    healed["converted"] = heal("start", 1 - DENSE_SHARE, first, COMPARED)
+    return [begun, healed]
 
 
 def evaluate(run: Path, data: list[str]) -> dict:
@@ -131,7 +135,7 @@ def summarise(found: dict[str, dict], seeds: list[int]) -> dict:
         "healing_tax": mean("healed-{seed}") / twin - 1,
         "healing_firing": mean("healed-{seed}", "firing"),
         "tax_untaught": found["untaught"]["bits"] / found[f"twin-{first}"]["bits"] - 1,
-        "tax_from_scratch": found["scratch"]["bits"] / found[f"twin-{first}"]["bits"] - 1,
+        "tax_converted": found["converted"]["bits"] / found[f"twin-{first}"]["bits"] - 1,
     }
     ours = found[student.format(seed=first)]
     summary["gain_equal_operations"] = 1 - ours["bits"] / dense_bits_at(ours["macs"] + ours["acs"], found, first)
@@ -199,7 +203,7 @@ def main() -> None:
     summary = {**summarise(found, list(options.seeds)), "tokens": tokens, "seeds": list(options.seeds)}
     if not options.quick:
         corpus = Path(options.data[0]).name
-        recipe = {"sizes": SIZES, "dense": DENSE, "healing": HEALING, "scratch": SCRATCH, "dense_share": DENSE_SHARE}
+        recipe = {"sizes": SIZES, "dense": DENSE, "student": STUDENT, "healing": HEALING, "dense_share": DENSE_SHARE}
         name = "tax" if options.steps == 2000 else f"tax_{round(tokens / 1e6)}m"
         path = write_result(name, {**summary, "corpus": corpus, "recipe": recipe, "runs": found})
         draw(found, options.seeds[0], f"{corpus}, {tokens / 1e6:.1f}M tokens", path.with_suffix(".png"))

@@ -93,7 +93,9 @@ def _idle_in_neurons(model: ModelConfig, begins_with: Spiking | None) -> dict[st
 
 def _idle_in_losses(model: ModelConfig, train: TrainConfig) -> dict[str, str]:
     idle: dict[str, str] = {}
-    if train.teacher is None:
+    if model.spiking == "none":
+        idle["self_teacher"] = "a dense model has no neurons to leave out"
+    if train.teacher is None and train.self_teacher == 0:
         idle |= dict.fromkeys(("teacher_weight", "teacher_loss", "teacher_features"), "there is no teacher")
     elif train.teacher_weight == 0:
         idle["teacher_loss"] = "teacher_weight is 0"
@@ -120,11 +122,13 @@ def _idle_in_losses(model: ModelConfig, train: TrainConfig) -> dict[str, str]:
 def _idle_in_schedules(train: TrainConfig) -> dict[str, str]:
     idle: dict[str, str] = {}
     if train.optimizer != "muon":
-        idle["muon_lr"] = f"the optimizer is {train.optimizer}"
+        idle |= dict.fromkeys(("muon_lr", "muon_momentum"), f"the optimizer is {train.optimizer}")
     if train.schedule != "wsd":
         idle["decay_share"] = f"the schedule is {train.schedule}"
     if train.lr == 0:
-        idle |= dict.fromkeys(("muon_lr", "warmup_steps", "weight_decay", "lr_scales", "grad_clip"), "lr is 0")
+        idle |= dict.fromkeys(
+            ("muon_lr", "muon_momentum", "warmup_steps", "weight_decay", "lr_scales", "grad_clip"), "lr is 0"
+        )
     elif train.steps - train.warmup_steps < 2:
         idle["lr_final"] = f"the warm-up of {train.warmup_steps} steps leaves no room for a decay"
     if train.eval_every and (train.save_every % train.eval_every == 0 or train.save_every > train.steps):

@@ -26,9 +26,12 @@ class TrainConfig(Config):
         "threads": THREADS,
         "seed": SEEDS,
         **dict.fromkeys(("lr", "lr_final", "muon_lr", "weight_decay", "grad_clip", "l2wrap"), Range(0.0, math.inf)),
-        **dict.fromkeys(("firing_rate_weight", "synop_weight", "teacher_features"), Range(0.0, math.inf)),
         **dict.fromkeys(
-            ("betas", "adam_eps", "teacher_weight", "synop_warmup", "anneal", "decay_share"), Range(0.0, 1.0)
+            ("firing_rate_weight", "synop_weight", "teacher_features", "self_teacher"), Range(0.0, math.inf)
+        ),
+        **dict.fromkeys(
+            ("betas", "muon_momentum", "adam_eps", "teacher_weight", "synop_warmup", "anneal", "decay_share"),
+            Range(0.0, 1.0),
         ),
     }
 
@@ -55,6 +58,7 @@ class TrainConfig(Config):
     """end of the schedule"""
     muon_lr: float = 0.02
     """of Muon, after the warm-up; it falls by the same schedule as lr"""
+    muon_momentum: float = 0.95
     learn_in: Literal["currents", "spikes"] = "currents"
     """units of the weights behind neurons while they learn. currents: a threshold that changes takes the weights with
     it, so that spikes resolve a current more or less finely and stand for as much; spikes: as weights are stored"""
@@ -95,6 +99,10 @@ class TrainConfig(Config):
     teacher_features: float = 0.0
     """weight of the squared distance from the teacher's stream after each block, both layer-normed; the teacher has as
     many blocks of the same width"""
+    self_teacher: float = 0.0
+    """weight of the cross-entropy of the model with its neurons left out. Above 0 that is the teacher: it reads each
+    batch too and learns from the text, the model with its neurons from it (in-place distillation). No token more is
+    read than without, in twice the time"""
     freeze: tuple[str, ...] = ()
     """parameters that stay as they are, by name patterns: "emb.*", "blocks.[0-3].*", "*.att.*" """
     lr_scales: tuple[str, ...] = ()
@@ -134,6 +142,7 @@ class TrainConfig(Config):
             parts = value if isinstance(value, tuple) else (value,)
             check("" not in parts, f"{name} is an empty string; give a name or a path")
         check(all(beta < 1 for beta in self.betas), f"betas must lie in [0, 1), got {self.betas}")
+        check(self.muon_momentum < 1, f"muon_momentum must lie in [0, 1), got {self.muon_momentum}")
         check(0 <= self.lr_final <= self.lr, f"want 0 <= lr_final <= lr, got lr_final {self.lr_final}, lr {self.lr}")
         rate = self.firing_rate_target
         check(rate is None or 0 < rate < 1, f"firing_rate_target must lie between 0 and 1, got {rate}")
@@ -142,6 +151,14 @@ class TrainConfig(Config):
             self.teacher is None or not self.carry_state,
             "a teacher reads each window from an empty state: leave out carry_state",
         )
+        if self.self_teacher:
+            check(self.teacher is None, "self_teacher and teacher are two teachers; leave out one")
+            check(not self.carry_state, "self_teacher reads each window from an empty state: leave out carry_state")
+            check(
+                self.teacher_features == 0,
+                "teacher_features pull the stream of self_teacher, which has the same weights, to nothing; leave it 0",
+            )
+            check(self.anneal == 0, "self_teacher leaves out all neurons in a pass of its own; leave anneal 0")
         for entry in self.lr_scales:
             pattern, _, factor = entry.rpartition("=")
             check(

@@ -162,6 +162,8 @@ class LIF(nn.Module):
         """
         if current.shape[-1] != self.channels:
             raise ValueError(f"LIF: the current has {current.shape[-1]} channels, the neurons are {self.channels}")
+        if self.training and self.spike_share == 0 and self.is_memoryless:
+            return (current / self.spike_worth).to(product_dtype(current)), None
         spikes, potential = (
             self._integer(current, potential) if self.config.is_integer else self._binary(current, potential)
         )

@@ -50,6 +50,7 @@ class LanguageModelling:
         self.accelerator, self.synapses = accelerator, bare_model.synapses()
         self.sampler = self._make_sampler()
         self.teacher = None if config.teacher is None else self._load_teacher(config.teacher)
+        self.teaches_itself = config.self_teacher > 0 and bare_model.config.spiking != "none"
         # module of a block -> its stream at the last call, where features are taught
         self._streams: dict[nn.Module, Tensor] = {}
         if self.teacher is not None and config.teacher_features:
@@ -103,19 +104,27 @@ class LanguageModelling:
 
     def forward(self, step: int) -> Forward:
         """Return what the model makes of the sampler's next batch; its neurons spike as often as they do by `step`."""
-        anneal(self.bare_model, spike_share(step, self.config))
         ids, targets, *starts = self.sampler.next()
         if starts and bool(starts[0].any()):
             # every lane ends at the same step, so all of them start anew together
             self.state = None
         ids, targets = ids.to(self.accelerator.device), targets.to(self.accelerator.device)
+        own = None
+        if self.teaches_itself:
+            anneal(self.bare_model, 0.0)
+            with autocast(self.config.precision, self.accelerator.device):
+                taught = self.model(ids).logits
+                own = F.cross_entropy(taught.float().flatten(0, 1), targets.flatten())
+            taught = taught.detach()
+        else:
+            taught = self._predictions(ids)
+        anneal(self.bare_model, spike_share(step, self.config))
         with autocast(self.config.precision, self.accelerator.device):
             logits, state, spikes = self.model(ids, self.state)
             cross_entropy = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
         self.state = detach_state(state) if self.config.carry_state else None
-        streams = self._streams_after(self.bare_model)
-        taught = self._predictions(ids)
-        reading = Reading(step, cross_entropy, logits, spikes, taught, streams, self._streams_after(self.teacher))
+        streams = self._streams_after(self.bare_model), self._streams_after(self.teacher)
+        reading = Reading(step, cross_entropy, logits, spikes, taught, *streams, own)
         return Forward(cross_entropy, {term.name: term(reading) for term in self.terms}, spikes)
 
     def rehearse(self) -> None:

@@ -39,6 +39,8 @@ class Reading(NamedTuple):
     features: Sequence[Tensor] = ()
     """the stream after each block (B, T, n_embd), if a teacher's is to be learned"""
     taught_features: Sequence[Tensor] = ()
+    without_neurons: Tensor | None = None
+    """cross-entropy of the model with its neurons left out, where that is the teacher (scalar)"""
 
 
 class Term(Protocol):
@@ -59,12 +61,15 @@ def make_terms(config: TrainConfig, synapses: dict[str, int], *, emits_spikes: b
         synapses: emitting module -> weights of the product that reads its spikes; empty where none does.
         emits_spikes: False for the dense twin, which has no rates to pull.
     """
-    is_taught, rate = config.teacher is not None, config.firing_rate_target
+    rate, teaches_itself = config.firing_rate_target, config.self_teacher > 0 and emits_spikes
+    is_taught = config.teacher is not None or teaches_itself
     terms: list[Term] = [CrossEntropy(1 - config.teacher_weight if is_taught else 1.0)]
     if is_taught:
         terms.append(Distillation(config.teacher_weight, config.teacher_loss))
         if config.teacher_features:
             terms.append(Features(config.teacher_features))
+        if teaches_itself:
+            terms.append(WithoutNeurons(config.self_teacher))
     if config.l2wrap:
         terms.append(L2Wrap(config.l2wrap))
     if rate is not None and emits_spikes:
@@ -117,6 +122,21 @@ class Features:
     def __call__(self, reading: Reading) -> Tensor:
         pairs = zip(reading.features, reading.taught_features, strict=True)
         return self.weight * torch.stack([feature_distance(ours, theirs) for ours, theirs in pairs]).mean()
+
+
+@dataclass(frozen=True)
+class WithoutNeurons:
+    """weight * cross-entropy of the model with its neurons left out, which teaches it.
+
+    Source: in-place distillation, Yu and Huang 2019, arXiv 1903.05134.
+    """
+
+    name: ClassVar[str] = "without_neurons"
+    weight: float
+
+    def __call__(self, reading: Reading) -> Tensor:
+        assert reading.without_neurons is not None, "the model was not read without its neurons"
+        return self.weight * reading.without_neurons
 
 
 @dataclass(frozen=True)

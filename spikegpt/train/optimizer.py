@@ -56,7 +56,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     adamw: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.adam_eps, "fused": fused}
     parts: list[torch.optim.Optimizer] = []
     if found := options(of_muon=True):
-        parts.append(torch.optim.Muon(found, lr=config.muon_lr))
+        parts.append(torch.optim.Muon(found, lr=config.muon_lr, momentum=config.muon_momentum))
     if found := options(of_muon=False):
         parts.append(torch.optim.AdamW(found, **adamw))
     optimizer = parts[0] if len(parts) == 1 else Together(parts)

@@ -22,7 +22,7 @@ FOUND = {
     "healed-0": run(1.61, 0.19),
     "healed-1": run(2.03, 0.19),
     "untaught": run(1.76, 0.19),
-    "scratch": run(1.84, 0.19),
+    "converted": run(1.84, 0.19),
     "narrow-96": run(1.9, macs=25.0),
 }
 
@@ -35,20 +35,22 @@ def test_taxes_are_of_means_over_seeds_and_gains_of_one_seed():
     assert (found["firing"], found["firing_at_0.10"]) == (pytest.approx(0.19), pytest.approx(0.10))
     assert found["tax_at_0.10"] == pytest.approx(2.0 / 1.8 - 1)
     assert found["healing_tax"] == pytest.approx(1.82 / 1.8 - 1)
-    assert (found["tax_untaught"], found["tax_from_scratch"]) == (pytest.approx(0.1), pytest.approx(0.15))
+    assert (found["tax_untaught"], found["tax_converted"]) == (pytest.approx(0.1), pytest.approx(0.15))
     # 100 operations lie half way from 25 to 400 in logarithms: 1.75 bits
     assert found["gain_equal_operations"] == pytest.approx(1 - 1.7 / 1.75)
 
 
-def test_a_student_and_what_it_begins_as_read_as_many_tokens_as_the_twin():
+def test_a_student_with_what_it_begins_as_reads_as_many_tokens_as_the_twin():
     options = Namespace(
         data=["novels"], steps=2000, seeds=[3, 5], sizes=tax.SIZES, dense=tax.DENSE, healing=tax.HEALING, narrow=(96,)
     )
-    dense, students = tax.configurations(options, Path("out"))
+    begun, healed = tax.configurations(options, Path("out"))
     for seed in (3, 5):
-        student = students[f"student-{seed}-{tax.COMPARED}"]
-        assert dense[f"start-{seed}"]["steps"] + student["steps"] == dense[f"twin-{seed}"]["steps"] == 2000
-        assert student["teacher"] == student["from"] == str((Path("out") / f"start-{seed}").absolute())
-        assert {student["seed"], dense[f"twin-{seed}"]["seed"], dense[f"start-{seed}"]["seed"]} == {seed}
-    assert students["scratch"]["steps"] == dense["narrow-96"]["steps"] == 2000
-    assert "teacher" not in students["untaught"]
+        student, twin = begun[f"student-{seed}-{tax.COMPARED}"], begun[f"twin-{seed}"]
+        assert student["steps"] == twin["steps"] == 2000 and student["seed"] == twin["seed"] == seed
+        assert student["self_teacher"] > 0 and not {"from", "teacher"} & student.keys()
+    converted = healed["converted"]
+    assert begun["start"]["steps"] + converted["steps"] == begun["narrow-96"]["steps"] == 2000
+    assert converted["teacher"] == converted["from"] == str((Path("out") / "start").absolute())
+    assert begun["start"]["seed"] == converted["seed"] == begun["untaught"]["seed"] == 3
+    assert begun["untaught"]["self_teacher"] == 0

@@ -27,6 +27,11 @@ def test_a_setting_that_another_turns_off(train, without_effect):
     assert not without_effect & idle(train={"save_every": 300}).keys()
 
 
+def test_a_model_that_teaches_itself():
+    assert not {"self_teacher", "teacher_weight", "teacher_loss"} & idle(train={"self_teacher": 1.0}).keys()
+    assert "self_teacher" in idle({"spiking": "none"}, {"self_teacher": 1.0})
+
+
 def test_a_scale_beyond_the_layers():
     shape = {"spiking": "none", "rescale_every": 6}
     assert "rescale_every" in idle_in_blocks(ModelConfig(n_layer=1, **shape))

@@ -1,5 +1,6 @@
 """The terms of the loss: each worked out by hand, each logged by its name, and what each does to a training."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -9,13 +10,16 @@ import torch
 from golden import GOLDEN
 from runs import MODEL, TRAIN, weights_of
 from torch import Tensor
+from torch.nn import functional as F
 
 from spikegpt.checkpoint.weights import load_model
 from spikegpt.common.errors import SpikegptError
 from spikegpt.config import TrainConfig
 from spikegpt.train import language_modelling, loop
 from spikegpt.train import trainer as training
+from spikegpt.train.convert import anneal
 from spikegpt.train.journal import read_metrics
+from spikegpt.train.language_modelling import LanguageModelling
 from spikegpt.train.losses import Reading, add_up, akl_share, distillation, make_terms, synop_share, synop_weight
 
 READING = Reading(
@@ -60,14 +64,15 @@ def test_each_configured_term_is_worked_out_by_hand():
             {"teacher": "a run", "teacher_features": 1.0, "synop_budget": 0.0},
             ["cross_entropy", "distillation", "features"],
         ),
+        ({"self_teacher": 1.0}, ["cross_entropy", "distillation", "without_neurons", "synop_budget"]),
     ],
 )
 def test_a_configuration_makes_the_terms_that_it_names(changes, names):
     assert [term.name for term in make_terms(TrainConfig(**changes), {"a": 10}, emits_spikes=True)] == names
 
 
-def test_the_dense_twin_has_no_rates_and_no_budget():
-    config = TrainConfig(firing_rate_target=0.1)
+def test_the_dense_twin_has_no_rates_no_budget_and_no_neurons_to_leave_out():
+    config = TrainConfig(firing_rate_target=0.1, self_teacher=1.0)
     assert [term.name for term in make_terms(config, {}, emits_spikes=False)] == ["cross_entropy"]
 
 
@@ -95,6 +100,40 @@ def test_the_cross_entropy_of_the_text_is_logged_whole_where_a_teacher_takes_hal
     teacher = make_run("teacher", model=MODEL.twin(), steps=1)
     line = read_metrics(make_run("pupil", teacher=str(teacher), teacher_weight=0.5))[0]
     assert line["losses"]["cross_entropy"] == pytest.approx(line["loss"] / 2, rel=1e-6)
+
+
+def test_a_model_teaches_itself_in_two_passes_over_one_batch(make_run, monkeypatch):
+    """The pass without neurons learns the text, the one with them the text and what the other predicts."""
+    plain, checked = LanguageModelling.forward, []
+
+    def forward(self: LanguageModelling, step: int):
+        model = copy.deepcopy(self.bare_model)
+        ids, targets = copy.deepcopy(self.sampler).next()
+        found = plain(self, step)
+        logits = {}
+        for share in (0.0, 1.0):
+            anneal(model, share)
+            logits[share] = model(ids).logits
+        text = {share: F.cross_entropy(out.flatten(0, 1), targets.flatten()) for share, out in logits.items()}
+        wanted = {
+            "cross_entropy": 0.75 * text[1.0],
+            "distillation": 0.25 * distillation(logits[1.0], logits[0.0].detach(), "reverse"),
+            "without_neurons": 2.0 * text[0.0],
+        }
+        torch.testing.assert_close(found.terms, wanted)
+        torch.testing.assert_close(found.cross_entropy, text[1.0])
+        gradients = [
+            torch.autograd.grad(add_up(terms), list(of.parameters()), retain_graph=True, allow_unused=True)
+            for terms, of in ((found.terms, self.bare_model), (wanted, model))
+        ]
+        torch.testing.assert_close(*gradients)
+        checked.append(step)
+        return found
+
+    monkeypatch.setattr(LanguageModelling, "forward", forward)
+    changes = {"self_teacher": 2.0, "teacher_weight": 0.25, "teacher_loss": "reverse", "synop_budget": 0.0}
+    make_run(model=dataclasses.replace(MODEL, dropout=0.0), steps=2, precision="no", **changes)
+    assert checked == [0, 1]
 
 
 class Toy:

@@ -64,7 +64,7 @@ def test_a_learning_rate_scale_is_a_pattern_and_a_factor(entry):
         TrainConfig(lr_scales=(entry,))
 
 
-MUON = dataclasses.replace(TRAIN, optimizer="muon", lr=4e-3, muon_lr=0.02, weight_decay=0.1)
+MUON = dataclasses.replace(TRAIN, optimizer="muon", lr=4e-3, muon_lr=0.02, muon_momentum=0.8, weight_decay=0.1)
 
 
 def test_muon_takes_the_blocks_matrices_and_adamw_all_else():
@@ -96,6 +96,7 @@ def test_a_step_of_muon_is_the_orthogonal_factor_of_its_momentum():
     matrix.grad = torch.randn_like(matrix)
     set_learning_rate(optimizer, config.lr)
     optimizer.step()
+    assert torch.allclose(optimizer.state[matrix]["momentum_buffer"], (1 - config.muon_momentum) * matrix.grad)
     left, _, right = torch.linalg.svd(matrix.grad, full_matrices=False)
     # four times as many rows as columns: twice the rate. The iteration stops when singular values lie around 1
     moved = (before - matrix.detach()) / (0.02 * 2)
