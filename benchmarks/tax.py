@@ -66,6 +66,9 @@ def configurations(options, out: Path) -> list[dict[str, Configuration]]:
     begun: dict[str, Configuration] = {}
     healed: dict[str, Configuration] = {}
 
+    def shared(seed: int) -> Configuration:
+        return {**options.sizes, **always, "seed": seed, "steps": steps}
+
     def heal(start: str, share: float, seed: int, budget: float, **changes) -> Configuration:
         teacher = str((out / start).absolute())
         taught = {"teacher": teacher, **options.healing}
@@ -77,18 +80,14 @@ def configurations(options, out: Path) -> list[dict[str, Configuration]]:
         }
 
     for seed in options.seeds:
-        shared = {**options.sizes, **always, "seed": seed, "steps": steps}
-        begun[f"twin-{seed}"] = {**shared, **options.dense}
-        for budget in (SMALL, COMPARED):
-            begun[f"student-{seed}-{budget}"] = {**shared, **STUDENT, "synop_budget": budget}
+        begun[f"twin-{seed}"] = {**shared(seed), **options.dense}
+        for budget in BUDGETS if seed == first else (SMALL, COMPARED):
+            begun[f"student-{seed}-{budget}"] = {**shared(seed), **STUDENT, "synop_budget": budget}
         healed[f"healed-{seed}"] = heal(f"twin-{seed}", HEALED_SHARE, seed, COMPARED)
-    shared["seed"] = first
-    for budget in BUDGETS:
-        begun[f"student-{first}-{budget}"] = {**shared, **STUDENT, "synop_budget": budget}
     for width in options.narrow:
-        begun[f"narrow-{width}"] = {**shared, **options.dense, "n_embd": width}
-    begun["untaught"] = {**shared, **STUDENT, "self_teacher": 0.0, "synop_budget": COMPARED}
-    begun["start"] = {**shared, **options.dense, "steps": round(DENSE_SHARE * steps)}
+        begun[f"narrow-{width}"] = {**shared(first), **options.dense, "n_embd": width}
+    begun["untaught"] = {**shared(first), **STUDENT, "self_teacher": 0.0, "synop_budget": COMPARED}
+    begun["start"] = {**shared(first), **options.dense, "steps": round(DENSE_SHARE * steps)}
     healed["converted"] = heal("start", 1 - DENSE_SHARE, first, COMPARED)
     return [begun, healed]
 

@@ -59,6 +59,7 @@ class TrainConfig(Config):
     muon_lr: float = 0.02
     """of Muon, after the warm-up; it falls by the same schedule as lr"""
     muon_momentum: float = 0.95
+    """of Muon (Nesterov's)"""
     learn_in: Literal["currents", "spikes"] = "currents"
     """units of the weights behind neurons while they learn. currents: a threshold that changes takes the weights with
     it, so that spikes resolve a current more or less finely and stand for as much; spikes: as weights are stored"""
@@ -133,6 +134,11 @@ class TrainConfig(Config):
     """newest checkpoints kept, besides the best"""
     log_every: int = 10
     tensorboard: bool = False
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether an excess over synop_budget costs something."""
+        return self.synop_budget > 0 and self.synop_weight > 0
 
     def __post_init__(self):
         super().__post_init__()

@@ -36,7 +36,7 @@ _SPIKE_SETTINGS = {
     "verify_spikes",
 }
 # a pupil's twin learns from the text alone
-_TEACHING_SETTINGS = {"teacher", "teacher_weight", "teacher_loss", "teacher_features"}
+_TEACHING_SETTINGS = {"teacher", "teacher_weight", "teacher_loss", "teacher_features", "self_teacher"}
 # of a model: what only its spikes know
 _NEURON_SETTINGS = {"neuron", "hidden_levels", "spiking_head", "binary_embedding"}
 
@@ -88,7 +88,7 @@ def make_twin(run: Path, *, cache: Path | None = None, quiet: bool = False, devi
     if model.spiking == "none":
         raise SpikegptError(f"{run} is dense; --twin needs a spiking run")
     # a twin is nobody's pupil
-    training = dataclasses.replace(own_training, teacher=None)
+    training = dataclasses.replace(own_training, teacher=None, self_teacher=0.0)
     start = config.get("started_from") and Path(config["started_from"])
     if start and read_model_config(start).spiking != "none":
         raise SpikegptError(

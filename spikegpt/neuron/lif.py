@@ -163,15 +163,19 @@ class LIF(nn.Module):
         if current.shape[-1] != self.channels:
             raise ValueError(f"LIF: the current has {current.shape[-1]} channels, the neurons are {self.channels}")
         if self.training and self.spike_share == 0 and self.is_memoryless:
-            return (current / self.spike_worth).to(product_dtype(current)), None
+            return self._without_spikes(current), None
         spikes, potential = (
             self._integer(current, potential) if self.config.is_integer else self._binary(current, potential)
         )
         self.verify(spikes)
         if self.training and self.spike_share < 1:
-            real = (current / self.spike_worth).to(spikes.dtype)
-            spikes = torch.where(torch.rand(spikes.shape, device=spikes.device) < self.spike_share, spikes, real)
+            spiking = torch.rand(spikes.shape, device=spikes.device) < self.spike_share
+            spikes = torch.where(spiking, spikes, self._without_spikes(current))
         return spikes, None if self.is_memoryless else potential
+
+    def _without_spikes(self, current: Tensor) -> Tensor:
+        """The real numbers of unit spikes that a current is worth (B, T, C), in the precision of spikes."""
+        return (current / self.spike_worth).to(product_dtype(current) if self.config.is_integer else current.dtype)
 
     def verify(self, spikes: Tensor) -> None:
         """Raise ValueError if spikes that stand for these neurons' are not of their alphabet, where that is asked for.

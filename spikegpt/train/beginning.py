@@ -65,8 +65,9 @@ def make_model(
     if weights is not None or not is_tuned:
         model_config = dataclasses.replace(model_config, vocab_size=_vocab_size(data, weights))
     if not torch.cuda.is_available() and shards is None:
+        passes = 2 if config.self_teacher else 1
         # weights, gradients and Adam's two moments
-        check_sizes(model_config, copies=4, tokens=config.batch_size * model_config.ctx_len)
+        check_sizes(model_config, copies=4, tokens=passes * config.batch_size * model_config.ctx_len)
     if weights is not None:
         check_shape(model_config, weights)
     if shards is not None:
@@ -74,8 +75,7 @@ def make_model(
     model = SpikeGPT(model_config, neuron, init=weights is None)
     if weights is not None:
         ids = spread_windows(data.split("train"), model_config.ctx_len)
-        has_budget = config.synop_budget and config.synop_weight
-        share = synop_budget(0, config) if has_budget else 1.0
+        share = synop_budget(0, config) if config.has_budget else 1.0
         # what speaks against them has been said
         start_from(model, weights, ids, share, warn=lambda message: None)
     return model

@@ -81,9 +81,7 @@ def healing_of(start: Path, **changes) -> tuple[ModelConfig, TrainConfig]:
     run = checkpoint.run_of(start)
     if run is not None:
         _, begun = checkpoint.configs_of(run, checkpoint.read_run_config(run))
-        own = {
-            name: getattr(begun, name) for name in ("data", "text_column", "seed", "batch_size", "grad_accumulation")
-        }
+        own = {name: getattr(begun, name) for name in OWN}
         own["steps"] = max(round(HEALED_STEPS * begun.steps), 1)
     return model, dataclasses.replace(training, teacher=str(start), **HEALING, **own)
 

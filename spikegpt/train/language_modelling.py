@@ -16,11 +16,11 @@ from ..common.shards import whole
 from ..config import TrainConfig
 from ..data.tokens.token_file import TokenData
 from ..evaluate.perplexity import Evaluation, NotFinite, evaluate_stream
-from ..model.network import SpikeGPT
+from ..model.network import ModelOutput, SpikeGPT
 from ..model.state import State, detach_state
 from .convert import anneal
 from .loop import Advice, Forward
-from .losses import Reading, make_terms
+from .losses import Reading, WithoutNeurons, make_terms
 from .precision import autocast, rehearse
 from .sampler import StreamSampler, WindowSampler
 from .schedules import spike_share, synop_budget
@@ -50,13 +50,13 @@ class LanguageModelling:
         self.accelerator, self.synapses = accelerator, bare_model.synapses()
         self.sampler = self._make_sampler()
         self.teacher = None if config.teacher is None else self._load_teacher(config.teacher)
-        self.teaches_itself = config.self_teacher > 0 and bare_model.config.spiking != "none"
         # module of a block -> its stream at the last call, where features are taught
         self._streams: dict[nn.Module, Tensor] = {}
         if self.teacher is not None and config.teacher_features:
             for block in (*bare_model.blocks, *self.teacher.blocks):
                 block.register_forward_hook(self._keep_stream)
         self.terms = make_terms(config, self.synapses, emits_spikes=bare_model.config.spiking != "none")
+        self.teaches_itself = any(isinstance(term, WithoutNeurons) for term in self.terms)
         self.state: State | None = None
         self.best: dict[str, Any] = {}
 
@@ -109,23 +109,23 @@ class LanguageModelling:
             # every lane ends at the same step, so all of them start anew together
             self.state = None
         ids, targets = ids.to(self.accelerator.device), targets.to(self.accelerator.device)
-        own = None
+        taught, own = self._predictions(ids), None
         if self.teaches_itself:
             anneal(self.bare_model, 0.0)
-            with autocast(self.config.precision, self.accelerator.device):
-                taught = self.model(ids).logits
-                own = F.cross_entropy(taught.float().flatten(0, 1), targets.flatten())
-            taught = taught.detach()
-        else:
-            taught = self._predictions(ids)
+            (logits, _, _), own = self._read(ids, targets)
+            taught = logits.detach()
         anneal(self.bare_model, spike_share(step, self.config))
-        with autocast(self.config.precision, self.accelerator.device):
-            logits, state, spikes = self.model(ids, self.state)
-            cross_entropy = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+        (logits, state, spikes), cross_entropy = self._read(ids, targets)
         self.state = detach_state(state) if self.config.carry_state else None
         streams = self._streams_after(self.bare_model), self._streams_after(self.teacher)
         reading = Reading(step, cross_entropy, logits, spikes, taught, *streams, own)
         return Forward(cross_entropy, {term.name: term(reading) for term in self.terms}, spikes)
+
+    def _read(self, ids: Tensor, targets: Tensor) -> tuple[ModelOutput, Tensor]:
+        """What the model makes of ids (B, T), and its cross-entropy (scalar, nats per token)."""
+        with autocast(self.config.precision, self.accelerator.device):
+            output = self.model(ids, self.state)
+            return output, F.cross_entropy(output[0].float().flatten(0, 1), targets.flatten())
 
     def rehearse(self) -> None:
         """Do the work of a micro step, forward and backward, for a clock to see; nothing is changed by it."""
@@ -163,7 +163,7 @@ class LanguageModelling:
 
     def _is_settled(self, step: int) -> bool:
         """Whether all neurons spike and the whole budget is in force: a model from before is not the run's aim."""
-        has_budget = self.synapses and self.config.synop_budget and self.config.synop_weight
+        has_budget = self.synapses and self.config.has_budget
         return spike_share(step, self.config) == 1 and (
             not has_budget or synop_budget(step, self.config) == self.config.synop_budget
         )

@@ -22,7 +22,7 @@ from spikegpt.common.printing import command, printable
 from spikegpt.common.tables import columns
 from spikegpt.common.version import __version__
 from spikegpt.config import ModelConfig
-from spikegpt.train import trainer
+from spikegpt.train import beginning, trainer
 
 
 def refused(*words: str, status: int = 2) -> str:
@@ -333,3 +333,13 @@ def test_sizes_that_the_weights_do_not_have_are_refused_before_they_are_made(nam
 def test_a_batch_beyond_the_memory_is_refused(make_run):
     with pytest.raises(ValueError, match="tokens at once needs"):
         make_run(batch_size=2**20, model=ModelConfig(n_layer=2, n_embd=16, ctx_len=2**16))
+
+
+@pytest.mark.parametrize("self_teacher, passes", [(0.0, 1), (1.0, 2)])
+def test_a_pass_without_neurons_counts_in_what_a_batch_needs(make_run, monkeypatch, self_teacher, passes):
+    def stop(model, copies, tokens):
+        raise ValueError(f"{tokens} tokens")
+
+    monkeypatch.setattr(beginning, "check_sizes", stop)
+    with pytest.raises(ValueError, match=f"^{passes * 3 * 16} tokens$"):
+        make_run(batch_size=3, model=ModelConfig(n_layer=2, n_embd=16, ctx_len=16), self_teacher=self_teacher)

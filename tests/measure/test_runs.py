@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -133,6 +134,17 @@ def test_the_twin_is_found_by_what_it_is_and_not_by_its_name(make_run):
     assert find_twin(run) is None
     twin = make_run("whatever", model=DENSE, log_every=2)
     assert find_twin(run) == twin.resolve()
+
+
+@pytest.mark.parametrize("taught", [{"self_teacher": 1.0}, {"self_teacher": 2.0, "teacher_weight": 0.9}])
+def test_the_twin_of_a_run_that_teaches_itself_learns_from_the_text_alone(make_run, cache, taught):
+    run = make_run("spiking", **taught)
+    twin = make_run("whatever", model=DENSE)
+    assert find_twin(run) == twin.resolve()
+    shutil.rmtree(twin)
+    made = json.loads((make_twin(run, cache=cache, quiet=True) / "config.json").read_text())
+    assert made["train"]["self_teacher"] == 0
+    assert find_twin(run) == run.resolve().parent / "spiking-twin"
 
 
 def test_a_missing_twin_is_trained_and_an_unfinished_one_is_finished(make_run, cache):
