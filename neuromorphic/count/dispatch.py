@@ -112,14 +112,16 @@ class OperatorMode(TorchDispatchMode):
     def _run_bodies(self, func: HigherOrderOperator, args: tuple, kwargs: dict) -> Any:
         """Run cond, while_loop, scan, map, flex_attention and their like with what they call in sight."""
         eager = torch._C.DispatchKey.CompositeExplicitAutograd
-        if func.name() == "flex_attention" and eager in func.py_kernels:
+        # an operator among the arguments is called by its name alone
+        is_operator = any(isinstance(argument, OpOverload) for argument in args)
+        if (is_operator or func.name() == "flex_attention") and eager in func.py_kernels:
             with self:
                 return func.dispatch(eager, *args, **kwargs)
         bodies = 0
 
         def watched(leaf: Any) -> Any:
             nonlocal bodies
-            if isinstance(leaf, Tensor) or not callable(leaf):
+            if isinstance(leaf, Tensor | OpOverload) or not callable(leaf):
                 return leaf
             bodies += 1
 

@@ -10,7 +10,7 @@ MOVES = frozenset(
         *("constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d"),
         *("replication_pad1d", "replication_pad2d", "replication_pad3d"),
         *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "im2col", "unfold_copy"),
-        *("max_unpool2d", "max_unpool3d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d"),
+        *("max_unpool2d", "max_unpool3d", "_pack_padded_sequence", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d"),
         *("_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d"),
         *("alias_copy", "as_strided_copy", "detach_copy", "diagonal_copy", "expand_copy", "narrow_copy"),
         *("permute_copy", "select_copy", "slice_copy", "split_copy", "split_with_sizes_copy", "squeeze_copy"),
@@ -36,6 +36,14 @@ FREE = frozenset(
         *("_pin_memory", "_has_compatible_shallow_copy_type", "sym_size", "sym_numel", "sym_stride"),
         *("_version", "is_same_size", "_make_dual", "_fw_primal", "_linalg_check_errors", "is_coalesced"),
         *("_efficientzerotensor", "_has_same_storage_numel", "is_nonzero", "allclose"),
+    )
+)
+
+# random numbers are drawn and not computed; what is done with them counts, as do results that are read and written
+DRAWS = frozenset(
+    (
+        *("rand", "rand_like", "randn", "randn_like", "randint", "randint_like", "randperm", "random", "uniform"),
+        *("normal", "exponential", "cauchy", "log_normal", "geometric", "bernoulli", "native_dropout"),
     )
 )
 

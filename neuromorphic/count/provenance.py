@@ -149,14 +149,18 @@ class Provenance:
                 return Origin.DATA
             # one number is part of the program, such as the scale of a weight
             return Origin.WEIGHT if all(result.numel() == 1 for result in results) else Origin.CONSTANT
-        if name in moves.STATE_MAKERS:
+        if name in moves.STATE_MAKERS and name != "empty_like":
             return Origin.DATA
         origin = Origin.WEIGHT
         for tensor in inputs:
             origin = min(origin, self.of(tensor))
             if origin is Origin.DATA:
                 return origin
-        if origin is Origin.WEIGHT and name in moves.RANGES:
+        if origin is Origin.WEIGHT and name in moves.DRAWS and func._schema.is_mutable:
+            # a lazy module makes its parameters
+            return Origin.WEIGHT
+        if name in moves.DRAWS or name == "empty_like" or (origin is Origin.WEIGHT and name in moves.RANGES):
+            # what is drawn anew in each pass is prepared by nobody, though it has the shape of a weight
             return Origin.CONSTANT
         if origin is Origin.BUFFER and self.state and self.roots(inputs) & self.state:
             return Origin.DATA
@@ -173,7 +177,9 @@ class Provenance:
         results: list[Tensor],
     ) -> None:
         """The results are of `origin`, with a name that tells how they were made."""
-        results = [result for result in results if has_storage(result) and self.of(result) is Origin.DATA]
+        # a buffer of noise is what was drawn last
+        is_new = name in moves.DRAWS and origin is Origin.CONSTANT
+        results = [result for result in results if has_storage(result) and (is_new or self.of(result) is Origin.DATA)]
         if not results:
             return
         made_of = [member for member in map(self.member, inputs) if member is not None]

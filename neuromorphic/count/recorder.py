@@ -114,6 +114,11 @@ class Recorder(Padding):
             elements = self._live_elements(name, results[0]) * width(results[0])
             self._add(self._site(name, "move"), Counts(calls=1, activation_reads=elements, activation_writes=elements))
             return True
+        if name in moves.DRAWS and name not in structured.STRUCTURED:
+            elements = self._live_elements(name, results[0]) if results else 0
+            numbers = elements * width(*results[:1])
+            self._add(self._site(name, "move"), Counts(calls=1, activation_writes=numbers))
+            return True
         # the range of ids is looked at before they are read
         if name in moves.FREE or (name == "aminmax" and not inputs[0].is_floating_point()):
             return True
@@ -229,6 +234,9 @@ class Recorder(Padding):
         site = self._site(name, rules.kind_of(name))
         outputs = self._live_elements(name, results[0]) if results else 0
         counts = Counts(calls=1, activation_writes=outputs * width(*results[:1]), **work)
+        if name in moves.DRAWS:
+            # nobody reads what is drawn anew
+            inputs = [tensor for tensor in inputs if tensor is not results[0]]
         for tensor in inputs:
             if self.provenance.of(tensor) is Origin.WEIGHT:
                 numbers = tensor.numel() * width(tensor)
@@ -303,9 +311,10 @@ class Recorder(Padding):
         self, site: Site, x: Tensor, w: Tensor, bias: Tensor | None, geometry: list, result: Tensor
     ) -> None:
         self.note_padding(site.operator)
-        weight, reach = self._weights.describe(w, products.describe_convolution, geometry, x.shape[1:])
-        self._add(site, products.convolution(x, weight, reach, result.numel()))
-        self._touch(site, w, w.numel())
+        if x.numel() and w.numel():
+            weight, reach = self._weights.describe(w, products.describe_convolution, geometry, x.shape[1:])
+            self._add(site, products.convolution(x, weight, reach, result.numel()))
+            self._touch(site, w, w.numel())
         if bias is not None:
             self.bias(site, bias, result, sweeps=result.shape[0])
 

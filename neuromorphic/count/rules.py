@@ -57,6 +57,7 @@ PER_OUTPUT: dict[str, dict[str, int]] = {
                 "bitwise_xor",
                 "threshold",
                 "heaviside",
+                "copysign",
                 "__and__",
                 "__or__",
             ),
@@ -92,6 +93,17 @@ PER_OUTPUT: dict[str, dict[str, int]] = {
     "logit": {"add": 1, "div": 1, "log": 1},
     "hypot": {"mul": 2, "add": 1, "sqrt": 1},
     "frac": {"compare": 1, "add": 1},
+    # a product and one that is taken from it
+    "linalg_cross": {"mul": 2, "add": 1},
+    # max(a, b) + log1p(exp(-|a - b|))
+    "logaddexp": {"compare": 2, "add": 3, "exp": 1, "log": 1},
+    # NaN, and both infinities, one after the other
+    "nan_to_num": {"compare": 3, "select": 3},
+    # scaled, rounded, shifted, bounded, and back
+    **{
+        f"fake_quantize_per_{part}_affine_cachemask": {"mul": 2, "add": 2, "compare": 3}
+        for part in ("tensor", "channel")
+    },
     "mish": {"exp": 1, "log": 1, "tanh": 1, "mul": 1},
     # weighted sums of 2 or 4 neighbours, along one dimension after the other; the weights follow from the sizes alone
     "upsample_linear1d": {"mul": 2, "add": 1},

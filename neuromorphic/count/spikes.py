@@ -34,7 +34,7 @@ SCALINGS = frozenset(
 )
 CASTS = frozenset(("_to_copy", "copy"))
 # whatever else is computed, no spikes come of it
-KNOWN = COMPARISONS | LOGIC | ROUNDINGS | FILLS | CHOICES | SCALINGS | CASTS | moves.MOVES
+KNOWN = COMPARISONS | LOGIC | ROUNDINGS | FILLS | CHOICES | SCALINGS | CASTS | moves.MOVES | {"bernoulli"}
 
 
 # what is known of a memory: the sum of its marks
@@ -154,6 +154,9 @@ class Spikes:
     def _are_born(self, name: str, kwargs: dict, inputs: list[Tensor], result: Tensor) -> bool:
         if name in ROUNDINGS or (name == "div" and kwargs.get("rounding_mode")):
             return inputs[0].is_floating_point() and _is_few(result)
+        if name == "bernoulli":
+            # a number that is drawn is compared with a probability; one of the program makes a mask
+            return inputs[-1] is not result and not self._is_no_data(inputs[-1])
         if name in CASTS:
             if any(self._has(tensor, COMPARED) for tensor in inputs):
                 return True

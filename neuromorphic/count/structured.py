@@ -212,6 +212,60 @@ def looked_up(name: str, args: tuple) -> Tensor:
     return touched
 
 
+# samplings ------------------------------------------------------------------------------------------------------------
+
+BILINEAR, NEAREST, ZEROS, BORDER = 0, 1, 0, 1
+
+
+def _grid_sampler(dimensions: int) -> Rule:
+    def rule(arguments: Mapping[str, Any], results: Sequence[Tensor]) -> Operations | None:
+        """Each place of the grid becomes a place in the input; its neighbours are weighed, once for all channels."""
+        mode, padding = arguments["interpolation_mode"], arguments["padding_mode"]
+        if mode not in (BILINEAR, NEAREST) or padding not in (ZEROS, BORDER):
+            return None
+        coordinates, numbers = arguments["grid"].numel(), results[0].numel()
+        places, corners = coordinates // dimensions, 2**dimensions
+        # scaled and shifted; rounded; held within the borders
+        counts = {"mul": coordinates, "add": coordinates, "compare": coordinates * (1 + 2 * (padding == BORDER))}
+        is_bilinear = mode == BILINEAR
+        if padding == ZEROS:
+            # is each neighbour of a coordinate inside?
+            counts["compare"] += 2 * coordinates * (1 + is_bilinear)
+        if is_bilinear:
+            # how far it is from both neighbours; the weight of a corner is a product of these
+            counts["add"] += 2 * coordinates + (corners - 1) * numbers
+            counts["mul"] += corners * (dimensions - 1) * places + corners * numbers
+        return counts
+
+    return rule
+
+
+def _affine_grid(arguments: Mapping[str, Any], results: Sequence[Tensor]) -> Operations:
+    """A sum over the coordinates of each place, and a shift."""
+    number = results[0].numel() * results[0].shape[-1]
+    return {"mul": number, "add": number}
+
+
+def _bernoulli(arguments: Mapping[str, Any], results: Sequence[Tensor]) -> Operations:
+    """What was drawn is compared with the probability."""
+    return {"compare": results[0].numel()}
+
+
+def _normal(arguments: Mapping[str, Any], results: Sequence[Tensor]) -> Operations:
+    """What was drawn is scaled and shifted, by numbers of its own for each."""
+    number = results[0].numel()
+    return {
+        "mul": number * isinstance(arguments["std"], Tensor),
+        "add": number * isinstance(arguments["mean"], Tensor),
+    }
+
+
+def _bucketize(arguments: Mapping[str, Any], results: Sequence[Tensor]) -> Operations:
+    """Each number is searched by halves among n boundaries: log2(n + 1) comparisons, rounded up."""
+    boundaries = arguments.get("boundaries", arguments.get("sorted_sequence"))
+    return {"compare": results[0].numel() * boundaries.shape[-1].bit_length()}
+
+
 # sorts, sums and distances --------------------------------------------------------------------------------------------
 
 
@@ -254,6 +308,29 @@ def _mse_loss(arguments: Mapping[str, Any], results: Sequence[Tensor]) -> Operat
     return {"add": (1 + (reduction != 0)) * elements, "mul": elements, "div": int(reduction == 1)}
 
 
+def _nll_loss(arguments: Mapping[str, Any], results: Sequence[Tensor]) -> Operations | None:
+    """Each target is looked at, for it may be ignored, and its sign is turned; then as in `_mse_loss`."""
+    if arguments["weight"] is not None:
+        return None
+    targets, reduction = arguments["target"].numel(), arguments["reduction"]
+    return {"compare": targets, "add": (1 + (reduction != 0)) * targets, "div": int(reduction == 1)}
+
+
+def _logits_loss(arguments: Mapping[str, Any], results: Sequence[Tensor]) -> Operations | None:
+    """(1 - y) * x - log(sigmoid(x)), the logarithm as in `rules.py`; then as in `_mse_loss`."""
+    if arguments["weight"] is not None or arguments["pos_weight"] is not None:
+        return None
+    elements, reduction = arguments["self"].numel(), arguments["reduction"]
+    return {
+        "compare": 2 * elements,
+        "add": (4 + (reduction != 0)) * elements,
+        "mul": elements,
+        "exp": elements,
+        "log": elements,
+        "div": int(reduction == 1),
+    }
+
+
 def _dropout(arguments: Mapping[str, Any], results: Sequence[Tensor]) -> Operations:
     number = results[0].numel() if arguments["train"] is not False else 0
     return {"compare": number, "mul": number}
@@ -274,11 +351,18 @@ STRUCTURED: dict[str, Rule] = {
     **{f"adaptive_max_pool{dimensions}d": _adaptive_max_pool(dimensions) for dimensions in (2, 3)},
     **dict.fromkeys(("fractional_max_pool2d", "fractional_max_pool3d"), _fractional_max_pool),
     **{name: _scatter(name) for name in SCATTERS},
+    **{f"grid_sampler_{dimensions}d": _grid_sampler(dimensions) for dimensions in (2, 3)},
+    "affine_grid_generator": _affine_grid,
+    "bernoulli": _bernoulli,
+    "normal": _normal,
+    **dict.fromkeys(("bucketize", "searchsorted"), _bucketize),
     "sort": _sort,
     "logsumexp": _logsumexp,
     **dict.fromkeys(("norm", "linalg_vector_norm"), _vector_norm),
     "_cdist_forward": _cdist,
     "mse_loss": _mse_loss,
+    **dict.fromkeys(("nll_loss_forward", "nll_loss2d_forward"), _nll_loss),
+    "binary_cross_entropy_with_logits": _logits_loss,
     "native_dropout": _dropout,
     "bincount": _bincount,
     "trace": _trace,

@@ -6,6 +6,7 @@ to them. Nothing here knows the counter.
 
 import math
 
+import brute_force_samplings as samplings
 import numpy as np
 from brute_force_products import attention, convolution, grouped_product, product
 from brute_force_windows import adaptive_windows, fractional_windows, interpolation, windows
@@ -284,7 +285,7 @@ ORACLES = {
         *("maximum", "minimum", "fmax", "fmin", "relu", "sign", "sgn", "clamp_min", "clamp_max", "floor", "ceil"),
         *("trunc", "isnan", "isinf", "isfinite", "isneginf", "isposinf", "signbit", "logical_and", "logical_or"),
         *("logical_xor", "logical_not", "bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not", "threshold"),
-        *("heaviside", "__and__", "__or__"),
+        *("heaviside", "__and__", "__or__", "copysign"),
     ),
     "round": lambda call: apply(
         lambda x: (x * x).compare() / x if call.args.get("decimals") else x.compare(), call.numbers("self")
@@ -324,6 +325,10 @@ ORACLES = {
     "logit": unary(lambda x: (x / (x - x)).log()),
     "hypot": binary(lambda a, b: (a * a + b * b).sqrt()),
     "frac": unary(lambda x: x - x.compare()),
+    "logaddexp": binary(lambda a, b: a.compare() + (-abs(a - b)).exp().log()),
+    "linalg_cross": binary(lambda a, b: a * b - b * a),
+    "nan_to_num": unary(lambda x: [x.compare().choose(None) for _ in range(3)]),
+    **_names(samplings.fake_quantised, *(f"fake_quantize_per_{part}_affine_cachemask" for part in ("tensor", "channel"))),
     "polar": lambda call: apply(
         lambda size, phase: (size * phase.trigonometric(), size * phase.trigonometric()),
         *(call.numbers(name) for name in ("abs", "angle")),
@@ -362,6 +367,14 @@ ORACLES = {
     **_names(scatter(lambda args: args["index"].shape), "scatter", "scatter_add", "scatter_reduce", "put"),
     **_names(scatter(lambda args: args["source"].shape), "index_add", "index_reduce"),
     **_names(scatter(_places), "index_put", "_index_put_impl", "_unsafe_index_put"),
+    **_names(samplings.grid_sampler, "grid_sampler_2d", "grid_sampler_3d"),
+    "affine_grid_generator": samplings.affine_grid,
+    "bernoulli": samplings.bernoulli,
+    "normal": samplings.normal,
+    "bucketize": samplings.search("boundaries"),
+    "searchsorted": samplings.search("sorted_sequence"),
+    **_names(samplings.nll_loss, "nll_loss_forward", "nll_loss2d_forward"),
+    "binary_cross_entropy_with_logits": samplings.loss_of_logits,
     "sort": sort,
     "_cdist_forward": distances,
     "mse_loss": squared_error,

@@ -88,7 +88,7 @@ class Net:
         arguments |= dict(zip(arguments, args, strict=False)) | kwargs
         if name in moves.FREE or (name == "aminmax" and not arguments["self"].is_floating_point()):
             status, expected = "free", {}
-        elif name in moves.MOVES or (
+        elif name in moves.MOVES | moves.DRAWS - ORACLES.keys() or (
             name in moves.MOVES_OR_REDUCTIONS and not arguments.get("accumulate") and not arguments.get("reduce")
         ):
             status, expected = "move", {}

@@ -102,7 +102,27 @@ def test_integer_and_ternary_spikes_are_seen(name):
     assert emitted(function) == (spikes, 8)
 
 
+# a number that is drawn is compared with a probability that follows from the input
+STOCHASTIC = {
+    "drawn": lambda v: torch.bernoulli(v.sigmoid().round()),
+    "drawn into a memory": lambda v: torch.empty_like(v).bernoulli_(v.sigmoid().round()),
+    "compared by hand": lambda v: (torch.rand_like(v) < v.sigmoid().round()).float(),
+    "compared with numbers of the program": lambda v: (torch.rand(2, 4) < v.sigmoid().round()).float(),
+}
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_a_neuron_that_fires_by_chance_is_seen(name, mode):
+    # probabilities of 0 and 1, so that it is known which fire: those above 0
+    with mode():
+        assert emitted(STOCHASTIC[name]) == (5, 8)
+
+
 NO_SPIKES = {
+    "dropout": lambda v: nn.functional.dropout(v, 0.5, True),
+    "stochastic depth": lambda v: v * v.new_empty(2, 1).bernoulli_(0.5),
+    "mask of a constant": lambda v: v * torch.bernoulli(torch.full_like(v, 0.5)),
     "choice among data": lambda v: torch.where(v >= 1, v, 0.0),
     "rectified": lambda v: (v > 0) * v,
     "masked scores": lambda v: v.masked_fill(v < 0, float("-inf")),

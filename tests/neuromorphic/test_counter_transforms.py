@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from counting import Computes, count, operations, reals, spikes
+from counting import Computes, brute_force, count, operations, reals, spikes
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from neuromorphic import OpCounter
@@ -83,7 +84,47 @@ HIGHER_ORDER = {
         lambda x, w: torch._higher_order_ops.associative_scan(torch.add, x, 0, combine_mode="generic"),
         0,
     ),
+    "cond in while_loop": (
+        lambda x, w: torch._higher_order_ops.while_loop(
+            lambda i, x: i < 2,
+            lambda i, x: (i + 1, torch.cond(x.sum() > 0, lambda x: x @ w, lambda x: x + 1, (x,))),
+            (torch.tensor(0), x),
+        ),
+        2 * 256,
+    ),
+    "map in map": (
+        lambda x, w: torch._higher_order_ops.map(
+            lambda rows: torch._higher_order_ops.map(lambda row: row @ w, rows), x.reshape(2, 2, 8)
+        ),
+        256,
+    ),
+    "scan from the end": (
+        lambda x, w: torch._higher_order_ops.scan(lambda h, row: (h @ w + row, h + 0), torch.zeros(8), x, reverse=True),
+        256,
+    ),
+    "strict_mode": (lambda x, w: torch._higher_order_ops.strict_mode(lambda x: (x @ w,), (x,)), 256),
 }
+
+# those that call an operator by its name, or a function that torch keeps apart; and what is no operator at all
+APART = {
+    "invoke_subgraph": lambda x, w: torch.compiler.nested_compile_region(lambda x: x @ w)(x),
+    "out_dtype": lambda x, w: torch._higher_order_ops.out_dtype(
+        torch.ops.aten.mm.default, torch.int32, (8 * x).to(torch.int8), (8 * w).to(torch.int8)
+    ),
+    "with_effects": lambda x, w: torch._higher_order_ops.effects.with_effects(
+        torch.zeros(0), torch.ops.aten.mm.default, x, w
+    ),
+    "checkpoint": lambda x, w: checkpoint(lambda x: x @ w, x, use_reentrant=False),
+    "checkpoint, reentrant": lambda x, w: checkpoint(lambda x: x @ w, x, use_reentrant=True),
+    "autograd.Function": lambda x, w: Product.apply(x, w),
+    "functionalize": lambda x, w: torch.func.functionalize(lambda x: x @ w)(x),
+}
+
+
+class Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, w):
+        return x @ w
 
 
 @pytest.mark.slow
@@ -97,6 +138,49 @@ def test_the_bodies_of_higher_order_operators_are_counted(name, mode):
     assert tally.total().dense_ops == want and tally.uncounted == ()
     with mode(), OpCounter(net):
         torch.testing.assert_close(net(X), plain)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("name", APART)
+def test_a_product_that_torch_keeps_apart_is_counted(name, mode):
+    net = Computes(APART[name], reals(8, 8))
+    with mode():
+        plain, tally = net(X), count(net, X, strict=True)
+        with OpCounter(net):
+            torch.testing.assert_close(net(X), plain)
+    total = tally.total()
+    assert total.dense_ops == 256
+    # three rows of spikes and one of numbers; as integers all are whole
+    spiking = brute_force(X if name != "out_dtype" else 8 * X, reals(8, 8).t())
+    assert operations(total) == (*spiking[:2], 256)
+
+
+def exported(function):
+    return torch.export.export(Computes(function, nn.Parameter(reals(8, 8))), (X,)).module()
+
+
+def without_gradients(x, w):
+    with torch.no_grad():
+        return x @ w
+
+
+GRAPHS = {
+    "exported": lambda: exported(torch.matmul),
+    "exported, in parts": lambda: (
+        torch.export.export(Computes(torch.matmul, nn.Parameter(reals(8, 8))), (X,)).run_decompositions().module()
+    ),
+    "exported with a region": lambda: exported(without_gradients),
+    "exported with a branch": lambda: exported(
+        lambda x, w: torch.cond(x.sum() > 0, lambda x: x @ w, lambda x: x + 1, (x,))
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_graph_costs_what_it_was_written_as(name):
+    tally = count(GRAPHS[name](), X, strict=True)
+    assert operations(tally.total()) == operations(count(Computes(torch.matmul, nn.Parameter(reals(8, 8))), X).total())
 
 
 @pytest.mark.slow
