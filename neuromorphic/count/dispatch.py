@@ -234,6 +234,9 @@ def _defaults(func: OpOverload) -> tuple[tuple[str, Any], ...]:
 
 @functools.cache
 def operator_name(func: OpOverload) -> str:
-    """Return the operator without namespace, overload and the _ of its in-place form."""
+    """Return the operator of torch without overload and the _ of its in-place form; others' keep their namespace."""
+    if func.namespace != "aten":
+        # it does what it likes, whatever it is called
+        return func._schema.name
     name = func._schema.name.split("::")[1]
     return name[:-1] if name.endswith("_") and not name.endswith("__") else name
