@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .counts import Counts
-from .operands import BINARY, REAL, TERNARY, classify_rows
+from .operands import BINARY, INTEGER, REAL, TERNARY, classify_rows
 from .products import ELEMENTS
 
 # float32: scores that differ by less leave every probability above 0, and no probability of two scores at 1
@@ -61,7 +61,14 @@ def attention(
     )
     counts.effective_acs = sum(int(part[by].sum()) for part, by in zip((scores, weighted), accumulates, strict=True))
     counts.effective_macs = int(scores.sum() + weighted.sum()) - counts.effective_acs
+    graded = ~accumulates[0] & (codes[0] == INTEGER)
+    if graded.any():
+        counts.integer_macs = int(scores[graded].sum())
+        levels = query[graded].abs().to(torch.int64)
+        counts.unit_acs = int(_score_products(levels, key[graded] != 0, is_causal).sum())
     for part, code in zip((query, key, value), codes, strict=True):
+        if (code == INTEGER).any():
+            counts.largest_level = max(counts.largest_level, int(part[code == INTEGER].abs().max()))
         nonzeros = _sums(part != 0, 1, 2)
         counts.nonzeros += int(nonzeros.sum())
         counts.events_in += int(nonzeros[code < REAL].sum())
@@ -77,7 +84,10 @@ def _visible_pairs(T: int, S: int) -> int:
 
 
 def _score_products(query: Tensor, key: Tensor, is_causal: bool) -> Tensor:
-    """Return (G,) how many products of query and key have both sides nonzero; both are (G, length, D) bool."""
+    """Return (G,) how many products of query and key have both sides nonzero; both are (G, length, D) bool.
+
+    Levels in place of the query's flags count as unit spikes.
+    """
     if not is_causal:
         return (_sums(query, 1) * _sums(key, 1)).sum(dim=1)
     T, S = query.shape[1], key.shape[1]
@@ -96,7 +106,7 @@ def _visible_products(value: Tensor, T: int, is_causal: bool) -> Tensor:
 
 
 def _sums(flags: Tensor, *dims: int) -> Tensor:
-    """Return flags.sum(dims) of flags (G, length, D) of bool.
+    """Return flags.sum(dims) of flags (G, length, D) of bool, or of levels.
 
     Head by head, for torch makes integers of eight bytes of all flags before it adds them up.
     """

@@ -1,5 +1,6 @@
 """Fused attention counts what eager attention does: products with probabilities above 0, alphabets head by head."""
 
+import itertools
 import math
 
 import pytest
@@ -49,6 +50,35 @@ def test_a_mask_hides_products_as_in_eager_attention(name):
     inputs = operands(2, 2, 5, 4)
     assert products(fused(attn_mask=MASKS[name]), *inputs) == products(eager(MASKS[name]), *inputs)
     assert products(fused(attn_mask=MASKS[name]), *inputs)[0] < products(fused(), *inputs)[0]
+
+
+LEVELS = (4 * reals(2, 2, 5, 4)).floor()
+
+
+def graded(total):
+    return total.effective_macs, total.integer_macs, total.unit_acs, total.largest_level
+
+
+@pytest.mark.parametrize("place", [(0,), (1,), (2,), (0, 1), (0, 1, 2)])
+def test_integer_spikes_of_an_operand_are_units_as_in_eager_attention(place):
+    inputs = [LEVELS if number in place else part for number, part in enumerate(operands(2, 2, 5, 4))]
+    found = graded(count(fused(), *inputs).total())
+    assert found == graded(count(eager(), *inputs).total())
+    assert found[3] == 4 and (found[2] > found[1] > 0) == (0 in place)
+
+
+@pytest.mark.parametrize("keys", [5, 3])
+def test_integer_queries_meet_the_keys_that_they_see(keys):
+    q, k = LEVELS.clone(), reals(2, 2, keys, 4, density=0.6)
+    # one head of spikes, which are accumulated
+    q[1, 1].clamp_(max=1)
+    total = count(fused(is_causal=True), q, k, k).total()
+    macs = units = 0
+    for head, t, s, d in itertools.product(range(3), range(5), range(keys), range(4)):
+        level, number = q.flatten(0, 1)[head, t, d], k.flatten(0, 1)[head, s, d]
+        if s <= t and number:
+            macs, units = macs + int(level != 0), units + int(level)
+    assert (total.integer_macs, total.unit_acs) == (macs, units)
 
 
 def test_a_triangle_of_one_text_by_hand():
