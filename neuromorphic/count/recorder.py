@@ -115,9 +115,8 @@ class Recorder(Padding):
             self._add(self._site(name, "move"), Counts(calls=1, activation_reads=elements, activation_writes=elements))
             return True
         if name in moves.DRAWS and name not in structured.STRUCTURED:
-            elements = self._live_elements(name, results[0]) if results else 0
-            numbers = elements * width(*results[:1])
-            self._add(self._site(name, "move"), Counts(calls=1, activation_writes=numbers))
+            elements = self._live_elements(name, results[0]) * width(results[0])
+            self._add(self._site(name, "move"), Counts(calls=1, activation_writes=elements))
             return True
         # the range of ids is looked at before they are read
         if name in moves.FREE or (name == "aminmax" and not inputs[0].is_floating_point()):

@@ -328,7 +328,9 @@ ORACLES = {
     "logaddexp": binary(lambda a, b: a.compare() + (-abs(a - b)).exp().log()),
     "linalg_cross": binary(lambda a, b: a * b - b * a),
     "nan_to_num": unary(lambda x: [x.compare().choose(None) for _ in range(3)]),
-    **_names(samplings.fake_quantised, *(f"fake_quantize_per_{part}_affine_cachemask" for part in ("tensor", "channel"))),
+    **_names(
+        samplings.fake_quantised, *(f"fake_quantize_per_{part}_affine_cachemask" for part in ("tensor", "channel"))
+    ),
     "polar": lambda call: apply(
         lambda size, phase: (size * phase.trigonometric(), size * phase.trigonometric()),
         *(call.numbers(name) for name in ("abs", "angle")),

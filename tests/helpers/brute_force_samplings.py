@@ -4,7 +4,6 @@ import itertools
 import operator
 from functools import reduce
 
-import numpy as np
 from counting_numbers import Real, apply, numbers
 from torch import Tensor
 

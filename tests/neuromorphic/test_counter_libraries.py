@@ -1,4 +1,4 @@
-"""Every neuron of SpikingJelly and snnTorch: as many updates as it gives out numbers, as many events as it gives spikes."""
+"""Every neuron of SpikingJelly and snnTorch: an update for each number that it gives out, an event for each spike."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Samplings at places that data choose, numbers that are drawn, losses, and tensors with no elements, worked by hand."""
+"""Samplings at places that data choose, numbers that are drawn, losses, tensors with no elements, worked by hand."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ def done(tally):
     return {name: number for name, number in tally.total().elementwise.items() if number}
 
 
-# samplings: 2 texts of 3 channels, 5 x 4 places of the grid, so 2 * 20 places and 2 * 20 * 3 results -------------------
+# samplings: 2 texts of 3 channels, 5 x 4 places of the grid, so 2 * 20 places and 2 * 20 * 3 results ----------------
 
 GRID = reals(2, 5, 4, 2) - 0.5
 PLACES, RESULTS = 2 * 20, 2 * 20 * 3
@@ -72,7 +72,7 @@ def test_a_number_is_searched_by_halves(boundaries, comparisons):
         assert done(count(Computes(search), reals(3, 4), strict=True)) == {"compare": 12 * comparisons}
 
 
-# what is drawn -------------------------------------------------------------------------------------------------------
+# what is drawn ------------------------------------------------------------------------------------------------------
 
 DRAWN = {
     "rand_like": torch.rand_like,
@@ -133,7 +133,7 @@ def test_a_weight_that_is_drawn_anew_is_a_weight_whose_making_is_work(name, mode
     assert total.weights_per_event > 0
 
 
-# losses that models compute of their labels ----------------------------------------------------------------------------
+# losses that models compute of their labels -------------------------------------------------------------------------
 
 LABELS = torch.tensor([1, 0, 3])
 LOG_SOFTMAX = {"compare": 12, "add": 36, "exp": 12, "log": 3}
@@ -187,7 +187,7 @@ def test_functions_of_vision_and_geometry_have_a_rule(name):
     assert done(count(Computes(function), reals(3, 4), strict=True)) == want
 
 
-# nothing at all --------------------------------------------------------------------------------------------------------
+# nothing at all -----------------------------------------------------------------------------------------------------
 
 EMPTY = {
     "convolution": (nn.Conv2d(3, 4, 3), (0, 3, 8, 8)),

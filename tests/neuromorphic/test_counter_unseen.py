@@ -31,8 +31,10 @@ def by_numba(x, w):
 
 
 def by_lists(x, w):
-    columns = w.t().tolist()
-    return torch.tensor([[sum(a * b for a, b in zip(row, column)) for column in columns] for row in x.tolist()])
+    def times(row):
+        return [sum(a * b for a, b in zip(row, column, strict=True)) for column in w.t().tolist()]
+
+    return torch.tensor([times(row) for row in x.tolist()])
 
 
 def by_items(x, w):
