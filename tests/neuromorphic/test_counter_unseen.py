@@ -65,7 +65,8 @@ UNSEEN = {
 }
 
 
-@pytest.mark.parametrize("name", UNSEEN)
+# numba compiles
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "numba")) for name in UNSEEN])
 def test_what_goes_past_torchs_operators_is_not_seen_and_strict_passes_it(name):
     torch.testing.assert_close(UNSEEN[name](X, nn.Parameter(reals(8, 8))), X @ reals(8, 8))
     # the product after it is counted as ever
