@@ -16,12 +16,23 @@ from ...kernels.event_wkv.reference import EVENT_KEY_LIMIT
 from ...model.mixers.rwkv4 import ChannelMix, ChannelMixState, TimeMix, TimeMixState
 from ...model.state import BlockState, State
 from .held import held_value
-from .parts import begin_token, end_token, fire, layer_norm, lerp, look_at_spikes, multiply, sigmoid
+from .parts import (
+    begin_token,
+    end_token,
+    fire,
+    layer_norm,
+    lerp,
+    list_inputs,
+    look_at_spikes,
+    multiply,
+    multiply_listed,
+    sigmoid,
+)
 from .rows import Neurons, Norm, Packer, Product
 from .team import columns, fused, meet
 
-TIME_MIX_SITES = "key_neuron", "value_neuron", "receptance_neuron", "wkv_neuron", "output_neuron"
-CHANNEL_MIX_SITES = "key_neuron", "receptance_neuron", "value_neuron"
+TIME_MIX_SITES = "input_neuron", "key_neuron", "value_neuron", "receptance_neuron", "wkv_neuron", "output_neuron"
+CHANNEL_MIX_SITES = "input_neuron", "key_neuron", "receptance_neuron", "value_neuron"
 LOWEST_KEY, HIGHEST_KEY = np.float32(-EVENT_KEY_LIMIT), np.float32(EVENT_KEY_LIMIT)
 
 
@@ -30,6 +41,8 @@ class TimeMixRows(NamedTuple):
 
     decay and first are the logarithm of the decay and time_first, or, if it `has_events`, their exponentials.
     shift, numerator, denominator, max_exponent (texts, L, C): the state.
+    If it `shares_neurons`, mix_k and input_neuron are those of all three, and each of key, value and receptance is all
+    three, side by side.
     """
 
     norm: Norm
@@ -42,6 +55,7 @@ class TimeMixRows(NamedTuple):
     value: Product
     receptance: Product
     output: Product
+    input_neuron: Neurons
     key_neuron: Neurons
     value_neuron: Neurons
     receptance_neuron: Neurons
@@ -53,10 +67,15 @@ class TimeMixRows(NamedTuple):
     denominator: np.ndarray
     max_exponent: np.ndarray
     has_events: bool
+    shares_neurons: bool
 
 
 class ChannelMixRows(NamedTuple):
-    """A channel mix of every layer: mixes (L, C); shift (texts, L, C): the state."""
+    """A channel mix of every layer: mixes (L, C); shift (texts, L, C): the state.
+
+    If it `shares_neurons`, mix_k and input_neuron are those of both, and key and receptance each are both, side by
+    side.
+    """
 
     norm: Norm
     mix_k: np.ndarray
@@ -64,11 +83,13 @@ class ChannelMixRows(NamedTuple):
     key: Product
     receptance: Product
     value: Product
+    input_neuron: Neurons
     key_neuron: Neurons
     receptance_neuron: Neurons
     value_neuron: Neurons
     neuron_behind: Neurons
     shift: np.ndarray
+    shares_neurons: bool
 
 
 class Layers(NamedTuple):
@@ -79,14 +100,14 @@ class Layers(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """Where threads see each other's columns: stream, key, value, receptance and their result (C,); hidden (F,)."""
+    """Where threads see each other's columns: stream and mixed (C,).
+
+    projected (F + C,) are key, value and receptance of the time mix, or hidden and receptance of the channel mix.
+    """
 
     stream: np.ndarray
-    key: np.ndarray
-    value: np.ndarray
-    receptance: np.ndarray
+    projected: np.ndarray
     mixed: np.ndarray
-    hidden: np.ndarray
     inputs_read: np.ndarray
 
 
@@ -98,21 +119,20 @@ def pack(packer: Packer) -> Layers:
     blocks = packer.model.blocks
     att = [cast(TimeMix, block.att) for block in blocks]
     ffn = [cast(ChannelMix, block.ffn) for block in blocks]
-    has_events = att[0].has_events
+    has_events, shares_neurons = att[0].has_events, att[0].shares_neurons
     decay: Callable[[Tensor], Tensor] = decay_of if has_events else log_decay_of
     first: Callable[[Tensor], Tensor] = _event_first if has_events else torch.clone
     nothing = np.zeros((1, len(blocks), packer.model.config.n_embd), packer.dtype)
     time_mix = TimeMixRows(
         norm=packer.norm([block.ln1 for block in blocks]),
-        mix_k=packer.rows([half.time_mix_k for half in att]),
-        mix_v=packer.rows([half.time_mix_v for half in att]),
-        mix_r=packer.rows([half.time_mix_r for half in att]),
+        mix_k=packer.rows([half.mix_of("key") for half in att]),
+        mix_v=packer.rows([half.mix_of("value") for half in att]),
+        mix_r=packer.rows([half.mix_of("receptance") for half in att]),
         decay=packer.rows([decay(half.time_decay) for half in att]),
         first=packer.rows([first(half.time_first) for half in att]),
-        key=packer.product([half.key for half in att]),
-        value=packer.product([half.value for half in att]),
-        receptance=packer.product([half.receptance for half in att]),
+        **_projections(packer, att),
         output=packer.product([half.output for half in att]),
+        input_neuron=packer.neurons(att, "input_neuron"),
         key_neuron=packer.neurons(att, "key_neuron"),
         value_neuron=packer.neurons(att, "value_neuron"),
         receptance_neuron=packer.neurons(att, "receptance_neuron"),
@@ -124,21 +144,33 @@ def pack(packer: Packer) -> Layers:
         denominator=nothing.copy(),
         max_exponent=nothing.copy(),
         has_events=has_events,
+        shares_neurons=shares_neurons,
     )
     channel_mix = ChannelMixRows(
         norm=packer.norm([block.ln2 for block in blocks]),
-        mix_k=packer.rows([half.time_mix_k for half in ffn]),
-        mix_r=packer.rows([half.time_mix_r for half in ffn]),
-        key=packer.product([half.key for half in ffn]),
-        receptance=packer.product([half.receptance for half in ffn]),
+        mix_k=packer.rows([half.mix_of("key") for half in ffn]),
+        mix_r=packer.rows([half.mix_of("receptance") for half in ffn]),
+        **_projections(packer, ffn),
         value=packer.product([half.value for half in ffn]),
+        input_neuron=packer.neurons(ffn, "input_neuron"),
         key_neuron=packer.neurons(ffn, "key_neuron"),
         receptance_neuron=packer.neurons(ffn, "receptance_neuron"),
         value_neuron=packer.neurons(ffn, "value_neuron"),
         neuron_behind=packer.neurons(blocks, "channel_mix_neuron"),
         shift=nothing.copy(),
+        shares_neurons=shares_neurons,
     )
     return Layers(time_mix, channel_mix)
+
+
+def _projections(packer: Packer, halves: Sequence[TimeMix | ChannelMix]) -> dict[str, Product]:
+    """The products of a half that read the stream, by name; all of them side by side under every name, if they read
+    the same spikes."""
+    first = halves[0]
+    matrices = [[half.get_submodule(name) for half in halves] for name in first.projections]
+    if first.shares_neurons:
+        return dict.fromkeys(first.projections, packer.product(*matrices))
+    return {name: packer.product(layers) for name, layers in zip(first.projections, matrices, strict=True)}
 
 
 def _event_first(time_first: Tensor) -> Tensor:
@@ -147,17 +179,18 @@ def _event_first(time_first: Tensor) -> Tensor:
 
 def share(layers: Layers, places: int) -> Shared:
     """Return the memory in which the threads see each other's columns, and the counts of so many products."""
-    C, F = layers.ffn.key.weights.shape[1:]
-    stream, key, value, receptance, mixed = np.zeros((5, C), layers.att.decay.dtype)
-    counts = np.zeros((places, len(layers.att.decay)), np.int64)
-    return Shared(stream, key, value, receptance, mixed, np.zeros(F, layers.att.decay.dtype), counts)
+    L, F, C = layers.ffn.value.weights.shape
+    stream, mixed = np.zeros((2, C), layers.att.decay.dtype)
+    return Shared(stream, np.zeros(F + C, stream.dtype), mixed, np.zeros((places, L), np.int64))
 
 
 def products(layers: Layers) -> dict[str, Product]:
-    """Return the matrix products by their names in a block."""
+    """Return the matrix products by their names in a block; those that lie side by side by the name of the first."""
     att, ffn = layers.att, layers.ffn
-    found = {"att.key": att.key, "att.value": att.value, "att.receptance": att.receptance, "att.output": att.output}
-    return {**found, "ffn.key": ffn.key, "ffn.receptance": ffn.receptance, "ffn.value": ffn.value}
+    found = {"att.key": att.key, "att.output": att.output, "ffn.key": ffn.key, "ffn.value": ffn.value}
+    if not att.shares_neurons:
+        found |= {"att.value": att.value, "att.receptance": att.receptance, "ffn.receptance": ffn.receptance}
+    return found
 
 
 # --- state ---------------------------------------------------------------------------------------------------------
@@ -185,6 +218,7 @@ def take(layers: Layers, state: State) -> Layers:
         max_exponent=memory([part.max_exponent for part in cast(list[WKVState], sums)])
         if has_scale
         else att.max_exponent,
+        input_neuron=inside("input_neuron", att.input_neuron, time_mixes),
         key_neuron=inside("key_neuron", att.key_neuron, time_mixes),
         value_neuron=inside("value_neuron", att.value_neuron, time_mixes),
         receptance_neuron=inside("receptance_neuron", att.receptance_neuron, time_mixes),
@@ -194,6 +228,7 @@ def take(layers: Layers, state: State) -> Layers:
     )
     ffn = ffn._replace(
         shift=memory([half.shift for half in channel_mixes]),
+        input_neuron=inside("input_neuron", ffn.input_neuron, channel_mixes),
         key_neuron=inside("key_neuron", ffn.key_neuron, channel_mixes),
         receptance_neuron=inside("receptance_neuron", ffn.receptance_neuron, channel_mixes),
         value_neuron=inside("value_neuron", ffn.value_neuron, channel_mixes),
@@ -207,9 +242,8 @@ def give(layers: Layers) -> State:
     att, ffn = layers.att, layers.ffn
 
     def potentials(rows: TimeMixRows | ChannelMixRows, sites: tuple[str, ...], layer: int) -> dict | None:
-        neurons = {site: getattr(rows, site) for site in sites}
-        has_neurons = any(found.exist for found in neurons.values())
-        return {site: found.potential_of(layer) for site, found in neurons.items()} if has_neurons else None
+        neurons: dict[str, Neurons] = {site: getattr(rows, site) for site in sites}
+        return {site: found.potential_of(layer) for site, found in neurons.items() if found.exist} or None
 
     blocks = []
     for layer in range(len(att.decay)):
@@ -272,9 +306,16 @@ def _project(product, neurons, mix, layer, text, previous, work, first, last, ou
 
     Every thread fires all neurons before a product itself; the potentials are stepped by their owner, in `_remember`.
     """
+    n = _list_mix(product, neurons, mix, layer, text, previous, work)
+    multiply_listed(product, layer, n, work, first, last, out)
+
+
+@fused
+def _list_mix(product, neurons, mix, layer, text, previous, work):
+    """List what `_project` reads, and return how much that is."""
     lerp(previous, work.scratch.y, mix[layer], work.scratch.z)
     look_at_spikes(neurons, layer, text, work.scratch.z, 0, work.scratch.z.size)
-    multiply(product, layer, work.scratch.z, work, first, last, out)
+    return list_inputs(product, layer, work.scratch.z, work)
 
 
 @fused
@@ -290,12 +331,21 @@ def _time_mix(rows, layer, text, work, meetings):
     C = rows.decay.shape[1]
     first, last = columns(C, work.team)
     shared = work.shared
-    x, k, v, r, mixed = shared.stream, shared.key, shared.value, shared.receptance, shared.mixed
+    x, projected, mixed = shared.stream, shared.projected, shared.mixed
+    k, v, r = projected[:C], projected[C : 2 * C], projected[2 * C : 3 * C]
     previous = rows.shift[text, layer]
     layer_norm(x[:C], rows.norm.weight[layer], rows.norm.bias[layer], work.scratch.y)
-    _project(rows.key, rows.key_neuron, rows.mix_k, layer, text, previous, work, first, last, k)
-    _project(rows.value, rows.value_neuron, rows.mix_v, layer, text, previous, work, first, last, v)
-    _project(rows.receptance, rows.receptance_neuron, rows.mix_r, layer, text, previous, work, first, last, r)
+    if rows.shares_neurons:
+        n = _list_mix(rows.key, rows.input_neuron, rows.mix_k, layer, text, previous, work)
+        if work.team.parts == 1:
+            multiply_listed(rows.key, layer, n, work, 0, 3 * C, projected)
+        else:
+            for start in range(0, 3 * C, C):
+                multiply_listed(rows.key, layer, n, work, start + first, start + last, projected)
+    else:
+        _project(rows.key, rows.key_neuron, rows.mix_k, layer, text, previous, work, first, last, k)
+        _project(rows.value, rows.value_neuron, rows.mix_v, layer, text, previous, work, first, last, v)
+        _project(rows.receptance, rows.receptance_neuron, rows.mix_r, layer, text, previous, work, first, last, r)
     if rows.has_events:
         fire(rows.wkv_neuron, layer, text, v, first, last)
         _event_wkv(rows, layer, text, k, v, first, last)
@@ -306,6 +356,7 @@ def _time_mix(rows, layer, text, work, meetings):
     fire(rows.output_neuron, layer, text, mixed, first, last)
     meetings = meet(work.team, meetings)
 
+    _remember(rows.input_neuron, rows.mix_k, layer, text, previous, work, first, last)
     _remember(rows.key_neuron, rows.mix_k, layer, text, previous, work, first, last)
     _remember(rows.value_neuron, rows.mix_v, layer, text, previous, work, first, last)
     _remember(rows.receptance_neuron, rows.mix_r, layer, text, previous, work, first, last)
@@ -320,30 +371,40 @@ def _time_mix(rows, layer, text, work, meetings):
 
 @fused
 def _channel_mix(rows, layer, text, work, meetings):
-    C, F = rows.key.weights.shape[1], rows.key.weights.shape[2]
+    F, C = rows.value.weights.shape[1], rows.value.weights.shape[2]
     first, last = columns(C, work.team)
     first_hidden, last_hidden = columns(F, work.team)
     shared = work.shared
-    x, v, r, hidden = shared.stream, shared.value, shared.receptance, shared.hidden
+    x, projected, mixed = shared.stream, shared.projected, shared.mixed
+    hidden, r = projected[:F], projected[F : F + C]
     previous = rows.shift[text, layer]
     layer_norm(x[:C], rows.norm.weight[layer], rows.norm.bias[layer], work.scratch.y)
-    _project(rows.key, rows.key_neuron, rows.mix_k, layer, text, previous, work, first_hidden, last_hidden, hidden)
-    _project(rows.receptance, rows.receptance_neuron, rows.mix_r, layer, text, previous, work, first, last, r)
+    if rows.shares_neurons:
+        n = _list_mix(rows.key, rows.input_neuron, rows.mix_k, layer, text, previous, work)
+        if work.team.parts == 1:
+            multiply_listed(rows.key, layer, n, work, 0, F + C, projected)
+        else:
+            multiply_listed(rows.key, layer, n, work, first_hidden, last_hidden, projected)
+            multiply_listed(rows.key, layer, n, work, F + first, F + last, projected)
+    else:
+        _project(rows.key, rows.key_neuron, rows.mix_k, layer, text, previous, work, first_hidden, last_hidden, hidden)
+        _project(rows.receptance, rows.receptance_neuron, rows.mix_r, layer, text, previous, work, first, last, r)
     for c in range(first_hidden, last_hidden):
         hidden[c] = max(hidden[c], hidden.dtype.type(0)) ** 2
     fire(rows.value_neuron, layer, text, hidden, first_hidden, last_hidden)
     meetings = meet(work.team, meetings)
 
+    _remember(rows.input_neuron, rows.mix_k, layer, text, previous, work, first, last)
     _remember(rows.key_neuron, rows.mix_k, layer, text, previous, work, first, last)
     _remember(rows.receptance_neuron, rows.mix_r, layer, text, previous, work, first, last)
     for c in range(first, last):
         previous[c] = work.scratch.y[c]
-    multiply(rows.value, layer, hidden[:F], work, first, last, v)
+    multiply(rows.value, layer, hidden, work, first, last, mixed)
     for c in range(first, last):
-        v[c] = sigmoid(r[c]) * v[c]
-    fire(rows.neuron_behind, layer, text, v, first, last)
+        mixed[c] = sigmoid(r[c]) * mixed[c]
+    fire(rows.neuron_behind, layer, text, mixed, first, last)
     for c in range(first, last):
-        x[c] += v[c]
+        x[c] += mixed[c]
     return meet(work.team, meetings)
 
 
