@@ -44,8 +44,7 @@ class ModelConfig(Config):
     spiking_head: bool = False
     """input only: the head reads spikes too. It costs a little quality, and pays where the vocabulary is large"""
     shared_neurons: bool = False
-    """rwkv4, input only: one layer of neurons, and one mix of tokens, for key, value and receptance of the time mix, and
-    one for key and receptance of the channel mix, in the place of one for each"""
+    """rwkv4, input only: key, value and receptance of a half block read the same neurons, not each its own"""
     binary_embedding: bool = True
     """output only: the embedding passes through a step, as in the published training. The published inference of the
     216M model leaves it out; False does so too"""

@@ -154,13 +154,13 @@ def test_what_does_not_fire_is_not_read(ids):
     assert 0.05 < sparse < 0.12 and 0.7 < dense.density() < 0.95
 
 
-def test_density_is_the_rows_read_over_all_rows(ids):
-    model = make("input, spiking head")
+@pytest.mark.parametrize("block", ["input, spiking head", "input, shared neurons"])
+def test_density_is_the_rows_read_over_all_rows(block, ids):
+    model = make(block)
     engine = Engine(model)
     decode(model, ids, engine)
     counts, synapses = fired(model, ids), model.synapses()
-    modules = dict(model.named_modules())
-    read = sum(counts[name] * modules[name.removesuffix("_neuron")].out_features for name in synapses)
+    read = sum(counts[name] * product.out_features for name in synapses for product in model.sites()[name].products)
     assert engine.density() == pytest.approx(read / sum(synapses.values()) / (3 * (T - START)))
 
 

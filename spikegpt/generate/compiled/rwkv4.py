@@ -167,7 +167,7 @@ def _projections(packer: Packer, halves: Sequence[TimeMix | ChannelMix]) -> dict
     """The products of a half that read the stream, by name; all of them side by side under every name, if they read
     the same spikes."""
     first = halves[0]
-    matrices = [[half.get_submodule(name) for half in halves] for name in first.projections]
+    matrices = [[getattr(half, name) for half in halves] for name in first.projections]
     if first.shares_neurons:
         return dict.fromkeys(first.projections, packer.product(*matrices))
     return {name: packer.product(layers) for name, layers in zip(first.projections, matrices, strict=True)}

@@ -150,7 +150,7 @@ class Mixer(nn.Module):
             self.scale(product, worth)
 
     def own_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the own parameters, without those of neurons, with which this half is nearest to its dense twin's."""
+        """Return the own parameters, but those of neurons, that stand for `weights`, those of the dense twin's half."""
         return weights
 
     def scale(self, product: str, factor: float | Tensor) -> None:

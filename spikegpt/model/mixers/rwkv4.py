@@ -43,6 +43,8 @@ class _Half(Mixer):
     """the products that read the stream"""
     has_events: bool
     shares_neurons: bool
+    time_mix: nn.Parameter
+    """(1, 1, C), there if it shares neurons: the one mix of tokens"""
     op_cost = staticmethod(token_shift_cost)
 
     def _make_mixes(self, config: ModelConfig) -> None:
