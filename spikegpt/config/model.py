@@ -43,6 +43,8 @@ class ModelConfig(Config):
     """input only: most unit spikes per token of a hidden neuron of the channel mix, which is never negative"""
     spiking_head: bool = False
     """input only: the head reads spikes too. It costs a little quality, and pays where the vocabulary is large"""
+    shared_neurons: bool = False
+    """rwkv4, input only: key, value and receptance of a half block read the same neurons, not each its own"""
     binary_embedding: bool = True
     """output only: the embedding passes through a step, as in the published training. The published inference of the
     216M model leaves it out; False does so too"""
@@ -61,6 +63,10 @@ class ModelConfig(Config):
         check(
             not self.rescale_every or self.spiking != "input",
             "rescale_every is of published inference; the spike-driven block has none",
+        )
+        check(
+            not self.shared_neurons or self.mixer == "rwkv4",
+            f"shared_neurons is of the mixer rwkv4, not of {self.mixer}; leave it out",
         )
         check(self.dropout < 1, f"dropout must lie in [0, 1), got {self.dropout}")
 

@@ -37,7 +37,7 @@ class ModelOutput(NamedTuple):
 
 
 class PlacedSite(NamedTuple):
-    """A site of a model: whose it is, its neurons, and the matrix product that reads their spikes, if any."""
+    """A site of a model: whose it is, its neurons, and the matrix products that read their spikes."""
 
     block: int | None
     """None at the head"""
@@ -46,7 +46,7 @@ class PlacedSite(NamedTuple):
     site: Site
     owner: nn.Module
     neuron: nn.Module
-    product: nn.Linear | None
+    products: tuple[nn.Linear, ...]
 
 
 class Block(nn.Module):
@@ -299,9 +299,9 @@ class SpikeGPT(nn.Module):
         found = {}
 
         def place(path: str, block: int | None, half: str, owner: nn.Module, site: Site) -> None:
-            product = getattr(owner, site.product) if site.product is not None else None
-            reader = product if isinstance(product, nn.Linear) else None
-            found[path + site.name] = PlacedSite(block, half, site, owner, getattr(owner, site.name), reader)
+            readers = (getattr(owner, name) for name in site.products)
+            products = tuple(reader for reader in readers if isinstance(reader, nn.Linear))
+            found[path + site.name] = PlacedSite(block, half, site, owner, getattr(owner, site.name), products)
 
         for layer, block in enumerate(self.blocks):
             path = f"blocks.{layer}."
@@ -315,12 +315,14 @@ class SpikeGPT(nn.Module):
         return found
 
     def synapses(self) -> dict[str, int]:
-        """Return layer whose spikes a matrix product reads -> number of its weights; empty unless `input`.
+        """Return layer whose spikes matrix products read -> number of their weights; empty unless `input`.
 
         A spike costs as many synaptic operations as it has synapses, so these are the weights of a mean firing rate.
         """
         return {
-            name: placed.product.weight.numel() for name, placed in self.sites().items() if placed.product is not None
+            name: sum(product.weight.numel() for product in placed.products)
+            for name, placed in self.sites().items()
+            if placed.products
         }
 
     @property

@@ -78,7 +78,7 @@ def test_its_sites_are_the_models():
     model = made("input")
     mine = {name: placed for name, placed in model.sites().items() if name.startswith("blocks.1.att.")}
     assert list(mine) == [f"blocks.1.att.{name}_spikes" for name in ("value", "receptance", "output")]
-    assert mine["blocks.1.att.output_spikes"].product is model.blocks[1].att.output
+    assert mine["blocks.1.att.output_spikes"].products == (model.blocks[1].att.output,)
     assert model.synapses().keys() == model.sites().keys()
     assert model.synapses()["blocks.1.att.output_spikes"] == 16 * 16
 

@@ -23,13 +23,19 @@ class Site:
     """Where a module has a layer of neurons: attribute `name` of its owner, in front of what reads their spikes."""
 
     name: str
-    product: str | None
-    """attribute of the same owner whose matrix product reads the spikes; None where something else does"""
+    product: str | tuple[str, ...] | None
+    """attribute of the same owner whose matrix product reads the spikes, or those of several that do; None where
+    something else does"""
     channels: int
     neuron: NeuronConfig
     """the neuron that is meant here; another one may be put in its place"""
     initial_firing_rate: float = 0.45
     """share of the neurons that fires before the first step, where thresholds may learn"""
+
+    @property
+    def products(self) -> tuple[str, ...]:
+        """Attributes of the owner whose matrix products read the spikes."""
+        return (self.product,) if isinstance(self.product, str) else self.product or ()
 
 
 # makes the neurons of a site; returns a module like `neuron.LIF`:
@@ -138,10 +144,14 @@ class Mixer(nn.Module):
         Args:
             worths: (channels,) by site, of `site` and of those that fire before it.
         """
-        product = next(placed.product for placed in self.sites if placed.name == site)
-        if product is not None:
-            measure = self.measured_in.get(site)
-            self.scale(product, worths[site] * worths[measure] if measure in worths else worths[site])
+        measure = self.measured_in.get(site)
+        worth = worths[site] * worths[measure] if measure in worths else worths[site]
+        for product in next(placed.products for placed in self.sites if placed.name == site):
+            self.scale(product, worth)
+
+    def own_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the own parameters, but those of neurons, that stand for `weights`, those of the dense twin's half."""
+        return weights
 
     def scale(self, product: str, factor: float | Tensor) -> None:
         """Multiply the weights of `product` by `factor`: a number, or (in,)."""
