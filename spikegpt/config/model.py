@@ -22,6 +22,8 @@ class ModelConfig(Config):
         "ctx_len": Range(1, 2**24),
         "vocab_size": Range(1, 2**24),
         "dropout": Range(0.0, 1.0),
+        "head_size": Range(1, 1024),
+        "lora_ranks": Range(1, 65_536),
         "hidden_levels": Range(1, 127),
         "rescale_every": Range(0, 1024),
     }
@@ -34,6 +36,10 @@ class ModelConfig(Config):
     """training replaces it by the tokenizer's"""
     mixer: str = "rwkv4"
     """generation of both halves of a block"""
+    head_size: int = 64
+    """rwkv7 only: channels of a head, whose state is a matrix of them; divides n_embd"""
+    lora_ranks: tuple[int, int, int, int] | None = None
+    """rwkv7 only: inner channels of the pairs of matrices w, a, v and g; left out, as published for n_embd"""
     spiking: Spiking = "input"
     """none: dense RWKV-4; output: published SpikeGPT, neurons on the output of each half block; input: spike-driven,
     neurons before every matrix product of a block"""
