@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from counting import count
 from torch.nn import functional as F
 
-from spikegpt.config import ModelConfig, TrainConfig
+from spikegpt.checkpoint.weights import load_model
+from spikegpt.config import ModelConfig, SamplingConfig, TrainConfig
+from spikegpt.generate import generate
 from spikegpt.model.network import SpikeGPT
 from spikegpt.train.optimizer import make_optimizer
 
@@ -153,3 +156,14 @@ def test_autocast_keeps_the_state_in_float32():
     assert state[1].time_mix.wkv.dtype == torch.float32
     assert relative_error(logits, STORED["logits64"]) < 0.1
     assert model.blocks[1].att.w1.grad.isfinite().all()
+
+
+def test_a_run_trains_is_loaded_counted_and_continues_a_text(make_run):
+    run = make_run(model=small(n_layer=2, n_embd=16, head_size=8, lora_ranks=None, vocab_size=256, ctx_len=16))
+    model, tokenizer = load_model(run)
+    assert (model.config.mixer, model.config.head_size) == ("rwkv7", 8)
+    assert len(generate(model, tokenizer, ["It was"], SamplingConfig(max_tokens=5))) == 1
+    tally = count(model, torch.randint(256, (1, 9)))
+    # of each layer the tokens before of both halves, and two matrices
+    assert tally.footprint.state == 2 * (2 * 16 + 2 * 8 * 8)
+    assert not tally.uncounted
