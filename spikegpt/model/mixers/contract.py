@@ -49,6 +49,8 @@ class Mixed(NamedTuple):
     y: Tensor
     state: Any
     spikes: dict[str, Tensor]
+    first: Tensor | None = None
+    """only of a mixer that `takes_first`: what it was given, or in the first block what the blocks above are given"""
 
 
 class Firing:
@@ -127,6 +129,13 @@ class Mixer(nn.Module):
     """attribute of the matrix whose outcome, gated or not, this half adds to the stream"""
     rate_scales: ClassVar[dict[str, float]] = {}
     """own parameter -> factor of the learning rate"""
+    undecayed: ClassVar[frozenset[str]] = frozenset()
+    """own parameters that no weight decay is for, though they are matrices"""
+    takes_first: ClassVar[bool] = False
+    """whether `forward` takes, beside x and the state, what the first block's mixer made of the same tokens; of the
+    first half of a block only"""
+    unread_in_first: ClassVar[frozenset[str]] = frozenset()
+    """own parameters that nothing reads in the first block: they do not learn there, but stand in checkpoints"""
     measured_in: ClassVar[dict[str, str]] = {}
     """site -> site before it in whose spikes its current is measured, where no product lies between"""
 
@@ -173,6 +182,12 @@ def rate_scales(model: nn.Module) -> dict[str, float]:
         if isinstance(mixer, Mixer):
             found |= {f"{path}.{name}": factor for name, factor in mixer.rate_scales.items()}
     return found
+
+
+def undecayed(model: nn.Module) -> set[str]:
+    """Return the parameters of `model` that a mixer in it excepts from weight decay."""
+    mixers = ((path, mixer) for path, mixer in model.named_modules() if isinstance(mixer, Mixer))
+    return {f"{path}.{name}" for path, mixer in mixers for name in mixer.undecayed}
 
 
 def mix_tokens(x: Tensor, previous: Tensor | None, *shares: Tensor) -> list[Tensor]:
