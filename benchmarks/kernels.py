@@ -1,4 +1,4 @@
-"""How fast the CPU kernels are: lif against SpikingJelly, snnTorch and a bare copy; wkv against the plain torch loop.
+"""How fast the CPU kernels are: lif against SpikingJelly, snnTorch and a bare copy; wkv and wkv7 against plain torch.
 
 Forward and backward at (B, T, C) = (8, 1024, 512) in float32, one process, the contenders in turn.
     python benchmarks/kernels.py [--quick] [--threads 2]
@@ -10,9 +10,12 @@ import json
 import torch
 from measure import alternate, ratio, write_result
 
-from spikegpt.kernels import lif, wkv
+from spikegpt.kernels import lif, wkv, wkv7
 
 B, T, C = 8, 1024, 512
+HEAD_SIZE = 64
+# of the chunked form: the fastest of 16, 32, 64 and 128 tokens; factors of longer chunks are denormal numbers
+CHUNK = 32
 DECAY = 0.5
 
 
@@ -96,6 +99,45 @@ def wkv_contenders() -> dict:
     }
 
 
+def chunked_wkv7(r, log_w, k, v, a, b):
+    """Return the output of `wkv7`, CHUNK tokens at a time by products of matrices, as plain torch is fast.
+
+    Source: the chunked form of github.com/fla-org/flash-linear-attention, ops/rwkv7. Decays are bounded, so that the
+    one between two tokens of a chunk is a quotient.
+    """
+    B, T, H, N = r.shape
+    r, log_w, k, v, a, b = (x.transpose(1, 2).reshape(B * H, T // CHUNK, CHUNK, N) for x in (r, log_w, k, v, a, b))
+    after = log_w.cumsum(2)
+    end, shrink, grow = torch.exp(after[:, :, -1:]), torch.exp(after), torch.exp(-after)
+    r, a, k, b = r * shrink, a * torch.exp(after - log_w), k * grow, b * grow
+    lower = torch.ones(CHUNK, CHUNK).tril()
+    strict = lower.tril(-1)
+    solved, read_removed = torch.eye(CHUNK) - (a @ b.mT) * strict, (r @ b.mT) * lower
+    erased, read = (a @ k.mT) * strict @ v, (r @ k.mT) * lower @ v
+    k, b = k * end, b * end
+    state, outputs = torch.zeros(B * H, N, N), []
+    for c in range(T // CHUNK):
+        drive = erased[:, c] + a[:, c] @ state.mT
+        removed = torch.linalg.solve_triangular(solved[:, c], drive, upper=False, unitriangular=True)
+        outputs.append(r[:, c] @ state.mT + read[:, c] + read_removed[:, c] @ removed)
+        state = state * end[:, c] + v[:, c].mT @ k[:, c] + removed.mT @ b[:, c]
+    return torch.stack(outputs, 1).reshape(B, H, T, N).transpose(1, 2)
+
+
+def wkv7_contenders() -> dict:
+    shape = B, T, C // HEAD_SIZE, HEAD_SIZE
+    r, k, v, direction = (torch.randn(shape) for _ in range(4))
+    direction = torch.nn.functional.normalize(direction, dim=-1)
+    log_w, rate = -(0.5**0.5) * torch.rand(shape), torch.rand(shape)
+    inputs = tuple(x.requires_grad_() for x in (r, log_w, k / HEAD_SIZE**0.5, v, -direction, direction * rate))
+    grad = torch.randn(shape)
+    return {
+        "wkv7": forward_backward(lambda *given: wkv7(*given, backend="numba")[0], inputs, grad),
+        "wkv7_torch_loop": forward_backward(lambda *given: wkv7(*given, backend="reference")[0], inputs, grad),
+        "wkv7_chunked": forward_backward(chunked_wkv7, inputs, grad),
+    }
+
+
 def check_lif(contenders: dict) -> None:
     """Raise unless both libraries emit our spikes and our gradient: what is compared must be the same thing.
 
@@ -113,10 +155,12 @@ def check_lif(contenders: dict) -> None:
 
 
 def check_wkv(contenders: dict) -> None:
-    output, grads = contenders["wkv"]()
-    wanted, wanted_grads = contenders["torch_loop"]()
-    for found, want in zip((output, *grads), (wanted, *wanted_grads), strict=True):
-        assert (found - want).abs().max() <= 1e-5 * want.abs().max()
+    ours, *others = contenders
+    output, grads = contenders[ours]()
+    for other in others:
+        wanted, wanted_grads = contenders[other]()
+        for found, want in zip((output, *grads), (wanted, *wanted_grads), strict=True):
+            assert (found - want).abs().max() <= 2e-5 * want.abs().max(), other
 
 
 def main() -> None:
@@ -134,6 +178,9 @@ def main() -> None:
     contenders = wkv_contenders()
     check_wkv(contenders)
     wkv_times = alternate(contenders, repetitions)
+    contenders = wkv7_contenders()
+    check_wkv(contenders)
+    wkv7_times = alternate(contenders, max(repetitions // 4, 3))
 
     ratios = {
         "lif_vs_spikingjelly": ratio(lif_times["spikingjelly"], lif_times["lif"]),
@@ -141,8 +188,10 @@ def main() -> None:
         "lif_vs_copy": ratio(lif_times["lif"], lif_times["copy"]),
         "lif_vs_fresh_copy": ratio(lif_times["lif"], lif_times["fresh_copy"]),
         "wkv_vs_torch_loop": ratio(wkv_times["torch_loop"], wkv_times["wkv"]),
+        "wkv7_vs_torch_loop": ratio(wkv7_times["wkv7_torch_loop"], wkv7_times["wkv7"]),
+        "wkv7_vs_chunked": ratio(wkv7_times["wkv7_chunked"], wkv7_times["wkv7"]),
     }
-    for name, times in {**lif_times, **wkv_times}.items():
+    for name, times in {**lif_times, **wkv_times, **wkv7_times}.items():
         print(f"{name:20s} median {sorted(times)[len(times) // 2] * 1e3:9.2f} ms   fastest {min(times) * 1e3:9.2f} ms")
     for name, found in ratios.items():
         print(

@@ -56,8 +56,12 @@ def idle_in_training(
 def idle_in_blocks(model: ModelConfig) -> dict[str, str]:
     """Return setting -> why its value changes nothing in a model of this shape."""
     idle: dict[str, str] = {}
+    if model.mixer != "rwkv7":
+        idle |= dict.fromkeys(("head_size", "lora_ranks"), f"--mixer {model.mixer} has no such heads")
     if model.spiking != "input":
-        idle |= dict.fromkeys(("hidden_levels", "spiking_head"), f"--spiking {model.spiking} has no such neurons")
+        idle |= dict.fromkeys(
+            ("hidden_levels", "spiking_head", "shared_neurons"), f"--spiking {model.spiking} has no such neurons"
+        )
     if model.spiking != "output":
         idle["binary_embedding"] = f"--spiking {model.spiking} has no binary embedding"
     if model.rescale_every > model.n_layer:

@@ -22,6 +22,8 @@ class ModelConfig(Config):
         "ctx_len": Range(1, 2**24),
         "vocab_size": Range(1, 2**24),
         "dropout": Range(0.0, 1.0),
+        "head_size": Range(1, 1024),
+        "lora_ranks": Range(1, 65_536),
         "hidden_levels": Range(1, 127),
         "rescale_every": Range(0, 1024),
     }
@@ -34,6 +36,10 @@ class ModelConfig(Config):
     """training replaces it by the tokenizer's"""
     mixer: str = "rwkv4"
     """generation of both halves of a block"""
+    head_size: int = 64
+    """rwkv7 only: channels of a head, whose state is a matrix of them; divides n_embd"""
+    lora_ranks: tuple[int, ...] = ()
+    """rwkv7 only: inner channels of the four pairs of matrices w, a, v and g; left out, as published for n_embd"""
     spiking: Spiking = "input"
     """none: dense RWKV-4; output: published SpikeGPT, neurons on the output of each half block; input: spike-driven,
     neurons before every matrix product of a block"""
@@ -43,6 +49,8 @@ class ModelConfig(Config):
     """input only: most unit spikes per token of a hidden neuron of the channel mix, which is never negative"""
     spiking_head: bool = False
     """input only: the head reads spikes too. It costs a little quality, and pays where the vocabulary is large"""
+    shared_neurons: bool = False
+    """rwkv4, input only: key, value and receptance of a half block read the same neurons, not each its own"""
     binary_embedding: bool = True
     """output only: the embedding passes through a step, as in the published training. The published inference of the
     216M model leaves it out; False does so too"""
@@ -61,6 +69,23 @@ class ModelConfig(Config):
         check(
             not self.rescale_every or self.spiking != "input",
             "rescale_every is of published inference; the spike-driven block has none",
+        )
+        check(
+            not self.shared_neurons or self.mixer == "rwkv4",
+            f"shared_neurons is of the mixer rwkv4, not of {self.mixer}; leave it out",
+        )
+        check(
+            len(self.lora_ranks) in (0, 4),
+            f"lora_ranks are four, of the pairs w, a, v and g, or none; got {len(self.lora_ranks)}",
+        )
+        is_rwkv7 = self.mixer == "rwkv7"
+        check(
+            not is_rwkv7 or self.spiking == "none",
+            f"mixer rwkv7 is dense only so far, got spiking {self.spiking!r}; give --spiking none",
+        )
+        check(
+            not is_rwkv7 or self.n_embd % self.head_size == 0,
+            f"n_embd is {self.n_embd}, no multiple of head_size {self.head_size}; give a --head-size that divides it",
         )
         check(self.dropout < 1, f"dropout must lie in [0, 1), got {self.dropout}")
 

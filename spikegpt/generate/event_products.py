@@ -51,11 +51,12 @@ class EventDecoder:
         # parameters are not copied, only the modules that hold them
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
         self._model = copy.deepcopy(model, shared).eval()
-        self._products: dict[str, EventProduct] = {}
+        self._products: dict[str, list[EventProduct]] = {}
         for name, placed in self._model.sites().items():
-            if placed.product is not None and placed.site.product is not None:
-                self._products[name] = EventProduct(placed.product, weights)
-                setattr(placed.owner, placed.site.product, self._products[name])
+            if placed.products:
+                self._products[name] = [EventProduct(product, weights) for product in placed.products]
+                for attribute, product in zip(placed.site.products, self._products[name], strict=True):
+                    setattr(placed.owner, attribute, product)
         self._weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
         self._tokens_read, self._state = 0, cast(State, ())
 
@@ -72,14 +73,15 @@ class EventDecoder:
         return output.logits[:, -1]
 
     def spike_counts(self) -> dict[str, int]:
-        """Return layer of neurons that a product reads -> how many of them fired, over all tokens."""
-        return {name: int(product.inputs_read) for name, product in self._products.items()}
+        """Return layer of neurons that products read -> how many of them fired, over all tokens."""
+        # all readers of a layer count the same
+        return {name: int(products[0].inputs_read) for name, products in self._products.items()}
 
     def density(self) -> float:
         """Return the share of the weights that was read per token, real inputs read whole; 1 before any token was."""
         if not self._tokens_read:
             return 1.0
-        rows = {name: product.rows for name, product in self._products.items()}
-        dense = self._weights - sum(part.numel() for part in rows.values())
-        read = sum(count * rows[name].shape[1] for name, count in self.spike_counts().items())
+        products = [product for products in self._products.values() for product in products]
+        dense = self._weights - sum(product.rows.numel() for product in products)
+        read = sum(int(product.inputs_read) * product.rows.shape[1] for product in products)
         return dense / self._weights + read / self._weights / self._tokens_read

@@ -1,11 +1,14 @@
 """What others call their tensors, and whether a set of tensors is a model of ours.
 
-Key names: RWKV-LM's RWKV-v4neo/src/model.py; transformers' convert_rwkv_checkpoint_to_hf.py.
+Key names: RWKV-LM's RWKV-v4neo/src/model.py and RWKV-v7/train_temp/src/model.py; transformers'
+convert_rwkv_checkpoint_to_hf.py.
 """
 
 import re
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,12 +40,18 @@ HUGGINGFACE = {
 }
 # tensors that only other generations have
 OTHER_FAMILIES = {
-    "att.x_r": "RWKV-7",
+    "ffn.s_emb": 'RWKV-7 "a" (deep embedding)',
+    "qkv.": 'RWKV-7 "b" (deep embedding in attention)',
     "att.time_maa_x": "RWKV-6",
     "att.ln_x.weight": "RWKV-5",
     "att.gate.weight": "RWKV-5",
     "tiny_att": 'RWKV-4 "a" (tiny attention)',
 }
+
+# those that tell RWKV-7, and RWKV-4
+RWKV7, RWKV4 = "att.x_r", "att.time_mix_k"
+# of these, files of some trainers have those of the first layer too, where nothing reads them
+UNREAD = tuple(f"blocks.0.att.{name}" for name in ("v0", "v1", "v2"))
 
 
 class _Renamed(Mapping):
@@ -157,15 +166,21 @@ def sizes_of(weights: Mapping[str, Tensor], source: Path) -> tuple[int, int, int
     """Return (n_layer, n_embd, vocab_size) of official tensors.
 
     Raises:
-        SpikegptError: they are those of no RWKV-4 or SpikeGPT, or a layer is missing.
+        SpikegptError: they are those of no RWKV-4, RWKV-7 or SpikeGPT, or a layer is missing.
     """
+    is_rwkv7 = any(RWKV7 in name for name in weights)
+    if is_rwkv7 and any(RWKV4 in name for name in weights):
+        raise SpikegptError(f"{source} has tensors of RWKV-7 ({RWKV7}) and of RWKV-4 ({RWKV4}); save one of them alone")
     for part, family in OTHER_FAMILIES.items():
-        if any(part in name for name in weights):
-            raise SpikegptError(f"{source} is {family}: it has {part!r}. This package reads RWKV-4 and SpikeGPT")
+        # RWKV-7 has that norm too
+        if any(part in name for name in weights) and not (is_rwkv7 and part == "att.ln_x.weight"):
+            raise SpikegptError(
+                f"{source} is {family}: it has {part!r}. This package reads RWKV-4, RWKV-7 and SpikeGPT"
+            )
     layers = {int(found[1]) for name in weights if (found := re.match(r"blocks\.([0-9]{1,9})\.", name))}
     if "emb.weight" not in weights or not layers:
         raise SpikegptError(
-            f"{source} has no emb.weight and blocks.0.*: neither RWKV-4 nor SpikeGPT. It begins with "
+            f"{source} has no emb.weight and blocks.0.*: neither RWKV-4, RWKV-7 nor SpikeGPT. It begins with "
             f"{some(list(weights))}"
         )
     if len(layers) != max(layers) + 1:
@@ -175,6 +190,46 @@ def sizes_of(weights: Mapping[str, Tensor], source: Path) -> tuple[int, int, int
     if len(shape) != 2 or 0 in shape:
         raise SpikegptError(f"{source}: emb.weight is {shape}, want (vocab_size, n_embd)")
     return len(layers), shape[1], shape[0]
+
+
+def generation_of(
+    weights: Mapping[str, Tensor], sizes: tuple[int, int, int], source: Path
+) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
+    """Return (fields of ModelConfig that official tensors of `sizes` tell beyond these, the tensors, of RWKV-7 whole).
+
+    What is unread in RWKV-7's first layer and absent is zeros, which no trainer leaves there.
+
+    Raises:
+        SpikegptError: a head or a pair of RWKV-7 has no shape of one.
+    """
+    if not any(RWKV7 in name for name in weights):
+        return {}, weights
+    n_layer, n_embd, _ = sizes
+    # the first layer may lack its pair v
+    last = f"blocks.{n_layer - 1}.att."
+    shapes = {}
+    for name in ("r_k", "w1", "a1", "v1" if n_layer > 1 or UNREAD[1] in weights else "a1", "g1"):
+        shape = tuple(weights[last + name].shape) if last + name in weights else None
+        if shape is None or len(shape) != 2 or shape[0] == 0 or shape[1] == 0:
+            raise SpikegptError(f"{source}: {last}{name} is {shape or 'missing'}, want a matrix; get the whole file")
+        shapes[name] = shape
+    _, w, a, v, g = (shape[1] for shape in shapes.values())
+    fields = {
+        "mixer": "rwkv7",
+        "spiking": "none",
+        "head_size": shapes["r_k"][1],
+        "lora_ranks": (w, a, v, g),
+    }
+    if not any(name in weights for name in UNREAD):
+        unread = zip(UNREAD, ((1, 1, n_embd), (n_embd, v), (v, n_embd)), strict=True)
+        weights = ChainMap(weights, {name: torch.zeros(shape) for name, shape in unread})  # type: ignore[arg-type]
+    return fields, weights
+
+
+def without_unread(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return official tensors as a file has them that lacked what `generation_of` put there."""
+    is_filled = all(name in weights and not weights[name].any() for name in UNREAD)
+    return {name: tensor for name, tensor in weights.items() if not (is_filled and name in UNREAD)}
 
 
 def _nearest(config: ModelConfig) -> str:

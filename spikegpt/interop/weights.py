@@ -1,4 +1,4 @@
-"""Weights in the files of others: the author's SpikeGPT, official RWKV-4, Hugging Face's RwkvForCausalLM; our own.
+"""Weights in the files of others: the author's SpikeGPT, official RWKV-4 and -7, Hugging Face's; our own.
 
 Import makes a folder that every verb takes as a run; export writes the same tensors back under the names of the other
 side. How their files are opened: opening.py; what they call their tensors: names.py; their config.json: configs.py.
@@ -23,11 +23,21 @@ from ..common.hub import fetch, is_hub_name
 from ..config import ModelConfig, Spiking
 from ..data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
 from .configs import config_beside, has_tied_head, huggingface_config, make_config
-from .names import check_tensors, empty_model, huggingface_name, official_names, sizes_of
+from .names import (
+    check_tensors,
+    empty_model,
+    generation_of,
+    huggingface_name,
+    official_names,
+    sizes_of,
+    without_unread,
+)
 from .opening import find_weights, open_weights
 from .tokenizer_files import read_tokenizer, rows_without_token, write_tokenizer
 
 LAYOUTS = ("pth", "huggingface", "auto")
+# mixer -> layouts that name its tensors
+NAMED_IN = {"rwkv4": ("pth", "huggingface"), "rwkv7": ("pth",)}
 
 
 def import_weights(
@@ -65,9 +75,13 @@ def import_weights(
     file = find_weights(source)
     said = config_beside(file, source)
     weights = official_names(open_weights(file), source, has_tied_head(said))
-    config = make_config(said, sizes_of(weights, source), source, file, spiking, ctx_len)
+    sizes = sizes_of(weights, source)
+    told, weights = generation_of(weights, sizes, source)
+    block = told.pop("spiking", None)
+    config = make_config(said, sizes, source, file, spiking or block, ctx_len)
     config = dataclasses.replace(
         config,
+        **told,
         binary_embedding=config.binary_embedding and binary_embedding,
         rescale_every=rescale_every or config.rescale_every,
     )
@@ -141,10 +155,9 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
         return
     model, tokenizer = load_model(run)
     config = model.config
-    if config.mixer != "rwkv4":
+    if layout not in NAMED_IN.get(config.mixer, ()):
         raise SpikegptError(
-            f"layout {layout!r} names RWKV-4's tensors, the model's mixer is {config.mixer!r}; "
-            "export it with --layout auto"
+            f"layout {layout!r} has no names for the tensors of mixer {config.mixer!r}; export it with --layout auto"
         )
     if config.spiking == "input":
         raise SpikegptError(
@@ -155,7 +168,7 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
     if layout == "pth":
         target.parent.mkdir(parents=True, exist_ok=True)
         with _writing(target), atomic_path(target) as temporary:
-            torch.save(weights, temporary)
+            torch.save(without_unread(weights) if config.mixer == "rwkv7" else weights, temporary)
         return
     target.mkdir(parents=True, exist_ok=True)
     special = write_tokenizer(tokenizer, target, pads=False, rows=config.vocab_size)

@@ -8,8 +8,9 @@ from .lif.door import lif
 from .pointwise.door import dropout, firing_rate, gate, squared_relu
 from .token_shift.door import token_shift
 from .wkv.door import WKVState, wkv
+from .wkv7.door import wkv7
 
 __all__ = [
     "EventWKVState", "WKVState", "dropout", "event_matvec", "event_wkv", "firing_rate", "gate", "integer_lif",
-    "lif", "shifted_lif", "squared_relu", "squared_relu_lif", "token_shift", "wkv",
+    "lif", "shifted_lif", "squared_relu", "squared_relu_lif", "token_shift", "wkv", "wkv7",
 ]  # fmt: skip

@@ -154,6 +154,13 @@ def run_tasks(task, shape: Sequence[int], *arguments) -> None:
     _share_out(task, pieces, small, arguments)
 
 
+def run_heads(task, shape: Sequence[int], *arguments) -> None:
+    """Call `task(batch row, head, *arguments)` for all heads of (B, T, heads, channels of one), on torch's threads."""
+    rows, heads = shape[0], shape[2]
+    pieces = ((row, head) for row in range(rows) for head in range(heads))
+    _share_out(task, pieces, math.prod(shape) <= SMALL, arguments)
+
+
 def run_passes(task, rows: int, width: int, *arguments) -> None:
     """Call `task(first part, end, parts, *arguments)` until all parts of (rows, width) are done, on torch's threads.
 
@@ -178,7 +185,7 @@ def side_by_side(tokens: int, channels: int) -> tuple[int, int]:
     return tokens // together, together * channels
 
 
-def _share_out(task: Callable, pieces: Iterable[tuple[int, int, int]], small: bool, arguments: Sequence[Any]) -> None:
+def _share_out(task: Callable, pieces: Iterable[tuple[int, ...]], small: bool, arguments: Sequence[Any]) -> None:
     waiting = deque(pieces)
 
     def work():

@@ -37,7 +37,7 @@ class ModelOutput(NamedTuple):
 
 
 class PlacedSite(NamedTuple):
-    """A site of a model: whose it is, its neurons, and the matrix product that reads their spikes, if any."""
+    """A site of a model: whose it is, its neurons, and the matrix products that read their spikes."""
 
     block: int | None
     """None at the head"""
@@ -46,7 +46,16 @@ class PlacedSite(NamedTuple):
     site: Site
     owner: nn.Module
     neuron: nn.Module
-    product: nn.Linear | None
+    products: tuple[nn.Linear, ...]
+
+
+class BlockOutput(NamedTuple):
+    """x (B, T, C); the state; block-relative site -> spikes; `Mixed.first` for the blocks above."""
+
+    x: Tensor
+    state: BlockState
+    spikes: dict[str, Tensor]
+    first: Tensor | None
 
 
 class Block(nn.Module):
@@ -68,6 +77,10 @@ class Block(nn.Module):
         self.att = time_mix(config, make_neuron)
         self.ln2 = nn.LayerNorm(config.n_embd)
         self.ffn = channel_mix(config, make_neuron)
+        if layer == 0:
+            # processes that train together wait for the gradient of whatever learns
+            for name in self.att.unread_in_first:
+                self.att.get_parameter(name).requires_grad_(False)
         self.sites: tuple[Site, ...] = ()
         if config.spiking == "output":
             names = "time_mix_neuron", "channel_mix_neuron"
@@ -75,17 +88,18 @@ class Block(nn.Module):
             for site in self.sites:
                 self.add_module(site.name, make_neuron(site))
 
-    def forward(self, x: Tensor, state: BlockState | None) -> tuple[Tensor, BlockState, dict[str, Tensor]]:
-        """Return (x, state, name -> spikes)."""
+    def forward(self, x: Tensor, state: BlockState | None, first: Tensor | None = None) -> BlockOutput:
         before = state or BlockState(None, None, None, None)
-        mixed, time_mix, inner = self.att(self.ln1(x), before.time_mix)
+        given = (first,) if self.att.takes_first else ()
+        mixed, time_mix, inner, first = self.att(self.ln1(x), before.time_mix, *given)
         spikes = {f"att.{site}": spike for site, spike in inner.items()}
         mixed, time_mix_neuron = self._fire("time_mix_neuron", mixed, before.time_mix_neuron, spikes)
         x = x + mixed
-        mixed, channel_mix, inner = self.ffn(self.ln2(x), before.channel_mix)
+        mixed, channel_mix, inner, _ = self.ffn(self.ln2(x), before.channel_mix)
         spikes |= {f"ffn.{site}": spike for site, spike in inner.items()}
         mixed, channel_mix_neuron = self._fire("channel_mix_neuron", mixed, before.channel_mix_neuron, spikes)
-        return x + mixed, BlockState(time_mix, time_mix_neuron, channel_mix, channel_mix_neuron), spikes
+        after = BlockState(time_mix, time_mix_neuron, channel_mix, channel_mix_neuron)
+        return BlockOutput(x + mixed, after, spikes, first)
 
     def _fire(self, site: str, current: Tensor, before: Any, spikes: dict[str, Tensor]) -> tuple[Tensor, Any]:
         """(what is added to the stream, neuron state): spikes of the neurons behind a half, noted, or the current."""
@@ -239,9 +253,9 @@ class SpikeGPT(nn.Module):
         if self.has_binary_embedding:
             x = spikes[EMBEDDING] = heaviside(x, "atan", 2.0)
         x = self.blocks[0].ln0(x)
-        new_state = []
+        new_state, first = [], None
         for layer, block in enumerate(self.blocks):
-            x, layer_state, emitted = block(x, state[layer] if state is not None else None)
+            x, layer_state, emitted, first = block(x, state[layer] if state is not None else None, first)
             if self.training:
                 x = dropout(x, self.config.dropout, "auto" if self.seeded_dropout else "reference")
             new_state.append(layer_state)
@@ -299,9 +313,9 @@ class SpikeGPT(nn.Module):
         found = {}
 
         def place(path: str, block: int | None, half: str, owner: nn.Module, site: Site) -> None:
-            product = getattr(owner, site.product) if site.product is not None else None
-            reader = product if isinstance(product, nn.Linear) else None
-            found[path + site.name] = PlacedSite(block, half, site, owner, getattr(owner, site.name), reader)
+            readers = (getattr(owner, name) for name in site.products)
+            products = tuple(reader for reader in readers if isinstance(reader, nn.Linear))
+            found[path + site.name] = PlacedSite(block, half, site, owner, getattr(owner, site.name), products)
 
         for layer, block in enumerate(self.blocks):
             path = f"blocks.{layer}."
@@ -315,12 +329,14 @@ class SpikeGPT(nn.Module):
         return found
 
     def synapses(self) -> dict[str, int]:
-        """Return layer whose spikes a matrix product reads -> number of its weights; empty unless `input`.
+        """Return layer whose spikes matrix products read -> number of their weights; empty unless `input`.
 
         A spike costs as many synaptic operations as it has synapses, so these are the weights of a mean firing rate.
         """
         return {
-            name: placed.product.weight.numel() for name, placed in self.sites().items() if placed.product is not None
+            name: sum(product.weight.numel() for product in placed.products)
+            for name, placed in self.sites().items()
+            if placed.products
         }
 
     @property

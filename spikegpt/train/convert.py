@@ -7,6 +7,7 @@ number for number. Then training anneals the neurons in (`TrainConfig.anneal`, `
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,8 @@ def check_shape(model: ModelConfig, start: Path) -> None:
     neurons = ["learnable_decay", "learnable_threshold"]
     pairs = [(name, getattr(there, name), getattr(model, name)) for name in sizes]
     if there.spiking == model.spiking != "none":
-        pairs.append(("spiking_head", there.spiking_head, model.spiking_head))
+        kinds = "spiking_head", "shared_neurons"
+        pairs += [(name, getattr(there, name), getattr(model, name)) for name in kinds]
         pairs += [(name, getattr(there.neuron, name), getattr(model.neuron, name)) for name in neurons]
     for name, found, wanted in pairs:
         if found != wanted:
@@ -135,13 +137,28 @@ def start_from(model: SpikeGPT, start: Path, ids: Tensor, share: float = 1.0, wa
         # what a dense model has not, and what fitting fills: the parameters of the neurons
         neurons = tuple(f"{name}." for name in model.sites())
         own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(neurons)}
-        load_weights(model, {**{name: weights[name] for name in weights}, **own}, path)
+        load_weights(model, {**_weights_of_twin(model, weights, path), **own}, path)
         fit_neurons(model, ids, share)
     else:
         raise SpikegptError(
             f"{start} has --spiking {there}, wanted is {here}; "
             "only dense weights (--spiking none) can become another block's"
         )
+
+
+def _weights_of_twin(model: SpikeGPT, weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The weights of the dense twin of `model`, each half of a block as `model` has it."""
+    # on "meta" nothing is drawn: a run goes on with the same draws
+    with torch.device("meta"):
+        twin = SpikeGPT(model.config.twin(), init=False)
+    load_weights(twin.to_empty(device="cpu"), weights, path)
+    found = twin.state_dict()
+    for name, half in model.named_modules():
+        if isinstance(half, Mixer):
+            dense = twin.get_submodule(name).state_dict()
+            found = {key: tensor for key, tensor in found.items() if not key.startswith(f"{name}.")}
+            found |= {f"{name}.{key}": tensor for key, tensor in half.own_weights(dense).items()}
+    return found
 
 
 @torch.no_grad()
@@ -172,8 +189,9 @@ def fit_neurons(model: SpikeGPT, ids: Tensor, share: float = 1.0) -> None:
         worths[owner][site] = neuron.spike_worth * torch.ones_like(inputs[0][0, 0])
         if isinstance(owner, Mixer):
             owner.absorb(site, worths[owner])
-        elif placed.product is not None:
-            placed.product.weight.mul_(worths[owner][site])
+        else:
+            for product in placed.products:
+                product.weight.mul_(worths[owner][site])
 
     hooks = [placed.neuron.register_forward_pre_hook(partial(fit, placed=placed)) for placed in sites.values()]
     was_training = model.training
@@ -201,13 +219,16 @@ def raise_thresholds(model: SpikeGPT, tried: dict[nn.Module, Candidates], share:
     units = CurrentUnits(model)
     worths = [reader.measure_worth for reader in units.readers]
     units.enter()
-    everything = sum(reader.weight.numel() for reader in units.readers)
+    everything = sum(weight.numel() for reader in units.readers for weight in reader.weights)
     offers = []
-    for (neuron, weight, _), worth in zip(units.readers, worths, strict=True):
+    for (neuron, weights, _), worth in zip(units.readers, worths, strict=True):
         if neuron in tried:
-            found, gain = tried[neuron], weight.square().sum(dim=0) * worth**2
-            harm = gain * found.errors / (gain * found.energy).sum().clamp(min=1e-30)
-            offers.append((neuron, found, harm, found.rates * weight.shape[0] / everything, worth))
+            found, harm = tried[neuron], torch.zeros(())
+            for weight in weights:
+                gain = weight.square().sum(dim=0) * worth**2
+                harm = harm + gain * found.errors / (gain * found.energy).sum().clamp(min=1e-30)
+            synapses = sum(weight.shape[0] for weight in weights)
+            offers.append((neuron, found, harm, found.rates * synapses / everything, worth))
 
     def cost(price: float) -> float:
         chosen = ((harm + price * costs).argmin(dim=0, keepdim=True) for _, _, harm, costs, _ in offers)

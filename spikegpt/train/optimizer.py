@@ -9,16 +9,16 @@ from torch import Tensor, nn
 
 from ..common.errors import SpikegptError
 from ..config import TrainConfig
-from ..model.mixers import Mixer, rate_scales
+from ..model.mixers import Mixer, rate_scales, undecayed
 from .units import CurrentUnits
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """Return AdamW, or Muon beside it, with RWKV's groups.
 
-    What a mixer's `rate_scales` name learns faster; weight decay is on matrices only. Steps are in the units of
-    `config.learn_in`. What `config.freeze` names asks
-    for no gradient from now on; `config.lr_scales` multiplies the rates of what it names.
+    What a mixer's `rate_scales` name learns faster; weight decay is on matrices only, and not on what its `undecayed`
+    names. Steps are in the units of `config.learn_in`. What `config.freeze` names asks for no gradient from now on;
+    `config.lr_scales` multiplies the rates of what it names.
 
     Raises:
         SpikegptError: a pattern names no parameter, or nothing is left to train.
@@ -30,7 +30,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     factors: dict[str, float] = {}
     for pattern, _, factor in (entry.rpartition("=") for entry in config.lr_scales):
         factors |= dict.fromkeys(_matching(pattern, names, "--lr-scales"), float(factor))
-    scales = rate_scales(model)
+    scales, excepted = rate_scales(model), undecayed(model)
     orthogonalised = set(_block_matrices(model)) if config.optimizer == "muon" else set()
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -42,7 +42,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
             # one schedule for both, in units of AdamW's rate
             scale *= config.muon_lr / config.lr if config.lr else 0.0
         is_matrix = sum(side > 1 for side in parameter.shape) >= 2
-        decay = config.weight_decay if is_matrix else 0.0
+        decay = config.weight_decay if is_matrix and name not in excepted else 0.0
         groups.setdefault((is_muon, scale, decay), []).append(parameter)
 
     def options(of_muon: bool) -> list[dict[str, Any]]:

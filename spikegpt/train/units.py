@@ -22,10 +22,10 @@ from ..neuron.lif import LIF
 
 
 class Reader(NamedTuple):
-    """Neurons, the weights that read their spikes, and the neurons in whose spikes their current is measured."""
+    """Neurons, the matrices that read their spikes, and the neurons in whose spikes their current is measured."""
 
     neuron: LIF
-    weight: Tensor
+    weights: tuple[Tensor, ...]
     measure: LIF | None
 
     @property
@@ -45,40 +45,43 @@ class CurrentUnits:
     @torch.no_grad()
     def enter(self, *_: Any) -> None:
         """Convert weights, thresholds and their gradients to units of current."""
-        for neuron, weight, measure in self.readers:
+        for neuron, weights, measure in self.readers:
             worth, threshold = _worth(neuron, measure), getattr(neuron, "log_threshold", None)
             if measure is not None:
                 _add(neuron.log_threshold, torch.log(_worth(measure)))
                 if neuron.log_threshold.grad is not None and getattr(measure, "log_threshold", None) is not None:
                     _add_gradient(measure.log_threshold, -whole(neuron.log_threshold.grad))
-            if weight.grad is not None:
-                if threshold is not None:
-                    _add_gradient(threshold, _column_sums(weight.grad, weight))
-                _local(weight.grad).mul_(worth)
-            _local(weight).div_(worth)
+            for weight in weights:
+                if weight.grad is not None:
+                    if threshold is not None:
+                        _add_gradient(threshold, _column_sums(weight.grad, weight))
+                    _local(weight.grad).mul_(worth)
+                _local(weight).div_(worth)
 
     @torch.no_grad()
     def leave(self, *_: Any) -> None:
         """Convert weights and thresholds back, with the thresholds that the step has left."""
-        for neuron, weight, measure in self.readers:
+        for neuron, weights, measure in self.readers:
             if measure is not None:
                 _add(neuron.log_threshold, -torch.log(_worth(measure)))
-            _local(weight).mul_(_worth(neuron, measure))
+            for weight in weights:
+                _local(weight).mul_(_worth(neuron, measure))
 
 
 def _readers(network: SpikeGPT) -> list[Reader]:
-    """The layers of neurons whose spikes a product with weights that learn reads."""
+    """The layers of neurons whose spikes products with weights that learn read."""
     found = []
     for placed in network.sites().values():
-        neuron, product, owner = placed.neuron, placed.product, placed.owner
-        if not isinstance(neuron, LIF) or product is None or not product.weight.requires_grad:
+        neuron, owner = placed.neuron, placed.owner
+        weights = tuple(product.weight for product in placed.products if product.weight.requires_grad)
+        if not isinstance(neuron, LIF) or not weights:
             continue
         threshold, inner = getattr(neuron, "log_threshold", None), None
         # a threshold that does not learn stays what it is in the units that it has
         if isinstance(owner, Mixer) and threshold is not None and threshold.requires_grad:
             inner = owner.measured_in.get(placed.site.name)
         measure = None if inner is None else getattr(owner, inner)
-        found.append(Reader(neuron, product.weight, measure if isinstance(measure, LIF) else None))
+        found.append(Reader(neuron, weights, measure if isinstance(measure, LIF) else None))
     return found
 
 

@@ -28,6 +28,12 @@ BLOCKS = {
         "spiking": "input",
         "neuron": dataclasses.replace(INPUT_NEURON, membrane_decay=0.4, learnable_decay=True, reset="zero"),
     },
+    "input, shared neurons": {"spiking": "input", "shared_neurons": True, "spiking_head": True},
+    "input, shared neurons, leaky": {
+        "spiking": "input",
+        "shared_neurons": True,
+        "neuron": dataclasses.replace(INPUT_NEURON, membrane_decay=0.4, learnable_decay=True, reset="zero"),
+    },
     "input, binary": {
         "spiking": "input",
         "hidden_levels": 1,
@@ -103,7 +109,7 @@ def test_float32_stays_near_the_model_and_hardly_a_spike_differs(block, ids):
         assert sum(abs(found[name] - wanted[name]) for name in wanted) <= 1e-3 * sum(wanted.values())
 
 
-@pytest.mark.parametrize("block", ["none", "input"])
+@pytest.mark.parametrize("block", ["none", "input", "input, shared neurons"])
 def test_the_number_of_threads_changes_no_bit(block, ids):
     model = make(block, torch.float32, n_embd=72)
     results = [decode(model, ids, Engine(model, threads=threads)) for threads in (1, 2, 3)]
@@ -111,7 +117,7 @@ def test_the_number_of_threads_changes_no_bit(block, ids):
 
 
 @pytest.mark.parametrize(("weights", "error"), [("bfloat16", 0.02), ("int8", 0.03)])
-@pytest.mark.parametrize("block", ["none", "input, spiking head"])
+@pytest.mark.parametrize("block", ["none", "input, spiking head", "input, shared neurons"])
 def test_short_weights_are_those_numbers_rounded(block, weights, error, ids):
     """The same as a float32 engine of the rounded weights, and in the dense twin near the true ones."""
     model = make(block, torch.float32)
@@ -148,13 +154,13 @@ def test_what_does_not_fire_is_not_read(ids):
     assert 0.05 < sparse < 0.12 and 0.7 < dense.density() < 0.95
 
 
-def test_density_is_the_rows_read_over_all_rows(ids):
-    model = make("input, spiking head")
+@pytest.mark.parametrize("block", ["input, spiking head", "input, shared neurons"])
+def test_density_is_the_rows_read_over_all_rows(block, ids):
+    model = make(block)
     engine = Engine(model)
     decode(model, ids, engine)
     counts, synapses = fired(model, ids), model.synapses()
-    modules = dict(model.named_modules())
-    read = sum(counts[name] * modules[name.removesuffix("_neuron")].out_features for name in synapses)
+    read = sum(counts[name] * product.out_features for name in synapses for product in model.sites()[name].products)
     assert engine.density() == pytest.approx(read / sum(synapses.values()) / (3 * (T - START)))
 
 

@@ -30,9 +30,10 @@ def ids():
     return torch.randint(31, (3, T), generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.parametrize("shared_neurons", [False, True])
 @pytest.mark.parametrize("spiking_head", [False, True])
-def test_it_gives_the_models_logits_state_and_spikes(spiking_head, ids):
-    model = make(spiking_head=spiking_head)
+def test_it_gives_the_models_logits_state_and_spikes(spiking_head, shared_neurons, ids):
+    model = make(spiking_head=spiking_head, shared_neurons=shared_neurons)
     decoder = EventDecoder(model, "float32")
     logits = decode(model, decoder, ids)
     with torch.no_grad():
@@ -57,8 +58,8 @@ def test_short_rows_are_the_weights_rounded(weights, ids):
     model, rounded = make(), make()
     with torch.no_grad():
         for placed in rounded.sites().values():
-            if placed.product is not None:
-                weight = placed.product.weight
+            for product in placed.products:
+                weight = product.weight
                 scale = weight.abs().amax(dim=1, keepdim=True) / 127
                 short = weight.bfloat16().float() if weights == "bfloat16" else (weight / scale).round() * scale
                 weight.copy_(short)

@@ -114,6 +114,7 @@ def test_a_configuration_comes_back_whole():
         n_embd=24,
         vocab_size=99,
         hidden_levels=3,
+        shared_neurons=True,
         neuron=NeuronConfig(membrane_decay=0.25, learnable_threshold=True),
     )
     theirs = SpikeGPTConfig.from_model_config(config)

@@ -21,7 +21,8 @@ from spikegpt.interop.weights import export_weights, import_weights
 from spikegpt.model.network import SpikeGPT
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-BLOCKS = {"spikegpt_train_a": "output", "rwkv4_a": "none"}
+BLOCKS = {"spikegpt_train_a": "output", "rwkv4_a": "none", "rwkv7_a": "none"}
+UNREAD = {f"blocks.0.att.{name}" for name in ("v0", "v1", "v2")}
 
 
 def golden(name: str):
@@ -206,9 +207,41 @@ def test_a_tensor_of_another_shape_is_named(authors_file, tmp_path):
         import_weights(file, tmp_path / "model")
 
 
+def without_unread(weights):
+    """RWKV-7 as other trainers write it: without what the first layer never reads, in another order."""
+    return {name: weights[name] for name in reversed(weights) if name not in UNREAD}
+
+
+def test_rwkv7_is_the_same_without_what_nothing_reads(authors_file, tmp_path):
+    config = import_weights(authors_file("rwkv7_a", without_unread), tmp_path / "model")
+    assert (config.mixer, config.head_size, config.lora_ranks) == ("rwkv7", 12, (7, 5, 3, 11))
+    weights, arrays = golden("rwkv7_a")
+    logits = load_model(tmp_path / "model")[0](torch.from_numpy(arrays["idx"]).long()).logits
+    assert np.abs(logits.detach().double().numpy() - arrays["logits64"]).max() < 1e-4
+    export_weights(tmp_path / "model", tmp_path / "back.pth", "pth")
+    back = torch.load(tmp_path / "back.pth", weights_only=True)
+    assert back.keys() == weights.keys() - UNREAD
+    assert all(torch.equal(back[name], weights[name]) for name in back)
+
+
 @pytest.mark.parametrize(
-    "part, family", [("att.ln_x.weight", "RWKV-5"), ("att.time_maa_x", "RWKV-6"), ("att.x_r", "RWKV-7")]
+    "change, words",
+    [
+        (lambda w: w | {"blocks.0.att.time_mix_k": torch.zeros(1, 1, 36)}, "of RWKV-7 .* and of RWKV-4"),
+        (lambda w: w | {"blocks.0.ffn.s_emb.weight": torch.zeros(61, 36)}, "deep embedding"),
+        (lambda w: w | {"blocks.0.qkv.weight": torch.zeros(36, 36)}, "deep embedding in attention"),
+        (lambda w: w | {"blocks.2.att.w1": torch.zeros(36)}, r"blocks.2.att.w1 is \(36,\), want a matrix"),
+        (lambda w: {name: t for name, t in w.items() if name != "blocks.2.att.r_k"}, "blocks.2.att.r_k is missing"),
+        (lambda w: w | {"blocks.1.att.g1": torch.zeros(36, 12)}, r"blocks.1.att.g1 is \(36, 12\), want \(36, 11\)"),
+    ],
 )
+def test_what_is_no_rwkv7_is_refused_in_one_line(change, words, authors_file, tmp_path):
+    with pytest.raises(SpikegptError, match=words) as refused:
+        import_weights(authors_file("rwkv7_a", change), tmp_path / "model")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("part, family", [("att.ln_x.weight", "RWKV-5"), ("att.time_maa_x", "RWKV-6")])
 def test_another_generation_is_called_by_its_name(part, family, authors_file, tmp_path):
     with pytest.raises(SpikegptError, match=family):
         import_weights(

@@ -127,8 +127,9 @@ def test_the_raster_reads_the_prompt(trained, cache):
         measure(trained, cache=cache, prompt="")
 
 
-def test_the_twin_is_found_by_what_it_is_and_not_by_its_name(make_run):
-    run = make_run("spiking")
+@pytest.mark.parametrize("shared_neurons", [False, True])
+def test_the_twin_is_found_by_what_it_is_and_not_by_its_name(make_run, shared_neurons):
+    run = make_run("spiking", model=dataclasses.replace(MODEL, shared_neurons=shared_neurons))
     make_run("other-seed", model=DENSE, seed=1)
     make_run("other-size", model=dataclasses.replace(DENSE, n_embd=8))
     assert find_twin(run) is None

@@ -60,8 +60,9 @@ def every_module_hooked():
     hook.remove()
 
 
-def test_training_fuses_and_reading_does_not():
-    model = make_model()
+@pytest.mark.parametrize("shared_neurons", [False, True])
+def test_training_fuses_and_reading_does_not(shared_neurons):
+    model = make_model(shared_neurons=shared_neurons)
     assert operators_of(model) == FUSED
     assert operators_of(model, model(IDS).state) == FUSED
     with torch.no_grad():

@@ -69,20 +69,24 @@ def test_the_published_block_performs_no_accumulation():
     assert tally.total().events_out > 0
 
 
+@pytest.mark.parametrize("shared_neurons", [False, True])
 @pytest.mark.parametrize("spiking_head", [False, True])
-def test_every_product_of_the_spike_driven_block_accumulates(spiking_head):
+def test_every_product_of_the_spike_driven_block_accumulates(spiking_head, shared_neurons):
     torch.manual_seed(0)
-    model = SpikeGPT(ModelConfig(spiking="input", spiking_head=spiking_head, **SIZES)).eval()
+    config = ModelConfig(spiking="input", spiking_head=spiking_head, shared_neurons=shared_neurons, **SIZES)
+    model = SpikeGPT(config).eval()
     tally = count(model)
     products = tally.select(kind="matmul")
     assert len(products) == 2 * 7 + 1
     with torch.no_grad():
         spikes = model(IDS).spikes
+    paths = {module: path for path, module in model.named_modules()}
+    sources = {paths[product]: name for name, placed in model.sites().items() for product in placed.products}
     for site, counts in products.items():
         if site.module == "head" and not spiking_head:
             assert (counts.alphabet, counts.effective_acs) == ("real", 0) and counts.effective_macs > 0
             continue
-        read, product = spikes[f"{site.module}_neuron"], model.get_submodule(site.module)
+        read, product = spikes[sources[site.module]], model.get_submodule(site.module)
         # by hand: each spike of level n costs n accumulations into every output
         assert counts.is_spike_driven
         assert counts.events_in == read.count_nonzero().item()

@@ -12,6 +12,22 @@ from spikegpt.train.optimizer import make_optimizer
 from spikegpt.train.trainer import resume
 from spikegpt.train.units import CurrentUnits
 
+# whose neurons the products of a half read
+OWN = {
+    "att": {name: f"{name}_neuron" for name in ("key", "value", "receptance", "output")},
+    "ffn": {name: f"{name}_neuron" for name in ("key", "value", "receptance")},
+}
+SHARED = {
+    "att": OWN["att"] | dict.fromkeys(("key", "value", "receptance"), "input_neuron"),
+    "ffn": OWN["ffn"] | dict.fromkeys(("key", "receptance"), "input_neuron"),
+}
+
+
+def read_by(model: SpikeGPT) -> list[tuple[str, str, str]]:
+    """(half, product, site) of the products of a block."""
+    halves = SHARED if model.config.shared_neurons else OWN
+    return [(half, name, site) for half, sites in halves.items() for name, site in sites.items()]
+
 
 def made(**changes) -> SpikeGPT:
     torch.manual_seed(0)
@@ -29,13 +45,12 @@ def real_of(model: SpikeGPT) -> dict[str, torch.Tensor]:
     for layer, block in enumerate(model.blocks):
         path = f"blocks.{layer}"
         wkv = block.att.wkv_neuron.spike_worth
-        for half, names in (("att", ("key", "value", "receptance", "output")), ("ffn", ("key", "value", "receptance"))):
-            for name in names:
-                worth = getattr(getattr(block, half), f"{name}_neuron").spike_worth
-                if (half, name) == ("att", "output"):
-                    worth = worth * wkv
-                    found[f"{path}.att.output_neuron.log_threshold"] += torch.log(wkv).detach()
-                found[f"{path}.{half}.{name}.weight"] /= worth.detach()
+        for half, name, site in read_by(model):
+            worth = getattr(getattr(block, half), site).spike_worth
+            if (half, name) == ("att", "output"):
+                worth = worth * wkv
+                found[f"{path}.att.output_neuron.log_threshold"] += torch.log(wkv).detach()
+            found[f"{path}.{half}.{name}.weight"] /= worth.detach()
     return found
 
 
@@ -51,15 +66,15 @@ def stored_of(real: dict[str, torch.Tensor], model: SpikeGPT) -> dict[str, torch
 
         wkv = worth("att.wkv_neuron")
         found[f"{path}.att.output_neuron.log_threshold"] = real[f"{path}.att.output_neuron.log_threshold"] - wkv.log()
-        for half, names in (("att", ("key", "value", "receptance", "output")), ("ffn", ("key", "value", "receptance"))):
-            for name in names:
-                scale = worth(f"{half}.{name}_neuron") * (wkv if (half, name) == ("att", "output") else 1)
-                found[f"{path}.{half}.{name}.weight"] = real[f"{path}.{half}.{name}.weight"] * scale
+        for half, name, site in read_by(model):
+            scale = worth(f"{half}.{site}") * (wkv if (half, name) == ("att", "output") else 1)
+            found[f"{path}.{half}.{name}.weight"] = real[f"{path}.{half}.{name}.weight"] * scale
     return found
 
 
-def test_a_step_is_the_one_of_weights_that_are_learned_per_unit_of_current():
-    model, rate = made(), 1e-2
+@pytest.mark.parametrize("shared_neurons", [False, True])
+def test_a_step_is_the_one_of_weights_that_are_learned_per_unit_of_current(shared_neurons):
+    model, rate = made(shared_neurons=shared_neurons), 1e-2
     ids = torch.randint(256, (2, 9))
     real = {name: value.requires_grad_() for name, value in real_of(model).items()}
     loss = functional_call(model, stored_of(real, model), ids).logits.square().mean()

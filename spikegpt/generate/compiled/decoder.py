@@ -34,7 +34,7 @@ class RowDecoder:
         layers = range(len(model.blocks))
         self._products = {f"blocks.{n}.{name}": (found, n) for name, found in products.items() for n in layers}
         self._products["head"] = (self._network.head, 0)
-        self._sites = {name: placed for name, placed in model.sites().items() if placed.product is not None}
+        self._sites = {name: placed for name, placed in model.sites().items() if placed.products}
         self._name_of = {id(module): name for name, module in model.named_modules()}
         self._tokens_read = 0
         # threads are gone in a forked process
@@ -85,10 +85,10 @@ class RowDecoder:
         return self._pool[1]
 
     def spike_counts(self) -> dict[str, int]:
-        """Return layer of neurons that a product reads -> how many of them fired, over all tokens."""
+        """Return layer of neurons that products read -> how many of them fired, over all tokens."""
         counts = {}
         for name, placed in self._sites.items():
-            product, layer = self._products[self._name_of[id(placed.product)]]
+            product, layer = self._products[self._name_of[id(placed.products[0])]]
             counts[name] = int(self._shared.inputs_read[product.place, layer])
         return counts
 

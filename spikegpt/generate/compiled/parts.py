@@ -68,14 +68,25 @@ def _list_active(values, active, amount):
 
 
 @fused
-def multiply(product, layer, values, work, first, last, out):
-    """out[first:last] = (values @ weights)[first:last] in `layer`, of the inputs that are not zero; notes how many
-    there were."""
+def list_inputs(product, layer, values, work):
+    """List the inputs of a product that are not zero, note how many there are, and return that."""
     n = _list_active(values, work.scratch.active, work.scratch.amount)
     if work.team.part == 0:
         work.shared.inputs_read[product.place, layer] += n
+    return n
+
+
+@fused
+def multiply_listed(product, layer, n, work, first, last, out):
+    """out[first:last] = (inputs @ weights)[first:last] in `layer`, of the `n` inputs that were listed."""
     weights = product.weights[layer]
     _add_rows(weights, product.scales, layer, work.scratch.active, work.scratch.amount, n, first, last, out)
+
+
+@fused
+def multiply(product, layer, values, work, first, last, out):
+    """out[first:last] = (values @ weights)[first:last] in `layer`, of the inputs that are not zero."""
+    multiply_listed(product, layer, list_inputs(product, layer, values, work), work, first, last, out)
 
 
 @fused

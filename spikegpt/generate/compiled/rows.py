@@ -118,9 +118,10 @@ class Packer:
     def norm(self, norms: Sequence[nn.LayerNorm]) -> Norm:
         return Norm(self.rows([norm.weight for norm in norms]), self.rows([norm.bias for norm in norms]))
 
-    def product(self, matrices: Sequence[nn.Linear]) -> Product:
-        """The same product of every layer; each has a place of its own."""
-        stack = torch.stack([matrix.weight.detach().T for matrix in matrices]).contiguous()
+    def product(self, *products: Sequence[nn.Linear]) -> Product:
+        """The same product of every layer, or several of the same inputs, side by side; it has a place of its own."""
+        stacks = [torch.stack([matrix.weight.detach().T for matrix in matrices]) for matrices in products]
+        stack = stacks[0].contiguous() if len(stacks) == 1 else torch.cat(stacks, dim=2)
         place, self.places = self.places, self.places + 1
         if self.weights == "bfloat16":
             return Product(stack.to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16), None, place)

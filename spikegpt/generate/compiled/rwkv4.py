@@ -3,233 +3,28 @@
 The equations are in `model/mixers/rwkv4.py`, `kernels/wkv/reference.py` and `kernels/event_wkv/reference.py`.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, cast
-
 import numpy as np
-import torch
-from torch import Tensor
 
-from ...kernels import EventWKVState, WKVState
-from ...kernels.decay import decay_of, log_decay_of
 from ...kernels.event_wkv.reference import EVENT_KEY_LIMIT
-from ...model.mixers.rwkv4 import ChannelMix, ChannelMixState, TimeMix, TimeMixState
-from ...model.state import BlockState, State
 from .held import held_value
-from .parts import begin_token, end_token, fire, layer_norm, lerp, look_at_spikes, multiply, sigmoid
-from .rows import Neurons, Norm, Packer, Product
+from .parts import (
+    begin_token,
+    end_token,
+    fire,
+    layer_norm,
+    lerp,
+    list_inputs,
+    look_at_spikes,
+    multiply,
+    multiply_listed,
+    sigmoid,
+)
+from .rwkv4_rows import give, pack, products, share, take
 from .team import columns, fused, meet
 
-TIME_MIX_SITES = "key_neuron", "value_neuron", "receptance_neuron", "wkv_neuron", "output_neuron"
-CHANNEL_MIX_SITES = "key_neuron", "receptance_neuron", "value_neuron"
+__all__ = ["decode", "give", "pack", "products", "share", "take"]
+
 LOWEST_KEY, HIGHEST_KEY = np.float32(-EVENT_KEY_LIMIT), np.float32(EVENT_KEY_LIMIT)
-
-
-class TimeMixRows(NamedTuple):
-    """A time mix of every layer: mixes, decay and first (L, C).
-
-    decay and first are the logarithm of the decay and time_first, or, if it `has_events`, their exponentials.
-    shift, numerator, denominator, max_exponent (texts, L, C): the state.
-    """
-
-    norm: Norm
-    mix_k: np.ndarray
-    mix_v: np.ndarray
-    mix_r: np.ndarray
-    decay: np.ndarray
-    first: np.ndarray
-    key: Product
-    value: Product
-    receptance: Product
-    output: Product
-    key_neuron: Neurons
-    value_neuron: Neurons
-    receptance_neuron: Neurons
-    wkv_neuron: Neurons
-    output_neuron: Neurons
-    neuron_behind: Neurons
-    shift: np.ndarray
-    numerator: np.ndarray
-    denominator: np.ndarray
-    max_exponent: np.ndarray
-    has_events: bool
-
-
-class ChannelMixRows(NamedTuple):
-    """A channel mix of every layer: mixes (L, C); shift (texts, L, C): the state."""
-
-    norm: Norm
-    mix_k: np.ndarray
-    mix_r: np.ndarray
-    key: Product
-    receptance: Product
-    value: Product
-    key_neuron: Neurons
-    receptance_neuron: Neurons
-    value_neuron: Neurons
-    neuron_behind: Neurons
-    shift: np.ndarray
-
-
-class Layers(NamedTuple):
-    """All blocks of a model."""
-
-    att: TimeMixRows
-    ffn: ChannelMixRows
-
-
-class Shared(NamedTuple):
-    """Where threads see each other's columns: stream, key, value, receptance and their result (C,); hidden (F,)."""
-
-    stream: np.ndarray
-    key: np.ndarray
-    value: np.ndarray
-    receptance: np.ndarray
-    mixed: np.ndarray
-    hidden: np.ndarray
-    inputs_read: np.ndarray
-
-
-# --- packing -------------------------------------------------------------------------------------------------------
-
-
-def pack(packer: Packer) -> Layers:
-    """Return the blocks of the packer's model."""
-    blocks = packer.model.blocks
-    att = [cast(TimeMix, block.att) for block in blocks]
-    ffn = [cast(ChannelMix, block.ffn) for block in blocks]
-    has_events = att[0].has_events
-    decay: Callable[[Tensor], Tensor] = decay_of if has_events else log_decay_of
-    first: Callable[[Tensor], Tensor] = _event_first if has_events else torch.clone
-    nothing = np.zeros((1, len(blocks), packer.model.config.n_embd), packer.dtype)
-    time_mix = TimeMixRows(
-        norm=packer.norm([block.ln1 for block in blocks]),
-        mix_k=packer.rows([half.time_mix_k for half in att]),
-        mix_v=packer.rows([half.time_mix_v for half in att]),
-        mix_r=packer.rows([half.time_mix_r for half in att]),
-        decay=packer.rows([decay(half.time_decay) for half in att]),
-        first=packer.rows([first(half.time_first) for half in att]),
-        key=packer.product([half.key for half in att]),
-        value=packer.product([half.value for half in att]),
-        receptance=packer.product([half.receptance for half in att]),
-        output=packer.product([half.output for half in att]),
-        key_neuron=packer.neurons(att, "key_neuron"),
-        value_neuron=packer.neurons(att, "value_neuron"),
-        receptance_neuron=packer.neurons(att, "receptance_neuron"),
-        wkv_neuron=packer.neurons(att, "wkv_neuron"),
-        output_neuron=packer.neurons(att, "output_neuron"),
-        neuron_behind=packer.neurons(blocks, "time_mix_neuron"),
-        shift=nothing.copy(),
-        numerator=nothing.copy(),
-        denominator=nothing.copy(),
-        max_exponent=nothing.copy(),
-        has_events=has_events,
-    )
-    channel_mix = ChannelMixRows(
-        norm=packer.norm([block.ln2 for block in blocks]),
-        mix_k=packer.rows([half.time_mix_k for half in ffn]),
-        mix_r=packer.rows([half.time_mix_r for half in ffn]),
-        key=packer.product([half.key for half in ffn]),
-        receptance=packer.product([half.receptance for half in ffn]),
-        value=packer.product([half.value for half in ffn]),
-        key_neuron=packer.neurons(ffn, "key_neuron"),
-        receptance_neuron=packer.neurons(ffn, "receptance_neuron"),
-        value_neuron=packer.neurons(ffn, "value_neuron"),
-        neuron_behind=packer.neurons(blocks, "channel_mix_neuron"),
-        shift=nothing.copy(),
-    )
-    return Layers(time_mix, channel_mix)
-
-
-def _event_first(time_first: Tensor) -> Tensor:
-    return torch.exp(time_first.clamp(-EVENT_KEY_LIMIT, EVENT_KEY_LIMIT))
-
-
-def share(layers: Layers, places: int) -> Shared:
-    """Return the memory in which the threads see each other's columns, and the counts of so many products."""
-    C, F = layers.ffn.key.weights.shape[1:]
-    stream, key, value, receptance, mixed = np.zeros((5, C), layers.att.decay.dtype)
-    counts = np.zeros((places, len(layers.att.decay)), np.int64)
-    return Shared(stream, key, value, receptance, mixed, np.zeros(F, layers.att.decay.dtype), counts)
-
-
-def products(layers: Layers) -> dict[str, Product]:
-    """Return the matrix products by their names in a block."""
-    att, ffn = layers.att, layers.ffn
-    found = {"att.key": att.key, "att.value": att.value, "att.receptance": att.receptance, "att.output": att.output}
-    return {**found, "ffn.key": ffn.key, "ffn.receptance": ffn.receptance, "ffn.value": ffn.value}
-
-
-# --- state ---------------------------------------------------------------------------------------------------------
-
-
-def take(layers: Layers, state: State) -> Layers:
-    """Return the layers with the memory of `state`, copied."""
-    dtype, texts = layers.att.decay.dtype, len(state[0].time_mix.shift)
-    time_mixes = [cast(TimeMixState, block.time_mix) for block in state]
-    channel_mixes = [cast(ChannelMixState, block.channel_mix) for block in state]
-
-    def memory(tensors: Sequence[Tensor | None]) -> np.ndarray:
-        return torch.stack(cast(list[Tensor], tensors), dim=1).detach().numpy().astype(dtype)
-
-    def inside(site: str, neurons: Neurons, halves: Sequence[TimeMixState | ChannelMixState]) -> Neurons:
-        return neurons.with_potentials([(half.neurons or {}).get(site) for half in halves], texts)
-
-    att, ffn = layers.att, layers.ffn
-    sums = [cast(WKVState | EventWKVState, half.wkv) for half in time_mixes]
-    has_scale = isinstance(sums[0], WKVState)
-    att = att._replace(
-        shift=memory([half.shift for half in time_mixes]),
-        numerator=memory([part.numerator for part in sums]),
-        denominator=memory([part.denominator for part in sums]),
-        max_exponent=memory([part.max_exponent for part in cast(list[WKVState], sums)])
-        if has_scale
-        else att.max_exponent,
-        key_neuron=inside("key_neuron", att.key_neuron, time_mixes),
-        value_neuron=inside("value_neuron", att.value_neuron, time_mixes),
-        receptance_neuron=inside("receptance_neuron", att.receptance_neuron, time_mixes),
-        wkv_neuron=inside("wkv_neuron", att.wkv_neuron, time_mixes),
-        output_neuron=inside("output_neuron", att.output_neuron, time_mixes),
-        neuron_behind=att.neuron_behind.with_potentials([block.time_mix_neuron for block in state], texts),
-    )
-    ffn = ffn._replace(
-        shift=memory([half.shift for half in channel_mixes]),
-        key_neuron=inside("key_neuron", ffn.key_neuron, channel_mixes),
-        receptance_neuron=inside("receptance_neuron", ffn.receptance_neuron, channel_mixes),
-        value_neuron=inside("value_neuron", ffn.value_neuron, channel_mixes),
-        neuron_behind=ffn.neuron_behind.with_potentials([block.channel_mix_neuron for block in state], texts),
-    )
-    return Layers(att, ffn)
-
-
-def give(layers: Layers) -> State:
-    """Return the memory of the layers as the model's state, copied."""
-    att, ffn = layers.att, layers.ffn
-
-    def potentials(rows: TimeMixRows | ChannelMixRows, sites: tuple[str, ...], layer: int) -> dict | None:
-        neurons = {site: getattr(rows, site) for site in sites}
-        has_neurons = any(found.exist for found in neurons.values())
-        return {site: found.potential_of(layer) for site, found in neurons.items()} if has_neurons else None
-
-    blocks = []
-    for layer in range(len(att.decay)):
-        numerator, denominator = _copy(att.numerator[:, layer]), _copy(att.denominator[:, layer])
-        wkv: WKVState | EventWKVState = EventWKVState(numerator, denominator)
-        if not att.has_events:
-            wkv = WKVState(numerator, denominator, _copy(att.max_exponent[:, layer]))
-        inner = potentials(att, TIME_MIX_SITES, layer)
-        time_mix = TimeMixState(_copy(att.shift[:, layer]), wkv, inner)
-        channel_mix = ChannelMixState(_copy(ffn.shift[:, layer]), potentials(ffn, CHANNEL_MIX_SITES, layer))
-        behind = att.neuron_behind.potential_of(layer), ffn.neuron_behind.potential_of(layer)
-        blocks.append(BlockState(time_mix, behind[0], channel_mix, behind[1]))
-    return tuple(blocks)
-
-
-def _copy(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(array.copy())
-
-
-# --- the step ------------------------------------------------------------------------------------------------------
 
 
 @fused
@@ -272,9 +67,16 @@ def _project(product, neurons, mix, layer, text, previous, work, first, last, ou
 
     Every thread fires all neurons before a product itself; the potentials are stepped by their owner, in `_remember`.
     """
+    n = _list_mix(product, neurons, mix, layer, text, previous, work)
+    multiply_listed(product, layer, n, work, first, last, out)
+
+
+@fused
+def _list_mix(product, neurons, mix, layer, text, previous, work):
+    """List what `_project` reads, and return how much that is."""
     lerp(previous, work.scratch.y, mix[layer], work.scratch.z)
     look_at_spikes(neurons, layer, text, work.scratch.z, 0, work.scratch.z.size)
-    multiply(product, layer, work.scratch.z, work, first, last, out)
+    return list_inputs(product, layer, work.scratch.z, work)
 
 
 @fused
@@ -290,12 +92,21 @@ def _time_mix(rows, layer, text, work, meetings):
     C = rows.decay.shape[1]
     first, last = columns(C, work.team)
     shared = work.shared
-    x, k, v, r, mixed = shared.stream, shared.key, shared.value, shared.receptance, shared.mixed
+    x, projected, mixed = shared.stream, shared.projected, shared.mixed
+    k, v, r = projected[:C], projected[C : 2 * C], projected[2 * C : 3 * C]
     previous = rows.shift[text, layer]
     layer_norm(x[:C], rows.norm.weight[layer], rows.norm.bias[layer], work.scratch.y)
-    _project(rows.key, rows.key_neuron, rows.mix_k, layer, text, previous, work, first, last, k)
-    _project(rows.value, rows.value_neuron, rows.mix_v, layer, text, previous, work, first, last, v)
-    _project(rows.receptance, rows.receptance_neuron, rows.mix_r, layer, text, previous, work, first, last, r)
+    if rows.shares_neurons:
+        n = _list_mix(rows.key, rows.input_neuron, rows.mix_k, layer, text, previous, work)
+        if work.team.parts == 1:
+            multiply_listed(rows.key, layer, n, work, 0, 3 * C, projected)
+        else:
+            for start in range(0, 3 * C, C):
+                multiply_listed(rows.key, layer, n, work, start + first, start + last, projected)
+    else:
+        _project(rows.key, rows.key_neuron, rows.mix_k, layer, text, previous, work, first, last, k)
+        _project(rows.value, rows.value_neuron, rows.mix_v, layer, text, previous, work, first, last, v)
+        _project(rows.receptance, rows.receptance_neuron, rows.mix_r, layer, text, previous, work, first, last, r)
     if rows.has_events:
         fire(rows.wkv_neuron, layer, text, v, first, last)
         _event_wkv(rows, layer, text, k, v, first, last)
@@ -306,6 +117,7 @@ def _time_mix(rows, layer, text, work, meetings):
     fire(rows.output_neuron, layer, text, mixed, first, last)
     meetings = meet(work.team, meetings)
 
+    _remember(rows.input_neuron, rows.mix_k, layer, text, previous, work, first, last)
     _remember(rows.key_neuron, rows.mix_k, layer, text, previous, work, first, last)
     _remember(rows.value_neuron, rows.mix_v, layer, text, previous, work, first, last)
     _remember(rows.receptance_neuron, rows.mix_r, layer, text, previous, work, first, last)
@@ -320,30 +132,40 @@ def _time_mix(rows, layer, text, work, meetings):
 
 @fused
 def _channel_mix(rows, layer, text, work, meetings):
-    C, F = rows.key.weights.shape[1], rows.key.weights.shape[2]
+    F, C = rows.value.weights.shape[1], rows.value.weights.shape[2]
     first, last = columns(C, work.team)
     first_hidden, last_hidden = columns(F, work.team)
     shared = work.shared
-    x, v, r, hidden = shared.stream, shared.value, shared.receptance, shared.hidden
+    x, projected, mixed = shared.stream, shared.projected, shared.mixed
+    hidden, r = projected[:F], projected[F : F + C]
     previous = rows.shift[text, layer]
     layer_norm(x[:C], rows.norm.weight[layer], rows.norm.bias[layer], work.scratch.y)
-    _project(rows.key, rows.key_neuron, rows.mix_k, layer, text, previous, work, first_hidden, last_hidden, hidden)
-    _project(rows.receptance, rows.receptance_neuron, rows.mix_r, layer, text, previous, work, first, last, r)
+    if rows.shares_neurons:
+        n = _list_mix(rows.key, rows.input_neuron, rows.mix_k, layer, text, previous, work)
+        if work.team.parts == 1:
+            multiply_listed(rows.key, layer, n, work, 0, F + C, projected)
+        else:
+            multiply_listed(rows.key, layer, n, work, first_hidden, last_hidden, projected)
+            multiply_listed(rows.key, layer, n, work, F + first, F + last, projected)
+    else:
+        _project(rows.key, rows.key_neuron, rows.mix_k, layer, text, previous, work, first_hidden, last_hidden, hidden)
+        _project(rows.receptance, rows.receptance_neuron, rows.mix_r, layer, text, previous, work, first, last, r)
     for c in range(first_hidden, last_hidden):
         hidden[c] = max(hidden[c], hidden.dtype.type(0)) ** 2
     fire(rows.value_neuron, layer, text, hidden, first_hidden, last_hidden)
     meetings = meet(work.team, meetings)
 
+    _remember(rows.input_neuron, rows.mix_k, layer, text, previous, work, first, last)
     _remember(rows.key_neuron, rows.mix_k, layer, text, previous, work, first, last)
     _remember(rows.receptance_neuron, rows.mix_r, layer, text, previous, work, first, last)
     for c in range(first, last):
         previous[c] = work.scratch.y[c]
-    multiply(rows.value, layer, hidden[:F], work, first, last, v)
+    multiply(rows.value, layer, hidden, work, first, last, mixed)
     for c in range(first, last):
-        v[c] = sigmoid(r[c]) * v[c]
-    fire(rows.neuron_behind, layer, text, v, first, last)
+        mixed[c] = sigmoid(r[c]) * mixed[c]
+    fire(rows.neuron_behind, layer, text, mixed, first, last)
     for c in range(first, last):
-        x[c] += v[c]
+        x[c] += mixed[c]
     return meet(work.team, meetings)
 
 

@@ -1,9 +1,13 @@
 """The generations of RWKV by name, for `ModelConfig.mixer`; one more is a line here and a file beside this one."""
 
-from .contract import Mixed, Mixer, NeuronFactory, Site, rate_scales
+from .contract import Mixed, Mixer, NeuronFactory, Site, rate_scales, undecayed
 from .rwkv4 import ChannelMix, TimeMix
+from .rwkv7 import ChannelMix7, TimeMix7
 
 # name -> (first half of a block, second half); each is made from (ModelConfig, NeuronFactory)
-MIXERS: dict[str, tuple[type[Mixer], type[Mixer]]] = {"rwkv4": (TimeMix, ChannelMix)}
+MIXERS: dict[str, tuple[type[Mixer], type[Mixer]]] = {
+    "rwkv4": (TimeMix, ChannelMix),
+    "rwkv7": (TimeMix7, ChannelMix7),
+}
 
-__all__ = ["MIXERS", "Mixed", "Mixer", "NeuronFactory", "Site", "rate_scales"]
+__all__ = ["MIXERS", "Mixed", "Mixer", "NeuronFactory", "Site", "rate_scales", "undecayed"]

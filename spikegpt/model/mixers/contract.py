@@ -23,13 +23,19 @@ class Site:
     """Where a module has a layer of neurons: attribute `name` of its owner, in front of what reads their spikes."""
 
     name: str
-    product: str | None
-    """attribute of the same owner whose matrix product reads the spikes; None where something else does"""
+    product: str | tuple[str, ...] | None
+    """attribute of the same owner whose matrix product reads the spikes, or those of several that do; None where
+    something else does"""
     channels: int
     neuron: NeuronConfig
     """the neuron that is meant here; another one may be put in its place"""
     initial_firing_rate: float = 0.45
     """share of the neurons that fires before the first step, where thresholds may learn"""
+
+    @property
+    def products(self) -> tuple[str, ...]:
+        """Attributes of the owner whose matrix products read the spikes."""
+        return (self.product,) if isinstance(self.product, str) else self.product or ()
 
 
 # makes the neurons of a site; returns a module like `neuron.LIF`:
@@ -43,6 +49,8 @@ class Mixed(NamedTuple):
     y: Tensor
     state: Any
     spikes: dict[str, Tensor]
+    first: Tensor | None = None
+    """only of a mixer that `takes_first`: what it was given, or in the first block what the blocks above are given"""
 
 
 class Firing:
@@ -121,6 +129,13 @@ class Mixer(nn.Module):
     """attribute of the matrix whose outcome, gated or not, this half adds to the stream"""
     rate_scales: ClassVar[dict[str, float]] = {}
     """own parameter -> factor of the learning rate"""
+    undecayed: ClassVar[frozenset[str]] = frozenset()
+    """own parameters that no weight decay is for, though they are matrices"""
+    takes_first: ClassVar[bool] = False
+    """whether `forward` takes, beside x and the state, what the first block's mixer made of the same tokens; of the
+    first half of a block only"""
+    unread_in_first: ClassVar[frozenset[str]] = frozenset()
+    """own parameters that nothing reads in the first block: they do not learn there, but stand in checkpoints"""
     measured_in: ClassVar[dict[str, str]] = {}
     """site -> site before it in whose spikes its current is measured, where no product lies between"""
 
@@ -138,10 +153,14 @@ class Mixer(nn.Module):
         Args:
             worths: (channels,) by site, of `site` and of those that fire before it.
         """
-        product = next(placed.product for placed in self.sites if placed.name == site)
-        if product is not None:
-            measure = self.measured_in.get(site)
-            self.scale(product, worths[site] * worths[measure] if measure in worths else worths[site])
+        measure = self.measured_in.get(site)
+        worth = worths[site] * worths[measure] if measure in worths else worths[site]
+        for product in next(placed.products for placed in self.sites if placed.name == site):
+            self.scale(product, worth)
+
+    def own_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the own parameters, but those of neurons, that stand for `weights`, those of the dense twin's half."""
+        return weights
 
     def scale(self, product: str, factor: float | Tensor) -> None:
         """Multiply the weights of `product` by `factor`: a number, or (in,)."""
@@ -163,6 +182,12 @@ def rate_scales(model: nn.Module) -> dict[str, float]:
         if isinstance(mixer, Mixer):
             found |= {f"{path}.{name}": factor for name, factor in mixer.rate_scales.items()}
     return found
+
+
+def undecayed(model: nn.Module) -> set[str]:
+    """Return the parameters of `model` that a mixer in it excepts from weight decay."""
+    mixers = ((path, mixer) for path, mixer in model.named_modules() if isinstance(mixer, Mixer))
+    return {f"{path}.{name}" for path, mixer in mixers for name in mixer.undecayed}
 
 
 def mix_tokens(x: Tensor, previous: Tensor | None, *shares: Tensor) -> list[Tensor]:

@@ -1,12 +1,13 @@
 """RWKV-4's two halves of a block, dense and spike-driven.
 
 With `spiking` "input" every matrix product reads spikes, and the WKV is the event-driven one of value spikes; else both
-halves are dense. Parameter names and shapes are those of the official checkpoints.
+halves are dense. With `shared_neurons` the products that read the stream read the same spikes, of one mix of tokens.
+Parameter names and shapes are those of the official checkpoints, but for that mix.
 Sources: github.com/BlinkDL/RWKV-LM, RWKV-v4neo/src/model.py; github.com/ridgerchu/SpikeGPT, src/model.py.
 """
 
 import math
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,44 +36,92 @@ class ChannelMixState(NamedTuple):
     neurons: dict[str, Any] | None
 
 
-class TimeMix(Mixer):
+class _Half(Mixer):
+    """What both halves do alike: their first products read neurons each, or all of them the same ones."""
+
+    projections: ClassVar[tuple[str, ...]]
+    """the products that read the stream"""
+    has_events: bool
+    shares_neurons: bool
+    time_mix: nn.Parameter
+    """(1, 1, C), there if it shares neurons: the one mix of tokens"""
+    op_cost = staticmethod(token_shift_cost)
+
+    def _make_mixes(self, config: ModelConfig) -> None:
+        self.has_events = config.spiking == "input"
+        self.shares_neurons = self.has_events and config.shared_neurons
+        for name in ("time_mix",) if self.shares_neurons else map(_mix_name, self.projections):
+            self.register_parameter(name, nn.Parameter(torch.empty(1, 1, config.n_embd)))
+
+    def _input_sites(self, config: ModelConfig) -> list[Site]:
+        if self.shares_neurons:
+            return [Site("input_neuron", self.projections, config.n_embd, config.neuron)]
+        return [Site(f"{name}_neuron", name, config.n_embd, config.neuron) for name in self.projections]
+
+    def _project(self, fire: Firing, x: Tensor, shift: Tensor | None) -> list[Tensor]:
+        """The outcomes of `projections`, (B, T, out) each."""
+        if self.shares_neurons:
+            inputs = fire.shifted(["input_neuron"], x, shift, [self.time_mix]) * len(self.projections)
+        else:
+            sites = [f"{name}_neuron" for name in self.projections]
+            inputs = fire.shifted(sites, x, shift, [self.mix_of(name) for name in self.projections])
+        return [getattr(self, name)(spikes) for name, spikes in zip(self.projections, inputs, strict=True)]
+
+    def mix_of(self, projection: str) -> Tensor:
+        """Return how much of its own token each channel keeps in what a projection reads, (1, 1, C)."""
+        return getattr(self, "time_mix" if self.shares_neurons else _mix_name(projection))
+
+    def _fill_mixes(self, **mixes: Tensor) -> None:
+        """Let each projection's mix of tokens be the (C,) given by its name, or the shared one their mean."""
+        if self.shares_neurons:
+            mixes = {"all": torch.stack(list(mixes.values())).mean(dim=0)}
+        for name, mix in mixes.items():
+            self.mix_of(name).copy_(mix.view(1, 1, -1))
+
+    def own_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        if not self.shares_neurons:
+            return weights
+        own = dict(weights)
+        mixes = torch.stack([own.pop(_mix_name(name)) for name in self.projections])
+        # how much a change of a channel changes the outcome of a product
+        energies = torch.stack([own[f"{name}.weight"].square().sum(dim=0) for name in self.projections])
+        energies = energies.clamp(min=1e-30).view_as(mixes)
+        return {**own, "time_mix": (mixes * energies).sum(dim=0) / energies.sum(dim=0)}
+
+
+def _mix_name(projection: str) -> str:
+    return f"time_mix_{projection[0]}"
+
+
+class TimeMix(_Half):
     """output(sigmoid(receptance) * wkv(key, value)), each projection of a token-shift mix."""
 
+    projections = "key", "value", "receptance"
     last_product = "output"
     # source: RWKV-v4neo, configure_optimizers
     rate_scales = {"time_decay": 2.0, "time_first": 3.0}  # noqa: RUF012 (the base class declares it)
     # the mean of values is in units of their spikes
     measured_in = {"output_neuron": "wkv_neuron"}  # noqa: RUF012
-    op_cost = staticmethod(token_shift_cost)
 
     def __init__(self, config: ModelConfig, make_neuron: NeuronFactory):
         super().__init__()
         C = config.n_embd
         self.time_decay = nn.Parameter(torch.empty(C))
         self.time_first = nn.Parameter(torch.empty(C))
-        self.time_mix_k, self.time_mix_v, self.time_mix_r = (nn.Parameter(torch.empty(1, 1, C)) for _ in range(3))
+        self._make_mixes(config)
         self.key = nn.Linear(C, C, bias=False)
         self.value = nn.Linear(C, C, bias=False)
         self.receptance = nn.Linear(C, C, bias=False)
         self.output = nn.Linear(C, C, bias=False)
-        self.has_events = config.spiking == "input"
         if self.has_events:
-            inputs = (
-                Site("key_neuron", "key", C, config.neuron),
-                Site("value_neuron", "value", C, config.neuron),
-                Site("receptance_neuron", "receptance", C, config.neuron),
-                Site("wkv_neuron", None, C, config.neuron),
-            )
+            values = Site("wkv_neuron", None, C, config.neuron)
             last = Site("output_neuron", "output", C, config.neuron, OUTPUT_RATE)
-            self.place_neurons((*inputs, last), make_neuron)
+            self.place_neurons((*self._input_sites(config), values, last), make_neuron)
 
     def forward(self, x: Tensor, state: TimeMixState | None) -> Mixed:
         shift, sums, neurons = state or TimeMixState(None, None, None)
         fire = Firing(self, neurons)
-        sites = "key_neuron", "value_neuron", "receptance_neuron"
-        shares = self.time_mix_k, self.time_mix_v, self.time_mix_r
-        key, value, receptance = fire.shifted(sites, x, shift, shares)
-        key, value, receptance = self.key(key), self.value(value), self.receptance(receptance)
+        key, value, receptance = self._project(fire, x, shift)
         if self.has_events:
             # a neuron of somebody's own may spike in float32 where products are autocast
             value = fire("wkv_neuron", value).to(key.dtype)
@@ -91,9 +140,7 @@ class TimeMix(Mixer):
         C = len(channel)
         self.time_decay.copy_(-5 + 8 * (channel / max(C - 1, 1)) ** (0.7 + 1.3 * depth))
         self.time_first.copy_(math.log(0.3) + 0.5 * ((channel + 1) % 3 - 1))
-        self.time_mix_k.copy_(ramp.view(1, 1, C))
-        self.time_mix_v.copy_((ramp + 0.3 * depth).view(1, 1, C))
-        self.time_mix_r.copy_(ramp.sqrt().view(1, 1, C))
+        self._fill_mixes(key=ramp, value=ramp + 0.3 * depth, receptance=ramp.sqrt())
         if self.has_events:
             fill_for_spikes(self.key, self.value, self.receptance, self.output, last=self.output)
             return
@@ -102,34 +149,27 @@ class TimeMix(Mixer):
         nn.init.orthogonal_(self.value.weight, gain=1.0)
 
 
-class ChannelMix(Mixer):
+class ChannelMix(_Half):
     """sigmoid(receptance) * value(relu(key)^2), each projection of a token-shift mix."""
 
+    projections = "key", "receptance"
     last_product = "value"
-    op_cost = staticmethod(token_shift_cost)
 
     def __init__(self, config: ModelConfig, make_neuron: NeuronFactory):
         super().__init__()
         C = config.n_embd
-        self.time_mix_k, self.time_mix_r = (nn.Parameter(torch.empty(1, 1, C)) for _ in range(2))
+        self._make_mixes(config)
         self.key = nn.Linear(C, config.n_ffn, bias=False)
         self.value = nn.Linear(config.n_ffn, C, bias=False)
         self.receptance = nn.Linear(C, C, bias=False)
-        self.has_events = config.spiking == "input"
         if self.has_events:
-            inputs = (
-                Site("key_neuron", "key", C, config.neuron),
-                Site("receptance_neuron", "receptance", C, config.neuron),
-            )
             hidden = Site("value_neuron", "value", config.n_ffn, config.hidden_neuron, HIDDEN_RATE)
-            self.place_neurons((*inputs, hidden), make_neuron)
+            self.place_neurons((*self._input_sites(config), hidden), make_neuron)
 
     def forward(self, x: Tensor, state: ChannelMixState | None) -> Mixed:
         shift, neurons = state or ChannelMixState(None, None)
         fire = Firing(self, neurons)
-        sites = "key_neuron", "receptance_neuron"
-        key, receptance = fire.shifted(sites, x, shift, (self.time_mix_k, self.time_mix_r))
-        key, receptance = self.key(key), self.receptance(receptance)
+        key, receptance = self._project(fire, x, shift)
         y = gate(receptance, self.value(fire.squared_relu("value_neuron", key)))
         return Mixed(y, ChannelMixState(x[:, -1], fire.after), fire.spikes)
 
@@ -137,8 +177,7 @@ class ChannelMix(Mixer):
     def initialise(self, layer: int, n_layer: int) -> None:
         """Source: RWKV-v4neo `__init__` and `generate_init_weight`."""
         _, _, ramp = _ramp(self.key.in_features, layer, n_layer)
-        for mix in (self.time_mix_k, self.time_mix_r):
-            mix.copy_(ramp.view(1, 1, -1))
+        self._fill_mixes(key=ramp, receptance=ramp)
         if self.has_events:
             fill_for_spikes(self.key, self.value, self.receptance, last=self.value)
             return

@@ -1,0 +1,245 @@
+"""RWKV-4 as its token step in rwkv4.py reads it: a model's numbers packed, its state taken over and given back."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...kernels import EventWKVState, WKVState
+from ...kernels.decay import decay_of, log_decay_of
+from ...kernels.event_wkv.reference import EVENT_KEY_LIMIT
+from ...model.mixers.rwkv4 import ChannelMix, ChannelMixState, TimeMix, TimeMixState
+from ...model.state import BlockState, State
+from .rows import Neurons, Norm, Packer, Product
+
+TIME_MIX_SITES = "input_neuron", "key_neuron", "value_neuron", "receptance_neuron", "wkv_neuron", "output_neuron"
+CHANNEL_MIX_SITES = "input_neuron", "key_neuron", "receptance_neuron", "value_neuron"
+
+
+class TimeMixRows(NamedTuple):
+    """A time mix of every layer: mixes, decay and first (L, C).
+
+    decay and first are the logarithm of the decay and time_first, or, if it `has_events`, their exponentials.
+    shift, numerator, denominator, max_exponent (texts, L, C): the state.
+    If it `shares_neurons`, mix_k and input_neuron are those of all three, and each of key, value and receptance is all
+    three, side by side.
+    """
+
+    norm: Norm
+    mix_k: np.ndarray
+    mix_v: np.ndarray
+    mix_r: np.ndarray
+    decay: np.ndarray
+    first: np.ndarray
+    key: Product
+    value: Product
+    receptance: Product
+    output: Product
+    input_neuron: Neurons
+    key_neuron: Neurons
+    value_neuron: Neurons
+    receptance_neuron: Neurons
+    wkv_neuron: Neurons
+    output_neuron: Neurons
+    neuron_behind: Neurons
+    shift: np.ndarray
+    numerator: np.ndarray
+    denominator: np.ndarray
+    max_exponent: np.ndarray
+    has_events: bool
+    shares_neurons: bool
+
+
+class ChannelMixRows(NamedTuple):
+    """A channel mix of every layer: mixes (L, C); shift (texts, L, C): the state.
+
+    If it `shares_neurons`, mix_k and input_neuron are those of both, and key and receptance each are both, side by
+    side.
+    """
+
+    norm: Norm
+    mix_k: np.ndarray
+    mix_r: np.ndarray
+    key: Product
+    receptance: Product
+    value: Product
+    input_neuron: Neurons
+    key_neuron: Neurons
+    receptance_neuron: Neurons
+    value_neuron: Neurons
+    neuron_behind: Neurons
+    shift: np.ndarray
+    shares_neurons: bool
+
+
+class Layers(NamedTuple):
+    """All blocks of a model."""
+
+    att: TimeMixRows
+    ffn: ChannelMixRows
+
+
+class Shared(NamedTuple):
+    """Where threads see each other's columns: stream and mixed (C,).
+
+    projected (F + C,) are key, value and receptance of the time mix, or hidden and receptance of the channel mix.
+    """
+
+    stream: np.ndarray
+    projected: np.ndarray
+    mixed: np.ndarray
+    inputs_read: np.ndarray
+
+
+# --- packing -------------------------------------------------------------------------------------------------------
+
+
+def pack(packer: Packer) -> Layers:
+    """Return the blocks of the packer's model."""
+    blocks = packer.model.blocks
+    att = [cast(TimeMix, block.att) for block in blocks]
+    ffn = [cast(ChannelMix, block.ffn) for block in blocks]
+    has_events, shares_neurons = att[0].has_events, att[0].shares_neurons
+    decay: Callable[[Tensor], Tensor] = decay_of if has_events else log_decay_of
+    first: Callable[[Tensor], Tensor] = _event_first if has_events else torch.clone
+    nothing = np.zeros((1, len(blocks), packer.model.config.n_embd), packer.dtype)
+    time_mix = TimeMixRows(
+        norm=packer.norm([block.ln1 for block in blocks]),
+        mix_k=packer.rows([half.mix_of("key") for half in att]),
+        mix_v=packer.rows([half.mix_of("value") for half in att]),
+        mix_r=packer.rows([half.mix_of("receptance") for half in att]),
+        decay=packer.rows([decay(half.time_decay) for half in att]),
+        first=packer.rows([first(half.time_first) for half in att]),
+        **_projections(packer, att),
+        output=packer.product([half.output for half in att]),
+        input_neuron=packer.neurons(att, "input_neuron"),
+        key_neuron=packer.neurons(att, "key_neuron"),
+        value_neuron=packer.neurons(att, "value_neuron"),
+        receptance_neuron=packer.neurons(att, "receptance_neuron"),
+        wkv_neuron=packer.neurons(att, "wkv_neuron"),
+        output_neuron=packer.neurons(att, "output_neuron"),
+        neuron_behind=packer.neurons(blocks, "time_mix_neuron"),
+        shift=nothing.copy(),
+        numerator=nothing.copy(),
+        denominator=nothing.copy(),
+        max_exponent=nothing.copy(),
+        has_events=has_events,
+        shares_neurons=shares_neurons,
+    )
+    channel_mix = ChannelMixRows(
+        norm=packer.norm([block.ln2 for block in blocks]),
+        mix_k=packer.rows([half.mix_of("key") for half in ffn]),
+        mix_r=packer.rows([half.mix_of("receptance") for half in ffn]),
+        **_projections(packer, ffn),
+        value=packer.product([half.value for half in ffn]),
+        input_neuron=packer.neurons(ffn, "input_neuron"),
+        key_neuron=packer.neurons(ffn, "key_neuron"),
+        receptance_neuron=packer.neurons(ffn, "receptance_neuron"),
+        value_neuron=packer.neurons(ffn, "value_neuron"),
+        neuron_behind=packer.neurons(blocks, "channel_mix_neuron"),
+        shift=nothing.copy(),
+        shares_neurons=shares_neurons,
+    )
+    return Layers(time_mix, channel_mix)
+
+
+def _projections(packer: Packer, halves: Sequence[TimeMix | ChannelMix]) -> dict[str, Product]:
+    """The products of a half that read the stream, by name; all of them side by side under every name, if they read
+    the same spikes."""
+    first = halves[0]
+    matrices = [[getattr(half, name) for half in halves] for name in first.projections]
+    if first.shares_neurons:
+        return dict.fromkeys(first.projections, packer.product(*matrices))
+    return {name: packer.product(layers) for name, layers in zip(first.projections, matrices, strict=True)}
+
+
+def _event_first(time_first: Tensor) -> Tensor:
+    return torch.exp(time_first.clamp(-EVENT_KEY_LIMIT, EVENT_KEY_LIMIT))
+
+
+def share(layers: Layers, places: int) -> Shared:
+    """Return the memory in which the threads see each other's columns, and the counts of so many products."""
+    L, F, C = layers.ffn.value.weights.shape
+    stream, mixed = np.zeros((2, C), layers.att.decay.dtype)
+    return Shared(stream, np.zeros(F + C, stream.dtype), mixed, np.zeros((places, L), np.int64))
+
+
+def products(layers: Layers) -> dict[str, Product]:
+    """Return the matrix products by their names in a block; those that lie side by side by the name of the first."""
+    att, ffn = layers.att, layers.ffn
+    found = {"att.key": att.key, "att.output": att.output, "ffn.key": ffn.key, "ffn.value": ffn.value}
+    if not att.shares_neurons:
+        found |= {"att.value": att.value, "att.receptance": att.receptance, "ffn.receptance": ffn.receptance}
+    return found
+
+
+# --- state ---------------------------------------------------------------------------------------------------------
+
+
+def take(layers: Layers, state: State) -> Layers:
+    """Return the layers with the memory of `state`, copied."""
+    dtype, texts = layers.att.decay.dtype, len(state[0].time_mix.shift)
+    time_mixes = [cast(TimeMixState, block.time_mix) for block in state]
+    channel_mixes = [cast(ChannelMixState, block.channel_mix) for block in state]
+
+    def memory(tensors: Sequence[Tensor | None]) -> np.ndarray:
+        return torch.stack(cast(list[Tensor], tensors), dim=1).detach().numpy().astype(dtype)
+
+    def inside(site: str, neurons: Neurons, halves: Sequence[TimeMixState | ChannelMixState]) -> Neurons:
+        return neurons.with_potentials([(half.neurons or {}).get(site) for half in halves], texts)
+
+    att, ffn = layers.att, layers.ffn
+    sums = [cast(WKVState | EventWKVState, half.wkv) for half in time_mixes]
+    has_scale = isinstance(sums[0], WKVState)
+    att = att._replace(
+        shift=memory([half.shift for half in time_mixes]),
+        numerator=memory([part.numerator for part in sums]),
+        denominator=memory([part.denominator for part in sums]),
+        max_exponent=memory([part.max_exponent for part in cast(list[WKVState], sums)])
+        if has_scale
+        else att.max_exponent,
+        input_neuron=inside("input_neuron", att.input_neuron, time_mixes),
+        key_neuron=inside("key_neuron", att.key_neuron, time_mixes),
+        value_neuron=inside("value_neuron", att.value_neuron, time_mixes),
+        receptance_neuron=inside("receptance_neuron", att.receptance_neuron, time_mixes),
+        wkv_neuron=inside("wkv_neuron", att.wkv_neuron, time_mixes),
+        output_neuron=inside("output_neuron", att.output_neuron, time_mixes),
+        neuron_behind=att.neuron_behind.with_potentials([block.time_mix_neuron for block in state], texts),
+    )
+    ffn = ffn._replace(
+        shift=memory([half.shift for half in channel_mixes]),
+        input_neuron=inside("input_neuron", ffn.input_neuron, channel_mixes),
+        key_neuron=inside("key_neuron", ffn.key_neuron, channel_mixes),
+        receptance_neuron=inside("receptance_neuron", ffn.receptance_neuron, channel_mixes),
+        value_neuron=inside("value_neuron", ffn.value_neuron, channel_mixes),
+        neuron_behind=ffn.neuron_behind.with_potentials([block.channel_mix_neuron for block in state], texts),
+    )
+    return Layers(att, ffn)
+
+
+def give(layers: Layers) -> State:
+    """Return the memory of the layers as the model's state, copied."""
+    att, ffn = layers.att, layers.ffn
+
+    def potentials(rows: TimeMixRows | ChannelMixRows, sites: tuple[str, ...], layer: int) -> dict | None:
+        neurons: dict[str, Neurons] = {site: getattr(rows, site) for site in sites}
+        return {site: found.potential_of(layer) for site, found in neurons.items() if found.exist} or None
+
+    blocks = []
+    for layer in range(len(att.decay)):
+        numerator, denominator = _copy(att.numerator[:, layer]), _copy(att.denominator[:, layer])
+        wkv: WKVState | EventWKVState = EventWKVState(numerator, denominator)
+        if not att.has_events:
+            wkv = WKVState(numerator, denominator, _copy(att.max_exponent[:, layer]))
+        inner = potentials(att, TIME_MIX_SITES, layer)
+        time_mix = TimeMixState(_copy(att.shift[:, layer]), wkv, inner)
+        channel_mix = ChannelMixState(_copy(ffn.shift[:, layer]), potentials(ffn, CHANNEL_MIX_SITES, layer))
+        behind = att.neuron_behind.potential_of(layer), ffn.neuron_behind.potential_of(layer)
+        blocks.append(BlockState(time_mix, behind[0], channel_mix, behind[1]))
+    return tuple(blocks)
+
+
+def _copy(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array.copy())

@@ -1,0 +1,132 @@
+"""The one door to RWKV-7's WKV: checks, choice of backend, and the torch custom operator `spikegpt::wkv7`.
+
+The equations are in `reference.wkv7`. Nothing is computed here.
+"""
+
+import torch
+from torch import Tensor
+
+from ..backends import choose_backend, fast_kernels
+from ..operators import declare_cost, new_like
+from . import reference
+
+
+def wkv7(
+    receptance: Tensor,
+    log_decay: Tensor,
+    key: Tensor,
+    value: Tensor,
+    a: Tensor,
+    b: Tensor,
+    state: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Return (output, state): what `receptance` reads of a matrix of values by keys that each token edits.
+
+    S_t = S_{t-1} diag(exp(log_decay_t)) + (S_{t-1} a_t) b_t^T + v_t k_t^T;  output_t = S_t r_t.
+
+    Args:
+        receptance, key, value, a, b: (B, T, H, N), H heads of N channels, one dtype: float32, bfloat16, float16, or
+            float64 (reference only). In RWKV-7 a is minus the normalised key, b that key times the rate of learning.
+        log_decay: (B, T, H, N), at most 0, of each channel of keys; kept in the dtype of the state.
+        state: (B, H, N, N), rows are channels of values, columns of keys, carried in from the tokens before; None
+            (zeros) at the start of a text. float32, or float64 with float64 keys.
+        backend: there is no kernel for a GPU; "auto" is the reference there.
+
+    Returns:
+        output (B, T, H, N) in the dtype of `key`; the state after the last token.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit; the message names what was found and wanted.
+    """
+    named = {"receptance": receptance, "log_decay": log_decay, "key": key, "value": value, "a": a, "b": b}
+    if key.dim() != 4 or 0 in key.shape or not key.is_floating_point():
+        raise ValueError(f"wkv7: key must be floating point (B, T, H, N), got {key.dtype} {tuple(key.shape)}")
+    state_dtype = torch.float64 if key.dtype == torch.float64 else torch.float32
+    for name, tensor in named.items():
+        is_kind = tensor.dtype == key.dtype or (name == "log_decay" and tensor.is_floating_point())
+        if tensor.shape != key.shape or not is_kind or tensor.device != key.device:
+            found = f"wkv7: {name} is {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
+            raise ValueError(f"{found}, key is {key.dtype} {tuple(key.shape)} on {key.device}; they must agree")
+    B, _, H, N = key.shape
+    if state is None:
+        state = torch.zeros(B, H, N, N, dtype=state_dtype, device=key.device)
+    if state.shape != (B, H, N, N) or state.dtype != state_dtype or state.device != key.device:
+        found = f"wkv7: state is {state.dtype} {tuple(state.shape)} on {state.device}"
+        raise ValueError(f"{found}, want {state_dtype} {(B, H, N, N)} on {key.device} for {key.dtype} keys")
+    if key.is_cuda and backend == "cupy":
+        raise ValueError("wkv7: there is no kernel for a GPU; use backend='auto'")
+    is_slow = key.is_cuda or choose_backend(backend, "wkv7", key) == "reference"
+    implementation = reference.wkv7 if is_slow else wkv7_operator
+    return implementation(receptance, log_decay.to(state_dtype), key, value, a, b, state)
+
+
+@torch.library.custom_op("spikegpt::wkv7", mutates_args=())
+def wkv7_operator(
+    receptance: Tensor, log_decay: Tensor, key: Tensor, value: Tensor, a: Tensor, b: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(output, state)."""
+    return fast_kernels("wkv7", key).wkv7_forward(receptance, log_decay, key, value, a, b, state)
+
+
+@wkv7_operator.register_fake
+def _(receptance, log_decay, key, value, a, b, state):
+    return new_like(key), new_like(state)
+
+
+@torch.library.custom_op("spikegpt::wkv7_backward", mutates_args=())
+def wkv7_backward_operator(
+    grad_output: Tensor,
+    grad_state: Tensor,
+    receptance: Tensor,
+    log_decay: Tensor,
+    key: Tensor,
+    value: Tensor,
+    a: Tensor,
+    b: Tensor,
+    state: Tensor,
+) -> list[Tensor]:
+    """Gradients of (receptance, log_decay, key, value, a, b, state)."""
+    inputs = receptance, log_decay, key, value, a, b, state
+    return list(fast_kernels("wkv7", key).wkv7_backward(grad_output, grad_state, *inputs))
+
+
+@wkv7_backward_operator.register_fake
+def _(grad_output, grad_state, *inputs):
+    return list(map(new_like, inputs))
+
+
+def _save_for_backward(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx, grad_output, grad_state):
+    return tuple(wkv7_backward_operator(grad_output, grad_state, *ctx.saved_tensors))
+
+
+wkv7_operator.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+def _op_cost(args: tuple, kwargs: dict, output: tuple[Tensor, ...]) -> dict[str, int | str]:
+    """What one call computes, for dispatch-mode counters: `reference.wkv7` line by line.
+
+    Of each element of the state, a decay and four products that are added: what is removed, removed along b, written,
+    read.
+    """
+    key, state = args[2], args[6]
+    numbers = key.numel()
+    steps = numbers * key.shape[-1]
+    return {
+        "kind": "scan",
+        "mul": 5 * steps,
+        "add": 4 * steps - 2 * numbers,
+        "exp": numbers,
+        "activation_reads": 6 * numbers,
+        "activation_writes": numbers,
+        "state_elements": state[0].numel(),
+        "state_reads": steps,
+        "state_writes": steps,
+    }
+
+
+declare_cost(torch.ops.spikegpt.wkv7.default, _op_cost)
