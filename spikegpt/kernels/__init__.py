@@ -5,12 +5,13 @@ from .event_wkv.door import EventWKVState, event_wkv
 from .fused_lif.door import shifted_lif, squared_relu_lif
 from .integer_lif.door import integer_lif
 from .lif.door import lif
-from .pointwise.door import dropout, firing_rate, gate, squared_relu
+from .pointwise.door import dropout, firing_rate, gate, rescale_columns, squared_relu
 from .token_shift.door import token_shift
 from .wkv.door import WKVState, wkv
 from .wkv7.door import wkv7
 
 __all__ = [
     "EventWKVState", "WKVState", "dropout", "event_matvec", "event_wkv", "firing_rate", "gate", "integer_lif",
-    "lif", "shifted_lif", "squared_relu", "squared_relu_lif", "token_shift", "wkv", "wkv7",
+    "lif", "rescale_columns", "shifted_lif", "squared_relu", "squared_relu_lif", "token_shift", "wkv",
+    "wkv7",
 ]  # fmt: skip

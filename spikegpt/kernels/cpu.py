@@ -100,6 +100,25 @@ def _(row, place, number):
     return write
 
 
+def _write_exact(row, place, number):
+    """Put a number that a row of `as_words` holds without rounding into it, such as a spike, in compiled code."""
+
+
+@overload(_write_exact, jit_options={"forceinline": True})
+def _(row, place, number):
+    if row.dtype == types.uint16:
+
+        def write_exact(row, place, number):
+            row[place] = np.uint16(np.float32(number).view(np.uint32) >> np.uint32(16))
+
+    else:
+
+        def write_exact(row, place, number):
+            row[place] = number
+
+    return write_exact
+
+
 def _rounded(row, number):
     """Return the float32 `number` as `read` would find it once `write` had put it into `row`, in compiled code."""
 
@@ -125,6 +144,7 @@ def _(row, number):
 # in Python they are nothing, for type checkers neither
 read: Any = _read
 write: Any = _write
+write_exact: Any = _write_exact
 rounded: Any = _rounded
 
 

@@ -4,7 +4,7 @@ Every neuron here maps a current (B, T, C) and a state to spikes (B, T, C) and t
 a text may be read at once, in chunks, or token by token.
 """
 
-from ..kernels import firing_rate
+from ..kernels import firing_rate, rescale_columns
 from ..kernels.surrogates import heaviside
 from .adapters import SnnTorchNeuron, SpikingJellyNeuron
 from .lif import LIF, check_alphabet, verified_spikes
@@ -18,6 +18,7 @@ __all__ = [
     "check_alphabet",
     "firing_rate",
     "heaviside",
+    "rescale_columns",
     "threshold_of_rate",
     "verified_spikes",
 ]

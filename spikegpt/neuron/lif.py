@@ -139,7 +139,7 @@ class LIF(nn.Module):
 
     @property
     def threshold(self) -> float | Tensor:
-        return torch.exp(self.log_threshold) if self.config.learnable_threshold else self.config.threshold
+        return _exp_of_few(self.log_threshold) if self.config.learnable_threshold else self.config.threshold
 
     @property
     def membrane_decay(self) -> float | Tensor:
@@ -229,6 +229,18 @@ class LIF(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in self.config.to_dict().items())
+
+
+def _exp_of_few(numbers: Tensor) -> Tensor:
+    """Return torch.exp, computed by one thread: MKL gives even a few numbers to all, thirty times slower."""
+    threads = torch.get_num_threads()
+    if threads == 1 or not numbers.is_cpu or torch.compiler.is_compiling():
+        return torch.exp(numbers)
+    torch.set_num_threads(1)
+    try:
+        return torch.exp(numbers)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _is_hooked(module: nn.Module) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..common.shards import is_sharded, part_of, whole
 from ..model.mixers import Mixer
 from ..model.network import SpikeGPT
+from ..neuron import rescale_columns
 from ..neuron.lif import LIF
 
 
@@ -52,11 +53,12 @@ class CurrentUnits:
                 if neuron.log_threshold.grad is not None and getattr(measure, "log_threshold", None) is not None:
                     _add_gradient(measure.log_threshold, -whole(neuron.log_threshold.grad))
             for weight in weights:
-                if weight.grad is not None:
-                    if threshold is not None:
-                        _add_gradient(threshold, _column_sums(weight.grad, weight))
-                    _local(weight.grad).mul_(worth)
-                _local(weight).div_(worth)
+                if weight.grad is None:
+                    _local(weight).div_(worth)
+                    continue
+                sums = rescale_columns(_local(weight), _local(weight.grad), worth.expand(weight.shape[1]))
+                if threshold is not None:
+                    _add_gradient(threshold, _whole_sums(sums, weight))
 
     @torch.no_grad()
     def leave(self, *_: Any) -> None:
@@ -108,9 +110,8 @@ def _add_gradient(parameter: Tensor, values: Tensor) -> None:
         _add(parameter.grad, values)
 
 
-def _column_sums(gradient: Tensor, weight: Tensor) -> Tensor:
-    """Sums over the outputs of gradient * weight, whole in every process."""
-    sums = (_local(gradient) * _local(weight)).sum(dim=0)
+def _whole_sums(sums: Tensor, weight: Tensor) -> Tensor:
+    """Sums over the outputs that this process holds of `weight`, of all of them in every process."""
     if is_sharded(weight):
         torch.distributed.all_reduce(sums)
     return sums

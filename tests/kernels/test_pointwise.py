@@ -8,7 +8,7 @@ from tolerances import TOLERANCE
 from neuromorphic import OpCounter
 from neuromorphic.count.counts import QUANTITIES
 from spikegpt.config import ModelConfig
-from spikegpt.kernels import dropout, firing_rate, gate, squared_relu
+from spikegpt.kernels import dropout, firing_rate, gate, rescale_columns, squared_relu
 from spikegpt.kernels.pointwise import cpu
 from spikegpt.kernels.pointwise.door import firing_rate_operator, gate_operator, squared_relu_operator
 from spikegpt.model.network import SpikeGPT
@@ -54,6 +54,29 @@ def test_values_and_gradients_are_the_hand_worked_ones(backend):
     rate = firing_rate(spikes, backend)
     rate.backward()
     assert (rate.item(), spikes.grad.tolist()) == (0.625, [0.0, -0.25, 0.0, 0.25])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (0, 3), (3, 257), (700, 300)])
+def test_rescaled_columns_are_the_references(shape):
+    generator = torch.Generator().manual_seed(sum(shape))
+    weight, grad = (torch.randn(shape, generator=generator) for _ in range(2))
+    worth = torch.rand(shape[1], generator=generator) + 0.1
+    found, wanted = (
+        (mine := weight.clone(), own := grad.clone(), rescale_columns(mine, own, worth, backend))
+        for backend in BACKENDS
+    )
+    assert all(map(torch.equal, found[:2], wanted[:2]))
+    assert_all_close(found[2:], wanted[2:], torch.float32)
+
+
+# by hand: 2 * 3 + -1 * 5 = 1 of a column worth 4
+@pytest.mark.parametrize("layout", [torch.Tensor.contiguous, lambda x: torch.stack([x, x], dim=-1)[..., 0]])
+def test_columns_are_rescaled_in_place_whatever_the_gaps_in_memory(layout):
+    weight, grad = layout(torch.tensor([[2.0], [-1.0]])), layout(torch.tensor([[3.0], [5.0]]))
+    sums = rescale_columns(weight, grad, torch.tensor([4.0]))
+    assert (weight.tolist(), grad.tolist(), sums.tolist()) == ([[0.5], [-0.25]], [[12.0], [20.0]], [1.0])
+    with pytest.raises(ValueError, match="without gaps"):
+        rescale_columns(weight.bfloat16(), grad, torch.tensor([4.0]), "numba")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -148,3 +148,15 @@ def test_snntorch_neuron_with_its_own_state_is_refused():
     snn = pytest.importorskip("snntorch", reason="snntorch is not installed")
     with pytest.raises(ValueError, match="init_hidden=True"):
         SnnTorchNeuron(snn.Leaky(beta=0.5, init_hidden=True))
+
+
+def test_thresholds_are_computed_by_one_thread_and_the_others_come_back(monkeypatch):
+    neuron, seen, exp = LIF(256, NeuronConfig(learnable_threshold=True)), [], torch.exp
+    before = torch.get_num_threads()
+    monkeypatch.setattr(torch, "exp", lambda numbers: [seen.append(torch.get_num_threads()), exp(numbers)][1])
+    try:
+        torch.set_num_threads(3)
+        assert torch.equal(neuron.threshold, exp(neuron.log_threshold))
+        assert (seen, torch.get_num_threads()) == ([1], 3)
+    finally:
+        torch.set_num_threads(before)

@@ -11,8 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..cpu import ONE, as_words, exact, fused, new_words, parts_of_pass, read, rounded, run_passes, write
-from ..integer_lif.cpu import count_of, fired_in, scalars_of, side_by_side, through_spike
+from ..cpu import (
+    ONE,
+    ZERO,
+    as_words,
+    exact,
+    fused,
+    new_words,
+    parts_of_pass,
+    read,
+    rounded,
+    run_passes,
+    write,
+    write_exact,
+)
+from ..integer_lif.cpu import NONE, count_of, one_more_if, scalars_of, side_by_side, through_spike
 from ..integer_lif.options import IntegerLIFOptions
 from ..pointwise.cpu import squared_relu_of, through_squared_relu
 from ..token_shift.cpu import ShiftedRows, earlier_tokens, learn_mix, mixed, take_total
@@ -102,10 +115,13 @@ def _shifted_forward_pass(first, end, parts, x, previous, of_text, shares, thres
 @exact
 def _fire_mixed(own, before, share, threshold, spikes, levels, below):
     """Fill a row of spikes and return how many neurons fired."""
+    fired = NONE
     for c in range(spikes.size):
         current = rounded(spikes, mixed(read(own[c]), read(before[c]), share[c]))
-        write(spikes, c, count_of(current / threshold[c], levels, below))
-    return fired_in(spikes)
+        count = count_of(current / threshold[c], levels, below)
+        write_exact(spikes, c, count)
+        fired = one_more_if(count != ZERO, fired)
+    return fired
 
 
 # rows whose gradients are made before any of them is passed on: they stay in the second-level cache
@@ -172,10 +188,13 @@ def _squared_relu_forward_pass(first, end, parts, x, threshold, spikes, fired, l
 
 @exact
 def _fire_squared_relu(x, threshold, spikes, levels, below):
+    fired = NONE
     for c in range(spikes.size):
         current = rounded(x, squared_relu_of(read(x[c])))
-        write(spikes, c, count_of(current / threshold[c], levels, below))
-    return fired_in(spikes)
+        count = count_of(current / threshold[c], levels, below)
+        write_exact(spikes, c, count)
+        fired = one_more_if(count != ZERO, fired)
+    return fired
 
 
 @fused

@@ -64,6 +64,15 @@ def firing_rate_backward(grad: Tensor, spikes: Tensor) -> Tensor:
     return _run(_firing_rate_backward_pass, spikes.dtype, spikes, np.float32(grad.item() / spikes.numel()))
 
 
+def rescale_columns(weight: Tensor, grad: Tensor, worth: Tensor) -> Tensor:
+    """As the reference, in the memory of `weight` and `grad`, which have no gaps."""
+    rows, width = weight.shape
+    # one row per part
+    sums = np.zeros((parts_of_pass(rows, width), width), np.float32)
+    run_passes(_rescale_pass, rows, width, *map(as_words, (weight, grad, worth)), sums)
+    return torch.from_numpy(sums.sum(axis=0))
+
+
 def _runs(numbers: int) -> int:
     return -(-numbers // RUN)
 
@@ -155,6 +164,22 @@ def _firing_rate_backward_pass(start, result, spikes, grad):
         spike = read(spikes[i])
         sign = ONE if spike > ZERO else -ONE if spike < ZERO else ZERO
         write(result, i, sign * grad if abs(spike) <= ONE else ZERO)
+
+
+@fused
+def _rescale_pass(first, end, parts, weight, grad, worth, sums):
+    rows = weight.shape[0]
+    for part in range(first, end):
+        for row in range(rows * part // parts, rows * (part + 1) // parts):
+            _rescale(weight[row], grad[row], worth, sums[part])
+
+
+@fused
+def _rescale(weight, grad, worth, sums):
+    for c in range(weight.size):
+        sums[c] += grad[c] * weight[c]
+        grad[c] *= worth[c]
+        weight[c] /= worth[c]
 
 
 @exact

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..backends import choose_training_backend, fast_kernels
+from ..backends import choose_backend, choose_training_backend, fast_kernels
 from ..operators import declare_cost, new_like
 from . import reference
 
@@ -70,6 +70,29 @@ def firing_rate(spikes: Tensor, backend: str = "auto") -> Tensor:
     if choose_training_backend(backend, "firing_rate", spikes) == "reference":
         return reference.firing_rate(spikes)
     return firing_rate_operator(spikes)
+
+
+def rescale_columns(weight: Tensor, grad: Tensor, worth: Tensor, backend: str = "auto") -> Tensor:
+    """Divide the columns of a weight (out, in) by `worth` and multiply those of its gradient by it, both in place.
+
+    Returns sum(gradient * weight) of each column (in,), from before: what one factor of its weights would get.
+
+    Args:
+        worth: (in,), none of them 0.
+        backend: "auto" takes torch's own operators where one of them is not float32 without gaps, on a CPU.
+
+    Raises:
+        ValueError: "numba" was asked for, and cannot work in the memory of such a one.
+    """
+    is_plain = all(part.is_cpu and part.dtype == torch.float32 and part.is_contiguous() for part in (weight, grad))
+    if (backend == "auto" and not is_plain) or choose_backend(backend, "rescale_columns", weight) == "reference":
+        return reference.rescale_columns(weight, grad, worth)
+    if not is_plain:
+        raise ValueError(
+            "rescale_columns: numba wants weight and gradient float32 without gaps in memory, on the CPU, got "
+            f"{weight.dtype} and {grad.dtype}; use backend='auto'"
+        )
+    return fast_kernels("pointwise", weight).rescale_columns(weight, grad, worth)
 
 
 @torch.library.custom_op("spikegpt::squared_relu", mutates_args=())

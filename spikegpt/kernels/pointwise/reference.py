@@ -19,6 +19,14 @@ def dropout(x: Tensor, rate: float) -> Tensor:
     return torch.dropout(x, rate, train=True)
 
 
+def rescale_columns(weight: Tensor, grad: Tensor, worth: Tensor) -> Tensor:
+    """Divide the columns of a weight, multiply those of its gradient; return sum(gradient * weight) of each."""
+    sums = (grad * weight).sum(dim=0)
+    grad.mul_(worth)
+    weight.div_(worth)
+    return sums
+
+
 def firing_rate(spikes: Tensor) -> Tensor:
     """Return the share of neurons that fired (scalar): the mean of min(|spike|, 1)."""
     return spikes.float().abs().clamp(max=1).mean()
