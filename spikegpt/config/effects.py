@@ -89,7 +89,7 @@ def _idle_in_neurons(model: ModelConfig, begins_with: Spiking | None) -> dict[st
         given = "they are learned, and begin as the weights have them"
         idle |= {"threshold": given} if neuron.learnable_threshold else {}
         idle |= {"membrane_decay": given} if neuron.learnable_decay else {}
-    if neuron.membrane_decay == 0 and not neuron.learnable_decay:
+    if neuron.is_memoryless:
         nothing_kept = "at membrane_decay 0 no potential is kept from token to token"
         idle |= dict.fromkeys(("reset", "decay_input", "detach_reset"), nothing_kept)
     return idle
@@ -109,6 +109,8 @@ def _idle_in_losses(model: ModelConfig, train: TrainConfig) -> dict[str, str]:
         idle["firing_rate_weight"] = "there is no firing_rate_target"
     elif train.firing_rate_weight == 0:
         idle["firing_rate_target"] = "firing_rate_weight is 0"
+    if model.spiking == "none" or not (model.neuron.is_integer and model.neuron.is_memoryless):
+        idle["commitment"] = "no neurons of this model are memoryless and of whole spikes"
     if model.spiking != "input":
         idle["learn_in"] = f"in a --spiking {model.spiking} model no weights read spikes"
         without = ("synop_budget", "synop_weight", "synop_warmup")

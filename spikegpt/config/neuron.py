@@ -77,6 +77,11 @@ class NeuronConfig(Config):
         )
 
     @property
+    def is_memoryless(self) -> bool:
+        """Whether no potential is kept from token to token."""
+        return self.membrane_decay == 0 and not self.learnable_decay
+
+    @property
     def is_integer(self) -> bool:
         return self.levels > 1 or self.signed
 

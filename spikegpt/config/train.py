@@ -27,7 +27,8 @@ class TrainConfig(Config):
         "seed": SEEDS,
         **dict.fromkeys(("lr", "lr_final", "muon_lr", "weight_decay", "grad_clip", "l2wrap"), Range(0.0, math.inf)),
         **dict.fromkeys(
-            ("firing_rate_weight", "synop_weight", "teacher_features", "self_teacher"), Range(0.0, math.inf)
+            ("firing_rate_weight", "synop_weight", "commitment", "teacher_features", "self_teacher"),
+            Range(0.0, math.inf),
         ),
         **dict.fromkeys(
             ("betas", "muon_momentum", "adam_eps", "teacher_weight", "synop_warmup", "anneal", "decay_share"),
@@ -89,6 +90,9 @@ class TrainConfig(Config):
     """at a budget of 0.2 or more; below, it grows as the budget shrinks, so that an excess counts in proportion"""
     synop_warmup: float = 0.5
     """share of the steps over which the budget shrinks from 1 to synop_budget"""
+    commitment: float = 0.0
+    """weight of the commitment loss: how far the currents of neurons lie from what their spikes stand for, as a share
+    of their energy, mean over neuron layers. Acts on memoryless neurons of whole spikes, as the input block has"""
     teacher: str | None = None
     """folder of a trained run, the dense twin for instance, whose predictions are learned beside the text
     (distillation)"""

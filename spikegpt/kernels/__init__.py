@@ -1,5 +1,6 @@
 """One public door per operation; what lies behind it is chosen by `backends`, defined by the `reference` beside it."""
 
+from .commitment.door import commitment_error
 from .event_matvec.door import event_matvec
 from .event_wkv.door import EventWKVState, event_wkv
 from .fused_lif.door import shifted_lif, squared_relu_lif
@@ -11,7 +12,7 @@ from .wkv.door import WKVState, wkv
 from .wkv7.door import wkv7
 
 __all__ = [
-    "EventWKVState", "WKVState", "dropout", "event_matvec", "event_wkv", "firing_rate", "gate", "integer_lif",
-    "lif", "rescale_columns", "shifted_lif", "squared_relu", "squared_relu_lif", "token_shift", "wkv",
+    "EventWKVState", "WKVState", "commitment_error", "dropout", "event_matvec", "event_wkv", "firing_rate", "gate",
+    "integer_lif", "lif", "rescale_columns", "shifted_lif", "squared_relu", "squared_relu_lif", "token_shift", "wkv",
     "wkv7",
 ]  # fmt: skip

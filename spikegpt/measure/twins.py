@@ -34,6 +34,7 @@ _SPIKE_SETTINGS = {
     "anneal",
     "learn_in",
     "verify_spikes",
+    "commitment",
 }
 # a pupil's twin learns from the text alone
 _TEACHING_SETTINGS = {"teacher", "teacher_weight", "teacher_loss", "teacher_features", "self_teacher"}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import NeuronConfig
-from ..kernels import integer_lif, lif
+from ..kernels import commitment_error, integer_lif, lif
 from ..kernels.integer_lif.options import IntegerLIFOptions
 from ..kernels.lif.options import LIFOptions
 from ..kernels.operators import product_dtype
@@ -122,7 +122,7 @@ class LIF(nn.Module):
 
     @property
     def is_memoryless(self) -> bool:
-        return self.config.membrane_decay == 0 and not self.config.learnable_decay
+        return self.config.is_memoryless
 
     @property
     def fusible(self) -> IntegerLIFOptions | None:
@@ -184,6 +184,18 @@ class LIF(nn.Module):
         """
         if _is_verified and not spikes.is_meta:
             check_alphabet(spikes.detach(), self.alphabet, f"LIF({self.extra_repr()})")
+
+    @property
+    def can_commit(self) -> bool:
+        """Whether what a current makes these neurons emit depends on it alone, in whole spikes."""
+        return self.config.is_integer and self.is_memoryless
+
+    def commitment_error(self, current: Tensor) -> Tensor:
+        """Return how far currents (B, T, C) lie from what their spikes stand for (scalar, `kernels.commitment_error`).
+
+        Of neurons that `can_commit`.
+        """
+        return commitment_error(current, self.threshold, self._integer_options, self.backend)
 
     def _integer(self, current: Tensor, potential: Tensor | None) -> tuple[Tensor, Tensor]:
         return integer_lif(

@@ -18,6 +18,7 @@ from ..data.tokens.token_file import TokenData
 from ..evaluate.perplexity import Evaluation, NotFinite, evaluate_stream
 from ..model.network import ModelOutput, SpikeGPT
 from ..model.state import State, detach_state
+from ..neuron.lif import LIF
 from .convert import anneal
 from .loop import Advice, Forward
 from .losses import Reading, WithoutNeurons, make_terms
@@ -54,8 +55,16 @@ class LanguageModelling:
         self._streams: dict[nn.Module, Tensor] = {}
         if self.teacher is not None and config.teacher_features:
             for block in (*bare_model.blocks, *self.teacher.blocks):
-                block.register_forward_hook(self._keep_stream)
-        self.terms = make_terms(config, self.synapses, emits_spikes=bare_model.config.spiking != "none")
+                block.register_forward_hook(lambda block, _, output: self._keep_stream(block, *output))
+        neurons = [module for module in bare_model.modules() if isinstance(module, LIF) and module.can_commit]
+        # of the last call, where they are asked for
+        self._commitment_errors: list[Tensor] = []
+        if config.commitment:
+            for neuron in neurons:
+                # a function, not a method: whoever copies the model does not copy this object with it
+                neuron.register_forward_hook(lambda neuron, inputs, _: self._keep_commitment_error(neuron, *inputs))
+        emits_spikes = bare_model.config.spiking != "none"
+        self.terms = make_terms(config, self.synapses, emits_spikes=emits_spikes, commits=bool(neurons))
         self.teaches_itself = any(isinstance(term, WithoutNeurons) for term in self.terms)
         self.state: State | None = None
         self.best: dict[str, Any] = {}
@@ -118,7 +127,8 @@ class LanguageModelling:
         (logits, state, spikes), cross_entropy = self._read(ids, targets)
         self.state = detach_state(state) if self.config.carry_state else None
         streams = self._streams_after(self.bare_model), self._streams_after(self.teacher)
-        reading = Reading(step, cross_entropy, logits, spikes, taught, *streams, own)
+        errors, self._commitment_errors = self._commitment_errors, []
+        reading = Reading(step, cross_entropy, logits, spikes, taught, *streams, own, errors)
         return Forward(cross_entropy, {term.name: term(reading) for term in self.terms}, spikes)
 
     def _read(self, ids: Tensor, targets: Tensor) -> tuple[ModelOutput, Tensor]:
@@ -131,8 +141,13 @@ class LanguageModelling:
         """Do the work of a micro step, forward and backward, for a clock to see; nothing is changed by it."""
         rehearse(self.bare_model, self.config.batch_size, self.bare_model.config.ctx_len, self.config.precision)
 
-    def _keep_stream(self, block: nn.Module, inputs: tuple, output: tuple) -> None:
-        self._streams[block] = output[0]
+    def _keep_stream(self, block: nn.Module, x: Tensor, *_: Any) -> None:
+        self._streams[block] = x
+
+    def _keep_commitment_error(self, neuron: LIF, current: Tensor, *_: Any) -> None:
+        # not where the model is evaluated, nor in the pass that leaves neurons out
+        if torch.is_grad_enabled() and neuron.training and neuron.spike_share > 0:
+            self._commitment_errors.append(neuron.commitment_error(current))
 
     def _streams_after(self, model: SpikeGPT | None) -> list[Tensor]:
         """The streams after each block of `model` at its last call, which are forgotten here."""

@@ -41,6 +41,8 @@ class Reading(NamedTuple):
     taught_features: Sequence[Tensor] = ()
     without_neurons: Tensor | None = None
     """cross-entropy of the model with its neurons left out, where that is the teacher (scalar)"""
+    commitment_errors: Sequence[Tensor] = ()
+    """of each layer of neurons that commits, where that is asked for (scalars)"""
 
 
 class Term(Protocol):
@@ -54,12 +56,15 @@ class Term(Protocol):
         ...
 
 
-def make_terms(config: TrainConfig, synapses: dict[str, int], *, emits_spikes: bool) -> list[Term]:
+def make_terms(
+    config: TrainConfig, synapses: dict[str, int], *, emits_spikes: bool, commits: bool = False
+) -> list[Term]:
     """Return the terms that `config` asks for, in the order in which they are added up.
 
     Args:
         synapses: emitting module -> weights of the product that reads its spikes; empty where none does.
         emits_spikes: False for the dense twin, which has no rates to pull.
+        commits: whether any of its neurons can, see `LIF.can_commit`.
     """
     rate, teaches_itself = config.firing_rate_target, config.self_teacher > 0 and emits_spikes
     is_taught = config.teacher is not None or teaches_itself
@@ -74,6 +79,8 @@ def make_terms(config: TrainConfig, synapses: dict[str, int], *, emits_spikes: b
         terms.append(L2Wrap(config.l2wrap))
     if rate is not None and emits_spikes:
         terms.append(FiringRate(config.firing_rate_weight, rate))
+    if config.commitment and commits:
+        terms.append(Commitment(config.commitment))
     if synapses and config.synop_budget:
         terms.append(SynopBudget(config, synapses))
     return terms
@@ -137,6 +144,17 @@ class WithoutNeurons:
     def __call__(self, reading: Reading) -> Tensor:
         assert reading.without_neurons is not None, "the model was not read without its neurons"
         return self.weight * reading.without_neurons
+
+
+@dataclass(frozen=True)
+class Commitment:
+    """weight * share of the currents' energy that spikes do not stand for, mean over layers of neurons."""
+
+    name: ClassVar[str] = "commitment"
+    weight: float
+
+    def __call__(self, reading: Reading) -> Tensor:
+        return self.weight * torch.stack(list(reading.commitment_errors)).mean()
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """For every setting: which others does it need to have an effect?"""
 
+import dataclasses
+
 import pytest
 
-from spikegpt.config import ClassifyConfig, ModelConfig, NeuronConfig, SamplingConfig, TrainConfig
+from spikegpt.config import INPUT_NEURON, ClassifyConfig, ModelConfig, NeuronConfig, SamplingConfig, TrainConfig
 from spikegpt.config.effects import doubts, idle_in_blocks, idle_in_sampling, idle_in_training
 
 
@@ -30,6 +32,15 @@ def test_a_setting_that_another_turns_off(train, without_effect):
 def test_a_model_that_teaches_itself():
     assert not {"self_teacher", "teacher_weight", "teacher_loss"} & idle(train={"self_teacher": 1.0}).keys()
     assert "self_teacher" in idle({"spiking": "none"}, {"self_teacher": 1.0})
+
+
+@pytest.mark.parametrize(
+    "model",
+    [{"spiking": "none"}, {"spiking": "output"}, {"neuron": dataclasses.replace(INPUT_NEURON, membrane_decay=0.5)}],
+)
+def test_only_memoryless_neurons_of_whole_spikes_commit(model):
+    assert "commitment" in idle(model, {"commitment": 1.0})
+    assert "commitment" not in idle(train={"commitment": 1.0})
 
 
 def test_a_scale_beyond_the_layers():

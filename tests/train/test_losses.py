@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from spikegpt.checkpoint.weights import load_model
 from spikegpt.common.errors import SpikegptError
 from spikegpt.config import TrainConfig
+from spikegpt.neuron import LIF
 from spikegpt.train import language_modelling, loop
 from spikegpt.train import trainer as training
 from spikegpt.train.convert import anneal
@@ -65,10 +66,17 @@ def test_each_configured_term_is_worked_out_by_hand():
             ["cross_entropy", "distillation", "features"],
         ),
         ({"self_teacher": 1.0}, ["cross_entropy", "distillation", "without_neurons", "synop_budget"]),
+        ({"commitment": 1.0}, ["cross_entropy", "commitment", "synop_budget"]),
     ],
 )
 def test_a_configuration_makes_the_terms_that_it_names(changes, names):
-    assert [term.name for term in make_terms(TrainConfig(**changes), {"a": 10}, emits_spikes=True)] == names
+    terms = make_terms(TrainConfig(**changes), {"a": 10}, emits_spikes=True, commits=True)
+    assert [term.name for term in terms] == names
+
+
+def test_neurons_that_cannot_commit_have_no_such_term():
+    terms = make_terms(TrainConfig(commitment=1.0, synop_budget=0.0), {}, emits_spikes=True, commits=False)
+    assert [term.name for term in terms] == ["cross_entropy"]
 
 
 def test_the_dense_twin_has_no_rates_no_budget_and_no_neurons_to_leave_out():
@@ -134,6 +142,39 @@ def test_a_model_teaches_itself_in_two_passes_over_one_batch(make_run, monkeypat
     changes = {"self_teacher": 2.0, "teacher_weight": 0.25, "teacher_loss": "reverse", "synop_budget": 0.0}
     make_run(model=dataclasses.replace(MODEL, dropout=0.0), steps=2, precision="no", **changes)
     assert checked == [0, 1]
+
+
+@pytest.mark.parametrize("changes", [{}, {"self_teacher": 1.0}])
+def test_currents_are_drawn_to_what_their_spikes_stand_for(make_run, monkeypatch, changes):
+    """Once per layer and batch, in the pass with neurons; nothing is left of an evaluation."""
+    plain, checked = LanguageModelling.forward, []
+
+    def forward(self: LanguageModelling, step: int):
+        model, (ids, _) = copy.deepcopy(self.bare_model), copy.deepcopy(self.sampler).next()
+        found, errors = plain(self, step), []
+        for neuron in (module for module in model.modules() if isinstance(module, LIF)):
+            neuron._forward_hooks.clear()
+            neuron.register_forward_hook(lambda neuron, inputs, _: errors.append(neuron.commitment_error(inputs[0])))
+        anneal(model, 1.0)
+        model(ids)
+        wanted = 0.5 * torch.stack(errors).mean()
+        torch.testing.assert_close(found.terms["commitment"], wanted)
+        assert 0 < wanted < 0.5
+        learned = [name for name, _ in model.named_parameters() if name.endswith("ln1.weight")]
+        of = [
+            torch.autograd.grad(term, [network.get_parameter(name) for name in learned], retain_graph=True)
+            for term, network in ((found.terms["commitment"], self.bare_model), (wanted, model))
+        ]
+        torch.testing.assert_close(*of)
+        assert of[0][0].any()
+        checked.append(len(errors))
+        return found
+
+    monkeypatch.setattr(LanguageModelling, "forward", forward)
+    model = dataclasses.replace(MODEL, dropout=0.0)
+    run = make_run(model=model, steps=2, eval_every=1, precision="no", commitment=0.5, **changes)
+    assert checked == [8 * model.n_layer] * 2
+    assert all("commitment" in line["losses"] for line in read_metrics(run) if line["kind"] == "train")
 
 
 class Toy:

@@ -26,7 +26,14 @@ from spikegpt.train.language_modelling import LanguageModelling
 @pytest.mark.parametrize("after", [1, 4, 7, 11])
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"carry_state": True}, {"grad_accumulation": 2}, {"firing_rate_target": 0.2}, {"self_teacher": 1.0}],
+    [
+        {},
+        {"carry_state": True},
+        {"grad_accumulation": 2},
+        {"firing_rate_target": 0.2},
+        {"self_teacher": 1.0},
+        {"commitment": 1.0},
+    ],
     ids=str,
 )
 def test_broken_run_ends_with_the_weights_of_the_unbroken_one(make_run, monkeypatch, tmp_path, cache, after, changes):

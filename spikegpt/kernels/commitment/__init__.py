@@ -1,0 +1,1 @@
+"""How far currents lie from what their spikes stand for."""
