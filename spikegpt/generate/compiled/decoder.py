@@ -10,15 +10,19 @@ from torch import Tensor
 from ...model.network import SpikeGPT
 from ...model.state import State
 from . import token_step
+from .clock import PARTS, new_clock
 from .held import Held
 from .rows import Packer, Work, scratch_of
 from .team import OPEN, Team
 
 
 class RowDecoder:
-    """Reads one token of each text with a copy of the weights of `model`; gathers the rows whose input is not 0."""
+    """Reads one token of each text with a copy of the weights of `model`; gathers the rows whose input is not 0.
 
-    def __init__(self, model: SpikeGPT, weights: str, threads: int):
+    If it `has_clock`, its `ticks` say where the time goes.
+    """
+
+    def __init__(self, model: SpikeGPT, weights: str, threads: int, has_clock: bool = False):
         self._step, packer = token_step(model.config.mixer), Packer(model, weights)
         self._network, self._layers = packer.network(), self._step.pack(packer)
         self._shared = self._step.share(self._layers, packer.places)
@@ -27,7 +31,12 @@ class RowDecoder:
         widest = max(model.config.n_embd, *(product.weights.shape[1] for product in products.values()))
         self._gate = np.zeros(1, np.int64)
         self._work = [
-            Work(Team(part, threads, self._gate), scratch_of(model.config.n_embd, widest, self._dtype), self._shared)
+            Work(
+                Team(part, threads, self._gate),
+                scratch_of(model.config.n_embd, widest, self._dtype),
+                self._shared,
+                new_clock(packer.places) if has_clock else None,
+            )
             for part in range(threads)
         ]
         # product by its name in the model -> (packed, layer)
@@ -46,6 +55,7 @@ class RowDecoder:
         texts = len(self._layers[0].shift)
         head_neuron = self._network.head_neuron.with_potentials([], texts)
         self._network = self._network._replace(head_neuron=head_neuron)
+        self._ids = np.empty(texts, np.int64)
         self._logits = np.empty((texts, self._vocab_size), self._dtype)
         self._parts = [Held((work, self._network, self._layers)) for work in self._work]
 
@@ -55,17 +65,18 @@ class RowDecoder:
 
     def step(self, tokens: Tensor) -> Tensor:
         """Return the logits (texts, vocab_size) after one more token of each text, (texts,)."""
-        ids = tokens.numpy().astype(np.int64)
-        outside = (ids < 0) | (ids >= self._vocab_size)
-        if ids.shape != self._logits.shape[:1] or outside.any():
+        ids = tokens.tolist()
+        # in plain Python, that is sooner done than one call of numpy
+        if len(ids) != len(self._ids) or min(ids, default=0) < 0 or max(ids, default=0) >= self._vocab_size:
             raise ValueError(
-                f"step: want {len(self._logits)} token ids in [0, {self._vocab_size}), one per text, got {ids.tolist()}"
+                f"step: want {len(self._ids)} token ids in [0, {self._vocab_size}), one per text, got {ids}"
             )
+        self._ids[:] = ids
         self._gate[0], helpers, is_done = 0, [], False
         try:
             for part in range(1, len(self._work)):
-                helpers.append(self._threads().submit(self._run, part, ids))
-            self._run(0, ids)
+                helpers.append(self._threads().submit(self._run, part))
+            self._run(0)
             is_done = True
         finally:
             # where Ctrl-C came before this thread did, the others would wait for it for ever
@@ -76,13 +87,25 @@ class RowDecoder:
         self._tokens_read += len(ids)
         return torch.from_numpy(self._logits.copy())
 
-    def _run(self, part: int, ids: np.ndarray) -> None:
-        self._step.decode(self._parts[part], ids, self._logits)
+    def _run(self, part: int) -> None:
+        self._step.decode(self._parts[part], self._ids, self._logits)
 
     def _threads(self) -> ThreadPoolExecutor:
         if self._pool is None or self._pool[0] != os.getpid():
             self._pool = os.getpid(), ThreadPoolExecutor(len(self._work) - 1, thread_name_prefix="spikegpt-decode")
         return self._pool[1]
+
+    def ticks(self) -> dict[str, int]:
+        """Return part of a token -> the first thread's ticks of the processor's counter in it, over all tokens.
+
+        Products are parts under their names in the first block. "now" is the counter at the end of the last token.
+        """
+        clock = self._work[0].clock
+        if clock is None:
+            raise ValueError("this decoder has no clock; make it with has_clock=True")
+        products = {product.place: name for name, (product, layer) in self._products.items() if layer == 0}
+        names = [*PARTS, *(products[place].removeprefix("blocks.0.") for place in sorted(products))]
+        return {"now": int(clock[0]), **dict(zip(names, clock[1:].tolist(), strict=True))}
 
     def spike_counts(self) -> dict[str, int]:
         """Return layer of neurons that products read -> how many of them fired, over all tokens."""
