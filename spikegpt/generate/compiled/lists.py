@@ -1,18 +1,18 @@
-"""The list of the inputs of a product that are not zero: a vector register of them at a time where LLVM knows how."""
+"""The list of the inputs of a product that are not zero: a vector register of them at a time, or one by one."""
 
 from typing import Any
 
 import llvmlite.binding
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.extending import intrinsic
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic, overload
 
 from .team import fused
 
 REGISTER_BYTES = 64
 COMPRESS = "llvm.experimental.vector.compress"
-# the first LLVM with COMPRESS
-COMPRESSES = llvmlite.binding.llvm_version_info >= (19,)
+FIRST_LLVM = 19
 
 
 @intrinsic
@@ -56,15 +56,37 @@ def _compress(typing_context, values, start, active, amount, n):
 compress: Any = _compress
 
 
-@fused
-def list_active(values, active, amount):
-    """Write the indices and the values of the nonzeros of `values` and return how many there are."""
-    n = start = 0
-    if COMPRESSES:
+def list_registers(values, active, amount):
+    """List the nonzeros of as many whole registers as there are; return how many, and where the rest begins."""
+    raise NotImplementedError
+
+
+@overload(list_registers)
+def _list_registers(values, active, amount):
+    if not compresses():
+        return lambda values, active, amount: (0, 0)
+
+    def listed(values, active, amount):
+        n = start = 0
         lanes = REGISTER_BYTES // values.itemsize
         while start + lanes <= values.size:
             n = compress(values, start, active, amount, n)
             start += lanes
+        return n, start
+
+    return listed
+
+
+def compresses() -> bool:
+    """Return whether this processor has an instruction for it; without one it is twice as slow as one by one."""
+    _, _, features = cpu_target.target_context.codegen().magic_tuple()
+    return "+avx512f" in features.split(",") and llvmlite.binding.llvm_version_info[0] >= FIRST_LLVM
+
+
+@fused
+def list_active(values, active, amount):
+    """Write the indices and the values of the nonzeros of `values` and return how many there are."""
+    n, start = list_registers(values, active, amount)
     for c in range(start, values.size):
         active[n], amount[n] = c, values[c]
         n += values[c] != 0
