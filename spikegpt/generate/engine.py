@@ -93,7 +93,6 @@ class Engine:
         if self.by_rows and self._decoder is not None:
             self._decoder.take(state)
 
-    @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
         """Read one token of each text, (B,), and return the logits of the next, (B, vocab_size).
 
@@ -116,7 +115,8 @@ class Engine:
             if not self._is_chosen:
                 self._choose(self._decoder, len(tokens))
             return logits
-        output = self.model(tokens.to(self.model.device).unsqueeze(1), self._state)
+        with torch.inference_mode():
+            output = self.model(tokens.to(self.model.device).unsqueeze(1), self._state)
         self._state = output.state
         return output.logits[:, -1]
 

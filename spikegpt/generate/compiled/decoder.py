@@ -57,7 +57,8 @@ class RowDecoder:
         self._network = self._network._replace(head_neuron=head_neuron)
         self._ids = np.empty(texts, np.int64)
         self._logits = np.empty((texts, self._vocab_size), self._dtype)
-        self._parts = [Held((work, self._network, self._layers)) for work in self._work]
+        shared = self._shared._replace(stream=np.zeros((texts, self._layers[0].shift.shape[-1]), self._dtype))
+        self._parts = [Held((work._replace(shared=shared), self._network, self._layers)) for work in self._work]
 
     def give(self) -> State:
         """Return the state after the last token."""

@@ -61,9 +61,9 @@ def _add_rows(weights, scales, layer, active, amount, n, first, last, out):
 
 
 @fused
-def list_inputs(product, layer, values, work):
-    """List the inputs of a product that are not zero, note how many there are, and return that."""
-    n = list_active(values, work.scratch.active, work.scratch.amount)
+def list_inputs(product, layer, values, work, place):
+    """List the inputs of a product that are not zero in `place` of the lists, and return how many there are."""
+    n = list_active(values, work.scratch.active[place], work.scratch.amount[place])
     if work.team.part == 0:
         work.shared.inputs_read[product.place, layer] += n
     mark(work.clock, LISTS)
@@ -71,17 +71,17 @@ def list_inputs(product, layer, values, work):
 
 
 @fused
-def multiply_listed(product, layer, n, work, first, last, out):
-    """out[first:last] = (inputs @ weights)[first:last] in `layer`, of the `n` inputs that were listed."""
-    weights = product.weights[layer]
-    _add_rows(weights, product.scales, layer, work.scratch.active, work.scratch.amount, n, first, last, out)
+def multiply_listed(product, layer, place, n, work, first, last, out):
+    """out[first:last] = (inputs @ weights)[first:last] in `layer`, of the `n` inputs that are listed in `place`."""
+    active, amount = work.scratch.active[place], work.scratch.amount[place]
+    _add_rows(product.weights[layer], product.scales, layer, active, amount, n, first, last, out)
     mark(work.clock, PRODUCTS + product.place)
 
 
 @fused
 def multiply(product, layer, values, work, first, last, out):
     """out[first:last] = (values @ weights)[first:last] in `layer`, of the inputs that are not zero."""
-    multiply_listed(product, layer, list_inputs(product, layer, values, work), work, first, last, out)
+    multiply_listed(product, layer, 0, list_inputs(product, layer, values, work, 0), work, first, last, out)
 
 
 @summing
@@ -132,7 +132,7 @@ def _count_spikes(quanta, most, signed):
 
 @fused
 def _rows_of(neurons, layer, first, last):
-    """The rows of some neurons of a layer, each by itself: of a slice of all, compiled code takes numbers one by one."""
+    """The rows of some neurons of a layer, each by itself: of a slice of all, no loop becomes vector instructions."""
     rows = neurons.rows[layer]
     return rows[DECAY, first:last], rows[GAIN, first:last], rows[PULL, first:last], rows[THRESHOLD, first:last]
 
@@ -189,26 +189,23 @@ def meet_again(work, meetings):
 
 
 @fused
-def begin_token(network, token, work, meetings):
-    """Put the normalised embedding of `token` into the residual stream."""
+def begin_token(network, text, token, work):
+    """Put the normalised embedding of `token` into the residual stream of `text`."""
     start(work.clock)
     first, last = columns(network.embedding.shape[1], work.team)
     layer_norm(network.embedding[token], network.ln0.weight[0], network.ln0.bias[0], work.scratch.y)
+    stream = work.shared.stream[text]
     for c in range(first, last):
-        work.shared.stream[c] = work.scratch.y[c]
+        stream[c] = work.scratch.y[c]
     mark(work.clock, NORM)
-    return meet_again(work, meetings)
 
 
 @fused
-def end_token(network, text, work, meetings, logits):
+def end_token(network, text, work, logits):
     """Write the logits of the next token."""
-    C = network.embedding.shape[1]
     first, last = columns(logits.size, work.team)
-    layer_norm(work.shared.stream[:C], network.ln_out.weight[0], network.ln_out.bias[0], work.scratch.y)
+    layer_norm(work.shared.stream[text], network.ln_out.weight[0], network.ln_out.bias[0], work.scratch.y)
     mark(work.clock, NORM)
-    fire(network.head_neuron, 0, text, work.scratch.y, 0, C)
+    fire(network.head_neuron, 0, text, work.scratch.y, 0, work.scratch.y.size)
     mark(work.clock, NEURONS)
     multiply(network.head, 0, work.scratch.y, work, first, last, logits)
-    # the next text overwrites the stream
-    return meet_again(work, meetings)

@@ -13,6 +13,8 @@ from .pages import in_huge_pages
 from .team import Team
 
 WEIGHTS = ("float32", "bfloat16", "int8")
+# of the inputs of a product, at once: of those that read the stream in one half of a block
+LISTS = 3
 
 
 class Norm(NamedTuple):
@@ -81,7 +83,8 @@ class Network(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Working memory of one thread: y, z (C,); indices and values of the inputs of a product that are not 0."""
+    """Working memory of one thread: y, z (C,); active and amount (LISTS, widest + 1), the indices and the values of the
+    inputs of products that are not 0."""
 
     y: np.ndarray
     z: np.ndarray
@@ -92,7 +95,7 @@ class Scratch(NamedTuple):
 class Work(NamedTuple):
     """What a thread works with: its part in the team, its own memory, and the memory that all share.
 
-    The shared memory is the generation's; it has the residual `stream` (C,) and `inputs_read` (products, L).
+    The shared memory is the generation's; it has the residual `stream` (texts, C) and `inputs_read` (products, L).
     """
 
     team: Team
@@ -171,7 +174,7 @@ class Packer:
 def scratch_of(channels: int, widest: int, dtype: np.dtype) -> Scratch:
     """Return working memory for vectors of `channels` numbers and products of at most `widest` inputs."""
     y, z = np.empty(channels, dtype), np.empty(channels, dtype)
-    return Scratch(y, z, np.empty(widest + 1, np.int32), np.empty(widest + 1, dtype))
+    return Scratch(y, z, np.empty((LISTS, widest + 1), np.int32), np.empty((LISTS, widest + 1), dtype))
 
 
 def differing_neurons(model: SpikeGPT) -> str:

@@ -108,22 +108,15 @@ def _copy(values, first, last, out):
 
 
 @fused
-def _project(product, neurons, mix, layer, text, previous, work, first, last, out):
-    """out[first:last] = product of the spikes of a token-shift mix, or of the mix itself where there are no neurons.
+def _list_mix(product, neurons, mix, layer, text, previous, work, place):
+    """List in `place` the spikes of a token-shift mix, or the mix itself where there are no neurons; return how many.
 
     Every thread fires all neurons before a product itself; the potentials are stepped by their owner, in `_remember`.
     """
-    n = _list_mix(product, neurons, mix, layer, text, previous, work)
-    multiply_listed(product, layer, n, work, first, last, out)
-
-
-@fused
-def _list_mix(product, neurons, mix, layer, text, previous, work):
-    """List what `_project` reads, and return how much that is."""
     lerp(previous, work.scratch.y, mix[layer], work.scratch.z)
     look_at_spikes(neurons, layer, text, work.scratch.z, 0, work.scratch.z.size)
     mark(work.clock, NEURONS)
-    return list_inputs(product, layer, work.scratch.z, work)
+    return list_inputs(product, layer, work.scratch.z, work, place)
 
 
 @fused
@@ -139,22 +132,26 @@ def _time_mix(rows, layer, text, work, meetings):
     C = rows.decay.shape[1]
     first, last = columns(C, work.team)
     shared = work.shared
-    x, projected, mixed = shared.stream, shared.projected, shared.mixed
+    x, projected, mixed = shared.stream[text], shared.projected, shared.mixed
     k, v, r = projected[:C], projected[C : 2 * C], projected[2 * C : 3 * C]
     previous = rows.shift[text, layer]
-    layer_norm(x[:C], rows.norm.weight[layer], rows.norm.bias[layer], work.scratch.y)
+    layer_norm(x, rows.norm.weight[layer], rows.norm.bias[layer], work.scratch.y)
     mark(work.clock, NORM)
     if rows.shares_neurons:
-        n = _list_mix(rows.key, rows.input_neuron, rows.mix_k, layer, text, previous, work)
+        n = _list_mix(rows.key, rows.input_neuron, rows.mix_k, layer, text, previous, work, 0)
         if work.team.parts == 1:
-            multiply_listed(rows.key, layer, n, work, 0, 3 * C, projected)
+            multiply_listed(rows.key, layer, 0, n, work, 0, 3 * C, projected)
         else:
             for start in range(0, 3 * C, C):
-                multiply_listed(rows.key, layer, n, work, start + first, start + last, projected)
+                multiply_listed(rows.key, layer, 0, n, work, start + first, start + last, projected)
     else:
-        _project(rows.key, rows.key_neuron, rows.mix_k, layer, text, previous, work, first, last, k)
-        _project(rows.value, rows.value_neuron, rows.mix_v, layer, text, previous, work, first, last, v)
-        _project(rows.receptance, rows.receptance_neuron, rows.mix_r, layer, text, previous, work, first, last, r)
+        # the first rows of a product are then fetched while the one before still calculates
+        keys = _list_mix(rows.key, rows.key_neuron, rows.mix_k, layer, text, previous, work, 0)
+        values = _list_mix(rows.value, rows.value_neuron, rows.mix_v, layer, text, previous, work, 1)
+        receptances = _list_mix(rows.receptance, rows.receptance_neuron, rows.mix_r, layer, text, previous, work, 2)
+        multiply_listed(rows.key, layer, 0, keys, work, first, last, k)
+        multiply_listed(rows.value, layer, 1, values, work, first, last, v)
+        multiply_listed(rows.receptance, layer, 2, receptances, work, first, last, r)
     if rows.has_events:
         fire(rows.wkv_neuron, layer, text, v, first, last)
         _event_wkv(rows, layer, text, k, v, first, last, mixed)
@@ -185,21 +182,23 @@ def _channel_mix(rows, layer, text, work, meetings):
     first, last = columns(C, work.team)
     first_hidden, last_hidden = columns(F, work.team)
     shared = work.shared
-    x, projected, mixed = shared.stream, shared.projected, shared.mixed
+    x, projected, mixed = shared.stream[text], shared.projected, shared.mixed
     hidden, r = projected[:F], projected[F : F + C]
     previous = rows.shift[text, layer]
-    layer_norm(x[:C], rows.norm.weight[layer], rows.norm.bias[layer], work.scratch.y)
+    layer_norm(x, rows.norm.weight[layer], rows.norm.bias[layer], work.scratch.y)
     mark(work.clock, NORM)
     if rows.shares_neurons:
-        n = _list_mix(rows.key, rows.input_neuron, rows.mix_k, layer, text, previous, work)
+        n = _list_mix(rows.key, rows.input_neuron, rows.mix_k, layer, text, previous, work, 0)
         if work.team.parts == 1:
-            multiply_listed(rows.key, layer, n, work, 0, F + C, projected)
+            multiply_listed(rows.key, layer, 0, n, work, 0, F + C, projected)
         else:
-            multiply_listed(rows.key, layer, n, work, first_hidden, last_hidden, projected)
-            multiply_listed(rows.key, layer, n, work, F + first, F + last, projected)
+            multiply_listed(rows.key, layer, 0, n, work, first_hidden, last_hidden, projected)
+            multiply_listed(rows.key, layer, 0, n, work, F + first, F + last, projected)
     else:
-        _project(rows.key, rows.key_neuron, rows.mix_k, layer, text, previous, work, first_hidden, last_hidden, hidden)
-        _project(rows.receptance, rows.receptance_neuron, rows.mix_r, layer, text, previous, work, first, last, r)
+        keys = _list_mix(rows.key, rows.key_neuron, rows.mix_k, layer, text, previous, work, 0)
+        receptances = _list_mix(rows.receptance, rows.receptance_neuron, rows.mix_r, layer, text, previous, work, 1)
+        multiply_listed(rows.key, layer, 0, keys, work, first_hidden, last_hidden, hidden)
+        multiply_listed(rows.receptance, layer, 1, receptances, work, first, last, r)
     _square_relu(hidden, first_hidden, last_hidden)
     fire(rows.value_neuron, layer, text, hidden, first_hidden, last_hidden)
     mark(work.clock, HIDDEN)
@@ -225,10 +224,15 @@ def decode(held_part, tokens, logits):
     `held_part` holds a thread's (Work, Network, Layers).
     """
     work, network, layers = held_value(held_part)
-    meetings = 1
-    for text in range(tokens.size):
-        meetings = begin_token(network, tokens[text], work, meetings)
-        for layer in range(layers.att.decay.shape[0]):
+    texts = tokens.size
+    for text in range(texts):
+        begin_token(network, text, tokens[text], work)
+    meetings = meet_again(work, 1)
+    # all texts before the next half of a block, whose weights are then in the cache
+    for layer in range(layers.att.decay.shape[0]):
+        for text in range(texts):
             meetings = _time_mix(layers.att, layer, text, work, meetings)
+        for text in range(texts):
             meetings = _channel_mix(layers.ffn, layer, text, work, meetings)
-        meetings = end_token(network, text, work, meetings, logits[text])
+    for text in range(texts):
+        end_token(network, text, work, logits[text])
