@@ -50,6 +50,13 @@ def _add_rows(weights, scales, layer, active, amount, n, first, last, out):
             high = a4 * widen(w4[c]) + a5 * widen(w5[c]) + a6 * widen(w6[c]) + a7 * widen(w7[c])
             y[c] += low + high
         i += 8
+    if i + 4 <= n:
+        w0, w1, w2, w3 = (weights[active[i], first:last], weights[active[i + 1], first:last],
+                          weights[active[i + 2], first:last], weights[active[i + 3], first:last])  # fmt: skip
+        a0, a1, a2, a3 = amount[i], amount[i + 1], amount[i + 2], amount[i + 3]
+        for c in range(width):
+            y[c] += a0 * widen(w0[c]) + a1 * widen(w1[c]) + a2 * widen(w2[c]) + a3 * widen(w3[c])
+        i += 4
     while i < n:
         row, a = weights[active[i], first:last], amount[i]
         for c in range(width):
