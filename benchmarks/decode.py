@@ -9,12 +9,14 @@ beside it. Against: torch's matrix-vector products of one token alone, in float3
 model: a dense engine can only be slower); the dense twin, whole tokens, in our engine and in its own forward pass; and
 the `rwkv` package (cpu fp32, RWKV-4 of equal size; pip install rwkv). Whole tokens of ours, everything but the choice
 of the next token. Last line: JSON with speedup_0.05 ... speedup_0.25 (torch's products / our token), speedup_bf16_0.15,
-vs_rwkv_package.
+vs_rwkv_package. Of trained models: trained_vs_own_dense, batch8_over_1 (tokens per second of eight texts at once over
+those of one), percentiles of a token's time, and where it goes: the budget of a token.
 """
 
 import argparse
 import json
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +25,16 @@ from measure import alternate, ratio, write_result
 
 from spikegpt.checkpoint.weights import load_model
 from spikegpt.config import model_preset
+from spikegpt.generate.compiled.decoder import RowDecoder
 from spikegpt.generate.engine import GATHERED_TEXTS, Engine
 from spikegpt.model.initial import calibrate_thresholds
 from spikegpt.model.network import SpikeGPT
 
 RATES = (0.05, 0.10, 0.15, 0.25)
 TOKENS = 24
+# of a turn of a trained model: after few tokens it still waits for weights that the turns of the others have driven
+# out of the cache
+RUN_TOKENS = 256
 
 
 def make_model(size: str, spiking: str, rate: float | None = None, head: bool = True) -> SpikeGPT:
@@ -62,14 +68,14 @@ def decoder(engine: Engine, model: SpikeGPT, tokens: np.ndarray):
     return run
 
 
-def torch_products(model: SpikeGPT, dtype: torch.dtype):
-    """Return a callable that does every matrix product of TOKENS tokens and nothing else."""
+def torch_products(model: SpikeGPT, dtype: torch.dtype, tokens: int = TOKENS):
+    """Return a callable that does every matrix product of so many tokens and nothing else."""
     matrices = [module.weight.detach().to(dtype) for module in model.modules() if isinstance(module, torch.nn.Linear)]
     inputs = {matrix.shape[1]: torch.randn(matrix.shape[1]).to(dtype) for matrix in matrices}
 
     @torch.inference_mode()
     def run():
-        for _ in range(TOKENS):
+        for _ in range(tokens):
             for matrix in matrices:
                 torch.mv(matrix, inputs[matrix.shape[1]])
 
@@ -147,26 +153,96 @@ def measure_size(size: str, repetitions: int) -> dict:
 
 def measure_runs(run: Path, twin: Path, repetitions: int) -> dict:
     (model, tokenizer), (dense, _) = load_model(run), load_model(twin)
-    text = (b"It was the best of times, it was the worst of times, " * 4)[: 4 * TOKENS]
-    tokens = np.asarray(tokenizer.encode(text), dtype=np.int64)[:TOKENS]
-    engine, other = Engine(model), Engine(dense)
+    words = b"It was the best of times, it was the worst of times, " * 40
+    tokens = np.asarray(tokenizer.encode(words), dtype=np.int64)[:RUN_TOKENS]
+    engine, other, taken = Engine(model), Engine(dense), {"spiking": [], "twin": []}
     contenders = {
-        "spiking": decoder(engine, model, tokens),
-        "twin": decoder(other, dense, tokens),
-        "torch": torch_products(dense, torch.float32),
+        "spiking": timed_decoder(engine, model, tokens, taken["spiking"]),
+        "twin": timed_decoder(other, dense, tokens, taken["twin"]),
+        "torch": torch_products(dense, torch.float32, len(tokens)),
     }
     times = alternate(contenders, repetitions)
+    one, eight = decoder(Engine(model), model, tokens[:TOKENS]), several(Engine(model), model, tokens[:TOKENS], 8)
+    batch = alternate({"one": one, "eight": eight}, repetitions)
     ratios = {
+        "trained_vs_own_dense": ratio(times["twin"], times["spiking"]),
+        "twin_vs_torch_products": ratio(times["torch"], times["twin"]),
         "vs_torch_products": ratio(times["torch"], times["spiking"]),
-        "vs_twin_engine": ratio(times["twin"], times["spiking"]),
+        "batch8_over_1": ratio([8 * seconds for seconds in batch["one"]], batch["eight"]),
+    }
+    budgets = {name: budget(found, tokens, repetitions) for name, found in (("spiking", model), ("twin", dense))}
+    for name, found in budgets.items():
+        print(f"budget of a token, {name}, in ns")
+        for part, ns in found.items():
+            print(f"  {part:26s} {ns:9,.0f}")
+    percentiles = {
+        f"p{share}_us": {name: round(float(np.percentile(seconds, share)) * 1e6, 1) for name, seconds in taken.items()}
+        for share in (50, 99)
     }
     return {
-        "run": str(run),
-        "twin": str(twin),
+        "run": run.name,
+        "twin": twin.name,
+        "tokens_of_a_turn": len(tokens),
         "parameters": model.count_parameters(),
-        "density": {"spiking": engine.density()},
+        "density": {"spiking": engine.density(), "twin": other.density()},
         "ratios": ratios,
+        **percentiles,
+        "budget of a token, ns": budgets,
     }
+
+
+def timed_decoder(engine: Engine, model: SpikeGPT, tokens: np.ndarray, taken: list[float]):
+    """The same as `decoder`; the seconds of every token are added to `taken`."""
+    steps = [torch.tensor([token]) for token in tokens]
+    with torch.inference_mode():
+        engine.start(model(torch.from_numpy(tokens[None, :8])).state)
+
+    def run():
+        for token in steps:
+            start = time.perf_counter()
+            engine.step(token)
+            taken.append(time.perf_counter() - start)
+
+    return run
+
+
+def several(engine: Engine, model: SpikeGPT, tokens: np.ndarray, texts: int):
+    """Return a callable that reads `tokens` in so many texts at once, each from another place on."""
+    ids = torch.from_numpy(np.stack([np.roll(tokens, -3 * text) for text in range(texts)]))
+    with torch.inference_mode():
+        engine.start(model(ids[:, :8]).state)
+
+    def run():
+        for step in range(len(tokens)):
+            engine.step(ids[:, step])
+
+    return run
+
+
+def budget(model: SpikeGPT, tokens: np.ndarray, repetitions: int) -> dict[str, float]:
+    """Return part -> median ns of it in a token; the same of whole tokens, with marks of the parts and without."""
+    steps, turns = [torch.tensor([token]) for token in tokens], []
+    marked, plain = (RowDecoder(model, "float32", [Engine(model).threads], has_clock) for has_clock in (True, False))
+    with torch.inference_mode():
+        state = model(torch.from_numpy(tokens[None, :8])).state
+    for decoder in (marked, plain):
+        decoder.take(state)
+    # a turn of each warms it up
+    for turn in range(repetitions + 1):
+        found = {}
+        for name, decoder in (("without marks", plain), ("token", marked)):
+            decoder.step(steps[0])
+            before, start = marked.ticks(), time.perf_counter_ns()
+            for step in steps:
+                decoder.step(step)
+            found[name] = (time.perf_counter_ns() - start) / len(steps)
+        spent = {part: ticks - before[part] for part, ticks in marked.ticks().items()}
+        ns_of_a_tick = found["token"] / spent.pop("now")
+        found = {part: ticks * ns_of_a_tick for part, ticks in spent.items()} | found
+        found["around the compiled call"] = found["token"] - sum(spent.values()) * ns_of_a_tick
+        if turn:
+            turns.append(found)
+    return {part: round(float(np.median([turn[part] for turn in turns]))) for part in turns[0]}
 
 
 def measure_batch(repetitions: int) -> dict:

@@ -48,7 +48,8 @@ class Engine:
         model: on the CPU its weights are copied, so later changes of the model are not seen.
         weights: how they are stored: float32 (or the model's own precision), bfloat16, or int8 with a scale per output.
             The state, the neurons and the sums are float32 always (float64 in a float64 model).
-        threads: that share the work of a token on the CPU; None takes torch's number, or one for a small model.
+        threads: that share the work of a token on the CPU; None takes the fastest number up to torch's, which is tried
+            on the first tokens, or one for a small model.
 
     Raises:
         ValueError: unknown `weights`, or a model that cannot be decoded by rows while `weights` is not its own.
@@ -63,10 +64,11 @@ class Engine:
             raise ValueError(f"threads must be a whole number of at least 1, or None, got {threads!r}")
         self.model = model
         self.threads = threads or (torch.get_num_threads() if _weights(model) >= SHARED_WEIGHTS else 1)
+        choice = [threads] if threads else [self.threads >> halvings for halvings in range(self.threads.bit_length())]
         self.reason = why_not_by_rows(model)
         if self.reason and weights != "float32":
             raise ValueError(f"{weights} weights need decoding by rows, and {self.reason}; use weights='float32'")
-        self._decoder = None if self.reason else _make_decoder(model, weights, self.threads)
+        self._decoder = None if self.reason else _make_decoder(model, weights, choice)
         self._state: State | None = None
         self._texts = 0
         self.by_rows, self._is_chosen = False, True
@@ -93,7 +95,6 @@ class Engine:
         if self.by_rows and self._decoder is not None:
             self._decoder.take(state)
 
-    @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
         """Read one token of each text, (B,), and return the logits of the next, (B, vocab_size).
 
@@ -116,7 +117,8 @@ class Engine:
             if not self._is_chosen:
                 self._choose(self._decoder, len(tokens))
             return logits
-        output = self.model(tokens.to(self.model.device).unsqueeze(1), self._state)
+        with torch.inference_mode():
+            output = self.model(tokens.to(self.model.device).unsqueeze(1), self._state)
         self._state = output.state
         return output.logits[:, -1]
 
@@ -146,7 +148,7 @@ def _weights(model: nn.Module) -> int:
     return sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
 
 
-def _make_decoder(model: SpikeGPT, weights: str, threads: int) -> Decoder:
+def _make_decoder(model: SpikeGPT, weights: str, threads: list[int]) -> Decoder:
     if model.device.type == "cuda":
         return EventDecoder(model, weights)
     from .compiled.decoder import RowDecoder

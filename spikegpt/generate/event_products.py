@@ -66,6 +66,7 @@ class EventDecoder:
     def give(self) -> State:
         return self._state
 
+    @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
         """Return the logits (texts, vocab_size) after one more token of each text, (texts,)."""
         output = self._model(tokens.to(self._model.device).unsqueeze(1), self._state)

@@ -15,7 +15,8 @@ def compiled(**options: Any) -> Callable[[Callable], Any]:
     """Return a decorator: numba.njit with these options, without the lock of the interpreter, kept on disk.
 
     Numba's own cache looks at a function's own file alone: it goes on calling what a changed function of another file
-    was, and fails on types that are no more. This one is of the sources of the whole wing.
+    was, and fails on types that are no more. This one is of the sources of the whole wing, and of the kernels', which
+    the others call.
     """
 
     def compile(function: Callable) -> Any:
@@ -29,7 +30,8 @@ def compiled(**options: Any) -> Callable[[Callable], Any]:
 class _Cache(FunctionCache):
     def __init__(self, function: Callable):
         super().__init__(function)
-        name = f"{self._impl.filename_base}-{_digest(_wing_of(Path(function.__code__.co_filename)))}"
+        wings = {_wing_of(Path(function.__code__.co_filename)), Path(__file__).parent}
+        name = "-".join([self._impl.filename_base, *map(_digest, sorted(wings))])
         self._cache_file = IndexDataCacheFile(self._cache_path, name, self._impl.locator.get_source_stamp())
 
     def load_overload(self, signature, target_context):

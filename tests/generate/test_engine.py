@@ -7,6 +7,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from spikegpt.config import INPUT_NEURON, ModelConfig, NeuronConfig
+from spikegpt.generate.compiled.decoder import TRIED, RowDecoder, fastest
 from spikegpt.generate.engine import Engine
 from spikegpt.model.initial import calibrate_thresholds
 from spikegpt.model.network import SpikeGPT
@@ -242,6 +243,47 @@ def test_neurons_that_differ_from_layer_to_layer_go_through_the_model():
     config = ModelConfig(n_layer=2, n_embd=8, vocab_size=V, spiking="output")
     model = SpikeGPT(config, lambda site: LIF(site.channels, NeuronConfig(threshold=next(thresholds))))
     assert "blocks.1.time_mix_neuron are others than those of the layers before" in Engine(model).reason
+
+
+def test_several_numbers_of_threads_are_tried_and_one_is_kept(ids):
+    model = make("input", torch.float32)
+    one, several = RowDecoder(model, "float32", [1]), RowDecoder(model, "float32", [3, 2, 1])
+    with torch.no_grad():
+        state = model(ids[:1, :START]).state
+    for decoder in (one, several):
+        decoder.take(state)
+    for t in range(3 * TRIED):
+        assert len(several._seconds) == 3
+        assert torch.equal(one.step(ids[:1, t]), several.step(ids[:1, t]))
+    assert len(several._seconds) == 1
+    assert several.spike_counts() == one.spike_counts()
+
+
+def test_the_fastest_number_of_threads_is_that_of_the_least_median():
+    seconds = {2: [9.0, *[2.0] * (TRIED - 1)], 1: [1.0, *[3.0] * (TRIED - 2)]}
+    assert fastest(seconds) == seconds
+    seconds[1].append(3.0)
+    assert list(fastest(seconds)) == [2]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_clock_tells_every_tick_and_changes_no_bit(threads, ids):
+    model = make("input", torch.float32)
+    with torch.no_grad():
+        state = model(ids[:1, :START]).state
+    plain, clocked = (RowDecoder(model, "float32", [threads], has_clock) for has_clock in (False, True))
+    for decoder in (plain, clocked):
+        decoder.take(state)
+    assert torch.equal(plain.step(ids[:1, START]), clocked.step(ids[:1, START]))
+    before = clocked.ticks()
+    clocked.step(ids[:1, START + 1])
+    spent = {part: ticks - before[part] for part, ticks in clocked.ticks().items()}
+    # what lies between two tokens is no part of either
+    between = spent.pop("now")
+    assert 0 < sum(spent.values()) <= between
+    assert {"norm", "lists", "head", "att.key", "ffn.value"} < set(spent) and min(spent.values()) > 0
+    with pytest.raises(ValueError, match="has no clock"):
+        plain.ticks()
 
 
 def test_something_else_than_our_model_is_refused():

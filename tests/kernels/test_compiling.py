@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -74,3 +75,14 @@ def test_a_cache_of_older_sources_is_not_opened(tmp_path, monkeypatch):
         index.write_bytes(index.read_bytes()[:20] + b"no such type")
     (tmp_path / "callee_of_test.py").write_text(CALLEE.format("+ 4"))
     assert load(tmp_path, monkeypatch).outer(1) == 50
+
+
+def test_a_change_of_the_kernels_is_compiled_anew_where_they_are_called(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "caller_of_test.py").write_text(CALLER)
+    (tmp_path / "callee_of_test.py").write_text(CALLEE.format("+ 1"))
+    assert load(tmp_path, monkeypatch).outer(1) == 20
+    digest, kernels = compiling._digest, Path(compiling.__file__).parent
+    monkeypatch.setattr(compiling, "_digest", cache(lambda folder: "new" if folder == kernels else digest(folder)))
+    changed = load(tmp_path, monkeypatch)
+    assert changed.outer(1) == 20 and not changed.outer.stats.cache_hits

@@ -35,7 +35,7 @@ class Held:
         content = numba.typeof(value)
         context = cpu_target.target_context
         # the compiled form points into the arrays of `value`, which must live as long
-        self.value, self.numba_type = value, HeldType(content)
+        self.value, self._numba_type_ = value, HeldType(content)
         self._room = np.zeros(context.get_abi_sizeof(context.get_value_type(content)), np.uint8)
         self.address = self._room.ctypes.data
         _unpack(self._room, value)
@@ -43,7 +43,7 @@ class Held:
 
 @typeof_impl.register(Held)
 def _type_of(held, _context):
-    return held.numba_type
+    return held._numba_type_
 
 
 @unbox(HeldType)

@@ -9,9 +9,12 @@ from torch import Tensor, nn
 
 from ...model.network import SpikeGPT
 from ...neuron.lif import LIF
+from .pages import in_huge_pages
 from .team import Team
 
 WEIGHTS = ("float32", "bfloat16", "int8")
+# of the inputs of a product, at once: of those that read the stream in one half of a block
+LISTS = 3
 
 
 class Norm(NamedTuple):
@@ -41,7 +44,8 @@ class Neurons(NamedTuple):
     """The neurons at a site: rows (L, 4, channels), potential (texts, L, channels), and what `neuron.lif.NeuronRows`
     says.
 
-    One type for all, so that one compilation serves every block: where there are no neurons they do not `exist`.
+    One type for all, so that one compilation serves every block: where there are no neurons they do not `exist`. If
+    they are `plain`, their potential is the current: they remember nothing, all gains are 1, and nothing pulls.
     """
 
     rows: np.ndarray
@@ -52,6 +56,7 @@ class Neurons(NamedTuple):
     rest: np.floating
     remembers: bool
     exist: bool
+    plain: bool
 
     def with_potentials(self, potentials: Sequence[Tensor | None], texts: int) -> "Neurons":
         """Return these neurons with one potential (texts, channels) for each layer; 0 where it is None."""
@@ -78,7 +83,8 @@ class Network(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Working memory of one thread: y, z (C,); indices and values of the inputs of a product that are not 0."""
+    """Working memory of one thread: y, z (C,); active and amount (LISTS, widest + 1), the indices and the values of the
+    inputs of products that are not 0."""
 
     y: np.ndarray
     z: np.ndarray
@@ -89,12 +95,13 @@ class Scratch(NamedTuple):
 class Work(NamedTuple):
     """What a thread works with: its part in the team, its own memory, and the memory that all share.
 
-    The shared memory is the generation's; it has the residual `stream` (C,) and `inputs_read` (products, L).
+    The shared memory is the generation's; it has the residual `stream` (texts, C) and `inputs_read` (products, L).
     """
 
     team: Team
     scratch: Scratch
     shared: Any
+    clock: np.ndarray | None
 
 
 class Packer:
@@ -124,11 +131,13 @@ class Packer:
         stack = stacks[0].contiguous() if len(stacks) == 1 else torch.cat(stacks, dim=2)
         place, self.places = self.places, self.places + 1
         if self.weights == "bfloat16":
-            return Product(stack.to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16), None, place)
+            words = stack.to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
+            return Product(in_huge_pages(words), None, place)
         if self.weights == "int8":
             scales = (stack.abs().amax(dim=1) / 127).clamp(min=1e-30)
-            return Product((stack / scales.unsqueeze(1)).round().to(torch.int8).numpy(), scales.numpy(), place)
-        return Product(stack.numpy(), None, place)
+            words = (stack / scales.unsqueeze(1)).round().to(torch.int8).numpy()
+            return Product(in_huge_pages(words), scales.numpy(), place)
+        return Product(in_huge_pages(stack.numpy()), None, place)
 
     def neurons(self, owners: Sequence[nn.Module], site: str) -> Neurons:
         """The neurons at `site` of the same half of every layer."""
@@ -136,7 +145,7 @@ class Packer:
         found = [neuron.rows(self.real) for neuron in layers if isinstance(neuron, LIF)]
         if not found:
             nothing = np.zeros((len(owners), 4, 0), self.dtype)
-            return Neurons(nothing, nothing[None, :, 0], 1, False, False, self.dtype.type(0), False, False)
+            return Neurons(nothing, nothing[None, :, 0], 1, False, False, self.dtype.type(0), False, False, False)
         rows = torch.stack([torch.stack([row.decay, row.gain, row.pull, row.threshold]) for row in found])
         L, _, channels = rows.shape
         one = found[0]
@@ -149,6 +158,7 @@ class Packer:
             rest=self.dtype.type(one.rest),
             remembers=one.remembers,
             exist=True,
+            plain=not one.remembers and bool((rows[:, GAIN] == 1).all() and (rows[:, PULL] == 0).all()),
         )
 
     def network(self) -> Network:
@@ -164,7 +174,7 @@ class Packer:
 def scratch_of(channels: int, widest: int, dtype: np.dtype) -> Scratch:
     """Return working memory for vectors of `channels` numbers and products of at most `widest` inputs."""
     y, z = np.empty(channels, dtype), np.empty(channels, dtype)
-    return Scratch(y, z, np.empty(widest + 1, np.int64), np.empty(widest + 1, dtype))
+    return Scratch(y, z, np.empty((LISTS, widest + 1), np.int32), np.empty((LISTS, widest + 1), dtype))
 
 
 def differing_neurons(model: SpikeGPT) -> str:

@@ -82,7 +82,7 @@ class Layers(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """Where threads see each other's columns: stream and mixed (C,).
+    """Where threads see each other's columns: stream (texts, C), mixed (C,).
 
     projected (F + C,) are key, value and receptance of the time mix, or hidden and receptance of the channel mix.
     """
@@ -162,8 +162,8 @@ def _event_first(time_first: Tensor) -> Tensor:
 def share(layers: Layers, places: int) -> Shared:
     """Return the memory in which the threads see each other's columns, and the counts of so many products."""
     L, F, C = layers.ffn.value.weights.shape
-    stream, mixed = np.zeros((2, C), layers.att.decay.dtype)
-    return Shared(stream, np.zeros(F + C, stream.dtype), mixed, np.zeros((places, L), np.int64))
+    dtype = layers.att.decay.dtype
+    return Shared(np.zeros((1, C), dtype), np.zeros(F + C, dtype), np.zeros(C, dtype), np.zeros((places, L), np.int64))
 
 
 def products(layers: Layers) -> dict[str, Product]:

@@ -14,6 +14,8 @@ from ...kernels.compiling import compiled
 # nothing is allocated and no array is kept beyond a call, so no reference is counted: with the dozens of arrays of a
 # token that took longer than a small layer
 fused = compiled(fastmath={"contract"}, _nrt=False)
+# of sums whose order is the compiler's, several at a time; it is the same for every thread
+summing = compiled(fastmath={"contract", "reassoc"}, _nrt=False)
 
 # columns are shared out in runs of this many, so that two threads never write to one cache line
 GRAIN = 16
