@@ -20,7 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
-from measure import alternate, ratio, write_result
+from measure import alternate, ratio, wait_as_command_line, write_result
 
 from neuromorphic import OpCounter
 from spikegpt.config import SPIKING, model_preset
@@ -137,6 +137,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=11)
     parser.add_argument("--quick", action="store_true", help="5 repetitions")
     options = parser.parse_args()
+    wait_as_command_line()
     torch.set_num_threads(options.threads)
     repetitions = 5 if options.quick else options.repetitions
     result = {"preset": "small", "batch": 8, "tokens": 512}

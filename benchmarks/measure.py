@@ -14,6 +14,8 @@ from typing import NoReturn
 
 import torch
 
+from spikegpt.__main__ import WAITING
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -32,6 +34,15 @@ def machine() -> dict:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+
+
+def wait_as_command_line() -> None:
+    """Begin this program anew unless its threads wait as those of `spikegpt` do, or as its environment says.
+
+    How they wait is read when torch is loaded.
+    """
+    if not os.environ.keys() & WAITING.keys():
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **WAITING})
 
 
 def alternate(functions: dict[str, Callable[[], object]], repetitions: int, warmup: int = 1) -> dict[str, list[float]]:

@@ -48,7 +48,7 @@ SIZES = {"n_layer": 4, "n_embd": 192, "ctx_len": 128, "batch_size": 16, "dropout
 MUON = {"optimizer": "muon", "muon_lr": 0.03, "muon_momentum": 0.9, "schedule": "wsd", "decay_share": 0.97}
 DENSE = {"spiking": "none", "lr": 4e-3, **MUON}
 LEVELS = {"levels": 8, "hidden_levels": 16}
-STUDENT = {"spiking": "input", "lr": 6e-3, "self_teacher": 1.0, **MUON, **LEVELS}
+STUDENT = {"spiking": "input", "lr": 6e-3, "self_teacher": 1.0, "commitment": 1.0, **MUON, **LEVELS}
 HEALING = {**LEVELS, **TAUGHT}
 DENSE_SHARE, HEALED_SHARE = 0.7, 0.1
 # shares of the dense products; a little below what is compared, for a budget is reached from above

@@ -14,19 +14,16 @@ and against both in float32 as well. Last line: JSON with the medians of the rat
 
 import argparse
 import json
-import os
-import sys
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from unittest.mock import patch
 
 import torch
-from measure import alternate, ratio, write_result
+from measure import alternate, ratio, wait_as_command_line, write_result
 from torch import nn
 from torch.nn import functional as F
 
-from spikegpt.__main__ import WAITING
 from spikegpt.common.memory import pages_kept
 from spikegpt.config import ModelConfig, model_preset, train_preset
 from spikegpt.kernels import backends
@@ -154,9 +151,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=15)
     parser.add_argument("--quick", action="store_true", help="4 repetitions, no result written")
     options = parser.parse_args()
-    if not os.environ.keys() & WAITING.keys():
-        # threads wait as they do in trainings of the command line; it is read when torch is loaded
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **WAITING})
+    wait_as_command_line()
     torch.set_num_threads(options.threads)
     # the way that says what is missing, once per kernel
     warnings.filterwarnings("ignore", ".*numba is missing")

@@ -34,6 +34,7 @@ HEALING: dict[str, Any] = {
     "lr": 8e-3,
     "teacher_weight": 0.9,
     "teacher_features": 3.0,
+    "commitment": 6.0,
     "anneal": 0.0,
     # thresholds are fitted within the whole budget
     "synop_warmup": 0.0,
