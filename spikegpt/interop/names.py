@@ -205,15 +205,19 @@ def generation_of(
     if not any(RWKV7 in name for name in weights):
         return {}, weights
     n_layer, n_embd, _ = sizes
-    # the first layer may lack its pair v
     last = f"blocks.{n_layer - 1}.att."
-    shapes = {}
-    for name in ("r_k", "w1", "a1", "v1" if n_layer > 1 or UNREAD[1] in weights else "a1", "g1"):
+    names, shapes = ["r_k", "w1", "a1", "v1", "g1"], {}
+    if n_layer == 1 and UNREAD[1] not in weights:
+        # the first layer may lack its pair v
+        names.remove("v1")
+    for name in names:
         shape = tuple(weights[last + name].shape) if last + name in weights else None
         if shape is None or len(shape) != 2 or shape[0] == 0 or shape[1] == 0:
-            raise SpikegptError(f"{source}: {last}{name} is {shape or 'missing'}, want a matrix; get the whole file")
+            what = "(heads, channels of one)" if name == "r_k" else "a matrix"
+            raise SpikegptError(f"{source}: {last}{name} is {shape or 'missing'}, want {what}; get the whole file")
         shapes[name] = shape
-    _, w, a, v, g = (shape[1] for shape in shapes.values())
+    w, a, g = (shapes[name][1] for name in ("w1", "a1", "g1"))
+    v = shapes.get("v1", shapes["a1"])[1]
     fields = {
         "mixer": "rwkv7",
         "spiking": "none",

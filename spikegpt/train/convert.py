@@ -73,11 +73,14 @@ def healing_of(start: Path, **changes) -> tuple[ModelConfig, TrainConfig]:
     A run gives its text, seed and batch size, and HEALED_STEPS of its steps; all else has the defaults of a new run.
 
     Raises:
-        SpikegptError: no whole model is there, or it is not dense.
+        SpikegptError: no whole model is there, it is not dense, or of a generation that has no spike-driven form.
     """
+    there = read_model_config(start)
+    if there.spiking != "none":
+        raise SpikegptError(f"{start} has --spiking {there.spiking}; only a dense model (--spiking none) is converted")
+    if there.mixer == "rwkv7":
+        raise SpikegptError(f"{start} is of mixer rwkv7, which has no spike-driven form so far; convert one of rwkv4")
     model, training = defaults_from(start, spiking="input", **changes)
-    if (found := read_model_config(start).spiking) != "none":
-        raise SpikegptError(f"{start} has --spiking {found}; only a dense model (--spiking none) is converted")
     own: dict[str, Any] = {}
     run = checkpoint.run_of(start)
     if run is not None:

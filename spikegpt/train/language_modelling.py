@@ -57,8 +57,8 @@ class LanguageModelling:
             for block in (*bare_model.blocks, *self.teacher.blocks):
                 block.register_forward_hook(lambda block, _, output: self._keep_stream(block, *output))
         neurons = [module for module in bare_model.modules() if isinstance(module, LIF) and module.can_commit]
-        # of the last call, where they are asked for
-        self._commitment_errors: list[Tensor] = []
+        # of the call under way, if it is the one with neurons that is learned from; else None
+        self._commitment_errors: list[Tensor] | None = None
         if config.commitment:
             for neuron in neurons:
                 # a function, not a method: whoever copies the model does not copy this object with it
@@ -124,10 +124,11 @@ class LanguageModelling:
             (logits, _, _), own = self._read(ids, targets)
             taught = logits.detach()
         anneal(self.bare_model, spike_share(step, self.config))
+        self._commitment_errors = []
         (logits, state, spikes), cross_entropy = self._read(ids, targets)
+        errors, self._commitment_errors = self._commitment_errors, None
         self.state = detach_state(state) if self.config.carry_state else None
         streams = self._streams_after(self.bare_model), self._streams_after(self.teacher)
-        errors, self._commitment_errors = self._commitment_errors, []
         reading = Reading(step, cross_entropy, logits, spikes, taught, *streams, own, errors)
         return Forward(cross_entropy, {term.name: term(reading) for term in self.terms}, spikes)
 
@@ -145,8 +146,8 @@ class LanguageModelling:
         self._streams[block] = x
 
     def _keep_commitment_error(self, neuron: LIF, current: Tensor, *_: Any) -> None:
-        # not where the model is evaluated, nor in the pass that leaves neurons out
-        if torch.is_grad_enabled() and neuron.training and neuron.spike_share > 0:
+        # not where the model is evaluated or rehearsed, nor in the pass that leaves neurons out
+        if self._commitment_errors is not None:
             self._commitment_errors.append(neuron.commitment_error(current))
 
     def _streams_after(self, model: SpikeGPT | None) -> list[Tensor]:

@@ -224,6 +224,19 @@ def test_rwkv7_is_the_same_without_what_nothing_reads(authors_file, tmp_path):
     assert all(torch.equal(back[name], weights[name]) for name in back)
 
 
+def test_one_layer_of_rwkv7_is_read_without_what_nothing_reads(authors_file, tmp_path):
+    def one_layer(weights):
+        return {
+            name: tensor for name, tensor in without_unread(weights).items() if "blocks." not in name or ".0." in name
+        }
+
+    config = import_weights(authors_file("rwkv7_a", one_layer), tmp_path / "model")
+    assert config.n_layer == 1
+    assert (config.lora_ranks[0], config.lora_ranks[1], config.lora_ranks[3]) == (7, 5, 11)
+    export_weights(tmp_path / "model", tmp_path / "back.pth", "pth")
+    assert torch.load(tmp_path / "back.pth", weights_only=True).keys() == one_layer(golden("rwkv7_a")[0]).keys()
+
+
 @pytest.mark.parametrize(
     "change, words",
     [

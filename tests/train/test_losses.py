@@ -177,6 +177,24 @@ def test_currents_are_drawn_to_what_their_spikes_stand_for(make_run, monkeypatch
     assert all("commitment" in line["losses"] for line in read_metrics(run) if line["kind"] == "train")
 
 
+def test_a_rehearsal_leaves_no_commitment_behind(make_run, monkeypatch):
+    """It reads the model as a step does, and its graph is gone when the next step is learned from."""
+    plain = LanguageModelling.forward
+
+    def forward(self: LanguageModelling, step: int):
+        self.rehearse()
+        return plain(self, step)
+
+    wanted = weights_of(make_run("plain", steps=2, commitment=1.0))
+    monkeypatch.setattr(LanguageModelling, "forward", forward)
+    assert weights_of(make_run("rehearsed", steps=2, commitment=1.0)) == wanted
+
+
+def test_neurons_commit_before_they_are_annealed_in(make_run):
+    run = make_run(steps=3, log_every=1, anneal=0.7, commitment=1.0)
+    assert all(line["losses"]["commitment"] > 0 for line in read_metrics(run) if line["kind"] == "train")
+
+
 class Toy:
     name = "toy"
 
