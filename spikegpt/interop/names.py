@@ -49,7 +49,7 @@ OTHER_FAMILIES = {
 }
 
 # those that tell RWKV-7, and RWKV-4
-RWKV7, RWKV4 = "att.x_r", "att.time_mix_k"
+RWKV7, RWKV4 = ("att.x_r", "att.r_k", "att.k_k"), "att.time_mix_k"
 # of these, files of some trainers have those of the first layer too, where nothing reads them
 UNREAD = tuple(f"blocks.0.att.{name}" for name in ("v0", "v1", "v2"))
 
@@ -168,9 +168,11 @@ def sizes_of(weights: Mapping[str, Tensor], source: Path) -> tuple[int, int, int
     Raises:
         SpikegptError: they are those of no RWKV-4, RWKV-7 or SpikeGPT, or a layer is missing.
     """
-    is_rwkv7 = any(RWKV7 in name for name in weights)
+    is_rwkv7 = _is_rwkv7(weights)
     if is_rwkv7 and any(RWKV4 in name for name in weights):
-        raise SpikegptError(f"{source} has tensors of RWKV-7 ({RWKV7}) and of RWKV-4 ({RWKV4}); save one of them alone")
+        raise SpikegptError(
+            f"{source} has tensors of RWKV-7 ({RWKV7[0]}) and of RWKV-4 ({RWKV4}); save one of them alone"
+        )
     for part, family in OTHER_FAMILIES.items():
         # RWKV-7 has that norm too
         if any(part in name for name in weights) and not (is_rwkv7 and part == "att.ln_x.weight"):
@@ -192,6 +194,10 @@ def sizes_of(weights: Mapping[str, Tensor], source: Path) -> tuple[int, int, int
     return len(layers), shape[1], shape[0]
 
 
+def _is_rwkv7(weights: Mapping[str, Tensor]) -> bool:
+    return any(name.endswith(RWKV7) for name in weights)
+
+
 def generation_of(
     weights: Mapping[str, Tensor], sizes: tuple[int, int, int], source: Path
 ) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
@@ -202,7 +208,7 @@ def generation_of(
     Raises:
         SpikegptError: a head or a pair of RWKV-7 has no shape of one.
     """
-    if not any(RWKV7 in name for name in weights):
+    if not _is_rwkv7(weights):
         return {}, weights
     n_layer, n_embd, _ = sizes
     last = f"blocks.{n_layer - 1}.att."

@@ -243,6 +243,7 @@ def test_one_layer_of_rwkv7_is_read_without_what_nothing_reads(authors_file, tmp
         (lambda w: w | {"blocks.0.att.time_mix_k": torch.zeros(1, 1, 36)}, "of RWKV-7 .* and of RWKV-4"),
         (lambda w: w | {"blocks.0.ffn.s_emb.weight": torch.zeros(61, 36)}, "deep embedding"),
         (lambda w: w | {"blocks.0.qkv.weight": torch.zeros(36, 36)}, "deep embedding in attention"),
+        (lambda w: {name: t for name, t in w.items() if "att.x_r" not in name}, r"blocks.0.att.x_r"),
         (lambda w: w | {"blocks.2.att.w1": torch.zeros(36)}, r"blocks.2.att.w1 is \(36,\), want a matrix"),
         (lambda w: {name: t for name, t in w.items() if name != "blocks.2.att.r_k"}, "blocks.2.att.r_k is missing"),
         (lambda w: w | {"blocks.1.att.g1": torch.zeros(36, 12)}, r"blocks.1.att.g1 is \(36, 12\), want \(36, 11\)"),

@@ -1,7 +1,7 @@
 """RWKV-4 as its token step in rwkv4.py reads it: a model's numbers packed, its state taken over and given back."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -114,12 +114,7 @@ def pack(packer: Packer) -> Layers:
         first=packer.rows([first(half.time_first) for half in att]),
         **_projections(packer, att),
         output=packer.product([half.output for half in att]),
-        input_neuron=packer.neurons(att, "input_neuron"),
-        key_neuron=packer.neurons(att, "key_neuron"),
-        value_neuron=packer.neurons(att, "value_neuron"),
-        receptance_neuron=packer.neurons(att, "receptance_neuron"),
-        wkv_neuron=packer.neurons(att, "wkv_neuron"),
-        output_neuron=packer.neurons(att, "output_neuron"),
+        **_neurons(packer, att, TIME_MIX_SITES),
         neuron_behind=packer.neurons(blocks, "time_mix_neuron"),
         shift=nothing.copy(),
         numerator=nothing.copy(),
@@ -134,10 +129,7 @@ def pack(packer: Packer) -> Layers:
         mix_r=packer.rows([half.mix_of("receptance") for half in ffn]),
         **_projections(packer, ffn),
         value=packer.product([half.value for half in ffn]),
-        input_neuron=packer.neurons(ffn, "input_neuron"),
-        key_neuron=packer.neurons(ffn, "key_neuron"),
-        receptance_neuron=packer.neurons(ffn, "receptance_neuron"),
-        value_neuron=packer.neurons(ffn, "value_neuron"),
+        **_neurons(packer, ffn, CHANNEL_MIX_SITES),
         neuron_behind=packer.neurons(blocks, "channel_mix_neuron"),
         shift=nothing.copy(),
         shares_neurons=shares_neurons,
@@ -145,7 +137,7 @@ def pack(packer: Packer) -> Layers:
     return Layers(time_mix, channel_mix)
 
 
-def _projections(packer: Packer, halves: Sequence[TimeMix | ChannelMix]) -> dict[str, Product]:
+def _projections(packer: Packer, halves: Sequence[TimeMix | ChannelMix]) -> dict[str, Any]:
     """The products of a half that read the stream, by name; all of them side by side under every name, if they read
     the same spikes."""
     first = halves[0]
@@ -153,6 +145,10 @@ def _projections(packer: Packer, halves: Sequence[TimeMix | ChannelMix]) -> dict
     if first.shares_neurons:
         return dict.fromkeys(first.projections, packer.product(*matrices))
     return {name: packer.product(layers) for name, layers in zip(first.projections, matrices, strict=True)}
+
+
+def _neurons(packer: Packer, halves: Sequence[TimeMix | ChannelMix], sites: tuple[str, ...]) -> dict[str, Any]:
+    return {site: packer.neurons(halves, site) for site in sites}
 
 
 def _event_first(time_first: Tensor) -> Tensor:
@@ -187,8 +183,13 @@ def take(layers: Layers, state: State) -> Layers:
     def memory(tensors: Sequence[Tensor | None]) -> np.ndarray:
         return torch.stack(cast(list[Tensor], tensors), dim=1).detach().numpy().astype(dtype)
 
-    def inside(site: str, neurons: Neurons, halves: Sequence[TimeMixState | ChannelMixState]) -> Neurons:
-        return neurons.with_potentials([(half.neurons or {}).get(site) for half in halves], texts)
+    def inside(
+        rows: TimeMixRows | ChannelMixRows, sites: tuple[str, ...], halves: Sequence[TimeMixState | ChannelMixState]
+    ) -> dict[str, Any]:
+        return {
+            site: getattr(rows, site).with_potentials([(half.neurons or {}).get(site) for half in halves], texts)
+            for site in sites
+        }
 
     att, ffn = layers.att, layers.ffn
     sums = [cast(WKVState | EventWKVState, half.wkv) for half in time_mixes]
@@ -200,20 +201,12 @@ def take(layers: Layers, state: State) -> Layers:
         max_exponent=memory([part.max_exponent for part in cast(list[WKVState], sums)])
         if has_scale
         else att.max_exponent,
-        input_neuron=inside("input_neuron", att.input_neuron, time_mixes),
-        key_neuron=inside("key_neuron", att.key_neuron, time_mixes),
-        value_neuron=inside("value_neuron", att.value_neuron, time_mixes),
-        receptance_neuron=inside("receptance_neuron", att.receptance_neuron, time_mixes),
-        wkv_neuron=inside("wkv_neuron", att.wkv_neuron, time_mixes),
-        output_neuron=inside("output_neuron", att.output_neuron, time_mixes),
+        **inside(att, TIME_MIX_SITES, time_mixes),
         neuron_behind=att.neuron_behind.with_potentials([block.time_mix_neuron for block in state], texts),
     )
     ffn = ffn._replace(
         shift=memory([half.shift for half in channel_mixes]),
-        input_neuron=inside("input_neuron", ffn.input_neuron, channel_mixes),
-        key_neuron=inside("key_neuron", ffn.key_neuron, channel_mixes),
-        receptance_neuron=inside("receptance_neuron", ffn.receptance_neuron, channel_mixes),
-        value_neuron=inside("value_neuron", ffn.value_neuron, channel_mixes),
+        **inside(ffn, CHANNEL_MIX_SITES, channel_mixes),
         neuron_behind=ffn.neuron_behind.with_potentials([block.channel_mix_neuron for block in state], texts),
     )
     return Layers(att, ffn)
