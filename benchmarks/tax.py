@@ -2,14 +2,15 @@
 
     python benchmarks/tax.py --data NOVELS                     2.0M, 2,000 steps of 16 x 128 (4M tokens), three seeds
     python benchmarks/tax.py --data NOVELS --steps 8000 --seeds 0     16M tokens
+    python benchmarks/tax.py --data NOVELS --size small --pair        5.3M, 8,000 steps of 8 x 256: 16M tokens
     python benchmarks/tax.py --quick                           a minute, the built-in corpus, no published number
 
 For each seed: the twin; a student that reads as many tokens in one run, taught by itself without its neurons
 (`--self-teacher`), at COMPARED and SMALL of the dense products; and the finished twin with neurons, healed for
 HEALED_SHARE more. For the first seed also students at other BUDGETS, one that nobody taught, one that begins as a dense
 model of DENSE_SHARE of the steps and is healed for the rest, taught by what it began as (`spikegpt convert`), and twins
-of NARROW widths, between which the bits of a dense model of as many operations are interpolated. One thread each,
-`--jobs` at once; what exists is kept, what was broken off goes on.
+of NARROW widths, between which the bits of a dense model of as many operations are interpolated. With `--pair` the twin
+and the student at COMPARED alone. One thread each, `--jobs` at once; what exists is kept, what was broken off goes on.
 
 Bits and firing are of the whole valid split, read once with carried state; operations are products as built (zeros left
 out, a spike of n as n accumulations), head included. Writes results/tax.json (tax_16m.json and so on for other numbers
@@ -43,7 +44,13 @@ from spikegpt.evaluate.perplexity import evaluate_stream
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-SIZES = {"n_layer": 4, "n_embd": 192, "ctx_len": 128, "batch_size": 16, "dropout": 0.0}
+SIZES = {
+    "2.0M": {"n_layer": 4, "n_embd": 192, "ctx_len": 128, "batch_size": 16, "dropout": 0.0},
+    "small": {"n_layer": 6, "n_embd": 256, "ctx_len": 256, "batch_size": 8, "dropout": 0.0},
+    "quick": {"n_layer": 2, "n_embd": 48, "ctx_len": 32, "batch_size": 8, "dropout": 0.0},
+}
+# of the twin: all that a student and its teacher read
+STEPS = {"2.0M": 2000, "small": 8000, "quick": 60}
 # both sides', found by recipe.py; the rates fall in a straight line from the warm-up on
 MUON = {"optimizer": "muon", "muon_lr": 0.03, "muon_momentum": 0.9, "schedule": "wsd", "decay_share": 0.97}
 DENSE = {"spiking": "none", "lr": 4e-3, **MUON}
@@ -71,7 +78,7 @@ def configurations(options, out: Path) -> list[dict[str, Configuration]]:
 
     def heal(start: str, share: float, seed: int, budget: float, **changes) -> Configuration:
         teacher = str((out / start).absolute())
-        taught = {"teacher": teacher, **options.healing}
+        taught = {"teacher": teacher, **HEALING}
         return {
             **{"from": teacher, "spiking": "input"},
             **always,
@@ -80,14 +87,19 @@ def configurations(options, out: Path) -> list[dict[str, Configuration]]:
         }
 
     for seed in options.seeds:
-        begun[f"twin-{seed}"] = {**shared(seed), **options.dense}
+        begun[f"twin-{seed}"] = {**shared(seed), **DENSE}
+        if options.pair:
+            begun[f"student-{seed}-{COMPARED}"] = {**shared(seed), **STUDENT, "synop_budget": COMPARED}
+            continue
         for budget in BUDGETS if seed == first else (SMALL, COMPARED):
             begun[f"student-{seed}-{budget}"] = {**shared(seed), **STUDENT, "synop_budget": budget}
         healed[f"healed-{seed}"] = heal(f"twin-{seed}", HEALED_SHARE, seed, COMPARED)
+    if options.pair:
+        return [begun]
     for width in options.narrow:
-        begun[f"narrow-{width}"] = {**shared(first), **options.dense, "n_embd": width}
+        begun[f"narrow-{width}"] = {**shared(first), **DENSE, "n_embd": width}
     begun["untaught"] = {**shared(first), **STUDENT, "self_teacher": 0.0, "synop_budget": COMPARED}
-    begun["start"] = {**shared(first), **options.dense, "steps": round(DENSE_SHARE * steps)}
+    begun["start"] = {**shared(first), **DENSE, "steps": round(DENSE_SHARE * steps)}
     healed["converted"] = heal("start", 1 - DENSE_SHARE, first, COMPARED)
     return [begun, healed]
 
@@ -95,7 +107,8 @@ def configurations(options, out: Path) -> list[dict[str, Configuration]]:
 def evaluate(run: Path, data: list[str]) -> dict:
     """Return width, bits, firing and operations of a run on the valid split; kept beside it."""
     torch.set_num_threads(1)
-    kept = run.with_suffix(".valid.json")
+    # a name such as student-0-0.19 has no suffix that may be replaced
+    kept = run.parent / f"{run.name}.valid.json"
     if not kept.exists():
         model, tokenizer = load_model(run)
         valid = np.asarray(prepare(data, tokenizer).split("valid"))
@@ -129,6 +142,10 @@ def summarise(found: dict[str, dict], seeds: list[int]) -> dict:
         "tax": mean(student) / twin - 1,
         "tax_by_seed": by_seed,
         "firing": mean(student, "firing"),
+    }
+    if "untaught" not in found:
+        return summary
+    summary |= {
         "tax_at_0.10": mean(f"student-{{seed}}-{SMALL}") / twin - 1,
         "firing_at_0.10": mean(f"student-{{seed}}-{SMALL}", "firing"),
         "healing_tax": mean("healed-{seed}") / twin - 1,
@@ -177,17 +194,20 @@ def draw(found: dict[str, dict], seed: int, title: str, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", default=["python-docs"])
-    parser.add_argument("--steps", type=int, default=2000, help="of the twin: all that a student and its teacher read")
+    parser.add_argument("--size", choices=SIZES, default="2.0M")
+    parser.add_argument("--steps", type=int, help="of the twin: all that a student and its teacher read")
+    parser.add_argument("--pair", action="store_true", help="the twin and one student for each seed, nothing else")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    parser.add_argument("--runs", type=Path, help="by default runs/tax-STEPS")
+    parser.add_argument("--runs", type=Path, help="by default runs/tax-STEPS, of another size runs/tax-SIZE-STEPS")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
-    options.sizes, options.dense, options.healing, options.narrow = SIZES, DENSE, HEALING, NARROW
+    options.narrow = NARROW
     if options.quick:
-        options.sizes, options.narrow = {"n_layer": 2, "n_embd": 48, "ctx_len": 32, "batch_size": 8}, (32,)
-        options.steps, options.seeds, options.runs = 60, [0], Path(tempfile.mkdtemp())
-    out = (options.runs or Path(f"runs/tax-{options.steps}")).absolute()
+        options.size, options.narrow, options.seeds, options.runs = "quick", (32,), [0], Path(tempfile.mkdtemp())
+    options.sizes, options.steps = SIZES[options.size], options.steps or STEPS[options.size]
+    name = "tax" if options.size == "2.0M" else f"tax-{options.size}"
+    out = (options.runs or Path(f"runs/{name}-{options.steps}")).absolute()
     options.data = [str(Path(name).absolute()) if Path(name).exists() else name for name in options.data]
     found = {}
     try:
@@ -202,10 +222,13 @@ def main() -> None:
     summary = {**summarise(found, list(options.seeds)), "tokens": tokens, "seeds": list(options.seeds)}
     if not options.quick:
         corpus = Path(options.data[0]).name
-        recipe = {"sizes": SIZES, "dense": DENSE, "student": STUDENT, "healing": HEALING, "dense_share": DENSE_SHARE}
-        name = "tax" if options.steps == 2000 else f"tax_{round(tokens / 1e6)}m"
-        path = write_result(name, {**summary, "corpus": corpus, "recipe": recipe, "runs": found})
-        draw(found, options.seeds[0], f"{corpus}, {tokens / 1e6:.1f}M tokens", path.with_suffix(".png"))
+        recipe = {"sizes": options.sizes, "dense": DENSE, "student": STUDENT, "healing": HEALING}
+        recipe |= {"dense_share": DENSE_SHARE, "healed_share": HEALED_SHARE}
+        # the 4M tokens of 2.0M are the ones that all else is compared with
+        result = name.replace("-", "_") + ("" if name == "tax" and tokens < 5e6 else f"_{round(tokens / 1e6)}m")
+        path = write_result(result, {**summary, "corpus": corpus, "recipe": recipe, "runs": found})
+        if not options.pair:
+            draw(found, options.seeds[0], f"{corpus}, {tokens / 1e6:.1f}M tokens", path.with_suffix(".png"))
     print(json.dumps(summary))
 
 

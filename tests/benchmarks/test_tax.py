@@ -1,5 +1,6 @@
 """What the runs of tax.py come to, worked out by hand; and that what is compared reads as many tokens."""
 
+import json
 from argparse import Namespace
 from pathlib import Path
 
@@ -40,11 +41,29 @@ def test_taxes_are_of_means_over_seeds_and_gains_of_one_seed():
     assert found["gain_equal_operations"] == pytest.approx(1 - 1.7 / 1.75)
 
 
+def options(pair: bool) -> Namespace:
+    return Namespace(data=["novels"], steps=2000, seeds=[3, 5], sizes=tax.SIZES["2.0M"], narrow=(96,), pair=pair)
+
+
+def test_a_pair_is_the_twin_and_the_student_that_is_compared():
+    (begun,) = tax.configurations(options(pair=True), Path("out"))
+    assert list(begun) == ["twin-3", f"student-3-{tax.COMPARED}", "twin-5", f"student-5-{tax.COMPARED}"]
+    everything, _ = tax.configurations(options(pair=False), Path("out"))
+    assert begun.items() <= everything.items()
+    # nothing is asked of runs that are not there
+    found = {name: facts for name, facts in FOUND.items() if name.startswith("twin") or name.endswith("0.19")}
+    assert tax.summarise(found, [0, 1])["tax"] == pytest.approx(1.9 / 1.8 - 1)
+
+
+def test_each_run_keeps_what_was_found_of_it(tmp_path):
+    for budget, bits in ((0.19, 1.7), (0.3, 1.6)):
+        (tmp_path / f"student-0-{budget}.valid.json").write_text(json.dumps(run(bits)))
+    found = [tax.evaluate(tmp_path / f"student-0-{budget}", [])["bits"] for budget in (0.19, 0.3)]
+    assert found == [1.7, 1.6]
+
+
 def test_a_student_with_what_it_begins_as_reads_as_many_tokens_as_the_twin():
-    options = Namespace(
-        data=["novels"], steps=2000, seeds=[3, 5], sizes=tax.SIZES, dense=tax.DENSE, healing=tax.HEALING, narrow=(96,)
-    )
-    begun, healed = tax.configurations(options, Path("out"))
+    begun, healed = tax.configurations(options(pair=False), Path("out"))
     for seed in (3, 5):
         student, twin = begun[f"student-{seed}-{tax.COMPARED}"], begun[f"twin-{seed}"]
         assert student["steps"] == twin["steps"] == 2000 and student["seed"] == twin["seed"] == seed
