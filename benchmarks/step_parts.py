@@ -50,8 +50,8 @@ OPERATORS = {
     "token_shift": "token shift and its neurons",
     "shifted_lif": "token shift and its neurons",
     "integer_lif": "other neurons",
-    "wkv": "WKV and gates",
-    "gate": "WKV and gates",
+    "wkv": "WKV, gates and their neurons",
+    "gate": "WKV, gates and their neurons",
     "squared_relu": "squared ReLU and its neurons",
     "dropout": "stream: sums, dropout, state",
 }

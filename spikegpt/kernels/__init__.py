@@ -3,7 +3,7 @@
 from .commitment.door import commitment_error
 from .event_matvec.door import event_matvec
 from .event_wkv.door import EventWKVState, event_wkv
-from .fused_lif.door import shifted_lif, squared_relu_lif
+from .fused_lif.door import gated_lif, shifted_lif, squared_relu_lif
 from .integer_lif.door import integer_lif
 from .lif.door import lif
 from .pointwise.door import dropout, firing_rate, gate, rescale_columns, squared_relu
@@ -13,6 +13,6 @@ from .wkv7.door import wkv7
 
 __all__ = [
     "EventWKVState", "WKVState", "commitment_error", "dropout", "event_matvec", "event_wkv", "firing_rate", "gate",
-    "integer_lif", "lif", "rescale_columns", "shifted_lif", "squared_relu", "squared_relu_lif", "token_shift", "wkv",
-    "wkv7",
+    "gated_lif", "integer_lif", "lif", "rescale_columns", "shifted_lif", "squared_relu", "squared_relu_lif",
+    "token_shift", "wkv", "wkv7",
 ]  # fmt: skip

@@ -205,7 +205,12 @@ def side_by_side(tokens: int, channels: int) -> tuple[int, int]:
     return tokens // together, together * channels
 
 
-def _share_out(task: Callable, pieces: Iterable[tuple[int, ...]], small: bool, arguments: Sequence[Any]) -> None:
+def run_each(task, numbers: int, pieces: Iterable[tuple]) -> None:
+    """Call `task(*piece)` for all pieces, of so many numbers together, on torch's threads."""
+    _share_out(task, pieces, numbers <= SMALL_PASS, ())
+
+
+def _share_out(task: Callable, pieces: Iterable[tuple], small: bool, arguments: Sequence[Any]) -> None:
     waiting = deque(pieces)
 
     def work():

@@ -46,8 +46,9 @@ class CurrentUnits:
     @torch.no_grad()
     def enter(self, *_: Any) -> None:
         """Convert weights, thresholds and their gradients to units of current."""
+        owners, matrices, grads, worths = [], [], [], []
         for neuron, weights, measure in self.readers:
-            worth, threshold = _worth(neuron, measure), getattr(neuron, "log_threshold", None)
+            worth = _worth(neuron, measure)
             if measure is not None:
                 _add(neuron.log_threshold, torch.log(_worth(measure)))
                 if neuron.log_threshold.grad is not None and getattr(measure, "log_threshold", None) is not None:
@@ -55,10 +56,17 @@ class CurrentUnits:
             for weight in weights:
                 if weight.grad is None:
                     _local(weight).div_(worth)
-                    continue
-                sums = rescale_columns(_local(weight), _local(weight.grad), worth.expand(weight.shape[1]))
-                if threshold is not None:
-                    _add_gradient(threshold, _whole_sums(sums, weight))
+                else:
+                    owners.append(neuron)
+                    matrices.append(weight)
+                    grads.append(_local(weight.grad))
+                    worths.append(worth.expand(weight.shape[1]))
+        # all at once, for threads to share
+        sums_of_all = rescale_columns(list(map(_local, matrices)), grads, worths)
+        for neuron, weight, sums in zip(owners, matrices, sums_of_all, strict=True):
+            threshold = getattr(neuron, "log_threshold", None)
+            if threshold is not None:
+                _add_gradient(threshold, _whole_sums(sums, weight))
 
     @torch.no_grad()
     def leave(self, *_: Any) -> None:

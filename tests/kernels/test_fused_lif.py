@@ -6,8 +6,17 @@ from kernel_cases import SIZES, assert_all_close, cotangents_of
 from tolerances import TOLERANCE
 
 from neuromorphic import OpCounter
-from spikegpt.kernels import firing_rate, integer_lif, shifted_lif, squared_relu, squared_relu_lif, token_shift
-from spikegpt.kernels.fused_lif.door import shifted_operator, squared_relu_operator
+from spikegpt.kernels import (
+    firing_rate,
+    gate,
+    gated_lif,
+    integer_lif,
+    shifted_lif,
+    squared_relu,
+    squared_relu_lif,
+    token_shift,
+)
+from spikegpt.kernels.fused_lif.door import gated_operator, shifted_operator, squared_relu_operator
 from spikegpt.kernels.integer_lif.options import IntegerLIFOptions
 
 BACKENDS = ["numba", "reference"]
@@ -35,6 +44,14 @@ def hidden_inputs(B, T, C, dtype=torch.float32):
     return [x.to(dtype).requires_grad_(), threshold.requires_grad_()]
 
 
+def gated_inputs(B, T, C, dtype=torch.float32):
+    """[receptance, y, threshold], with gradients."""
+    generator = torch.Generator().manual_seed(B * 10000 + T * 100 + C)
+    receptance, y = torch.randn(2, B, T, C, generator=generator) * torch.tensor([2.0, 6.0]).view(2, 1, 1, 1)
+    tensors = receptance.to(dtype), y.to(dtype), torch.rand(C, generator=generator) + 0.5
+    return [tensor.requires_grad_() for tensor in tensors]
+
+
 def shifted(tensors, options, backend, dtype=None):
     """Return (spikes, rates, gradients of everything) of both, under fixed random cotangents."""
     x, previous, *rows = tensors
@@ -45,6 +62,10 @@ def shifted(tensors, options, backend, dtype=None):
 
 def hidden(tensors, options, backend, dtype=None):
     return observed([squared_relu_lif(*tensors, options, backend, dtype=dtype)], tensors, backend)
+
+
+def gated(tensors, options, backend, dtype=None):
+    return observed([gated_lif(*tensors, options, backend, dtype=dtype)], tensors, backend)
 
 
 def observed(spikes, tensors, backend):
@@ -73,6 +94,12 @@ def test_squared_relu_and_neurons_are_the_references_at_every_size(size):
     assert_alike(*(hidden(tensors, KINDS[1], backend) for backend in BACKENDS))
 
 
+@pytest.mark.parametrize("size", [*SIZES, (3, 90, 1024)])
+def test_gate_and_neurons_are_the_references_at_every_size(size):
+    tensors = gated_inputs(*size)
+    assert_alike(*(gated(tensors, KINDS[0], backend) for backend in BACKENDS))
+
+
 @every_kind
 @every_dtype
 def test_every_kind_in_every_precision_is_the_references(options, dtype):
@@ -81,6 +108,11 @@ def test_every_kind_in_every_precision_is_the_references(options, dtype):
     assert_alike(*(shifted(tensors, options, backend, dtype) for backend in BACKENDS), dtype)
     tensors = hidden_inputs(2, 63, 33, dtype)
     assert_alike(*(hidden(tensors, options, backend) for backend in BACKENDS), dtype)
+    # torch rounds the share that a gate lets through too
+    receptance, y, threshold = tensors = gated_inputs(2, 63, 33, dtype)
+    current = gate(receptance.float(), y.float(), "reference").to(dtype)
+    spikes, _ = integer_lif(current, threshold=threshold, options=options, backend="reference")
+    assert_alike(gated(tensors, options, "numba"), observed([spikes], tensors, "reference"), dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -92,6 +124,9 @@ def test_spikes_are_those_of_the_separate_kernels_bit_for_bit(dtype):
     x, threshold = hidden_inputs(3, 300, 256, dtype)
     apart, _ = integer_lif(squared_relu(x, "numba"), threshold=threshold, options=KINDS[1])
     assert torch.equal(squared_relu_lif(x, threshold, KINDS[1]), apart)
+    receptance, y, threshold = gated_inputs(3, 300, 256, dtype)
+    apart, _ = integer_lif(gate(receptance, y, "numba"), threshold=threshold, options=KINDS[0])
+    assert torch.equal(gated_lif(receptance, y, threshold, KINDS[0]), apart)
 
 
 # by hand: a share of 0.25 makes 1.25, 2.5, 5.5 of 2, 4, 10 after 1 (see test_token_shift.py); with a threshold of 1 and
@@ -118,6 +153,26 @@ def test_four_hidden_currents_are_the_hand_worked_ones(backend):
     assert [grad.flatten().tolist() for grad in grads] == [[3.0, 0.0, 0.0, 0.0], [-2.25]]
 
 
+# the gate is open by a half at 0: currents of 2, -1 and 0.5 thresholds of 0.5 are 2, -1 and 0 spikes; 5 are 4 and
+# beyond 4.5. Of the cotangents 1, 2, 4, 8 the currents get 2, 4, 8, 0; d y is half of that, d receptance a quarter
+# times y, d threshold -(2 * 2 + 4 * -1 + 8 * 0.5)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_four_gated_currents_are_the_hand_worked_ones(backend):
+    receptance, y = torch.zeros(1, 4, 1), torch.tensor([[[2.0], [-1.0], [0.5], [5.0]]])
+    tensors = [tensor.requires_grad_() for tensor in (receptance, y, torch.tensor([0.5]))]
+    spikes = gated_lif(*tensors, KINDS[0], backend)
+    assert spikes.flatten().tolist() == [2.0, -1.0, 0.0, 4.0]
+    grads = torch.autograd.grad(spikes, tensors, torch.tensor([[[1.0], [2.0], [4.0], [8.0]]]))
+    assert [grad.flatten().tolist() for grad in grads] == [[1.0, -1.0, 1.0, 0.0], [1.0, 2.0, 4.0, 0.0], [-4.0]]
+
+
+def test_a_gate_of_two_precisions_is_the_separate_operations():
+    receptance, y, threshold = gated_inputs(2, 5, 12)
+    found = gated_lif(receptance.bfloat16(), y, threshold, KINDS[0])
+    wanted, _ = integer_lif(gate(receptance.bfloat16(), y), threshold=threshold, options=KINDS[0])
+    assert torch.equal(found, wanted)
+
+
 def test_thresholds_may_be_numbers_and_texts_begin_with_zeros():
     x, _, *rows = shift_inputs(2, 9, 12)
     found = shifted_lif(x, None, rows[:2], [0.5, 2.0], KINDS[0], "numba")
@@ -136,11 +191,12 @@ def test_what_is_not_finite_is_seen():
 
 def test_the_number_of_threads_changes_nothing():
     threads, found = torch.get_num_threads(), []
-    shift, relu = shift_inputs(3, 1000, 256), hidden_inputs(3, 1000, 256)
+    shift, relu, of_gate = shift_inputs(3, 1000, 256), hidden_inputs(3, 1000, 256), gated_inputs(3, 1000, 256)
     try:
         for number in (1, 2):
             torch.set_num_threads(number)
             results = *shifted(shift, KINDS[0], "numba"), *hidden(relu, KINDS[1], "numba")
+            results += gated(of_gate, KINDS[0], "numba")
             found.append([tensor for part in results for tensor in part])
     finally:
         torch.set_num_threads(threads)
@@ -153,6 +209,8 @@ def test_what_does_not_fit_is_named():
         shifted_lif(x, None, [share], [torch.ones(4)], KINDS[0])
     with pytest.raises(ValueError, match="x must be"):
         shifted_lif(x[0], None, [share], [1.0], KINDS[0])
+    with pytest.raises(ValueError, match="gated_lif: threshold has shape"):
+        gated_lif(x, x, torch.ones(4), KINDS[0])
     with pytest.raises(ValueError, match="squared_relu_lif: there is no kernel for a GPU"):
         squared_relu_lif(x, 1.0, KINDS[1], "cupy")
 
@@ -168,12 +226,13 @@ def test_the_declared_cost_is_that_of_the_separate_operations():
         def forward(self, x):
             if self.backend == "numba":
                 spikes = shifted_lif(x, None, [self.share] * 2, [0.3, 0.6], KINDS[0], "numba")
-                return squared_relu_lif(sum(spikes), 0.5, KINDS[1], "numba")
+                return gated_lif(x, squared_relu_lif(sum(spikes), 0.5, KINDS[1], "numba"), 0.7, KINDS[0], "numba")
             mixes = token_shift(x, None, [self.share] * 2, "numba")
             spikes = [
                 integer_lif(mix, threshold=t, options=KINDS[0])[0] for mix, t in zip(mixes, (0.3, 0.6), strict=True)
             ]
-            return integer_lif(squared_relu(sum(spikes), "numba"), threshold=0.5, options=KINDS[1])[0]
+            hidden = integer_lif(squared_relu(sum(spikes), "numba"), threshold=0.5, options=KINDS[1])[0]
+            return integer_lif(gate(x, hidden, "numba"), threshold=0.7, options=KINDS[0])[0]
 
     torch.manual_seed(0)
     x, totals = torch.randn(2, 5, 8), []
@@ -193,3 +252,4 @@ def test_operators_keep_to_torchs_rules():
     kind, tensors = (4, True, "subtract", True, torch.float32), [row.flatten() for row in rows]
     torch.library.opcheck(shifted_operator, (x, previous, tensors[:2], tensors[2:], *kind))
     torch.library.opcheck(squared_relu_operator, (*hidden_inputs(2, 3, 5), *kind))
+    torch.library.opcheck(gated_operator, (*gated_inputs(2, 3, 5), *kind))

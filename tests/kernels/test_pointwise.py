@@ -56,27 +56,27 @@ def test_values_and_gradients_are_the_hand_worked_ones(backend):
     assert (rate.item(), spikes.grad.tolist()) == (0.625, [0.0, -0.25, 0.0, 0.25])
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (0, 3), (3, 257), (700, 300)])
-def test_rescaled_columns_are_the_references(shape):
-    generator = torch.Generator().manual_seed(sum(shape))
-    weight, grad = (torch.randn(shape, generator=generator) for _ in range(2))
-    worth = torch.rand(shape[1], generator=generator) + 0.1
-    found, wanted = (
-        (mine := weight.clone(), own := grad.clone(), rescale_columns(mine, own, worth, backend))
-        for backend in BACKENDS
-    )
-    assert all(map(torch.equal, found[:2], wanted[:2]))
-    assert_all_close(found[2:], wanted[2:], torch.float32)
+def test_rescaled_columns_are_the_references():
+    generator, shapes = torch.Generator().manual_seed(0), [(1, 1), (0, 3), (3, 257), (700, 300), (512, 1024)]
+    weights, grads = ([torch.randn(shape, generator=generator) for shape in shapes] for _ in range(2))
+    worths, results = [torch.rand(width, generator=generator) + 0.1 for _, width in shapes], []
+    for backend in BACKENDS:
+        copies = [tensor.clone() for tensor in weights], [tensor.clone() for tensor in grads]
+        results.append(([*copies[0], *copies[1]], rescale_columns(*copies, worths, backend)))
+    (found, sums), (wanted, wanted_sums) = results
+    assert all(map(torch.equal, found, wanted))
+    assert_all_close(sums, wanted_sums, torch.float32)
+    assert rescale_columns([], [], []) == []
 
 
 # by hand: 2 * 3 + -1 * 5 = 1 of a column worth 4
 @pytest.mark.parametrize("layout", [torch.Tensor.contiguous, lambda x: torch.stack([x, x], dim=-1)[..., 0]])
 def test_columns_are_rescaled_in_place_whatever_the_gaps_in_memory(layout):
     weight, grad = layout(torch.tensor([[2.0], [-1.0]])), layout(torch.tensor([[3.0], [5.0]]))
-    sums = rescale_columns(weight, grad, torch.tensor([4.0]))
+    (sums,) = rescale_columns([weight], [grad], [torch.tensor([4.0])])
     assert (weight.tolist(), grad.tolist(), sums.tolist()) == ([[0.5], [-0.25]], [[12.0], [20.0]], [1.0])
     with pytest.raises(ValueError, match="without gaps"):
-        rescale_columns(weight.bfloat16(), grad, torch.tensor([4.0]), "numba")
+        rescale_columns([weight.bfloat16()], [grad], [torch.tensor([4.0])], "numba")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

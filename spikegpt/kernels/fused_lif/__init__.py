@@ -1,1 +1,1 @@
-"""Memoryless integer neurons in one pass with what makes their currents: token shift, squared ReLU."""
+"""Memoryless integer neurons in one pass with what makes their currents: token shift, squared ReLU, gate."""

@@ -5,7 +5,7 @@ rounded as those do: spikes are the same, bit for bit. So are gradients in float
 tokens; those of bfloat16 currents are not rounded on their way.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from ..cpu import (
 )
 from ..integer_lif.cpu import NONE, count_of, one_more_if, scalars_of, side_by_side, through_spike
 from ..integer_lif.options import IntegerLIFOptions
-from ..pointwise.cpu import squared_relu_of, through_squared_relu
+from ..pointwise.cpu import sigmoid, squared_relu_of, through_sigmoid, through_squared_relu
 from ..token_shift.cpu import ShiftedRows, earlier_tokens, learn_mix, mixed, take_total
 
 
@@ -66,30 +66,59 @@ def squared_relu_forward(
     x: Tensor, threshold: Tensor, options: IntegerLIFOptions, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Return (spikes (B, T, C) in `dtype`, firing rate)."""
-    B, T, C = x.shape
-    rows, width = side_by_side(B * T, C)
-    spikes, fired = new_words((B, T, C), dtype), np.zeros(parts_of_pass(rows, width), np.int64)
-    arrays = as_words(x).reshape(rows, width), np.tile(as_words(threshold), width // C)
-    levels, below, *_ = scalars_of(options)
-    output = as_words(spikes).reshape(rows, width)
-    run_passes(_squared_relu_forward_pass, rows, width, *arrays, output, fired, levels, below)
-    return spikes, _rate(fired.sum(), x)
+    return _fire(_squared_relu_forward_pass, [x], threshold, options, dtype)
 
 
 def squared_relu_backward(
     grad_spikes: Tensor, grad_rate: Tensor | None, x: Tensor, threshold: Tensor, options: IntegerLIFOptions
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Return the gradients of (x (B, T, C), threshold (C,))."""
-    B, T, C = x.shape
+    return _learn(_squared_relu_backward_pass, grad_spikes, grad_rate, [x], threshold, options)
+
+
+def gated_forward(
+    receptance: Tensor, y: Tensor, threshold: Tensor, options: IntegerLIFOptions, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return (spikes (B, T, C) in `dtype`, firing rate)."""
+    return _fire(_gated_forward_pass, [receptance, y], threshold, options, dtype)
+
+
+def gated_backward(
+    grad_spikes: Tensor, grad_rate: Tensor | None, receptance: Tensor, y: Tensor, threshold: Tensor,
+    options: IntegerLIFOptions,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Return the gradients of (receptance (B, T, C), y (B, T, C), threshold (C,))."""
+    return _learn(_gated_backward_pass, grad_spikes, grad_rate, [receptance, y], threshold, options)
+
+
+def _fire(
+    task: Callable, drivers: Sequence[Tensor], threshold: Tensor, options: IntegerLIFOptions, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return (spikes in `dtype`, firing rate) of neurons that `task` drives by tensors (B, T, C)."""
+    B, T, C = drivers[0].shape
     rows, width = side_by_side(B * T, C)
-    grad_x = new_words((B, T, C), x.dtype)
+    spikes, fired = new_words((B, T, C), dtype), np.zeros(parts_of_pass(rows, width), np.int64)
+    inputs = [as_words(part).reshape(rows, width) for part in (*drivers, spikes)]
+    levels, below, *_ = scalars_of(options)
+    run_passes(task, rows, width, *inputs, np.tile(as_words(threshold), width // C), fired, levels, below)
+    return spikes, _rate(fired.sum(), spikes)
+
+
+def _learn(
+    task: Callable, grad_spikes: Tensor, grad_rate: Tensor | None, drivers: Sequence[Tensor], threshold: Tensor,
+    options: IntegerLIFOptions,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Return the gradients of (*drivers, threshold) that `task` makes."""
+    B, T, C = grad_spikes.shape
+    rows, width = side_by_side(B * T, C)
+    grads = [new_words((B, T, C), part.dtype) for part in drivers]
     # one row per part
     grad_threshold = np.zeros((parts_of_pass(rows, width), width), np.float32)
-    given, x_rows, result = (as_words(part).reshape(rows, width) for part in (grad_spikes, x, grad_x))
-    arrays = given, _of_spike(grad_rate, x), x_rows, np.tile(as_words(threshold), width // C), result, grad_threshold
+    arrays = [as_words(part).reshape(rows, width) for part in (grad_spikes, *drivers, *grads)]
+    others = np.tile(as_words(threshold), width // C), grad_threshold, _of_spike(grad_rate, grad_spikes)
     levels, below, *_ = scalars_of(options)
-    run_passes(_squared_relu_backward_pass, rows, width, *arrays, levels, below)
-    return grad_x, torch.from_numpy(grad_threshold.sum(axis=0).reshape(-1, C).sum(axis=0))
+    run_passes(task, rows, width, *arrays, *others, levels, below)
+    return *grads, torch.from_numpy(grad_threshold.sum(axis=0).reshape(-1, C).sum(axis=0))
 
 
 def _rate(fired: np.int64, spikes: Tensor) -> Tensor:
@@ -138,7 +167,7 @@ def _shifted_backward_pass(
     beginning, last = np.empty_like(x[0]), np.zeros(width, np.float32)
     # of the currents
     grads = np.empty((len(grad_spikes), (ROWS + 1) * width), np.float32)
-    total, of_others = np.zeros(width, np.float32), np.zeros(width, np.float32)
+    total, of_others, quanta = np.zeros(width, np.float32), np.zeros(width, np.float32), np.empty(width, np.float32)
     for part in range(first, end):
         last_row = rows * (part + 1) // parts
         for start in range(rows * part // parts, last_row, ROWS):
@@ -149,8 +178,11 @@ def _shifted_backward_pass(
                     earlier = earlier_tokens(x, previous, row, of_text, beginning)
                     own = grads[which, (row - start) * width : (row - start + 1) * width]
                     of_threshold = grad_thresholds[part, which] if row < stop else of_others
-                    arrays = x[row], earlier, shares[which], grad_spikes[which][row], per_threshold[which], own
-                    _learn_mixed(*arrays, of_threshold, of_spikes[which], levels, below)
+                    spikes = grad_spikes[which][row]
+                    _measure(x[row], earlier, shares[which], per_threshold[which], spikes, quanta)
+                    _learn_mixed(
+                        quanta, spikes, per_threshold[which], own, of_threshold, of_spikes[which], levels, below
+                    )
             for row in range(start, stop):
                 earlier = earlier_tokens(x, previous, row, of_text, beginning)
                 place = (row - start) * width
@@ -168,18 +200,27 @@ def _shifted_backward_pass(
                     take_total(total[:C], grad_previous[row // of_text])
 
 
+# loops over few arrays: of more than a handful LLVM does not look whether they overlap, and calculates one by one
+
+
 @fused
-def _learn_mixed(own, before, share, grad_spikes, per_threshold, grad, grad_threshold, of_spike, levels, below):
+def _measure(own, before, share, per_threshold, spikes, quanta):
+    """Fill a row with currents in thresholds, rounded as their spikes are."""
+    for c in range(quanta.size):
+        quanta[c] = rounded(spikes, mixed(read(own[c]), read(before[c]), share[c])) * per_threshold[c]
+
+
+@fused
+def _learn_mixed(quanta, grad_spikes, per_threshold, grad, grad_threshold, of_spike, levels, below):
     """Fill a row of the gradient of currents and add to that of the thresholds."""
     for c in range(grad.size):
-        quanta = rounded(grad_spikes, mixed(read(own[c]), read(before[c]), share[c])) * per_threshold[c]
-        through = through_spike(quanta, read(grad_spikes[c]), per_threshold[c], of_spike, levels, below)
+        through = through_spike(quanta[c], read(grad_spikes[c]), per_threshold[c], of_spike, levels, below)
         grad[c] = through
-        grad_threshold[c] -= through * quanta
+        grad_threshold[c] -= through * quanta[c]
 
 
 @exact
-def _squared_relu_forward_pass(first, end, parts, x, threshold, spikes, fired, levels, below):
+def _squared_relu_forward_pass(first, end, parts, x, spikes, threshold, fired, levels, below):
     rows = x.shape[0]
     for part in range(first, end):
         for row in range(rows * part // parts, rows * (part + 1) // parts):
@@ -199,7 +240,7 @@ def _fire_squared_relu(x, threshold, spikes, levels, below):
 
 @fused
 def _squared_relu_backward_pass(
-    first, end, parts, grad_spikes, of_spike, x, threshold, grad_x, grad_threshold, levels, below
+    first, end, parts, grad_spikes, x, grad_x, threshold, grad_threshold, of_spike, levels, below
 ):
     rows, per_threshold = x.shape[0], ONE / threshold
     for part in range(first, end):
@@ -216,3 +257,59 @@ def _learn_squared_relu(x, grad_spikes, per_threshold, grad_x, grad_threshold, o
         through = through_spike(quanta, read(grad_spikes[c]), per_threshold[c], of_spike, levels, below)
         write(grad_x, c, through_squared_relu(through, number))
         grad_threshold[c] -= through * quanta
+
+
+@exact
+def _gated_forward_pass(first, end, parts, receptance, y, spikes, threshold, fired, levels, below):
+    rows = y.shape[0]
+    for part in range(first, end):
+        for row in range(rows * part // parts, rows * (part + 1) // parts):
+            fired[part] += _fire_gated(receptance[row], y[row], threshold, spikes[row], levels, below)
+
+
+@exact
+def _fire_gated(receptance, y, threshold, spikes, levels, below):
+    fired = NONE
+    for c in range(spikes.size):
+        current = rounded(y, sigmoid(read(receptance[c])) * read(y[c]))
+        count = count_of(current / threshold[c], levels, below)
+        write_exact(spikes, c, count)
+        fired = one_more_if(count != ZERO, fired)
+    return fired
+
+
+@fused
+def _gated_backward_pass(
+    first, end, parts, grad_spikes, receptance, y, grad_receptance, grad_y, threshold, grad_threshold, of_spike,
+    levels, below,
+):  # fmt: skip
+    rows, per_threshold = y.shape[0], ONE / threshold
+    share, through = np.empty_like(threshold), np.empty_like(threshold)
+    for part in range(first, end):
+        for row in range(rows * part // parts, rows * (part + 1) // parts):
+            _open(receptance[row], share)
+            inputs = y[row], share, grad_spikes[row], per_threshold
+            _learn_gated(*inputs, through, grad_threshold[part], of_spike, levels, below)
+            _share_gradient(through, y[row], share, grad_receptance[row], grad_y[row])
+
+
+@fused
+def _open(receptance, share):
+    for c in range(share.size):
+        share[c] = sigmoid(read(receptance[c]))
+
+
+@fused
+def _learn_gated(y, share, grad_spikes, per_threshold, through, grad_threshold, of_spike, levels, below):
+    """Fill a row of the gradient of currents and add to that of the thresholds."""
+    for c in range(y.size):
+        quanta = rounded(y, share[c] * read(y[c])) * per_threshold[c]
+        through[c] = through_spike(quanta, read(grad_spikes[c]), per_threshold[c], of_spike, levels, below)
+        grad_threshold[c] -= through[c] * quanta
+
+
+@fused
+def _share_gradient(through, y, share, grad_receptance, grad_y):
+    for c in range(y.size):
+        write(grad_y, c, share[c] * through[c])
+        write(grad_receptance, c, through_sigmoid(through[c] * read(y[c]), share[c]))

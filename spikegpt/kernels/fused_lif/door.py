@@ -5,7 +5,7 @@ takes the separate operations elsewhere: the spikes are the same.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from ..checks import check_memoryless_inputs
 from ..integer_lif.door import OPTIONS, memoryless_cost
 from ..integer_lif.options import IntegerLIFOptions
 from ..operators import declare_cost, flatten, new_like, rebuild
-from ..pointwise.door import counted, squared_relu_cost
+from ..pointwise.door import counted, gate_cost, squared_relu_cost
 from ..token_shift.door import check_shift, token_shift_cost
 from . import reference
 
@@ -72,6 +72,28 @@ def squared_relu_lif(
         return reference.squared_relu_lif(x, threshold, options, backend, dtype)
     row = _threshold("squared_relu_lif", x, threshold)
     return counted(*squared_relu_operator(x, row, *flatten(options), dtype))
+
+
+def gated_lif(
+    receptance: Tensor,
+    y: Tensor,
+    threshold: float | Tensor,
+    options: IntegerLIFOptions,
+    backend: str = "auto",
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Return the spikes, in `dtype`, of memoryless neurons (B, T, C) whose currents are sigmoid(receptance) * y.
+
+    Raises:
+        ValueError: as of `integer_lif`.
+    """
+    dtype, inputs = dtype or y.dtype, (receptance, y)
+    is_alike = receptance.shape == y.shape and receptance.dtype == y.dtype
+    if not is_alike or not _fuses(backend, "gated_lif", inputs, y.dtype, dtype):
+        return reference.gated_lif(receptance, y, threshold, options, backend, dtype)
+    row = _threshold("gated_lif", y, threshold)
+    return counted(*gated_operator(receptance, y, row, *flatten(options), dtype))
 
 
 def _fuses(backend: str, operation: str, inputs: Sequence[Tensor], *dtypes: torch.dtype) -> bool:
@@ -142,54 +164,56 @@ def _shifted_backward(ctx, grads):
 shifted_operator.register_autograd(_shifted_backward, setup_context=_save_shifted)
 
 
-@torch.library.custom_op(
-    "spikegpt::squared_relu_lif",
-    mutates_args=(),
-    schema=f"(Tensor x, Tensor threshold, {OPTIONS}, ScalarType dtype) -> (Tensor, Tensor)",
-)
-def squared_relu_operator(x, threshold, *options):
-    """(spikes in `dtype`, firing rate)."""
-    kernels, kind = fast_kernels("fused_lif", x), rebuild(IntegerLIFOptions, options[:-1])
-    return kernels.squared_relu_forward(x, threshold, kind, options[-1])
+def _make_driven_operator(name: str, drivers: Sequence[str]):
+    """Make the operator of neurons that a function of tensors shaped as the spikes drives; return it.
+
+    It gives (spikes in `dtype`, firing rate).
+    """
+    tensors, number = ", ".join(f"Tensor {part}" for part in (*drivers, "threshold")), len(drivers) + 1
+
+    @torch.library.custom_op(
+        f"spikegpt::{name}_lif", mutates_args=(), schema=f"({tensors}, {OPTIONS}, ScalarType dtype) -> (Tensor, Tensor)"
+    )
+    def operator(*arguments):
+        kernels, kind = fast_kernels("fused_lif", arguments[0]), rebuild(IntegerLIFOptions, arguments[number:-1])
+        return getattr(kernels, f"{name}_forward")(*arguments[:number], kind, arguments[-1])
+
+    @operator.register_fake
+    def _(x, *others):
+        return torch.empty(x.shape, dtype=others[-1], device=x.device), x.new_empty((), dtype=torch.float32)
+
+    @torch.library.custom_op(
+        f"spikegpt::{name}_lif_backward",
+        mutates_args=(),
+        schema=f"(Tensor grad_spikes, Tensor? grad_rate, {tensors}, {OPTIONS}) -> ({', '.join(['Tensor'] * number)})",
+    )
+    def backward_operator(grad_spikes, grad_rate, *arguments):
+        kernels, kind = fast_kernels("fused_lif", grad_spikes), rebuild(IntegerLIFOptions, arguments[number:])
+        return getattr(kernels, f"{name}_backward")(grad_spikes, grad_rate, *arguments[:number], kind)
+
+    @backward_operator.register_fake
+    def _(grad_spikes, grad_rate, *arguments):
+        return tuple(map(new_like, arguments[:number]))
+
+    def save(ctx, inputs, output):
+        ctx.options, ctx.dtype = inputs[number:-1], inputs[-1]
+        ctx.save_for_backward(*inputs[:number])
+        # spikes, or their rate, may be of no use to anybody
+        ctx.set_materialize_grads(False)
+
+    def backward(ctx, grad_spikes, grad_rate):
+        x, *others = ctx.saved_tensors
+        if grad_spikes is None:
+            grad_spikes = torch.zeros(x.shape, dtype=ctx.dtype)
+        grads = backward_operator(grad_spikes, grad_rate, x, *others, *ctx.options)
+        return *grads, *(None for _ in ctx.options), None
+
+    operator.register_autograd(backward, setup_context=save)
+    return operator
 
 
-@squared_relu_operator.register_fake
-def _(x, threshold, *options):
-    return torch.empty(x.shape, dtype=options[-1], device=x.device), x.new_empty((), dtype=torch.float32)
-
-
-@torch.library.custom_op(
-    "spikegpt::squared_relu_lif_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad_spikes, Tensor? grad_rate, Tensor x, Tensor threshold, {OPTIONS}) -> (Tensor, Tensor)",
-)
-def squared_relu_backward_operator(grad_spikes, grad_rate, x, threshold, *options):
-    """Gradients of (x, threshold (C,))."""
-    kernels, kind = fast_kernels("fused_lif", x), rebuild(IntegerLIFOptions, options)
-    return kernels.squared_relu_backward(grad_spikes, grad_rate, x, threshold, kind)
-
-
-@squared_relu_backward_operator.register_fake
-def _(grad_spikes, grad_rate, x, threshold, *options):
-    return new_like(x), new_like(threshold)
-
-
-def _save_squared_relu(ctx, inputs, output):
-    x, threshold, *ctx.options, ctx.dtype = inputs
-    ctx.save_for_backward(x, threshold)
-    # spikes, or their rate, may be of no use to anybody
-    ctx.set_materialize_grads(False)
-
-
-def _squared_relu_backward(ctx, grad_spikes, grad_rate):
-    x, threshold = ctx.saved_tensors
-    if grad_spikes is None:
-        grad_spikes = torch.zeros(x.shape, dtype=ctx.dtype)
-    grads = squared_relu_backward_operator(grad_spikes, grad_rate, x, threshold, *ctx.options)
-    return *grads, *(None for _ in ctx.options), None
-
-
-squared_relu_operator.register_autograd(_squared_relu_backward, setup_context=_save_squared_relu)
+squared_relu_operator = _make_driven_operator("squared_relu", ["x"])
+gated_operator = _make_driven_operator("gated", ["receptance", "y"])
 
 
 def _added(*costs: dict[str, int | str]) -> dict[str, int | str]:
@@ -205,10 +229,14 @@ def _shifted_cost(args: tuple, kwargs: dict, output: list[Tensor]) -> dict[str, 
     return _added(token_shift_cost(args, kwargs, spikes), *map(memoryless_cost, spikes))
 
 
-def _squared_relu_cost(args: tuple, kwargs: dict, output: tuple[Tensor, Tensor]) -> dict[str, int | str]:
-    spikes, _ = output
-    return _added(squared_relu_cost(args, kwargs, spikes), memoryless_cost(spikes))
+def _driven_cost(driver_cost: Callable) -> Callable[[tuple, dict, tuple[Tensor, Tensor]], dict[str, int | str]]:
+    def op_cost(args: tuple, kwargs: dict, output: tuple[Tensor, Tensor]) -> dict[str, int | str]:
+        spikes, _ = output
+        return _added(driver_cost(args, kwargs, spikes), memoryless_cost(spikes))
+
+    return op_cost
 
 
 declare_cost(torch.ops.spikegpt.shifted_lif.default, _shifted_cost)
-declare_cost(torch.ops.spikegpt.squared_relu_lif.default, _squared_relu_cost)
+declare_cost(torch.ops.spikegpt.squared_relu_lif.default, _driven_cost(squared_relu_cost))
+declare_cost(torch.ops.spikegpt.gated_lif.default, _driven_cost(gate_cost))

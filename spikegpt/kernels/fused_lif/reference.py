@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..integer_lif.door import integer_lif
 from ..integer_lif.options import IntegerLIFOptions
-from ..pointwise.door import squared_relu
+from ..pointwise.door import gate, squared_relu
 from ..token_shift.door import token_shift
 
 
@@ -26,6 +26,14 @@ def squared_relu_lif(
 ) -> Tensor:
     """Return the spikes of neurons whose currents are max(x, 0)^2."""
     return _spikes(squared_relu(x, backend), threshold, options, backend, dtype)
+
+
+def gated_lif(
+    receptance: Tensor, y: Tensor, threshold: float | Tensor, options: IntegerLIFOptions, backend: str,
+    dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """Return the spikes of neurons whose currents are sigmoid(receptance) * y."""
+    return _spikes(gate(receptance, y, backend), threshold, options, backend, dtype)
 
 
 def _spikes(

@@ -3,6 +3,8 @@
 All numbers are one row, cut into runs; everything is computed in float32 and rounded once.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from ..cpu import (
     new_words,
     parts_of_pass,
     read,
+    run_each,
     run_passes,
     write,
 )
@@ -64,13 +67,17 @@ def firing_rate_backward(grad: Tensor, spikes: Tensor) -> Tensor:
     return _run(_firing_rate_backward_pass, spikes.dtype, spikes, np.float32(grad.item() / spikes.numel()))
 
 
-def rescale_columns(weight: Tensor, grad: Tensor, worth: Tensor) -> Tensor:
-    """As the reference, in the memory of `weight` and `grad`, which have no gaps."""
-    rows, width = weight.shape
-    # one row per part
-    sums = np.zeros((parts_of_pass(rows, width), width), np.float32)
-    run_passes(_rescale_pass, rows, width, *map(as_words, (weight, grad, worth)), sums)
-    return torch.from_numpy(sums.sum(axis=0))
+def rescale_columns(weights: Sequence[Tensor], grads: Sequence[Tensor], worths: Sequence[Tensor]) -> list[Tensor]:
+    """As the reference, in the memory of `weights` and `grads`, which have no gaps."""
+    pieces, sums = [], []
+    for matrix in zip(weights, grads, worths, strict=True):
+        rows, width = matrix[0].shape
+        parts = parts_of_pass(rows, width)
+        # one row per part
+        sums.append(np.zeros((parts, width), np.float32))
+        pieces.append((parts, *map(as_words, matrix), sums[-1]))
+    run_each(_rescale_matrix, sum(weight.numel() for weight in weights), pieces)
+    return [torch.from_numpy(of_parts.sum(axis=0)) for of_parts in sums]
 
 
 def _runs(numbers: int) -> int:
@@ -121,24 +128,29 @@ def through_squared_relu(grad, x):
 
 
 @fused
-def _sigmoid(x):
+def sigmoid(x):
     small = exp_nonpositive(-abs(x))
     share = ONE / (ONE + small)
     return small * share if x < ZERO else share
 
 
 @fused
+def through_sigmoid(grad, share):
+    return grad * share * (ONE - share)
+
+
+@fused
 def _gate_pass(start, result, receptance, y):
     for i in range(result.size):
-        write(result, i, _sigmoid(read(receptance[i])) * read(y[i]))
+        write(result, i, sigmoid(read(receptance[i])) * read(y[i]))
 
 
 @fused
 def _gate_backward_pass(start, result, grad, receptance, y, grad_y):
     for i in range(result.size):
-        share, g = _sigmoid(read(receptance[i])), read(grad[i])
+        share, g = sigmoid(read(receptance[i])), read(grad[i])
         write(grad_y, i, share * g)
-        write(result, i, g * read(y[i]) * share * (ONE - share))
+        write(result, i, through_sigmoid(g * read(y[i]), share))
 
 
 def _add_up_parts(first, end, parts, sums, spikes):
@@ -167,9 +179,9 @@ def _firing_rate_backward_pass(start, result, spikes, grad):
 
 
 @fused
-def _rescale_pass(first, end, parts, weight, grad, worth, sums):
+def _rescale_matrix(parts, weight, grad, worth, sums):
     rows = weight.shape[0]
-    for part in range(first, end):
+    for part in range(parts):
         for row in range(rows * part // parts, rows * (part + 1) // parts):
             _rescale(weight[row], grad[row], worth, sums[part])
 

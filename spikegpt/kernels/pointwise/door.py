@@ -4,7 +4,7 @@ The equations are in `reference`. Nothing is computed here. "auto" takes torch's
 asked for, and on a GPU.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -72,27 +72,32 @@ def firing_rate(spikes: Tensor, backend: str = "auto") -> Tensor:
     return firing_rate_operator(spikes)
 
 
-def rescale_columns(weight: Tensor, grad: Tensor, worth: Tensor, backend: str = "auto") -> Tensor:
-    """Divide the columns of a weight (out, in) by `worth` and multiply those of its gradient by it, both in place.
+def rescale_columns(
+    weights: Sequence[Tensor], grads: Sequence[Tensor], worths: Sequence[Tensor], backend: str = "auto"
+) -> list[Tensor]:
+    """Divide the columns of weights, each (out, in), by `worths` and multiply those of their gradients, all in place.
 
     Returns sum(gradient * weight) of each column (in,), from before: what one factor of its weights would get.
 
     Args:
-        worth: (in,), none of them 0.
+        worths: (in,) for each, none of them 0.
         backend: "auto" takes torch's own operators where one of them is not float32 without gaps, on a CPU.
 
     Raises:
         ValueError: "numba" was asked for, and cannot work in the memory of such a one.
     """
-    is_plain = all(part.is_cpu and part.dtype == torch.float32 and part.is_contiguous() for part in (weight, grad))
-    if (backend == "auto" and not is_plain) or choose_backend(backend, "rescale_columns", weight) == "reference":
-        return reference.rescale_columns(weight, grad, worth)
-    if not is_plain:
+    kept = *weights, *grads
+    if not kept:
+        return []
+    strange = [part for part in kept if not (part.is_cpu and part.dtype == torch.float32 and part.is_contiguous())]
+    if (backend == "auto" and strange) or choose_backend(backend, "rescale_columns", kept[0]) == "reference":
+        return reference.rescale_columns(weights, grads, worths)
+    if strange:
         raise ValueError(
-            "rescale_columns: numba wants weight and gradient float32 without gaps in memory, on the CPU, got "
-            f"{weight.dtype} and {grad.dtype}; use backend='auto'"
+            "rescale_columns: numba wants weights and gradients float32 without gaps in memory, on the CPU, got "
+            f"{strange[0].dtype}, {tuple(strange[0].shape)}; use backend='auto'"
         )
-    return fast_kernels("pointwise", weight).rescale_columns(weight, grad, worth)
+    return fast_kernels("pointwise", kept[0]).rescale_columns(weights, grads, worths)
 
 
 @torch.library.custom_op("spikegpt::squared_relu", mutates_args=())
@@ -175,5 +180,6 @@ def _costs(reads: int, **per_number: int) -> Callable[[tuple, dict, Tensor], dic
 
 squared_relu_cost = _costs(reads=2, compare=1, mul=1, activation_writes=2)
 declare_cost(torch.ops.spikegpt.squared_relu.default, squared_relu_cost)
-declare_cost(torch.ops.spikegpt.gate.default, _costs(reads=3, sigmoid=1, mul=1, activation_writes=2))
+gate_cost = _costs(reads=3, sigmoid=1, mul=1, activation_writes=2)
+declare_cost(torch.ops.spikegpt.gate.default, gate_cost)
 declare_cost(torch.ops.spikegpt.dropout.default, _costs(reads=1, compare=1, mul=1, activation_writes=1))

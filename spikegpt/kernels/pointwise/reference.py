@@ -1,5 +1,7 @@
 """The pointwise functions in plain torch. Written to be read; the fast versions are tested against this file."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -19,11 +21,12 @@ def dropout(x: Tensor, rate: float) -> Tensor:
     return torch.dropout(x, rate, train=True)
 
 
-def rescale_columns(weight: Tensor, grad: Tensor, worth: Tensor) -> Tensor:
-    """Divide the columns of a weight, multiply those of its gradient; return sum(gradient * weight) of each."""
-    sums = (grad * weight).sum(dim=0)
-    grad.mul_(worth)
-    weight.div_(worth)
+def rescale_columns(weights: Sequence[Tensor], grads: Sequence[Tensor], worths: Sequence[Tensor]) -> list[Tensor]:
+    """Divide the columns of weights, multiply those of their gradients; return sum(gradient * weight) of each."""
+    sums = [(grad * weight).sum(dim=0) for weight, grad in zip(weights, grads, strict=True)]
+    for weight, grad, worth in zip(weights, grads, worths, strict=True):
+        grad.mul_(worth)
+        weight.div_(worth)
     return sums
 
 

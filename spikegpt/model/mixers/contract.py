@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...config import NeuronConfig
-from ...kernels import shifted_lif, squared_relu, squared_relu_lif, token_shift
+from ...kernels import gate, gated_lif, shifted_lif, squared_relu, squared_relu_lif, token_shift
 from ...kernels.integer_lif.options import IntegerLIFOptions
 from ...kernels.operators import product_dtype
 from ...neuron.lif import LIF
@@ -92,6 +92,16 @@ class Firing:
             return self(site, squared_relu(x))
         (neuron,), kind = fusible
         spikes = squared_relu_lif(x, neuron.threshold, kind, dtype=product_dtype(x))
+        self._note(site, neuron, spikes)
+        return spikes
+
+    def gated(self, site: str, receptance: Tensor, y: Tensor) -> Tensor:
+        """Return the spikes at `site` of sigmoid(receptance) * y; where there are no neurons, that."""
+        fusible = self._fusible(site)
+        if fusible is None:
+            return self(site, gate(receptance, y))
+        (neuron,), kind = fusible
+        spikes = gated_lif(receptance, y, neuron.threshold, kind, dtype=product_dtype(y))
         self._note(site, neuron, spikes)
         return spikes
 

@@ -126,11 +126,11 @@ class TimeMix(_Half):
             # a neuron of somebody's own may spike in float32 where products are autocast
             value = fire("wkv_neuron", value).to(key.dtype)
             mean, sums = event_wkv(self.time_decay, self.time_first, key, value, cast(EventWKVState | None, sums))
-            gated = gate(receptance, mean)
+            gated = fire.gated("output_neuron", receptance, mean)
         else:
             sums = cast(WKVState | None, sums)
             gated, sums = wkv(self.time_decay, self.time_first, key, value, sums, receptance=receptance)
-        y = self.output(fire("output_neuron", gated))
+        y = self.output(gated)
         return Mixed(y, TimeMixState(x[:, -1], sums, fire.after), fire.spikes)
 
     @torch.no_grad()
