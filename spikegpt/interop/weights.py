@@ -35,6 +35,8 @@ from .names import (
 from .opening import find_weights, open_weights
 from .tokenizer_files import read_tokenizer, rows_without_token, write_tokenizer
 
+# RWKV World's vocabulary
+WORLD = "rwkv_vocab_v*.txt"
 LAYOUTS = ("pth", "huggingface", "auto")
 # mixer -> layouts that name its tensors
 NAMED_IN = {"rwkv4": ("pth", "huggingface"), "rwkv7": ("pth",)}
@@ -56,8 +58,8 @@ def import_weights(
         source: a `.pth` or `.safetensors` file, a folder of Hugging Face's or ours, or OWNER/NAME or OWNER/NAME/FILE on
             the hub.
         spiking: "output" (the published block) or "none" (dense RWKV-4), whose tensors are alike; None recognises it.
-        tokenizer: a `tokenizers` JSON file, or OWNER/NAME on the hub, whose tokenizer.json it is; None takes the one
-            beside the weights, or bytes for a vocabulary of 256.
+        tokenizer: a `tokenizers` JSON file, RWKV World's vocabulary, or either on the hub, OWNER/NAME/FILE (OWNER/NAME
+            alone is its tokenizer.json); None takes the one beside the weights, or bytes for a vocabulary of 256.
         ctx_len: tokens per window in evaluation; None takes what config.json says, or 1024: the weights do not say.
         binary_embedding, rescale_every: see ModelConfig; False and 6 are what the published inference script does. The
             defaults leave to a model of ours what its own configuration says.
@@ -71,7 +73,7 @@ def import_weights(
     if is_hub_name(source):
         source = fetch(source)
     if tokenizer is not None and is_hub_name(tokenizer):
-        tokenizer = fetch(tokenizer if tokenizer.suffix == ".json" else tokenizer / "tokenizer.json")
+        tokenizer = fetch(tokenizer if tokenizer.suffix in (".json", ".txt") else tokenizer / "tokenizer.json")
     file = find_weights(source)
     said = config_beside(file, source)
     weights = official_names(open_weights(file), source, has_tied_head(said))
@@ -198,7 +200,8 @@ def _writing(target: Path) -> Iterator[None]:
 
 def _find_tokenizer(weights: Path, given: Path | None, vocab_size: int) -> Tokenizer:
     folder = weights.parent
-    beside = [path for path in (folder / "tokenizer.json", folder / "20B_tokenizer.json") if path.exists()]
+    named = (folder / "tokenizer.json", folder / "20B_tokenizer.json", *sorted(folder.glob(WORLD)))
+    beside = [path for path in named if path.exists()]
     if given is not None or beside:
         tokenizer = read_tokenizer(given or beside[0])
         # released models have a few rows more than tokens
