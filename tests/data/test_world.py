@@ -1,4 +1,4 @@
-"""RWKV World's tokens: always the longest, of any bytes, whole, in pieces, streamed; of a file at fault the line is named."""
+"""RWKV World's tokens: always the longest, of any bytes, whole, in pieces, streamed; of a broken file the line is told."""
 
 import random
 
