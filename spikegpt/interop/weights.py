@@ -135,7 +135,8 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
 
     Args:
         layout: "pth", a file of torch.save with the official names; "huggingface", a folder of RwkvForCausalLM's,
-            or of RWKV7ForCausalLM's in flash-linear-attention; "auto", a folder for AutoModelForCausalLM after `import spikegpt.huggingface`, of any block.
+            of RWKV-7 one of flash-linear-attention's RWKV7ForCausalLM; "auto", a folder for AutoModelForCausalLM after
+            `import spikegpt.huggingface`, of any block.
 
     Raises:
         SpikegptError: the model has tensors that the layout does not know, something stands at the target, or it cannot

@@ -1,4 +1,4 @@
-"""RWKV World's tokens: always the longest, of any bytes, whole, in pieces, streamed; of a broken file the line is told."""
+"""RWKV World's tokens: always the longest, of any bytes, whole, in pieces, streamed; a broken file names its line."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""RWKV-7 in the files of others: flash-linear-attention's folders there and back, official files with what is unread."""
+"""RWKV-7 in the files of others: the folders of flash-linear-attention, and official files with what nothing reads."""
 
 import json
 import re
@@ -158,11 +158,11 @@ def test_what_the_configuration_says_otherwise_is_refused(config, words, give, t
         (lambda w: w | {"blocks.0.att.gate.weight": torch.zeros(1)}, "of RWKV-7 .* and of RWKV-5"),
         (
             lambda w: w | {"model.layers.1.attn.r_k": torch.zeros(3, 40)},
-            r"r_k is \(3, 40\), .* do not make up the width 128",
+            "do not make up the width 128",
         ),
         (
             lambda w: w | {"model.layers.0.attn.r_k": torch.zeros(3, 64)},
-            r"blocks.0.att.r_k is \(3, 64\), want \(2, 64\)",
+            r"r_k is \(3, 64\), want \(2, 64\)",
         ),
         (lambda w: w | {"model.layers.1.attn.w_lora.lora.2.weight": torch.zeros(128, 8)}, r"w2 is \(8, 128\), want"),
         (lambda w: w | {"model.layers.0.attn.g_lora.lora.0.weight": torch.zeros(9, 128)}, r"g1 is \(128, 9\), want"),
@@ -204,7 +204,7 @@ def test_what_is_unread_comes_back_as_it_was(unread, tmp_path):
 
 def test_a_part_of_what_is_unread_is_too_little(tmp_path):
     torch.save({name: tensor for name, tensor in WEIGHTS.items() if name != UNREAD[0]}, tmp_path / "given.pth")
-    with pytest.raises(SpikegptError, match="missing: blocks.0.att.v0"):
+    with pytest.raises(SpikegptError, match=r"missing: blocks.0.att.v0"):
         import_weights(tmp_path / "given.pth", tmp_path / "out")
 
 
