@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from runs import BLOCKS
 
 from spikegpt.common.errors import SpikegptError
 from spikegpt.config import ModelConfig
@@ -12,10 +13,10 @@ from spikegpt.evaluate.scoring import read_contexts, score_continuations
 from spikegpt.model.network import SpikeGPT
 
 
-@pytest.fixture(scope="module", params=["none", "output", "input"])
+@pytest.fixture(scope="module", params=BLOCKS)
 def model(request):
     torch.manual_seed(1)
-    model = SpikeGPT(ModelConfig(n_layer=2, n_embd=16, spiking=request.param, vocab_size=32)).eval()
+    model = SpikeGPT(ModelConfig(n_layer=2, n_embd=16, **BLOCKS[request.param], vocab_size=32)).eval()
     with torch.no_grad():
         for matrix in (parameter for parameter in model.parameters() if parameter.dim() == 2):
             matrix.normal_(std=0.7)

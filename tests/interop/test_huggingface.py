@@ -8,12 +8,12 @@ import processes
 import pytest
 import torch
 import transformers
-from runs import MODEL, TRAIN
+from runs import BLOCKS, MODEL, TRAIN
 from safetensors.torch import load_file, save_file
 
 from spikegpt.checkpoint.weights import load_model
 from spikegpt.common.errors import SpikegptError
-from spikegpt.config import SPIKING, ModelConfig, NeuronConfig, SamplingConfig
+from spikegpt.config import ModelConfig, NeuronConfig, SamplingConfig
 from spikegpt.data.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer
 from spikegpt.generate.stream import generate as our_generate
 from spikegpt.interop.huggingface import (
@@ -30,11 +30,11 @@ PROMPTS = ["The statement that ", "It"]
 ODD = "Tr\u00e8s \u732b\U0001f40d\n\n\t  a\u0301 'quoted'  \x00 end "
 
 
-@pytest.fixture(scope="module", params=SPIKING)
+@pytest.fixture(scope="module", params=BLOCKS)
 def run(request, tmp_path_factory):
     base = tmp_path_factory.getbasetemp()
     folder = tmp_path_factory.mktemp("huggingface") / request.param
-    config = ModelConfig(n_layer=2, n_embd=16, ctx_len=16, spiking=request.param)
+    config = ModelConfig(n_layer=2, n_embd=16, ctx_len=16, **BLOCKS[request.param])
     return train(config, TRAIN, folder, cache=base / "cache", quiet=True).run
 
 
