@@ -110,7 +110,8 @@ def test_what_changes_nothing_is_taken(kind):
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("tells", ["mask", "token", "both"])
 def test_a_batch_is_its_texts_one_by_one(kind, block, side, tells):
-    model, (ids, mask) = make(kind, block), pad(TEXTS, side, filler=7 if tells == "mask" else PADDING)
+    # in float64: what RWKV-7 divides by the length of keys is sometimes small
+    model, (ids, mask) = make(kind, block).double(), pad(TEXTS, side, filler=7 if tells == "mask" else PADDING)
     found = model(ids, **({} if tells == "token" else {"attention_mask": mask})).logits
     for n, text in enumerate(TEXTS):
         same(found[n] if kind is CLASSIFIER else found[n][mask[n].bool()], model(text[None]).logits[0])
