@@ -152,7 +152,9 @@ def read_values(path: str | Path) -> Any:
             f"cannot read the tokenizer {path}: {error.strerror}; give byte, char, bpe or a tokenizer.json"
         ) from None
     except ValueError as error:
-        raise SpikegptError(f"{path} is not JSON ({error}); give a tokenizer.json") from None
+        raise SpikegptError(
+            f"{path} is not JSON ({error}); give a tokenizer.json, or RWKV World's vocabulary"
+        ) from None
 
 
 def check_values(values: Any, source: str) -> None:
