@@ -213,9 +213,7 @@ class Import:
     ] = None
     tokenizer: Annotated[
         Path | None,
-        arg(
-            help="tokenizers JSON, RWKV World's vocabulary, or OWNER/NAME on the hub; by default that beside the weights"
-        ),
+        arg(help="tokenizers JSON, RWKV World's vocabulary, or OWNER/NAME of the hub; default: beside the weights"),
     ] = None
     ctx_len: Annotated[
         int | None, arg(help="tokens per window in evaluation; by default what config.json says, or 1024")

@@ -187,7 +187,7 @@ def _check_theirs(said: dict[str, Any], found: dict[str, int], told: dict[str, A
     _compare({THEIR_NAMES.get(name, name): value for name, value in said.items()}, found, source)
     # rescale_every stands in no list: it is exact for dense RWKV-4
     n_embd = found["n_embd"]
-    wanted = {
+    wanted: dict[str, Any] = {
         "attention_hidden_size": n_embd,
         "intermediate_size": 4 * n_embd,
         "layer_norm_epsilon": LAYER_NORM_EPSILON,
