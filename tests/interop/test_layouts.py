@@ -357,6 +357,13 @@ def test_the_vocabulary_of_rwkv_world_is_the_models_tokenizer(is_named, tmp_path
     assert load_model(tmp_path / "out")[1].encode(b"abb").tolist() == [255, 99]
 
 
+def test_the_vocabulary_of_rwkv_world_is_fetched_by_its_name(tmp_path, monkeypatch):
+    here, asked = write_vocabulary(tmp_path / "v.txt", {b"a": 1}), []
+    monkeypatch.setattr("spikegpt.interop.weights.fetch", lambda source: asked.append(source) or here)
+    imported(saved(tmp_path, WEIGHTS), tokenizer=Path("fla-hub/model/rwkv_vocab_v20230424.txt"))
+    assert asked == [Path("fla-hub/model/rwkv_vocab_v20230424.txt")]
+
+
 def test_a_configuration_that_names_no_model_type_does_not_tell_the_block(tmp_path):
     source = folder(tmp_path, {"model.safetensors": THEIRS}, {"hidden_size": 8}).rename(tmp_path / "weights")
     with pytest.raises(SpikegptError, match="say --spiking output or --spiking none"):
