@@ -1,6 +1,6 @@
-"""How much memory importing and loading takes: SpikeGPT-216M and RWKV-4-169M as `.pth` of random numbers.
+"""How much memory importing and loading takes: SpikeGPT-216M, RWKV-4-169M, RWKV-7 0.1B and 0.4B, of random numbers.
 
-    python benchmarks/import_memory.py               both sizes, about two minutes and 4 GB of disk
+    python benchmarks/import_memory.py               all sizes, about four minutes and 4 GB of disk
     python benchmarks/import_memory.py --quick       a model of 5M, no published number
 
 Linux only. Writes results/import_memory.json. Last line: JSON with the peak of importing and of loading, over the size
@@ -22,8 +22,13 @@ from spikegpt.config import ModelConfig
 from spikegpt.interop.names import empty_model
 
 # layers, width, vocabulary, and the number type of the published file
-SIZES = {"spikegpt-216m": (18, 768, 50277, torch.float32), "rwkv-4-169m": (12, 768, 50277, torch.bfloat16)}
-QUICK = {"rwkv-5m": (6, 256, 256, torch.float32)}
+SIZES = {
+    "spikegpt-216m": (18, 768, 50277, torch.float32),
+    "rwkv-4-169m": (12, 768, 50277, torch.bfloat16),
+    "rwkv-7-191m": (12, 768, 65536, torch.bfloat16),
+    "rwkv-7-450m": (24, 1024, 65536, torch.bfloat16),
+}
+QUICK = {"rwkv-4-5m": (6, 256, 256, torch.float32), "rwkv-7-5m": (6, 256, 256, torch.float32)}
 # peak memory of the process so far, in bytes (getrusage would begin with its parent's);
 # what the libraries take is not the model's
 MEASURED = """
@@ -60,10 +65,9 @@ def main() -> None:
     for name, (layers, width, vocab_size, dtype) in (QUICK if options.quick else SIZES).items():
         with tempfile.TemporaryDirectory() as folder:
             source, target = Path(folder) / f"{name}.pth", Path(folder) / "model"
-            spiking = "output" if "spike" in name else "none"
-            parameters = write_weights(
-                source, ModelConfig(n_layer=layers, n_embd=width, vocab_size=vocab_size, spiking=spiking), dtype
-            )
+            sizes = {"n_layer": layers, "n_embd": width, "vocab_size": vocab_size}
+            spiking, mixer = "output" if "spike" in name else "none", "rwkv7" if "rwkv-7" in name else "rwkv4"
+            parameters = write_weights(source, ModelConfig(**sizes, spiking=spiking, mixer=mixer), dtype)
             found[name] = {"parameters": parameters, "file_bytes": source.stat().st_size}
             for what in ("import", "load"):
                 started = time.perf_counter()

@@ -125,7 +125,7 @@ class Data:
         Path | None,
         arg(help="write PREFIX.bin and PREFIX.idx with the tokens of NAME, a document per file or JSONL line"),
     ] = None
-    tokenizer: Annotated[str, arg(help="byte, or a tokenizer JSON, for --binidx")] = "byte"
+    tokenizer: Annotated[str, arg(help="byte, a tokenizer JSON or RWKV World's vocabulary, for --binidx")] = "byte"
     end_token: Annotated[int | None, arg(help="id put after each document; RWKV-LM and GPT-NeoX use 0")] = None
     processes: Annotated[int | None, arg(help="processes that tokenise; by default all CPUs")] = None
     cache: Annotated[Path | None, arg(help="where downloads and corpora are kept; by default ~/.cache/spikegpt")] = None
@@ -212,7 +212,8 @@ class Import:
         Literal["none", "output"] | None, arg(help="dense RWKV-4 or the published block, if size and name do not tell")
     ] = None
     tokenizer: Annotated[
-        Path | None, arg(help="tokenizers JSON file, or OWNER/NAME on the hub; by default the one beside the weights")
+        Path | None,
+        arg(help="tokenizers JSON, RWKV World's vocabulary, or OWNER/NAME of the hub; default: beside the weights"),
     ] = None
     ctx_len: Annotated[
         int | None, arg(help="tokens per window in evaluation; by default what config.json says, or 1024")
@@ -235,7 +236,7 @@ class Export:
     layout: Annotated[
         Literal["pth", "huggingface", "auto"],
         arg(
-            help="official names in a file of torch.save; RwkvForCausalLM's folder; "
+            help="official names in a file of torch.save; RwkvForCausalLM's folder, or fla's of RWKV-7; "
             "a folder for AutoModelForCausalLM with spikegpt.huggingface"
         ),
     ] = "pth"

@@ -7,7 +7,7 @@ from .errors import SpikegptError
 
 NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:/(.+))?")
 # what a folder of Hugging Face's needs; its code, if it has any, stays where it is
-FOLDER_FILES = ("config.json", "tokenizer.json", "*.safetensors", "*.safetensors.index.json")
+FOLDER_FILES = ("config.json", "tokenizer.json", "rwkv_vocab_v*.txt", "*.safetensors", "*.safetensors.index.json")
 PICKLED_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 

@@ -42,7 +42,7 @@ class TrainConfig(Config):
     text_column: str = "text"
     """of JSONL, CSV and TSV files: the key or column that holds a document's text"""
     tokenizer: str = "byte"
-    """byte, char, bpe, or the path of a `tokenizers` JSON file"""
+    """byte, char, bpe, or the path of a `tokenizers` JSON file or of RWKV World's vocabulary"""
     bpe_vocab_size: int = 4096
     """size of the vocabulary that "bpe" trains"""
     steps: int = 1000

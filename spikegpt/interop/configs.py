@@ -1,6 +1,7 @@
 """What a config.json of others says about a model, each field honoured or refused; ours in the form of others.
 
-Fields: transformers' RwkvConfig. What is in no list here changes no number there either.
+Fields: transformers' RwkvConfig, flash-linear-attention's RWKV7Config. What is in no list here changes no number there
+either.
 """
 
 from pathlib import Path
@@ -9,9 +10,12 @@ from typing import Any
 from ..checkpoint.files import check_format, read_json
 from ..common.errors import SpikegptError
 from ..config import ModelConfig, Spiking
+from ..model.mixers.rwkv7 import NORM_EPS, published_ranks
 
 CTX_LEN = 1024
 LAYER_NORM_EPSILON = 1e-5
+# model_type in fla, at present and before
+FLA_TYPES = "rwkv7", "rwkv7_fla"
 # layers, width and vocabulary that only one of the two blocks was published with
 RWKV4_SIZES = ((12, 768), (24, 1024), (24, 2048), (32, 2560), (32, 4096), (40, 5120))
 # what the library calls sizes that are ours too
@@ -34,6 +38,7 @@ def config_beside(weights: Path, source: Path) -> dict[str, Any]:
 def make_config(
     said: dict[str, Any],
     sizes: tuple[int, int, int],
+    told: dict[str, Any],
     source: Path,
     file: Path,
     spiking: Spiking | None,
@@ -42,6 +47,7 @@ def make_config(
     """Return the configuration of a model of `sizes`, (n_layer, n_embd, vocab_size), of whom a config.json `said` this.
 
     Args:
+        told: fields that the tensors tell beyond their sizes.
         source, file: what was asked for, and where in it the weights are; their names may tell the block.
 
     Raises:
@@ -55,9 +61,10 @@ def make_config(
         given = {name: value for name, value in changes.items() if value is not None}
         return _model_config({**_model_config(ours, source).to_dict(), **given}, source)
     if said:
-        _check_theirs(said, found, source)
+        _check_theirs(said, found, told, source)
     is_dense = said.get("model_type") == "rwkv"
-    block = spiking or ("none" if is_dense else _recognise_block((file.name, source.name), sizes))
+    block = spiking or told.get("spiking")
+    block = block or ("none" if is_dense else _recognise_block((file.name, source.name), sizes))
     if block is None:
         raise SpikegptError(
             f"{source}: {sizes[0]} layers, width {sizes[1]}, vocabulary {sizes[2]}. "
@@ -67,7 +74,8 @@ def make_config(
     if ctx_len is None:
         # transformers takes both names
         ctx_len = said.get("context_length", said.get("max_position_embeddings"))
-    return _model_config({**found, "ctx_len": CTX_LEN if ctx_len is None else ctx_len, "spiking": block}, source)
+    ctx_len = CTX_LEN if ctx_len is None else ctx_len
+    return _model_config({**found, **told, "ctx_len": ctx_len, "spiking": block}, source)
 
 
 def _model_config(fields: dict[str, Any], source: Path) -> ModelConfig:
@@ -100,6 +108,47 @@ def huggingface_config(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def fla_config(config: ModelConfig) -> dict[str, Any]:
+    """Return config.json of flash-linear-attention's RWKV7ForCausalLM, of dense RWKV-7.
+
+    Raises:
+        SpikegptError: its heads are not of 64, and so computed otherwise there.
+    """
+    _check_heads(config.head_size, "the model", "export it with --layout pth")
+    w, a, v, g = config.lora_ranks or published_ranks(config.n_embd)
+    return {
+        "architectures": ["RWKV7ForCausalLM"],
+        "model_type": FLA_TYPES[0],
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.ctx_len,
+        "hidden_size": config.n_embd,
+        "hidden_ratio": 4,
+        "intermediate_size": config.n_ffn,
+        "hidden_act": "sqrelu",
+        "num_hidden_layers": config.n_layer,
+        "head_dim": config.head_size,
+        "value_dim": [config.n_embd] * config.n_layer,
+        "decay_low_rank_dim": w,
+        "a_low_rank_dim": a,
+        "v_low_rank_dim": v,
+        "gate_low_rank_dim": g,
+        "norm_first": True,
+        "norm_bias": True,
+        "norm_eps": LAYER_NORM_EPSILON,
+        "attn": None,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
+    }
+
+
+def _check_heads(head_size: int, source: str | Path, advice: str) -> None:
+    if head_size * LAYER_NORM_EPSILON != NORM_EPS:
+        raise SpikegptError(
+            f"{source} has heads of {head_size}, whose norm has the epsilon {head_size * LAYER_NORM_EPSILON:g} in "
+            f"flash-linear-attention and {NORM_EPS:g} here: they are one for heads of 64 alone; {advice}"
+        )
+
+
 def _our_fields(said: dict[str, Any], source: Path) -> dict[str, Any] | None:
     """ModelConfig's fields, where a run or a checkpoint of ours, or our class in transformers, wrote config.json."""
     if said.get("model_type") == "spikegpt":
@@ -113,11 +162,23 @@ def _our_fields(said: dict[str, Any], source: Path) -> dict[str, Any] | None:
     return said["model"]
 
 
-def _check_theirs(said: dict[str, Any], found: dict[str, int], source: Path) -> None:
+def check_model_type(said: dict[str, Any], source: Path) -> None:
+    """Raise SpikegptError if a config.json names a model that is read by no name of tensors."""
     kind = said.get("model_type", "rwkv")
-    if kind != "rwkv":
+    if kind not in ("spikegpt", "rwkv", *FLA_TYPES):
         raise SpikegptError(
-            f"{source}: its config.json says model_type {kind!r}. This package reads 'rwkv' (RWKV-4) and SpikeGPT"
+            f"{source}: its config.json says model_type {kind!r}. This package reads 'rwkv' (RWKV-4), "
+            f"{FLA_TYPES[0]!r} and SpikeGPT"
+        )
+
+
+def _check_theirs(said: dict[str, Any], found: dict[str, int], told: dict[str, Any], source: Path) -> None:
+    is_rwkv7 = told.get("mixer") == "rwkv7"
+    family = "RWKV-7" if is_rwkv7 else "RWKV-4"
+    if "model_type" in said and is_rwkv7 != (said["model_type"] in FLA_TYPES):
+        raise SpikegptError(
+            f"{source}: its config.json says model_type {said['model_type']!r}, its tensors are of {family}; one of "
+            "the two is of another model"
         )
     if said.get("quantization_config") is not None:
         raise SpikegptError(
@@ -126,11 +187,16 @@ def _check_theirs(said: dict[str, Any], found: dict[str, int], source: Path) -> 
     _compare({THEIR_NAMES.get(name, name): value for name, value in said.items()}, found, source)
     # rescale_every stands in no list: it is exact for dense RWKV-4
     n_embd = found["n_embd"]
-    wanted = {
+    wanted: dict[str, Any] = {
         "attention_hidden_size": n_embd,
         "intermediate_size": 4 * n_embd,
         "layer_norm_epsilon": LAYER_NORM_EPSILON,
     }
+    if is_rwkv7:
+        if "model_type" in said:
+            _check_heads(told["head_size"], source, "take the official file of this model")
+        wanted = {"hidden_act": "sqrelu", "norm_eps": LAYER_NORM_EPSILON, "attn": None}
+        wanted |= {"head_dim": told["head_size"], "intermediate_size": 4 * n_embd}
     for name in ("context_length", "max_position_embeddings"):
         length = said.get(name)
         if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 1):
@@ -141,7 +207,7 @@ def _check_theirs(said: dict[str, Any], found: dict[str, int], source: Path) -> 
         )
     for name, value in wanted.items():
         if said.get(name, value) not in (value, None):
-            raise SpikegptError(f"{source}: its config.json says {name} {said[name]!r}; RWKV-4 here has {value}")
+            raise SpikegptError(f"{source}: its config.json says {name} {said[name]!r}; {family} here has {value}")
 
 
 def _compare(said: dict[str, Any], found: dict[str, int], source: Path) -> None:

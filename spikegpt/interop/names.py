@@ -1,7 +1,7 @@
 """What others call their tensors, and whether a set of tensors is a model of ours.
 
 Key names: RWKV-LM's RWKV-v4neo/src/model.py and RWKV-v7/train_temp/src/model.py; transformers'
-convert_rwkv_checkpoint_to_hf.py.
+convert_rwkv_checkpoint_to_hf.py; flash-linear-attention's utils/convert_from_rwkv7.py.
 """
 
 import re
@@ -38,6 +38,29 @@ HUGGINGFACE = {
     ".time_mix_value": ".time_mix_v",
     ".time_mix_receptance": ".time_mix_r",
 }
+# the same of RWKV-7 in flash-linear-attention (fla), whose matrices of pairs are transposed
+FLA = {
+    "model.embeddings.": "emb.",
+    "model.layers.": "blocks.",
+    "model.norm.": "ln_out.",
+    "lm_head.": "head.",
+    ".pre_norm.": ".ln0.",
+    ".attn_norm.": ".ln1.",
+    ".ffn_norm.": ".ln2.",
+    # of the channel mix, key and value keep theirs
+    ".attn.r_proj.": ".att.receptance.",
+    ".attn.k_proj.": ".att.key.",
+    ".attn.v_proj.": ".att.value.",
+    ".attn.o_proj.": ".att.output.",
+    ".attn.g_norm.": ".att.ln_x.",
+    ".attn.": ".att.",
+    **{f".{pair}_lora.lora.0.weight": f".{pair}1" for pair in "wavg"},
+    **{f".{pair}_lora.lora.2.weight": f".{pair}2" for pair in "wavg"},
+    **{f".{pair}_lora.lora.2.bias": f".{pair}0" for pair in "wav"},
+}
+FLA_TRANSPOSED = "_lora.lora.0.weight", "_lora.lora.2.weight"
+# in its first files one tensor, in this order
+FLA_SHARES, SHARES = "attn.x_x", [f"att.x_{letter}" for letter in "rwkvag"]
 # tensors that only other generations have
 OTHER_FAMILIES = {
     "ffn.s_emb": 'RWKV-7 "a" (deep embedding)',
@@ -52,16 +75,22 @@ OTHER_FAMILIES = {
 RWKV7, RWKV4 = ("att.x_r", "att.r_k", "att.k_k"), "att.time_mix_k"
 # of these, files of some trainers have those of the first layer too, where nothing reads them
 UNREAD = tuple(f"blocks.0.att.{name}" for name in ("v0", "v1", "v2"))
+# what stands there if a file has none: a number that no initialisation and no step of training writes
+ABSENT = -0.0
 
 
 class _Renamed(Mapping):
-    """The same tensors under other names."""
+    """The same tensors under official names."""
 
     def __init__(self, weights: Mapping[str, Tensor], original: dict[str, str]):
         self._weights, self._original = weights, original
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._weights[self._original[name]]
+        original = self._original[name]
+        tensor = self._weights[original]
+        if original.endswith(FLA_SHARES):
+            return tensor[next(n for n, share in enumerate(SHARES) if name.endswith(share))]
+        return tensor.T if original.endswith(FLA_TRANSPOSED) else tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._original)
@@ -71,7 +100,7 @@ class _Renamed(Mapping):
 
 
 def official_names(weights: Mapping[str, Tensor], source: Path, has_tied_head: bool = False) -> Mapping[str, Tensor]:
-    """Return the same tensors under RWKV-4's official names, which are ours; a tied head is the embedding once more.
+    """Return the same tensors under the official names, which are ours; a tied head is the embedding once more.
 
     Raises:
         SpikegptError: there are several models in it, several tensors of one name, or a tied head of its own numbers.
@@ -84,12 +113,12 @@ def official_names(weights: Mapping[str, Tensor], source: Path, has_tied_head: b
         )
     original: dict[str, str] = {}
     for name in weights:
-        official = official_name(name, *models)
-        if official in original:
-            raise SpikegptError(
-                f"{source}: {original[official]} and {name} are both {official}; save one of them alone"
-            )
-        original[official] = name
+        for official in _official_names(name, weights, source, *models):
+            if official in original:
+                raise SpikegptError(
+                    f"{source}: {original[official]} and {name} are both {official}; save one of them alone"
+                )
+            original[official] = name
     named = _Renamed(weights, original)
     if has_tied_head and "emb.weight" in named:
         if "head.weight" in named and not torch.equal(named["head.weight"], named["emb.weight"]):
@@ -101,10 +130,21 @@ def official_names(weights: Mapping[str, Tensor], source: Path, has_tied_head: b
     return named
 
 
+def _official_names(name: str, weights: Mapping[str, Tensor], source: Path, model: str = "") -> list[str]:
+    """The official name of a tensor, or the six that one of fla's holds."""
+    official = official_name(name, model)
+    if not name.endswith(FLA_SHARES):
+        return [official]
+    shape = tuple(weights[name].shape)
+    if len(shape) < 2 or shape[0] != len(SHARES):
+        raise SpikegptError(f"{source}: {name} is {shape}, want ({len(SHARES)}, n_embd); get the whole file")
+    return [official.removesuffix("att.x_x") + share for share in SHARES]
+
+
 def official_name(name: str, model: str = "") -> str:
     """Return the official name of a tensor of the model whose names begin with `model`."""
     name = _unwrapped(name).removeprefix(model)
-    for theirs, ours in HUGGINGFACE.items():
+    for theirs, ours in (HUGGINGFACE | FLA).items():
         name = name.replace(theirs, ours)
     return name
 
@@ -112,7 +152,7 @@ def official_name(name: str, model: str = "") -> str:
 def whole_model(name: str) -> str | None:
     """Return what stands before every name of a model, such as "model.", if `name` is that of its embedding."""
     name = _unwrapped(name)
-    for embedding in ("rwkv.embeddings.weight", "emb.weight"):
+    for embedding in ("rwkv.embeddings.weight", "model.embeddings.weight", "emb.weight"):
         if name == embedding or name.endswith("." + embedding):
             return name.removesuffix(embedding)
     return None
@@ -128,6 +168,24 @@ def huggingface_name(name: str) -> str:
         if ours in name and (not theirs.startswith("rwkv.") or name.startswith(ours)):
             name = name.replace(ours, theirs)
     return name
+
+
+def fla_tensors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return RWKV-7's official tensors under fla's names, in its shapes; what is unread has no place there."""
+    theirs = {}
+    for name, tensor in weights.items():
+        if name in UNREAD:
+            continue
+        renamed = name
+        for their, ours in FLA.items():
+            if renamed.startswith(ours) or (their.startswith(".") and ours in renamed):
+                renamed = renamed.replace(ours, their)
+        if renamed.endswith(FLA_TRANSPOSED):
+            tensor = tensor.T
+        elif tensor.dim() == 3 and "attn.x_" not in renamed:
+            tensor = tensor.flatten()
+        theirs[renamed] = tensor
+    return theirs
 
 
 def check_tensors(weights: Mapping[str, Tensor], config: ModelConfig, source: Path) -> None:
@@ -169,13 +227,13 @@ def sizes_of(weights: Mapping[str, Tensor], source: Path) -> tuple[int, int, int
         SpikegptError: they are those of no RWKV-4, RWKV-7 or SpikeGPT, or a layer is missing.
     """
     is_rwkv7 = _is_rwkv7(weights)
-    if is_rwkv7 and any(RWKV4 in name for name in weights):
-        raise SpikegptError(
-            f"{source} has tensors of RWKV-7 ({RWKV7[0]}) and of RWKV-4 ({RWKV4}); save one of them alone"
-        )
-    for part, family in OTHER_FAMILIES.items():
+    for part, family in (OTHER_FAMILIES | ({RWKV4: "RWKV-4"} if is_rwkv7 else {})).items():
         # RWKV-7 has that norm too
         if any(part in name for name in weights) and not (is_rwkv7 and part == "att.ln_x.weight"):
+            if is_rwkv7 and not family.startswith("RWKV-7"):
+                raise SpikegptError(
+                    f"{source} has tensors of RWKV-7 ({RWKV7[0]}) and of {family} ({part}); save one of them alone"
+                )
             raise SpikegptError(
                 f"{source} is {family}: it has {part!r}. This package reads RWKV-4, RWKV-7 and SpikeGPT"
             )
@@ -203,7 +261,7 @@ def generation_of(
 ) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
     """Return (fields of ModelConfig that official tensors of `sizes` tell beyond these, the tensors, of RWKV-7 whole).
 
-    What is unread in RWKV-7's first layer and absent is zeros, which no trainer leaves there.
+    What is unread in RWKV-7's first layer and absent is ABSENT.
 
     Raises:
         SpikegptError: a head or a pair of RWKV-7 has no shape of one.
@@ -222,6 +280,11 @@ def generation_of(
             what = "(heads, channels of one)" if name == "r_k" else "a matrix"
             raise SpikegptError(f"{source}: {last}{name} is {shape or 'missing'}, want {what}; get the whole file")
         shapes[name] = shape
+    if shapes["r_k"][0] * shapes["r_k"][1] != n_embd:
+        raise SpikegptError(
+            f"{source}: {last}r_k is {shapes['r_k']}, (heads, channels of one), which do not make up the width "
+            f"{n_embd}; get the whole file"
+        )
     w, a, g = (shapes[name][1] for name in ("w1", "a1", "g1"))
     v = shapes.get("v1", shapes["a1"])[1]
     fields = {
@@ -232,14 +295,17 @@ def generation_of(
     }
     if not any(name in weights for name in UNREAD):
         unread = zip(UNREAD, ((1, 1, n_embd), (n_embd, v), (v, n_embd)), strict=True)
-        weights = ChainMap(weights, {name: torch.zeros(shape) for name, shape in unread})  # type: ignore[arg-type]
+        absent = {name: torch.full(shape, ABSENT) for name, shape in unread}
+        weights = ChainMap(weights, absent)  # type: ignore[arg-type]
     return fields, weights
 
 
-def without_unread(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return official tensors as a file has them that lacked what `generation_of` put there."""
-    is_filled = all(name in weights and not weights[name].any() for name in UNREAD)
-    return {name: tensor for name, tensor in weights.items() if not (is_filled and name in UNREAD)}
+def without_absent(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return official tensors as a file had them that lacked what `generation_of` put there."""
+    is_absent = all(
+        name in weights and not weights[name].any() and bool(weights[name].signbit().all()) for name in UNREAD
+    )
+    return {name: tensor for name, tensor in weights.items() if not (is_absent and name in UNREAD)}
 
 
 def _nearest(config: ModelConfig) -> str:

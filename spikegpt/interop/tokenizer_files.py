@@ -5,12 +5,14 @@ and it stays padding whether a mask says so or not. Names that begin with NO_TOK
 """
 
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import SpikegptError
 from ..common.files import write_atomically
-from ..data.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
+from ..data.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, WorldTokenizer
 from ..data.tokenizers.bpe import NO_TOKEN, byte_letters
 from ..data.tokenizers.contract import read_values
 from ..data.tokenizers.stored import tokenizer_of
@@ -25,6 +27,9 @@ UNKNOWN = f"{NO_TOKEN}unknown|>"
 
 # takes a text apart into its characters
 SPLIT = {"type": "Split", "pattern": {"Regex": "[\\s\\S]"}, "behavior": "Isolated", "invert": False}
+
+# a level of a regular expression each, of which the library bears some thousand
+LONGEST_IN_PATTERN = 400
 
 
 def library_tokenizer(tokenizer: Tokenizer, rows: int | None = None) -> "LibraryTokenizer":
@@ -57,9 +62,60 @@ def library_tokenizer(tokenizer: Tokenizer, rows: int | None = None) -> "Library
         model = {"type": "WordLevel", "vocab": ids | {UNKNOWN: rows}, "unk_token": UNKNOWN}
         values = {"version": "1.0", "added_tokens": [], "pre_tokenizer": SPLIT, "decoder": {"type": "Fuse"}}
         return _library({**values, "model": model}, ids, rows)
+    if isinstance(tokenizer, WorldTokenizer):
+        return world_library(tokenizer, rows)
     raise SpikegptError(
         f"{type(tokenizer).__name__} has no equal in Hugging Face's library; train with --tokenizer byte, char or bpe"
     )
+
+
+def world_library(tokenizer: WorldTokenizer, rows: int) -> "LibraryTokenizer":
+    """Return the tokenizer of the library that takes the longest token everywhere, by a regular expression.
+
+    Raises:
+        SpikegptError: tokens are too long for one.
+    """
+    from tokenizers import AddedToken, decoders, pre_tokenizers
+
+    if max(map(len, tokenizer.vocabulary)) > LONGEST_IN_PATTERN:
+        raise SpikegptError(
+            f"the vocabulary has tokens of more than {LONGEST_IN_PATTERN} bytes, which Hugging Face's library cannot "
+            "look for; export it with --layout pth"
+        )
+    letters = byte_letters()
+    ids = {"".join(letters[byte] for byte in token): id for token, id in tokenizer.vocabulary.items()}
+    pattern = {"Regex": longest_first(tokenizer.vocabulary)}
+    split = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+    as_letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    values = {
+        "version": "1.0",
+        "added_tokens": [],
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [json.loads(as_letters.__getstate__()), split]},
+        "decoder": json.loads(decoders.ByteLevel().__getstate__()),
+    }
+    ids.setdefault(END, 0)
+    library = _library({**values, "model": {"type": "WordLevel", "vocab": ids, "unk_token": UNKNOWN}}, ids, rows)
+    if ids[END] == 0:
+        library.add_special_tokens([AddedToken(END, special=True, normalized=False)])
+    return library
+
+
+def longest_first(tokens: Iterable[bytes]) -> str:
+    """Return the regular expression of the longest of `tokens` that a text, in letters, goes on with: their trie."""
+    trie: dict[str, Any] = {}
+    letters = byte_letters()
+    for token in sorted(tokens):
+        node = trie
+        for byte in token:
+            node = node.setdefault(letters[byte], {})
+        # here one ends
+        node[""] = {}
+
+    def after(node: dict[str, Any]) -> str:
+        ways = [re.escape(letter) + after(more) for letter, more in node.items() if letter]
+        return f"(?:{'|'.join(ways)}){'?' if '' in node else ''}" if ways else ""
+
+    return after(trie)
 
 
 def _library(values: dict[str, Any], ids: dict[str, int], rows: int) -> "LibraryTokenizer":
@@ -125,6 +181,8 @@ def read_tokenizer(path: Path) -> Tokenizer:
     """
     values = read_values(path)
     whole = tokenizer_of(values, str(path))
+    if isinstance(whole, BPETokenizer) and (world := _world(values)) is not None:
+        return world
     if not isinstance(whole, BPETokenizer) or not {PADDING, UNKNOWN} & whole.vocabulary.keys():
         return whole
     # one that was saved by PreTrainedTokenizerFast; perhaps with more tokens, whose ids follow that of the padding
@@ -134,3 +192,17 @@ def read_tokenizer(path: Path) -> Tokenizer:
         return CharTokenizer("".join(tokens))
     added = [token for token in values.get("added_tokens") or [] if not token["content"].startswith(NO_TOKEN)]
     return BPETokenizer(_fill({**values, "added_tokens": added}, ids, whole.vocab_size), str(path))
+
+
+def _world(values: dict[str, Any]) -> WorldTokenizer | None:
+    """The tokenizer that `world_library` made a file of, unless tokens were added to it."""
+    if values["model"].get("type") != "WordLevel" or (values.get("pre_tokenizer") or {}).get("type") != "Sequence":
+        return None
+    byte_of = {letter: byte for byte, letter in enumerate(byte_letters())}
+    names = {name: id for name, id in values["model"]["vocab"].items() if id and not name.startswith(NO_TOKEN)}
+    added = {token["content"] for token in values.get("added_tokens") or []} - {END, PADDING}
+    if added or not all(byte_of.keys() >= set(name) for name in names):
+        return None
+    tokens = {bytes(byte_of[letter] for letter in name): id for name, id in names.items()}
+    split = values["pre_tokenizer"]["pretokenizers"][-1]
+    return WorldTokenizer(tokens) if split.get("pattern") == {"Regex": longest_first(tokens)} else None

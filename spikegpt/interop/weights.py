@@ -1,4 +1,4 @@
-"""Weights in the files of others: the author's SpikeGPT, official RWKV-4 and -7, Hugging Face's; our own.
+"""Weights in the files of others: the author's SpikeGPT, RWKV-4 and -7, official and Hugging Face's; our own.
 
 Import makes a folder that every verb takes as a run; export writes the same tensors back under the names of the other
 side. How their files are opened: opening.py; what they call their tensors: names.py; their config.json: configs.py.
@@ -22,22 +22,25 @@ from ..common.files import atomic_path, write_atomically
 from ..common.hub import fetch, is_hub_name
 from ..config import ModelConfig, Spiking
 from ..data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
-from .configs import config_beside, has_tied_head, huggingface_config, make_config
+from .configs import check_model_type, config_beside, fla_config, has_tied_head, huggingface_config, make_config
 from .names import (
     check_tensors,
     empty_model,
+    fla_tensors,
     generation_of,
     huggingface_name,
     official_names,
     sizes_of,
-    without_unread,
+    without_absent,
 )
 from .opening import find_weights, open_weights
 from .tokenizer_files import read_tokenizer, rows_without_token, write_tokenizer
 
+# RWKV World's vocabulary
+WORLD = "rwkv_vocab_v*.txt"
 LAYOUTS = ("pth", "huggingface", "auto")
 # mixer -> layouts that name its tensors
-NAMED_IN = {"rwkv4": ("pth", "huggingface"), "rwkv7": ("pth",)}
+NAMED_IN = {"rwkv4": ("pth", "huggingface"), "rwkv7": ("pth", "huggingface")}
 
 
 def import_weights(
@@ -56,8 +59,8 @@ def import_weights(
         source: a `.pth` or `.safetensors` file, a folder of Hugging Face's or ours, or OWNER/NAME or OWNER/NAME/FILE on
             the hub.
         spiking: "output" (the published block) or "none" (dense RWKV-4), whose tensors are alike; None recognises it.
-        tokenizer: a `tokenizers` JSON file, or OWNER/NAME on the hub, whose tokenizer.json it is; None takes the one
-            beside the weights, or bytes for a vocabulary of 256.
+        tokenizer: a `tokenizers` JSON file, RWKV World's vocabulary, or either on the hub, OWNER/NAME/FILE (OWNER/NAME
+            alone is its tokenizer.json); None takes the one beside the weights, or bytes for a vocabulary of 256.
         ctx_len: tokens per window in evaluation; None takes what config.json says, or 1024: the weights do not say.
         binary_embedding, rescale_every: see ModelConfig; False and 6 are what the published inference script does. The
             defaults leave to a model of ours what its own configuration says.
@@ -71,17 +74,16 @@ def import_weights(
     if is_hub_name(source):
         source = fetch(source)
     if tokenizer is not None and is_hub_name(tokenizer):
-        tokenizer = fetch(tokenizer if tokenizer.suffix == ".json" else tokenizer / "tokenizer.json")
+        tokenizer = fetch(tokenizer if tokenizer.suffix in (".json", ".txt") else tokenizer / "tokenizer.json")
     file = find_weights(source)
     said = config_beside(file, source)
+    check_model_type(said, source)
     weights = official_names(open_weights(file), source, has_tied_head(said))
     sizes = sizes_of(weights, source)
     told, weights = generation_of(weights, sizes, source)
-    block = told.pop("spiking", None)
-    config = make_config(said, sizes, source, file, spiking or block, ctx_len)
+    config = make_config(said, sizes, told, source, file, spiking, ctx_len)
     config = dataclasses.replace(
         config,
-        **told,
         binary_embedding=config.binary_embedding and binary_embedding,
         rescale_every=rescale_every or config.rescale_every,
     )
@@ -132,8 +134,9 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
     """Write the model of a run, checkpoint or imported folder in the `layout` of the other side.
 
     Args:
-        layout: "pth", a file of torch.save with the official names; "huggingface", a folder of RwkvForCausalLM's;
-            "auto", a folder for AutoModelForCausalLM after `import spikegpt.huggingface`, of any block.
+        layout: "pth", a file of torch.save with the official names; "huggingface", a folder of RwkvForCausalLM's,
+            of RWKV-7 one of flash-linear-attention's RWKV7ForCausalLM; "auto", a folder for AutoModelForCausalLM after
+            `import spikegpt.huggingface`, of any block.
 
     Raises:
         SpikegptError: the model has tensors that the layout does not know, something stands at the target, or it cannot
@@ -159,7 +162,8 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
         raise SpikegptError(
             f"layout {layout!r} has no names for the tensors of mixer {config.mixer!r}; export it with --layout auto"
         )
-    if config.spiking == "input":
+    # what enters RWKV-4 as spikes at its outputs has the tensors of a dense one, and was published so
+    if config.spiking == "input" or (config.mixer == "rwkv7" and config.spiking != "none"):
         raise SpikegptError(
             "a spike-driven model has neurons with parameters, which no other library's layout names; "
             "export it with --layout auto"
@@ -168,16 +172,19 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
     if layout == "pth":
         target.parent.mkdir(parents=True, exist_ok=True)
         with _writing(target), atomic_path(target) as temporary:
-            torch.save(without_unread(weights) if config.mixer == "rwkv7" else weights, temporary)
+            torch.save(without_absent(weights), temporary)
         return
+    is_rwkv7 = config.mixer == "rwkv7"
+    described = fla_config(config) if is_rwkv7 else huggingface_config(config)
     target.mkdir(parents=True, exist_ok=True)
     special = write_tokenizer(tokenizer, target, pads=False, rows=config.vocab_size)
-    write_atomically(target / "config.json", json.dumps(huggingface_config(config) | special, indent=1))
+    write_atomically(target / "config.json", json.dumps(described | special, indent=1))
     # texts that have ended are filled with the token that ends them, as the library would do with a warning
     without = rows_without_token(tokenizer, config.vocab_size)
     generation = {**special, "pad_token_id": special["eos_token_id"], "suppress_tokens": without or None}
     write_atomically(target / "generation_config.json", json.dumps(generation, indent=1))
-    _write_tensors(target, {huggingface_name(name): tensor for name, tensor in weights.items()})
+    renamed = {huggingface_name(name): tensor for name, tensor in weights.items()}
+    _write_tensors(target, fla_tensors(weights) if is_rwkv7 else renamed)
 
 
 def _write_tensors(folder: Path, weights: Mapping[str, Tensor]) -> None:
@@ -198,7 +205,8 @@ def _writing(target: Path) -> Iterator[None]:
 
 def _find_tokenizer(weights: Path, given: Path | None, vocab_size: int) -> Tokenizer:
     folder = weights.parent
-    beside = [path for path in (folder / "tokenizer.json", folder / "20B_tokenizer.json") if path.exists()]
+    named = (folder / "tokenizer.json", folder / "20B_tokenizer.json", *sorted(folder.glob(WORLD)))
+    beside = [path for path in named if path.exists()]
     if given is not None or beside:
         tokenizer = read_tokenizer(given or beside[0])
         # released models have a few rows more than tokens

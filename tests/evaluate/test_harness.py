@@ -11,12 +11,13 @@ import processes
 import pytest
 import torch
 from questions import QUESTIONS, TASK
+from runs import BLOCKS
 
 from spikegpt.checkpoint.run import save_model
 from spikegpt.checkpoint.weights import load_model
 from spikegpt.common.errors import SpikegptError
 from spikegpt.config import ModelConfig, SamplingConfig
-from spikegpt.data.tokenizers import BPETokenizer, CharTokenizer
+from spikegpt.data.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer
 from spikegpt.evaluate.harness import END_OF_TEXT, SpikeGPTHarness
 from spikegpt.generate.stream import generate
 from spikegpt.model.network import SpikeGPT
@@ -49,6 +50,16 @@ def test_log_probabilities_are_those_of_a_plain_forward_pass(harness):
         [score for score, _ in wanted], abs=1e-5 * max(-score for score, _ in wanted)
     )
     assert [is_greedy for _, is_greedy in found] == [is_greedy for _, is_greedy in wanted]
+
+
+def test_another_generation_is_scored_as_by_its_forward_pass(tmp_path):
+    torch.manual_seed(0)
+    save_model(tmp_path, SpikeGPT(ModelConfig(n_layer=2, n_embd=16, **BLOCKS["rwkv7"])), ByteTokenizer())
+    harness = SpikeGPTHarness(str(tmp_path), batch_size=2)
+    pairs = [("It was", " the best"), ("", "of times"), ("It was the", " worst")]
+    found = harness.loglikelihood(requests_of(*pairs), disable_tqdm=True)
+    wanted = [plain(harness.model, context.encode() or b"\n", more.encode())[0] for context, more in pairs]
+    assert [score for score, _ in found] == pytest.approx(wanted, abs=1e-3)
 
 
 def test_a_text_without_context_is_read_after_a_newline(harness):

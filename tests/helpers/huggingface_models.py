@@ -1,6 +1,7 @@
 """Small models in Hugging Face's clothes, untrained but with numbers in every parameter, so that all of it matters."""
 
 import torch
+from runs import BLOCKS
 
 from spikegpt.config import ModelConfig
 from spikegpt.interop.huggingface import SpikeGPTConfig, SpikeGPTForCausalLM, SpikeGPTForSequenceClassification
@@ -11,11 +12,11 @@ PADDING = 64
 MODEL = ModelConfig(n_layer=2, n_embd=16, vocab_size=64, ctx_len=16, dropout=0.0)
 
 
-def make(kind=SpikeGPTForCausalLM, spiking: str = "input", seed: int = 0, **options):
+def make(kind=SpikeGPTForCausalLM, block: str = "input", seed: int = 0, **options):
     """A model of `kind` in evaluation mode; `options` go into its configuration."""
     torch.manual_seed(seed)
     config = SpikeGPTConfig.from_model_config(
-        ModelConfig(**{**MODEL.to_dict(), "spiking": spiking, "neuron": None}), **{"pad_token_id": PADDING, **options}
+        ModelConfig(**{**MODEL.to_dict(), **BLOCKS[block], "neuron": None}), **{"pad_token_id": PADDING, **options}
     )
     model = kind(config)
     with torch.no_grad():

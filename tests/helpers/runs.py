@@ -8,10 +8,13 @@ import pytest
 
 from spikegpt.checkpoint.run import latest_checkpoint
 from spikegpt.common.files import sha256_of
-from spikegpt.config import ModelConfig, TrainConfig
+from spikegpt.config import SPIKING, ModelConfig, TrainConfig
 from spikegpt.train import trainer as training
 from spikegpt.train.loop import Loop
 
+# how spikes enter RWKV-4, and another generation
+BLOCKS = {spiking: {"spiking": spiking} for spiking in SPIKING}
+BLOCKS |= {"rwkv7": {"spiking": "none", "mixer": "rwkv7", "head_size": 8}}
 MODEL = ModelConfig(n_layer=2, n_embd=16, ctx_len=16)
 TRAIN = TrainConfig(
     steps=12,

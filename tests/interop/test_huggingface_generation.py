@@ -4,6 +4,7 @@ import pytest
 import torch
 import transformers
 from huggingface_models import PADDING, make, pad, some_ids
+from runs import BLOCKS
 
 from spikegpt.data.tokenizers import CharTokenizer
 from spikegpt.interop.huggingface import SpikeGPTForSequenceClassification, from_run, to_huggingface_tokenizer
@@ -29,9 +30,9 @@ WAYS = {
     },
 }
 each_way_and_block = pytest.mark.parametrize(
-    ("way", "spiking"),
+    ("way", "block"),
     [pytest.param(way, "input", id=name) for name, way in WAYS.items()]
-    + [pytest.param(WAYS["several beams"], spiking, id=spiking) for spiking in ("output", "none")],
+    + [pytest.param(WAYS["several beams"], block, id=block) for block in BLOCKS if block != "input"],
 )
 
 
@@ -46,8 +47,8 @@ def model():
 
 
 @each_way_and_block
-def test_with_a_state_as_without(way, spiking):
-    model = make(spiking=spiking)
+def test_with_a_state_as_without(way, block):
+    model = make(block=block)
     ids, mask = pad(PROMPTS, "left")
     found, wanted = (generate(model, ids, attention_mask=mask, use_cache=on, **way) for on in (True, False))
     assert torch.equal(found, wanted)
@@ -110,8 +111,8 @@ def test_embeddings_are_a_prompt(model, way, use_cache):
 
 
 @each_way_and_block
-def test_from_a_state_several_new_tokens_are_read(way, spiking):
-    model, ids = make(spiking=spiking), some_ids(2, 7)
+def test_from_a_state_several_new_tokens_are_read(way, block):
+    model, ids = make(block=block), some_ids(2, 7)
     if "repetition_penalty" in way:
         pytest.skip("these look at the ids of the prompt")
     state = model(ids[:, :4]).state

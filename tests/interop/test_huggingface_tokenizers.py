@@ -7,11 +7,12 @@ import pytest
 import tokenizers
 import torch
 import transformers
+from world import TEXT, by_trying_lengths, vocabulary, world
 
 from spikegpt.checkpoint import load_model, save_model
 from spikegpt.common.errors import SpikegptError
 from spikegpt.config import ModelConfig
-from spikegpt.data.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer
+from spikegpt.data.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, WorldTokenizer
 from spikegpt.interop.huggingface import SpikeGPTForCausalLM, from_run, to_huggingface_tokenizer
 from spikegpt.interop.tokenizer_files import PADDING, UNKNOWN, read_tokenizer, write_tokenizer
 from spikegpt.interop.weights import export_weights, import_weights
@@ -34,6 +35,7 @@ OURS = {
     "char": CharTokenizer.from_text("".join([*TEXTS, "?"]).encode()),
     "bpe": BPE,
     "bpe with an end": with_end(BPE),
+    "world": world(),
 }
 each = pytest.mark.parametrize("ours", OURS.values(), ids=OURS.keys())
 
@@ -140,7 +142,7 @@ def test_a_language_modelling_collator_leaves_out_padding_alone(hf, ours):
 
 @each
 def test_an_end_of_text_is_a_token_and_no_padding(hf, ours):
-    assert (hf.eos_token_id is None) == (ours is not OURS["bpe with an end"])
+    assert (hf.eos_token_id is None) == (ours not in (OURS["bpe with an end"], OURS["world"]))
     assert hf.eos_token_id == hf.bos_token_id != hf.pad_token_id
 
 
@@ -200,6 +202,29 @@ def test_a_model_with_added_tokens_is_imported_with_them(run, ours, tmp_path):
     assert tokenizer.encode("ab<new>a").tolist() == ids[0].tolist()
     assert torch.equal(again(ids).logits, model(ids).logits)
     assert not tokenizer.has_token[ours.vocab_size : -1].any()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_library_takes_the_longest_token_of_the_world(seed):
+    tokens = vocabulary(seed, n_longer=300)
+    hf = to_huggingface_tokenizer(WorldTokenizer(tokens))
+    text = "".join(TEXT[at : at + 17] + " " * at for at in range(0, 100, 7))
+    assert hf(text).input_ids == by_trying_lengths(tokens, text.encode())
+    assert hf.decode([0, *hf(text).input_ids], skip_special_tokens=True) == text
+
+
+def test_a_token_of_the_world_that_holds_a_place_to_cut_stays_whole_beside_added_ones(tmp_path):
+    tokens = vocabulary() | {b"e t": 900}
+    hf = to_huggingface_tokenizer(WorldTokenizer(tokens))
+    hf.add_tokens(["<new>"])
+    hf.save_pretrained(tmp_path)
+    again = read_tokenizer(tmp_path / "tokenizer.json")
+    assert again.encode("see the time").tolist() == by_trying_lengths(tokens, b"see the time")
+
+
+def test_tokens_that_the_library_cannot_look_for_are_refused():
+    with pytest.raises(SpikegptError, match="more than 400 bytes, which Hugging Face's library cannot look for"):
+        to_huggingface_tokenizer(WorldTokenizer({b"a" * 401: 1}))
 
 
 @pytest.mark.parametrize("unknown", ["\u03a9", "aXb\u03a9"])

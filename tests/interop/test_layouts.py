@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from world import write_vocabulary
 
 from spikegpt.checkpoint.run import save_model
 from spikegpt.checkpoint.weights import load_model
@@ -348,10 +349,19 @@ def test_what_is_neither_file_nor_folder_does_not_hang(tmp_path):
         imported(tmp_path / "rwkv.pth")
 
 
-def test_the_vocabulary_of_rwkv_world_is_called_by_its_name(tmp_path):
-    (tmp_path / "rwkv_vocab_v20230424.txt").write_text("1 '\\x00' 1\n")
-    with pytest.raises(SpikegptError, match="is RWKV World's vocabulary, which is not read here"):
-        imported(saved(tmp_path, WEIGHTS), tokenizer=tmp_path / "rwkv_vocab_v20230424.txt")
+@pytest.mark.parametrize("is_named", [True, False])
+def test_the_vocabulary_of_rwkv_world_is_the_models_tokenizer(is_named, tmp_path):
+    tokens = {bytes([byte]): byte + 1 for byte in range(254)} | {b"ab": 255}
+    path = write_vocabulary(tmp_path / ("tokens" if is_named else "rwkv_vocab_v20230424.txt"), tokens)
+    imported(saved(tmp_path, WEIGHTS), tokenizer=path if is_named else None)
+    assert load_model(tmp_path / "out")[1].encode(b"abb").tolist() == [255, 99]
+
+
+def test_the_vocabulary_of_rwkv_world_is_fetched_by_its_name(tmp_path, monkeypatch):
+    here, asked = write_vocabulary(tmp_path / "v.txt", {b"a": 1}), []
+    monkeypatch.setattr("spikegpt.interop.weights.fetch", lambda source: asked.append(source) or here)
+    imported(saved(tmp_path, WEIGHTS), tokenizer=Path("fla-hub/model/rwkv_vocab_v20230424.txt"))
+    assert asked == [Path("fla-hub/model/rwkv_vocab_v20230424.txt")]
 
 
 def test_a_configuration_that_names_no_model_type_does_not_tell_the_block(tmp_path):

@@ -9,12 +9,12 @@ import signal
 import pytest
 import torch
 from classification import write_examples
-from runs import MODEL, TRAIN
+from runs import BLOCKS, MODEL, TRAIN
 
 from spikegpt.checkpoint.weights import load_model
 from spikegpt.cli import verbs as command_line
 from spikegpt.common.errors import SpikegptError
-from spikegpt.config import SPIKING, ClassifyConfig
+from spikegpt.config import ClassifyConfig
 from spikegpt.data import labelled
 from spikegpt.data.labelled import TASKS, Example, Task, load_file_task, load_hub_task
 from spikegpt.train import classify as classification
@@ -35,14 +35,14 @@ def task(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spiking", SPIKING)
-def test_it_learns_a_task_of_a_thousand_examples_beyond_the_majority(task, tmp_path, cache, spiking):
-    model = dataclasses.replace(MODEL, spiking=spiking, neuron=None)
+@pytest.mark.parametrize("block", BLOCKS)
+def test_it_learns_a_task_of_a_thousand_examples_beyond_the_majority(task, tmp_path, cache, block):
+    model = dataclasses.replace(MODEL, **BLOCKS[block], neuron=None)
     run = pretrain(model, dataclasses.replace(TRAIN, steps=60, lr=1e-2), tmp_path / "run", cache=cache, quiet=True).run
     result = finetune(run, task, QUICK, tmp_path / "out")
     assert result["accuracy"] > task.majority() + 0.1
     firing_rate = result["seeds"][0]["firing_rate"]
-    assert firing_rate is None if spiking == "none" else 0 < firing_rate < 1
+    assert firing_rate is None if model.spiking == "none" else 0 < firing_rate < 1
 
 
 def test_a_tenth_of_each_class_is_held_out_the_same_always(task):

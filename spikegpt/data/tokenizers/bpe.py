@@ -149,7 +149,9 @@ class BPETokenizer(Tokenizer):
     @cached_property
     def _cuts(self) -> re.Pattern[str]:
         """Matches the places where a cut changes no token of this tokenizer."""
-        if self._library.pre_tokenizer is None or self._bytes is None:
+        # what holds for an example of a cut, holds for all where words are taken apart before anything is looked up
+        is_bpe = self._values["model"].get("type", "BPE") == "BPE"
+        if self._library.pre_tokenizer is None or self._bytes is None or not is_bpe:
             return pair_pattern(())
         added, everywhere = self._library.get_added_tokens_decoder().values(), pair_pattern(PAIR_CUTS)
         # an added token that takes the spaces after it, or holds a place to cut, perhaps only before some word

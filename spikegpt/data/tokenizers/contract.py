@@ -19,16 +19,15 @@ from ...common.errors import SpikegptError
 from ...common.files import write_atomically
 from ...common.json_text import parse_json
 from ..reading import check_is_file
+from .vocabulary_file import is_vocabulary, read_vocabulary
 
 FORMAT = 1
-# how RWKV World's vocabulary begins, rwkv_vocab_v20230424.txt: id, token, bytes
-WORLD = rb"1 '\x00' 1"
 # encoded at a time: bounds memory
 PAIR_PIECE_BYTES = 1 << 17
 
 
 class Tokenizer(ABC):
-    """What the three tokenizers have in common. A tokenizer never changes once it is made."""
+    """What the tokenizers have in common. A tokenizer never changes once it is made."""
 
     name: ClassVar[str]
     encodes_slowly: ClassVar[bool] = False
@@ -133,21 +132,29 @@ class TextStream:
 
 
 def read_values(path: str | Path) -> Any:
-    """Return the content of the JSON file of a tokenizer; SpikegptError if it is missing or not JSON."""
+    """Return the content of the JSON file of a tokenizer, or what a vocabulary of RWKV World's would be there.
+
+    Raises:
+        SpikegptError: it is missing, or neither of the two.
+    """
     path = Path(path)
     try:
         if os.path.exists(path):
             check_is_file(path)
         content = path.read_bytes()
-        if content.removeprefix(codecs.BOM_UTF8).startswith(WORLD):
-            raise SpikegptError(f"{path} is RWKV World's vocabulary, which is not read here; give a tokenizer.json")
+        if is_vocabulary(content):
+            tokens = read_vocabulary(content, str(path))
+            vocabulary = {token.decode("latin-1"): id for token, id in tokens.items()}
+            return {"format": FORMAT, "tokenizer": "world", "vocabulary": vocabulary}
         return parse_json(content)
     except OSError as error:
         raise SpikegptError(
             f"cannot read the tokenizer {path}: {error.strerror}; give byte, char, bpe or a tokenizer.json"
         ) from None
     except ValueError as error:
-        raise SpikegptError(f"{path} is not JSON ({error}); give a tokenizer.json") from None
+        raise SpikegptError(
+            f"{path} is not JSON ({error}); give a tokenizer.json, or RWKV World's vocabulary"
+        ) from None
 
 
 def check_values(values: Any, source: str) -> None:

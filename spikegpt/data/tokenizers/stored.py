@@ -8,13 +8,15 @@ from .bpe import BPETokenizer
 from .byte import ByteTokenizer
 from .char import CharTokenizer
 from .contract import FORMAT, Tokenizer, check_values, read_values
+from .world import WorldTokenizer
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Return the tokenizer in a JSON file: one that `save` wrote, or any file of the Hugging Face `tokenizers` library.
+    """Return the tokenizer in a file: one that `save` wrote, any of the Hugging Face `tokenizers` library, or RWKV
+    World's vocabulary.
 
     Raises:
-        SpikegptError: missing, not JSON, or not a tokenizer.
+        SpikegptError: missing, or not a tokenizer.
     """
     return tokenizer_of(read_values(path), str(path))
 
@@ -43,6 +45,8 @@ def tokenizer_of(values: Any, source: str) -> Tokenizer:
             return CharTokenizer(characters)
         except SpikegptError as error:
             raise SpikegptError(f"{source}: {error}") from None
+    if values["tokenizer"] == "world":
+        return WorldTokenizer.from_json(values, source)
     raise SpikegptError(
-        f"{source} holds a tokenizer {values['tokenizer']!r}, known are byte and char; install a newer spikegpt"
+        f"{source} holds a tokenizer {values['tokenizer']!r}, known are byte, char and world; install a newer spikegpt"
     )
