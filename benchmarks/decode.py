@@ -222,7 +222,7 @@ def several(engine: Engine, model: SpikeGPT, tokens: np.ndarray, texts: int):
 def budget(model: SpikeGPT, tokens: np.ndarray, repetitions: int) -> dict[str, float]:
     """Return part -> median ns of it in a token; the same of whole tokens, with marks of the parts and without."""
     steps, turns = [torch.tensor([token]) for token in tokens], []
-    marked, plain = (RowDecoder(model, "float32", [Engine(model).threads], has_clock) for has_clock in (True, False))
+    marked, plain = (RowDecoder(model, "float32", [Engine(model).threads], has_clock=has_clock) for has_clock in (True, False))
     with torch.inference_mode():
         state = model(torch.from_numpy(tokens[None, :8])).state
     for decoder in (marked, plain):

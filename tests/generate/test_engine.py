@@ -271,7 +271,7 @@ def test_a_clock_tells_every_tick_and_changes_no_bit(threads, ids):
     model = make("input", torch.float32)
     with torch.no_grad():
         state = model(ids[:1, :START]).state
-    plain, clocked = (RowDecoder(model, "float32", [threads], has_clock) for has_clock in (False, True))
+    plain, clocked = (RowDecoder(model, "float32", [threads], has_clock=has_clock) for has_clock in (False, True))
     for decoder in (plain, clocked):
         decoder.take(state)
     assert torch.equal(plain.step(ids[:1, START]), clocked.step(ids[:1, START]))
