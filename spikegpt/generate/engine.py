@@ -20,8 +20,8 @@ from .compiled.rows import WEIGHTS, differing_neurons
 from .event_products import EventDecoder
 
 # texts times density (the share of weight rows that a token reads) above which one dense product over all texts is
-# faster than gathering rows text by text; benchmarks/decode.py --batch measures it on the CPU
-GATHERED_TEXTS = 3.0
+# taken to be faster than gathering rows; benchmarks/decode.py --batch measures it on the CPU
+GATHERED_TEXTS = 8.0
 
 # weights in matrices below which waking a second thread for every token costs more than it saves
 SHARED_WEIGHTS = 10_000_000
@@ -77,8 +77,8 @@ class Engine:
     def start(self, state: State, by_rows: bool | None = None) -> None:
         """Take over the state (of one or several texts) that reading the beginning of the texts has left.
 
-        `by_rows` says whether rows are gathered text by text, or one dense pass serves all texts; None reads the first
-        token by rows, and goes on with what is faster at the density seen.
+        `by_rows` says whether rows are gathered, or one dense pass serves all texts; None reads the first token by
+        rows, and goes on with what is faster at the density seen.
 
         Raises:
             ValueError: `by_rows` is asked for and cannot be; the state is no state of this model.

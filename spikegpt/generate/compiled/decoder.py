@@ -190,7 +190,7 @@ class RowDecoder:
 
 
 def fastest(seconds: dict[Sharing, list[float]]) -> dict[Sharing, list[float]]:
-    """Return the one way to share the work whose median is least, once each has been tried on TRIED tokens; else all."""
+    """Return the one way to share whose median is least, once each has been tried on TRIED tokens; before, all."""
     if min(map(len, seconds.values())) < TRIED:
         return seconds
     sharing = min(seconds, key=lambda tried: statistics.median(seconds[tried]))

@@ -41,7 +41,8 @@ def _summing(registers: int, lanes: int) -> Any:
             width, first = builder.extract_value(rows.shape, 1), builder.gep(rows.data, [column])
 
             def register(pointer, k, kind):
-                return builder.bitcast(builder.gep(pointer, [n.type(k * lanes)]), ir.VectorType(kind, lanes).as_pointer())
+                kind = ir.VectorType(kind, lanes).as_pointer()
+                return builder.bitcast(builder.gep(pointer, [n.type(k * lanes)]), kind)
 
             with cgutils.for_range(builder, n) as loop:
                 at = builder.zext(builder.load(builder.gep(indices.data, [loop.index])), n.type)
