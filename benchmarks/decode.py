@@ -25,7 +25,7 @@ from measure import alternate, ratio, write_result
 
 from spikegpt.checkpoint.weights import load_model
 from spikegpt.config import model_preset
-from spikegpt.generate.compiled.decoder import RowDecoder
+from spikegpt.generate.compiled.decoder import TRIED, RowDecoder
 from spikegpt.generate.engine import GATHERED_TEXTS, Engine
 from spikegpt.model.initial import calibrate_thresholds
 from spikegpt.model.network import SpikeGPT
@@ -222,7 +222,9 @@ def several(engine: Engine, model: SpikeGPT, tokens: np.ndarray, texts: int):
 def budget(model: SpikeGPT, tokens: np.ndarray, repetitions: int) -> dict[str, float]:
     """Return part -> median ns of it in a token; the same of whole tokens, with marks of the parts and without."""
     steps, turns = [torch.tensor([token]) for token in tokens], []
-    marked, plain = (RowDecoder(model, "float32", [Engine(model).threads], has_clock) for has_clock in (True, False))
+    marked, plain = (
+        RowDecoder(model, "float32", [Engine(model).threads], has_clock=has_clock) for has_clock in (True, False)
+    )
     with torch.inference_mode():
         state = model(torch.from_numpy(tokens[None, :8])).state
     for decoder in (marked, plain):
@@ -250,7 +252,7 @@ def measure_batch(repetitions: int) -> dict:
     ratios = {}
     for rate in (0.05, 0.15, 0.25):
         model = make_model("46m", "input", rate)
-        for texts in (1, 2, 4, 8, 16):
+        for texts in (1, 4, 8, 16, 32):
             tokens = torch.randint(model.config.vocab_size, (texts, 8))
             with torch.inference_mode():
                 state = model(tokens).state
@@ -260,6 +262,9 @@ def measure_batch(repetitions: int) -> dict:
                 lambda e=engine, t=tokens: e.step(t[:, 0]),
                 lambda m=model, t=tokens, s=state: m(t[:, :1], s),
             )
+            # until it is chosen how the threads share the work
+            for _ in range(TRIED * 2 * torch.get_num_threads()):
+                step()
             with torch.inference_mode():
                 times = alternate({"rows": step, "dense": forward}, repetitions * 2)
             ratios[f"{rate:.2f} x {texts}"] = found = ratio(times["dense"], times["rows"])

@@ -20,8 +20,8 @@ from .compiled.rows import WEIGHTS, differing_neurons
 from .event_products import EventDecoder
 
 # texts times density (the share of weight rows that a token reads) above which one dense product over all texts is
-# faster than gathering rows text by text; benchmarks/decode.py --batch measures it on the CPU
-GATHERED_TEXTS = 3.0
+# taken to be faster than gathering rows; benchmarks/decode.py --batch measures it on the CPU
+GATHERED_TEXTS = 8.0
 
 # weights in matrices below which waking a second thread for every token costs more than it saves
 SHARED_WEIGHTS = 10_000_000
@@ -49,7 +49,7 @@ class Engine:
         weights: how they are stored: float32 (or the model's own precision), bfloat16, or int8 with a scale per output.
             The state, the neurons and the sums are float32 always (float64 in a float64 model).
         threads: that share the work of a token on the CPU; None takes the fastest number up to torch's, which is tried
-            on the first tokens, or one for a small model.
+            on the first tokens, or one for one text of a small model.
 
     Raises:
         ValueError: unknown `weights`, or a model that cannot be decoded by rows while `weights` is not its own.
@@ -63,12 +63,13 @@ class Engine:
         if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 0):
             raise ValueError(f"threads must be a whole number of at least 1, or None, got {threads!r}")
         self.model = model
-        self.threads = threads or (torch.get_num_threads() if _weights(model) >= SHARED_WEIGHTS else 1)
-        choice = [threads] if threads else [self.threads >> halvings for halvings in range(self.threads.bit_length())]
+        most = torch.get_num_threads()
+        self.threads = threads or (most if _weights(model) >= SHARED_WEIGHTS else 1)
+        columns, texts = ([threads], [threads]) if threads else (_halvings(self.threads), _halvings(most))
         self.reason = why_not_by_rows(model)
         if self.reason and weights != "float32":
             raise ValueError(f"{weights} weights need decoding by rows, and {self.reason}; use weights='float32'")
-        self._decoder = None if self.reason else _make_decoder(model, weights, choice)
+        self._decoder = None if self.reason else _make_decoder(model, weights, columns, texts)
         self._state: State | None = None
         self._texts = 0
         self.by_rows, self._is_chosen = False, True
@@ -76,8 +77,8 @@ class Engine:
     def start(self, state: State, by_rows: bool | None = None) -> None:
         """Take over the state (of one or several texts) that reading the beginning of the texts has left.
 
-        `by_rows` says whether rows are gathered text by text, or one dense pass serves all texts; None reads the first
-        token by rows, and goes on with what is faster at the density seen.
+        `by_rows` says whether rows are gathered, or one dense pass serves all texts; None reads the first token by
+        rows, and goes on with what is faster at the density seen.
 
         Raises:
             ValueError: `by_rows` is asked for and cannot be; the state is no state of this model.
@@ -148,12 +149,16 @@ def _weights(model: nn.Module) -> int:
     return sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
 
 
-def _make_decoder(model: SpikeGPT, weights: str, threads: list[int]) -> Decoder:
+def _halvings(threads: int) -> list[int]:
+    return [threads >> halvings for halvings in range(threads.bit_length())]
+
+
+def _make_decoder(model: SpikeGPT, weights: str, threads: list[int], text_threads: list[int]) -> Decoder:
     if model.device.type == "cuda":
         return EventDecoder(model, weights)
     from .compiled.decoder import RowDecoder
 
-    return RowDecoder(model, weights, threads)
+    return RowDecoder(model, weights, threads, text_threads)
 
 
 def why_not_by_rows(model: SpikeGPT) -> str:

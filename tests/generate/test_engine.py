@@ -7,7 +7,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from spikegpt.config import INPUT_NEURON, ModelConfig, NeuronConfig
-from spikegpt.generate.compiled.decoder import TRIED, RowDecoder, fastest
+from spikegpt.generate.compiled.decoder import TRIED, RowDecoder, Sharing, fastest
 from spikegpt.generate.engine import Engine
 from spikegpt.model.initial import calibrate_thresholds
 from spikegpt.model.network import SpikeGPT
@@ -166,10 +166,10 @@ def test_density_is_the_rows_read_over_all_rows(block, ids):
 
 
 @pytest.mark.parametrize(
-    ("block", "texts", "by_rows"), [("none", 1, True), ("none", 6, False), ("input", 6, True), ("input", 24, False)]
+    ("block", "texts", "by_rows"), [("none", 1, True), ("none", 24, False), ("input", 6, True), ("input", 72, False)]
 )
 def test_many_texts_go_on_through_the_model_after_the_first_token(block, texts, by_rows, ids):
-    model, many = make(block), ids.repeat(8, 1)[:texts]
+    model, many = make(block), ids.repeat(24, 1)[:texts]
     engine = Engine(model)
     logits = decode(model, many, engine, by_rows=None)
     assert engine.by_rows == by_rows
@@ -259,11 +259,44 @@ def test_several_numbers_of_threads_are_tried_and_one_is_kept(ids):
     assert several.spike_counts() == one.spike_counts()
 
 
+@pytest.mark.parametrize("block", ["input, spiking head", "input, leaky", "output"])
+def test_every_text_is_what_it_is_alone_however_texts_are_divided(block, ids):
+    model, many = make(block, torch.float32, n_embd=72), torch.cat([ids, ids.flip(1)])[:5]
+    decoder = RowDecoder(model, "float32", [1], text_threads=[3, 2, 1])
+    alone = [RowDecoder(model, "float32", [1]) for _ in many]
+    with torch.no_grad():
+        decoder.take(model(many[:, :START]).state)
+        for text, one in zip(many, alone, strict=True):
+            one.take(model(text[None, :START]).state)
+    for t in range(3 * TRIED):
+        assert set(decoder._seconds) == {Sharing(1, False), Sharing(3, True), Sharing(2, True)}
+        found = decoder.step(many[:, t])
+        assert torch.equal(found, torch.cat([one.step(text[t : t + 1]) for text, one in zip(many, alone, strict=True)]))
+    assert len(decoder._seconds) == 1
+    counts = [one.spike_counts() for one in alone]
+    assert decoder.spike_counts() == {name: sum(one[name] for one in counts) for name in counts[0]}
+
+
+def test_texts_of_a_small_model_are_divided_and_one_text_is_not(ids):
+    model = make("input", torch.float32)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        engine = Engine(model)
+    finally:
+        torch.set_num_threads(before)
+    for texts, divided in ((1, []), (3, [Sharing(2, True)])):
+        with torch.no_grad():
+            engine.start(model(ids[:texts, :START]).state)
+        assert list(engine._decoder._seconds) == [Sharing(1, False), *divided]
+
+
 def test_the_fastest_number_of_threads_is_that_of_the_least_median():
-    seconds = {2: [9.0, *[2.0] * (TRIED - 1)], 1: [1.0, *[3.0] * (TRIED - 2)]}
+    one, two = Sharing(1, False), Sharing(2, False)
+    seconds = {two: [9.0, *[2.0] * (TRIED - 1)], one: [1.0, *[3.0] * (TRIED - 2)]}
     assert fastest(seconds) == seconds
-    seconds[1].append(3.0)
-    assert list(fastest(seconds)) == [2]
+    seconds[one].append(3.0)
+    assert list(fastest(seconds)) == [two]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -271,7 +304,7 @@ def test_a_clock_tells_every_tick_and_changes_no_bit(threads, ids):
     model = make("input", torch.float32)
     with torch.no_grad():
         state = model(ids[:1, :START]).state
-    plain, clocked = (RowDecoder(model, "float32", [threads], has_clock) for has_clock in (False, True))
+    plain, clocked = (RowDecoder(model, "float32", [threads], has_clock=has_clock) for has_clock in (False, True))
     for decoder in (plain, clocked):
         decoder.take(state)
     assert torch.equal(plain.step(ids[:1, START]), clocked.step(ids[:1, START]))

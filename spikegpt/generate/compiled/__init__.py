@@ -3,8 +3,8 @@
 import importlib
 from types import ModuleType
 
-# mixer -> module beside this one with its token step: `pack`, `share`, `products`, `take`, `give`, `decode`. A mixer
-# without one is decoded by the model's own forward pass
+# mixer -> module beside this one with its token step: `pack`, `share`, `products`, `take`, `of_texts`, `give`,
+# `decode`. A mixer without one is decoded by the model's own forward pass
 TOKEN_STEPS = {"rwkv4": "rwkv4"}
 
 

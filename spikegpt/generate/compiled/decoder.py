@@ -1,10 +1,12 @@
 """Decoding by rows on the CPU: a packed model, its memory, and the threads that share a token."""
 
+import itertools
 import os
 import statistics
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,39 +17,59 @@ from ...model.state import State
 from . import token_step
 from .clock import PARTS, new_clock
 from .held import Held
-from .rows import Packer, Work, scratch_of
+from .rows import Packer, Work, memory_of_texts, scratch_of
 from .team import OPEN, Team
 
 # tokens that are read with each number of threads before one is chosen
 TRIED = 5
 
 
+class Sharing(NamedTuple):
+    """How many threads share the work of a token, and whether each does all of its own texts, or its columns of all."""
+
+    threads: int
+    by_text: bool
+
+
+class Part(NamedTuple):
+    """What a thread does of a token: all that the compiled code sees of it, the tokens it reads, its logits."""
+
+    held: Held
+    ids: np.ndarray
+    logits: np.ndarray
+
+
 class RowDecoder:
     """Reads one token of each text with a copy of the weights of `model`; gathers the rows whose input is not 0.
 
     Of several numbers of `threads` it tries each on the first tokens, and goes on with the fastest: how many that is
-    depends on what else the machine does, and no result on how many. If it `has_clock`, its `ticks` say where the time
-    goes.
+    depends on what else the machine does, and no result on how many. So it does, where there are several texts, with
+    each of `text_threads`, of which none waits for another before its texts are done. If it `has_clock`, its `ticks`
+    say where the time goes.
     """
 
-    def __init__(self, model: SpikeGPT, weights: str, threads: Sequence[int], has_clock: bool = False):
+    def __init__(
+        self,
+        model: SpikeGPT,
+        weights: str,
+        threads: Sequence[int],
+        text_threads: Sequence[int] = (),
+        has_clock: bool = False,
+    ):
         self._step, packer = token_step(model.config.mixer), Packer(model, weights)
         self._network, self._layers = packer.network(), self._step.pack(packer)
-        self._shared = self._step.share(self._layers, packer.places)
         self._vocab_size, self._dtype = model.config.vocab_size, self._network.embedding.dtype
+        self._sharings = [Sharing(count, False) for count in threads]
+        self._sharings += [Sharing(count, True) for count in text_threads if count > 1]
         products = self._step.products(self._layers)
-        widest = max(model.config.n_embd, *(product.weights.shape[1] for product in products.values()))
+        self._widest = max(model.config.n_embd, *(product.weights.shape[1] for product in products.values()))
         self._gate = np.zeros(1, np.int64)
+        self._most = max(sharing.threads for sharing in self._sharings)
+        # one for each thread: (products, L)
+        self._inputs_read = np.zeros((self._most, packer.places, len(model.blocks)), np.int64)
         clock = new_clock(packer.places) if has_clock else None
-
-        def work(part: int, parts: int) -> Work:
-            scratch = scratch_of(model.config.n_embd, widest, self._dtype)
-            # the first thread's clock is read; the others' is there because they run the same code
-            own = clock if part == 0 or clock is None else clock.copy()
-            return Work(Team(part, parts, self._gate), scratch, self._shared, own)
-
-        self._clock = clock
-        self._teams = {parts: [work(part, parts) for part in range(parts)] for parts in threads}
+        # the first thread's clock is read; the others' are there because they run the same code
+        self._clocks = [clock, *(None if clock is None else clock.copy() for _ in range(1, self._most))]
         # product by its name in the model -> (packed, layer)
         layers = range(len(model.blocks))
         self._products = {f"blocks.{n}.{name}": (found, n) for name, found in products.items() for n in layers}
@@ -66,13 +88,33 @@ class RowDecoder:
         self._network = self._network._replace(head_neuron=head_neuron)
         self._ids = np.empty(texts, np.int64)
         self._logits = np.empty((texts, self._vocab_size), self._dtype)
-        shared = self._shared._replace(stream=np.zeros((texts, self._layers[0].shift.shape[-1]), self._dtype))
         self._parts = {
-            parts: [Held((work._replace(shared=shared), self._network, self._layers)) for work in team]
-            for parts, team in self._teams.items()
+            sharing: self._by_text(sharing.threads) if sharing.by_text else self._by_columns(sharing.threads)
+            for sharing in self._sharings
+            if not sharing.by_text or sharing.threads <= texts
         }
-        # number of threads -> what tokens took with it, of those that may be the fastest
-        self._seconds: dict[int, list[float]] = {parts: [] for parts in self._teams}
+        # how the work is shared -> what tokens took with it, of those that may be the fastest
+        self._seconds: dict[Sharing, list[float]] = {sharing: [] for sharing in self._parts}
+
+    def _by_columns(self, threads: int) -> list[Part]:
+        texts = slice(0, len(self._ids))
+        shared = self._step.share(self._layers, texts.stop)
+        return [self._part(texts, Team(number, threads, self._gate), number, shared) for number in range(threads)]
+
+    def _by_text(self, threads: int) -> list[Part]:
+        cuts = [len(self._ids) * number // threads for number in range(threads + 1)]
+        return [
+            self._part(slice(first, last), Team(0, 1, self._gate), number, self._step.share(self._layers, last - first))
+            for number, (first, last) in enumerate(itertools.pairwise(cuts))
+        ]
+
+    def _part(self, texts: slice, team: Team, number: int, shared: Any) -> Part:
+        channels = self._network.embedding.shape[1]
+        scratch = scratch_of(texts.stop - texts.start, channels, self._widest, self._dtype)
+        work = Work(team, scratch, shared, self._inputs_read[number], self._clocks[number])
+        network = memory_of_texts(self._network, (), texts)
+        held = Held((work, network, self._step.of_texts(self._layers, texts)))
+        return Part(held, self._ids[texts], self._logits[texts])
 
     def give(self) -> State:
         """Return the state after the last token."""
@@ -87,7 +129,8 @@ class RowDecoder:
                 f"step: want {len(self._ids)} token ids in [0, {self._vocab_size}), one per text, got {ids}"
             )
         self._ids[:] = ids
-        parts = self._parts[min(self._seconds, key=lambda tried: len(self._seconds[tried]))]
+        sharing = min(self._seconds, key=lambda tried: len(self._seconds[tried]))
+        parts = self._parts[sharing]
         self._gate[0], helpers, is_done, started = 0, [], False, time.perf_counter()
         try:
             for part in parts[1:]:
@@ -101,17 +144,17 @@ class RowDecoder:
             for helper in helpers:
                 helper.result()
         if len(self._seconds) > 1:
-            self._seconds[len(parts)].append(time.perf_counter() - started)
+            self._seconds[sharing].append(time.perf_counter() - started)
             self._seconds = fastest(self._seconds)
         self._tokens_read += len(ids)
         return torch.from_numpy(self._logits.copy())
 
-    def _run(self, part: Held) -> None:
-        self._step.decode(part, self._ids, self._logits)
+    def _run(self, part: Part) -> None:
+        self._step.decode(*part)
 
     def _threads(self) -> ThreadPoolExecutor:
         if self._pool is None or self._pool[0] != os.getpid():
-            self._pool = os.getpid(), ThreadPoolExecutor(max(self._teams) - 1, thread_name_prefix="spikegpt-decode")
+            self._pool = os.getpid(), ThreadPoolExecutor(self._most - 1, thread_name_prefix="spikegpt-decode")
         return self._pool[1]
 
     def ticks(self) -> dict[str, int]:
@@ -119,35 +162,36 @@ class RowDecoder:
 
         Products are parts under their names in the first block. "now" is the counter at the end of the last token.
         """
-        if self._clock is None:
+        clock = self._clocks[0]
+        if clock is None:
             raise ValueError("this decoder has no clock; make it with has_clock=True")
         products = {product.place: name for name, (product, layer) in self._products.items() if layer == 0}
         names = [*PARTS, *(products[place].removeprefix("blocks.0.") for place in sorted(products))]
-        return {"now": int(self._clock[0]), **dict(zip(names, self._clock[1:].tolist(), strict=True))}
+        return {"now": int(clock[0]), **dict(zip(names, clock[1:].tolist(), strict=True))}
 
     def spike_counts(self) -> dict[str, int]:
         """Return layer of neurons that products read -> how many of them fired, over all tokens."""
-        counts = {}
+        counts, read = {}, self._inputs_read.sum(axis=0)
         for name, placed in self._sites.items():
             product, layer = self._products[self._name_of[id(placed.products[0])]]
-            counts[name] = int(self._shared.inputs_read[product.place, layer])
+            counts[name] = int(read[product.place, layer])
         return counts
 
     def density(self) -> float:
         """Return the share of the weights that was read per token; 1 before any token was."""
         if not self._tokens_read:
             return 1.0
-        read = whole = 0
+        read, whole, inputs_read = 0, 0, self._inputs_read.sum(axis=0)
         for product, layer in self._products.values():
             inputs, outputs = product.weights.shape[1:]
-            read += int(self._shared.inputs_read[product.place, layer]) * outputs
+            read += int(inputs_read[product.place, layer]) * outputs
             whole += inputs * outputs
         return read / whole / self._tokens_read
 
 
-def fastest(seconds: dict[int, list[float]]) -> dict[int, list[float]]:
-    """Return the one number of threads whose median is least, once each has been tried on TRIED tokens; else all."""
+def fastest(seconds: dict[Sharing, list[float]]) -> dict[Sharing, list[float]]:
+    """Return the one way to share whose median is least, once each has been tried on TRIED tokens; before, all."""
     if min(map(len, seconds.values())) < TRIED:
         return seconds
-    threads = min(seconds, key=lambda tried: statistics.median(seconds[tried]))
-    return {threads: seconds[threads]}
+    sharing = min(seconds, key=lambda tried: statistics.median(seconds[tried]))
+    return {sharing: seconds[sharing]}

@@ -13,82 +13,47 @@ from ...kernels.cpu import HALF, ONE, exp_nonpositive
 from .clock import LISTS, MEETINGS, NEURONS, NORM, PRODUCTS, mark, start
 from .lists import list_active
 from .rows import DECAY, GAIN, PULL, THRESHOLD
+from .sums import sum_rows
 from .team import columns, fused, meet, summing
 
 
-def widen(weight):
-    """Return a stored weight as a number to calculate with: bfloat16 is kept as its 16 bits, int8 without its scale."""
-    raise NotImplementedError
-
-
-@overload(widen)
-def _widen(weight):
-    if isinstance(weight, types.Float):
-        return lambda weight: weight
-    if weight == types.uint16:
-        return lambda weight: np.uint32(np.uint32(weight) << np.uint32(16)).view(np.float32)
-    return lambda weight: np.float32(weight)
-
-
 @fused
-def _add_rows(weights, scales, layer, active, amount, n, first, last, out):
-    """out[first:last] = (amount @ weights[active])[first:last] * scales[layer], eight rows at a time."""
-    y = out[first:last]
-    width = last - first
-    for c in range(width):
-        y[c] = 0
-    i = 0
-    while i + 8 <= n:
-        w0, w1, w2, w3 = (weights[active[i], first:last], weights[active[i + 1], first:last],
-                          weights[active[i + 2], first:last], weights[active[i + 3], first:last])  # fmt: skip
-        w4, w5, w6, w7 = (weights[active[i + 4], first:last], weights[active[i + 5], first:last],
-                          weights[active[i + 6], first:last], weights[active[i + 7], first:last])  # fmt: skip
-        a0, a1, a2, a3 = amount[i], amount[i + 1], amount[i + 2], amount[i + 3]
-        a4, a5, a6, a7 = amount[i + 4], amount[i + 5], amount[i + 6], amount[i + 7]
-        for c in range(width):
-            low = a0 * widen(w0[c]) + a1 * widen(w1[c]) + a2 * widen(w2[c]) + a3 * widen(w3[c])
-            high = a4 * widen(w4[c]) + a5 * widen(w5[c]) + a6 * widen(w6[c]) + a7 * widen(w7[c])
-            y[c] += low + high
-        i += 8
-    if i + 4 <= n:
-        w0, w1, w2, w3 = (weights[active[i], first:last], weights[active[i + 1], first:last],
-                          weights[active[i + 2], first:last], weights[active[i + 3], first:last])  # fmt: skip
-        a0, a1, a2, a3 = amount[i], amount[i + 1], amount[i + 2], amount[i + 3]
-        for c in range(width):
-            y[c] += a0 * widen(w0[c]) + a1 * widen(w1[c]) + a2 * widen(w2[c]) + a3 * widen(w3[c])
-        i += 4
-    while i < n:
-        row, a = weights[active[i], first:last], amount[i]
-        for c in range(width):
-            y[c] += a * widen(row[c])
-        i += 1
-    if scales is not None:
-        for c in range(width):
-            y[c] *= scales[layer, first + c]
-
-
-@fused
-def list_inputs(product, layer, values, work, place):
-    """List the inputs of a product that are not zero in `place` of the lists, and return how many there are."""
-    n = list_active(values, work.scratch.active[place], work.scratch.amount[place])
+def list_inputs(product, layer, text, values, work, place):
+    """List the inputs of a product in `text` that are not zero, in `place` of its lists."""
+    n = list_active(values, work.scratch.active[text, place], work.scratch.amount[text, place])
+    work.scratch.listed[text, place] = n
     if work.team.part == 0:
-        work.shared.inputs_read[product.place, layer] += n
+        work.inputs_read[product.place, layer] += n
     mark(work.clock, LISTS)
-    return n
 
 
 @fused
-def multiply_listed(product, layer, place, n, work, first, last, out):
-    """out[first:last] = (inputs @ weights)[first:last] in `layer`, of the `n` inputs that are listed in `place`."""
-    active, amount = work.scratch.active[place], work.scratch.amount[place]
-    _add_rows(product.weights[layer], product.scales, layer, active, amount, n, first, last, out)
+def _scale(scales, layer, first, last, out):
+    # numba leaves out what is never reached only where an argument is None
+    if scales is not None:
+        for c in range(first, last):
+            out[c] *= scales[layer, c]
+
+
+@fused
+def multiply_listed(product, layer, place, work, first, last, out, start):
+    """out[:, start:][:, first:last] = (inputs @ weights)[:, first:last] in `layer`, of the inputs listed in `place`."""
+    lists, weights = work.scratch, product.weights[layer]
+    sum_rows(weights, lists.active, lists.amount, lists.listed, place, first, last, out, start)
+    for text in range(out.shape[0]):
+        _scale(product.scales, layer, first, last, out[text, start:])
     mark(work.clock, PRODUCTS + product.place)
 
 
 @fused
 def multiply(product, layer, values, work, first, last, out):
-    """out[first:last] = (values @ weights)[first:last] in `layer`, of the inputs that are not zero."""
-    multiply_listed(product, layer, 0, list_inputs(product, layer, values, work, 0), work, first, last, out)
+    """out[:, first:last] = (values @ weights)[:, first:last] in `layer`, of the inputs that are not zero.
+
+    values (texts, at least as many as the product's inputs), out (texts, at least as many as its outputs).
+    """
+    for text in range(out.shape[0]):
+        list_inputs(product, layer, text, values[text, : product.weights.shape[1]], work, 0)
+    multiply_listed(product, layer, 0, work, first, last, out, 0)
 
 
 @summing
@@ -196,23 +161,26 @@ def meet_again(work, meetings):
 
 
 @fused
-def begin_token(network, text, token, work):
-    """Put the normalised embedding of `token` into the residual stream of `text`."""
+def begin_token(network, tokens, work):
+    """Put the normalised embedding of each text's token into its residual stream."""
     start(work.clock)
     first, last = columns(network.embedding.shape[1], work.team)
-    layer_norm(network.embedding[token], network.ln0.weight[0], network.ln0.bias[0], work.scratch.y)
-    stream = work.shared.stream[text]
-    for c in range(first, last):
-        stream[c] = work.scratch.y[c]
+    for text in range(tokens.size):
+        y, stream = work.scratch.y[text], work.shared.stream[text]
+        layer_norm(network.embedding[tokens[text]], network.ln0.weight[0], network.ln0.bias[0], y)
+        for c in range(first, last):
+            stream[c] = y[c]
     mark(work.clock, NORM)
 
 
 @fused
-def end_token(network, text, work, logits):
-    """Write the logits of the next token."""
-    first, last = columns(logits.size, work.team)
-    layer_norm(work.shared.stream[text], network.ln_out.weight[0], network.ln_out.bias[0], work.scratch.y)
-    mark(work.clock, NORM)
-    fire(network.head_neuron, 0, text, work.scratch.y, 0, work.scratch.y.size)
-    mark(work.clock, NEURONS)
+def end_token(network, work, logits):
+    """Write the logits of the next tokens."""
+    first, last = columns(logits.shape[1], work.team)
+    for text in range(logits.shape[0]):
+        y = work.scratch.y[text]
+        layer_norm(work.shared.stream[text], network.ln_out.weight[0], network.ln_out.bias[0], y)
+        mark(work.clock, NORM)
+        fire(network.head_neuron, 0, text, y, 0, y.size)
+        mark(work.clock, NEURONS)
     multiply(network.head, 0, work.scratch.y, work, first, last, logits)

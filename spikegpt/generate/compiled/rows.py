@@ -28,7 +28,7 @@ class Product(NamedTuple):
     """A matrix product: weights (L, in, out) in float32 or float64, or uint16 with the bits of bfloat16, or int8.
 
     scales (L, out) multiply the outcome of int8 weights, None else. `place` is where its inputs are counted that were
-    not 0, in `inputs_read` (products, L) of what the threads share.
+    not 0, in `inputs_read` (products, L) of a thread's work.
     """
 
     weights: np.ndarray
@@ -83,24 +83,26 @@ class Network(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Working memory of one thread: y, z (C,); active and amount (LISTS, widest + 1), the indices and the values of the
-    inputs of products that are not 0."""
+    """Working memory of one thread: y (texts, C), z (C,); active and amount (texts, LISTS, widest + 1), the indices and
+    the values of the inputs of products that are not 0, and listed (texts, LISTS), how many these are."""
 
     y: np.ndarray
     z: np.ndarray
     active: np.ndarray
     amount: np.ndarray
+    listed: np.ndarray
 
 
 class Work(NamedTuple):
-    """What a thread works with: its part in the team, its own memory, and the memory that all share.
+    """What a thread works with: its part in the team, its own memory, and the memory that the team shares.
 
-    The shared memory is the generation's; it has the residual `stream` (texts, C) and `inputs_read` (products, L).
+    The shared memory is the generation's; it has the residual `stream` (texts, C). inputs_read (products, L) counts.
     """
 
     team: Team
     scratch: Scratch
     shared: Any
+    inputs_read: np.ndarray
     clock: np.ndarray | None
 
 
@@ -171,10 +173,19 @@ class Packer:
         return Network(self.array(embedding), ln0, ln_out, self.product([model.head]), head_neuron)
 
 
-def scratch_of(channels: int, widest: int, dtype: np.dtype) -> Scratch:
+def scratch_of(texts: int, channels: int, widest: int, dtype: np.dtype) -> Scratch:
     """Return working memory for vectors of `channels` numbers and products of at most `widest` inputs."""
-    y, z = np.empty(channels, dtype), np.empty(channels, dtype)
-    return Scratch(y, z, np.empty((LISTS, widest + 1), np.int32), np.empty((LISTS, widest + 1), dtype))
+    y, z, room = np.empty((texts, channels), dtype), np.empty(channels, dtype), (texts, LISTS, widest + 1)
+    return Scratch(y, z, np.empty(room, np.int32), np.empty(room, dtype), np.zeros((texts, LISTS), np.int64))
+
+
+def memory_of_texts(rows: Any, names: Sequence[str], texts: slice) -> Any:
+    """Return a NamedTuple with the memory of some of the texts, not copied: the arrays of these names, and neurons'."""
+    neurons = {name: part for name, part in rows._asdict().items() if isinstance(part, Neurons)}
+    return rows._replace(
+        **{name: getattr(rows, name)[texts] for name in names},
+        **{name: part._replace(potential=part.potential[texts]) for name, part in neurons.items()},
+    )
 
 
 def differing_neurons(model: SpikeGPT) -> str:

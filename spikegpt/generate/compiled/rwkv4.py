@@ -22,10 +22,10 @@ from .parts import (
     multiply_listed,
     sigmoid,
 )
-from .rwkv4_rows import give, pack, products, share, take
+from .rwkv4_rows import give, of_texts, pack, products, share, take
 from .team import columns, fused
 
-__all__ = ["decode", "give", "pack", "products", "share", "take"]
+__all__ = ["decode", "give", "of_texts", "pack", "products", "share", "take"]
 
 LOWEST_KEY, HIGHEST_KEY = np.float32(-EVENT_KEY_LIMIT), np.float32(EVENT_KEY_LIMIT)
 
@@ -109,110 +109,128 @@ def _copy(values, first, last, out):
 
 @fused
 def _list_mix(product, neurons, mix, layer, text, previous, work, place):
-    """List in `place` the spikes of a token-shift mix, or the mix itself where there are no neurons; return how many.
+    """List in `place` the spikes of a token-shift mix, or the mix itself where there are no neurons.
 
     Every thread fires all neurons before a product itself; the potentials are stepped by their owner, in `_remember`.
     """
-    lerp(previous, work.scratch.y, mix[layer], work.scratch.z)
+    lerp(previous, work.scratch.y[text], mix[layer], work.scratch.z)
     look_at_spikes(neurons, layer, text, work.scratch.z, 0, work.scratch.z.size)
     mark(work.clock, NEURONS)
-    return list_inputs(product, layer, work.scratch.z, work, place)
+    list_inputs(product, layer, text, work.scratch.z, work, place)
 
 
 @fused
 def _remember(neurons, mix, layer, text, previous, work, first, last):
     """Step the potentials of own neurons in front of a product."""
     if neurons.remembers:
-        lerp(previous, work.scratch.y, mix[layer], work.scratch.z)
+        lerp(previous, work.scratch.y[text], mix[layer], work.scratch.z)
         fire(neurons, layer, text, work.scratch.z, first, last)
 
 
+# a step of a half is done for all texts before the next: what several of them read of a product is then in the cache
+
+
 @fused
-def _time_mix(rows, layer, text, work, meetings):
+def _time_mix(rows, layer, work, meetings):
     C = rows.decay.shape[1]
     first, last = columns(C, work.team)
     shared = work.shared
-    x, projected, mixed = shared.stream[text], shared.projected, shared.mixed
-    k, v, r = projected[:C], projected[C : 2 * C], projected[2 * C : 3 * C]
-    previous = rows.shift[text, layer]
-    layer_norm(x, rows.norm.weight[layer], rows.norm.bias[layer], work.scratch.y)
-    mark(work.clock, NORM)
-    if rows.shares_neurons:
-        n = _list_mix(rows.key, rows.input_neuron, rows.mix_k, layer, text, previous, work, 0)
-        if work.team.parts == 1:
-            multiply_listed(rows.key, layer, 0, n, work, 0, 3 * C, projected)
+    texts = range(shared.stream.shape[0])
+    for text in texts:
+        previous = rows.shift[text, layer]
+        layer_norm(shared.stream[text], rows.norm.weight[layer], rows.norm.bias[layer], work.scratch.y[text])
+        mark(work.clock, NORM)
+        if rows.shares_neurons:
+            _list_mix(rows.key, rows.input_neuron, rows.mix_k, layer, text, previous, work, 0)
         else:
-            for start in range(0, 3 * C, C):
-                multiply_listed(rows.key, layer, 0, n, work, start + first, start + last, projected)
-    else:
+            _list_mix(rows.key, rows.key_neuron, rows.mix_k, layer, text, previous, work, 0)
+            _list_mix(rows.value, rows.value_neuron, rows.mix_v, layer, text, previous, work, 1)
+            _list_mix(rows.receptance, rows.receptance_neuron, rows.mix_r, layer, text, previous, work, 2)
+    if not rows.shares_neurons:
         # the first rows of a product are then fetched while the one before still calculates
-        keys = _list_mix(rows.key, rows.key_neuron, rows.mix_k, layer, text, previous, work, 0)
-        values = _list_mix(rows.value, rows.value_neuron, rows.mix_v, layer, text, previous, work, 1)
-        receptances = _list_mix(rows.receptance, rows.receptance_neuron, rows.mix_r, layer, text, previous, work, 2)
-        multiply_listed(rows.key, layer, 0, keys, work, first, last, k)
-        multiply_listed(rows.value, layer, 1, values, work, first, last, v)
-        multiply_listed(rows.receptance, layer, 2, receptances, work, first, last, r)
-    if rows.has_events:
-        fire(rows.wkv_neuron, layer, text, v, first, last)
-        _event_wkv(rows, layer, text, k, v, first, last, mixed)
+        multiply_listed(rows.key, layer, 0, work, first, last, shared.projected, 0)
+        multiply_listed(rows.value, layer, 1, work, first, last, shared.projected, C)
+        multiply_listed(rows.receptance, layer, 2, work, first, last, shared.projected, 2 * C)
+    elif work.team.parts == 1:
+        multiply_listed(rows.key, layer, 0, work, 0, 3 * C, shared.projected, 0)
     else:
-        _wkv(rows, layer, text, k, v, first, last, mixed)
-    mark(work.clock, WKV)
-    _gate(r, first, last, mixed)
-    fire(rows.output_neuron, layer, text, mixed, first, last)
-    mark(work.clock, GATE)
+        for start in range(0, 3 * C, C):
+            multiply_listed(rows.key, layer, 0, work, start + first, start + last, shared.projected, 0)
+    for text in texts:
+        projected, mixed = shared.projected[text], shared.mixed[text]
+        k, v, r = projected[:C], projected[C : 2 * C], projected[2 * C : 3 * C]
+        if rows.has_events:
+            fire(rows.wkv_neuron, layer, text, v, first, last)
+            _event_wkv(rows, layer, text, k, v, first, last, mixed)
+        else:
+            _wkv(rows, layer, text, k, v, first, last, mixed)
+        mark(work.clock, WKV)
+        _gate(r, first, last, mixed)
+        fire(rows.output_neuron, layer, text, mixed, first, last)
+        mark(work.clock, GATE)
     meetings = meet_again(work, meetings)
 
-    _remember(rows.input_neuron, rows.mix_k, layer, text, previous, work, first, last)
-    _remember(rows.key_neuron, rows.mix_k, layer, text, previous, work, first, last)
-    _remember(rows.value_neuron, rows.mix_v, layer, text, previous, work, first, last)
-    _remember(rows.receptance_neuron, rows.mix_r, layer, text, previous, work, first, last)
-    _copy(work.scratch.y, first, last, previous)
-    mark(work.clock, NEURONS)
-    multiply(rows.output, layer, mixed[:C], work, first, last, k)
-    fire(rows.neuron_behind, layer, text, k, first, last)
-    _add(k, first, last, x)
+    for text in texts:
+        previous = rows.shift[text, layer]
+        _remember(rows.input_neuron, rows.mix_k, layer, text, previous, work, first, last)
+        _remember(rows.key_neuron, rows.mix_k, layer, text, previous, work, first, last)
+        _remember(rows.value_neuron, rows.mix_v, layer, text, previous, work, first, last)
+        _remember(rows.receptance_neuron, rows.mix_r, layer, text, previous, work, first, last)
+        _copy(work.scratch.y[text], first, last, previous)
+        mark(work.clock, NEURONS)
+    multiply(rows.output, layer, shared.mixed, work, first, last, shared.projected)
+    for text in texts:
+        out = shared.projected[text]
+        fire(rows.neuron_behind, layer, text, out, first, last)
+        _add(out, first, last, shared.stream[text])
     mark(work.clock, SUMS)
     return meet_again(work, meetings)
 
 
 @fused
-def _channel_mix(rows, layer, text, work, meetings):
+def _channel_mix(rows, layer, work, meetings):
     F, C = rows.value.weights.shape[1], rows.value.weights.shape[2]
     first, last = columns(C, work.team)
     first_hidden, last_hidden = columns(F, work.team)
     shared = work.shared
-    x, projected, mixed = shared.stream[text], shared.projected, shared.mixed
-    hidden, r = projected[:F], projected[F : F + C]
-    previous = rows.shift[text, layer]
-    layer_norm(x, rows.norm.weight[layer], rows.norm.bias[layer], work.scratch.y)
-    mark(work.clock, NORM)
-    if rows.shares_neurons:
-        n = _list_mix(rows.key, rows.input_neuron, rows.mix_k, layer, text, previous, work, 0)
-        if work.team.parts == 1:
-            multiply_listed(rows.key, layer, 0, n, work, 0, F + C, projected)
+    texts = range(shared.stream.shape[0])
+    for text in texts:
+        previous = rows.shift[text, layer]
+        layer_norm(shared.stream[text], rows.norm.weight[layer], rows.norm.bias[layer], work.scratch.y[text])
+        mark(work.clock, NORM)
+        if rows.shares_neurons:
+            _list_mix(rows.key, rows.input_neuron, rows.mix_k, layer, text, previous, work, 0)
         else:
-            multiply_listed(rows.key, layer, 0, n, work, first_hidden, last_hidden, projected)
-            multiply_listed(rows.key, layer, 0, n, work, F + first, F + last, projected)
+            _list_mix(rows.key, rows.key_neuron, rows.mix_k, layer, text, previous, work, 0)
+            _list_mix(rows.receptance, rows.receptance_neuron, rows.mix_r, layer, text, previous, work, 1)
+    if not rows.shares_neurons:
+        multiply_listed(rows.key, layer, 0, work, first_hidden, last_hidden, shared.projected, 0)
+        multiply_listed(rows.receptance, layer, 1, work, first, last, shared.projected, F)
+    elif work.team.parts == 1:
+        multiply_listed(rows.key, layer, 0, work, 0, F + C, shared.projected, 0)
     else:
-        keys = _list_mix(rows.key, rows.key_neuron, rows.mix_k, layer, text, previous, work, 0)
-        receptances = _list_mix(rows.receptance, rows.receptance_neuron, rows.mix_r, layer, text, previous, work, 1)
-        multiply_listed(rows.key, layer, 0, keys, work, first_hidden, last_hidden, hidden)
-        multiply_listed(rows.receptance, layer, 1, receptances, work, first, last, r)
-    _square_relu(hidden, first_hidden, last_hidden)
-    fire(rows.value_neuron, layer, text, hidden, first_hidden, last_hidden)
+        multiply_listed(rows.key, layer, 0, work, first_hidden, last_hidden, shared.projected, 0)
+        multiply_listed(rows.key, layer, 0, work, F + first, F + last, shared.projected, 0)
+    for text in texts:
+        hidden = shared.projected[text, :F]
+        _square_relu(hidden, first_hidden, last_hidden)
+        fire(rows.value_neuron, layer, text, hidden, first_hidden, last_hidden)
     mark(work.clock, HIDDEN)
     meetings = meet_again(work, meetings)
 
-    _remember(rows.input_neuron, rows.mix_k, layer, text, previous, work, first, last)
-    _remember(rows.key_neuron, rows.mix_k, layer, text, previous, work, first, last)
-    _remember(rows.receptance_neuron, rows.mix_r, layer, text, previous, work, first, last)
-    _copy(work.scratch.y, first, last, previous)
-    mark(work.clock, NEURONS)
-    multiply(rows.value, layer, hidden, work, first, last, mixed)
-    _gate(r, first, last, mixed)
-    fire(rows.neuron_behind, layer, text, mixed, first, last)
-    _add(mixed, first, last, x)
+    for text in texts:
+        previous = rows.shift[text, layer]
+        _remember(rows.input_neuron, rows.mix_k, layer, text, previous, work, first, last)
+        _remember(rows.key_neuron, rows.mix_k, layer, text, previous, work, first, last)
+        _remember(rows.receptance_neuron, rows.mix_r, layer, text, previous, work, first, last)
+        _copy(work.scratch.y[text], first, last, previous)
+        mark(work.clock, NEURONS)
+    multiply(rows.value, layer, shared.projected, work, first, last, shared.mixed)
+    for text in texts:
+        mixed = shared.mixed[text]
+        _gate(shared.projected[text, F : F + C], first, last, mixed)
+        fire(rows.neuron_behind, layer, text, mixed, first, last)
+        _add(mixed, first, last, shared.stream[text])
     mark(work.clock, SUMS)
     return meet_again(work, meetings)
 
@@ -224,15 +242,9 @@ def decode(held_part, tokens, logits):
     `held_part` holds a thread's (Work, Network, Layers).
     """
     work, network, layers = held_value(held_part)
-    texts = tokens.size
-    for text in range(texts):
-        begin_token(network, text, tokens[text], work)
+    begin_token(network, tokens, work)
     meetings = meet_again(work, 1)
-    # all texts before the next half of a block, whose weights are then in the cache
     for layer in range(layers.att.decay.shape[0]):
-        for text in range(texts):
-            meetings = _time_mix(layers.att, layer, text, work, meetings)
-        for text in range(texts):
-            meetings = _channel_mix(layers.ffn, layer, text, work, meetings)
-    for text in range(texts):
-        end_token(network, text, work, logits[text])
+        meetings = _time_mix(layers.att, layer, work, meetings)
+        meetings = _channel_mix(layers.ffn, layer, work, meetings)
+    end_token(network, work, logits)

@@ -12,7 +12,7 @@ from ...kernels.decay import decay_of, log_decay_of
 from ...kernels.event_wkv.reference import EVENT_KEY_LIMIT
 from ...model.mixers.rwkv4 import ChannelMix, ChannelMixState, TimeMix, TimeMixState
 from ...model.state import BlockState, State
-from .rows import Neurons, Norm, Packer, Product
+from .rows import Neurons, Norm, Packer, Product, memory_of_texts
 
 TIME_MIX_SITES = "input_neuron", "key_neuron", "value_neuron", "receptance_neuron", "wkv_neuron", "output_neuron"
 CHANNEL_MIX_SITES = "input_neuron", "key_neuron", "receptance_neuron", "value_neuron"
@@ -82,15 +82,14 @@ class Layers(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """Where threads see each other's columns: stream (texts, C), mixed (C,).
+    """Where threads see each other's columns: stream and mixed (texts, C).
 
-    projected (F + C,) are key, value and receptance of the time mix, or hidden and receptance of the channel mix.
+    projected (texts, F + C) are key, value and receptance of the time mix, or hidden and receptance of the channel mix.
     """
 
     stream: np.ndarray
     projected: np.ndarray
     mixed: np.ndarray
-    inputs_read: np.ndarray
 
 
 # --- packing -------------------------------------------------------------------------------------------------------
@@ -155,11 +154,11 @@ def _event_first(time_first: Tensor) -> Tensor:
     return torch.exp(time_first.clamp(-EVENT_KEY_LIMIT, EVENT_KEY_LIMIT))
 
 
-def share(layers: Layers, places: int) -> Shared:
-    """Return the memory in which the threads see each other's columns, and the counts of so many products."""
-    L, F, C = layers.ffn.value.weights.shape
+def share(layers: Layers, texts: int) -> Shared:
+    """Return the memory in which the threads that share so many texts see each other's columns."""
+    _, F, C = layers.ffn.value.weights.shape
     dtype = layers.att.decay.dtype
-    return Shared(np.zeros((1, C), dtype), np.zeros(F + C, dtype), np.zeros(C, dtype), np.zeros((places, L), np.int64))
+    return Shared(np.zeros((texts, C), dtype), np.zeros((texts, F + C), dtype), np.zeros((texts, C), dtype))
 
 
 def products(layers: Layers) -> dict[str, Product]:
@@ -210,6 +209,12 @@ def take(layers: Layers, state: State) -> Layers:
         neuron_behind=ffn.neuron_behind.with_potentials([block.channel_mix_neuron for block in state], texts),
     )
     return Layers(att, ffn)
+
+
+def of_texts(layers: Layers, texts: slice) -> Layers:
+    """Return the layers with the memory of some of the texts, not copied."""
+    sums = "shift", "numerator", "denominator", "max_exponent"
+    return Layers(memory_of_texts(layers.att, sums, texts), memory_of_texts(layers.ffn, ("shift",), texts))
 
 
 def give(layers: Layers) -> State:
