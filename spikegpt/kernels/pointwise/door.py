@@ -4,7 +4,7 @@ The equations are in `reference`. Nothing is computed here. "auto" takes torch's
 asked for, and on a GPU.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -73,7 +73,7 @@ def firing_rate(spikes: Tensor, backend: str = "auto") -> Tensor:
 
 
 def rescale_columns(
-    weights: Sequence[Tensor], grads: Sequence[Tensor], worths: Sequence[Tensor], backend: str = "auto"
+    weights: list[Tensor], grads: list[Tensor], worths: list[Tensor], backend: str = "auto"
 ) -> list[Tensor]:
     """Divide the columns of weights, each (out, in), by `worths` and multiply those of their gradients, all in place.
 

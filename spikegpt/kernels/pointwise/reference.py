@@ -1,7 +1,5 @@
 """The pointwise functions in plain torch. Written to be read; the fast versions are tested against this file."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -21,7 +19,7 @@ def dropout(x: Tensor, rate: float) -> Tensor:
     return torch.dropout(x, rate, train=True)
 
 
-def rescale_columns(weights: Sequence[Tensor], grads: Sequence[Tensor], worths: Sequence[Tensor]) -> list[Tensor]:
+def rescale_columns(weights: list[Tensor], grads: list[Tensor], worths: list[Tensor]) -> list[Tensor]:
     """Divide the columns of weights, multiply those of their gradients; return sum(gradient * weight) of each."""
     sums = [(grad * weight).sum(dim=0) for weight, grad in zip(weights, grads, strict=True)]
     for weight, grad, worth in zip(weights, grads, worths, strict=True):
