@@ -47,7 +47,7 @@ __device__ __forceinline__ void each_of_four(int i, const Use& use, const Four<N
 
 // A sum in four parts, which do not wait for one another.
 struct Sum {
-    float part[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    float part[4] = {};
 
     __device__ __forceinline__ void add(int i, float x) { part[i % 4] += x; }
     __device__ __forceinline__ float total() const { return (part[0] + part[1]) + (part[2] + part[3]); }
@@ -129,16 +129,16 @@ extern "C" __global__ void wkv7_forward(
             Sum sum;
             channel.each([&](int j, float a) { sum.add(j, row[j] * a); }, a + head);
             const float u = sum.total(), v = to_float(value[here]);
-            Sum read;
-            channel.each(
-                [&](int j, float w, float b, float k, float r) {
-                    row[j] = w * row[j] + u * b + v * k;
-                    read.add(j, row[j] * r);
-                },
-                decay + head, b + head, key + head, receptance + head
-            );
-            if (output) output[here] = from_float(read.total());
             if (removed) removed[here] = u;
+            channel.each(
+                [&](int j, float w, float b, float k) { row[j] = w * row[j] + u * b + v * k; }, decay + head, b + head,
+                key + head
+            );
+            if (output) {
+                Sum read;
+                channel.each([&](int j, float r) { read.add(j, row[j] * r); }, receptance + head);
+                output[here] = from_float(read.total());
+            }
         }
         if (last) channel.store_row(row, last);
     };
