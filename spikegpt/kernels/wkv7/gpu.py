@@ -54,6 +54,11 @@ def wkv7_backward(
     return grad_receptance, grad_log_decay, grad_key, grad_value, grad_a, grad_b, grad_first
 
 
+def wrong_head_size(channels: int) -> str:
+    """Return what to say of heads that there is no kernel for."""
+    return f"wkv7: the kernel for a GPU takes heads of {', '.join(map(str, HEAD_SIZES))} channels, got {channels}"
+
+
 def _launch(kernel: str, key: Tensor, *tensors: Tensor | None) -> None:
     B, T, H, N = key.shape
     gpu.launch("wkv7", kernel, key.dtype, B * H * N, *tensors, B, T, H, N)
@@ -62,10 +67,7 @@ def _launch(kernel: str, key: Tensor, *tensors: Tensor | None) -> None:
 def _inputs(receptance: Tensor, log_decay: Tensor, key: Tensor, *others: Tensor) -> list[Tensor]:
     """Return the inputs as the kernels take them: the decay in the place of its logarithm."""
     if key.shape[-1] not in HEAD_SIZES:
-        known = ", ".join(map(str, HEAD_SIZES))
-        raise ValueError(
-            f"wkv7: heads have {key.shape[-1]} channels, the kernel for a GPU knows {known}; use backend='auto'"
-        )
+        raise ValueError(f"{wrong_head_size(key.shape[-1])}; use backend='auto'")
     return [_aligned(tensor) for tensor in (receptance, log_decay.detach().exp(), key, *others)]
 
 
