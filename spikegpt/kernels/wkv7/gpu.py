@@ -45,12 +45,11 @@ def wkv7_backward(
     grad_receptance, grad_key, grad_value, grad_a, grad_b = (torch.empty_like(key) for _ in range(5))
     checkpoints, grad_first = torch.empty(-(-T // CHUNK), B, H, N, N, device=key.device), torch.empty_like(state)
     _launch("wkv7_forward", key, *inputs, None, removed, None)
-    tensors = grad_output, grad_last, receptance, decay, key, a, b
-    _launch("wkv7_backward_rows", key, *tensors, grad_value, grad_removed, grad_first)
-    tensors = grad_output, *inputs, removed, grad_removed
-    _launch("wkv7_backward_state", key, *tensors, grad_receptance, grad_a, terms, checkpoints)
-    tensors = grad_output, grad_last, *inputs[:-1], removed, grad_removed, terms, checkpoints
-    _launch("wkv7_backward_columns", key, *tensors, grad_log_decay, grad_key, grad_b)
+    upstream, products = (grad_output, grad_last), (removed, grad_removed)
+    _launch("wkv7_backward_rows", key, *upstream, receptance, decay, key, a, b, grad_value, grad_removed, grad_first)
+    _launch("wkv7_backward_state", key, grad_output, *inputs, *products, grad_receptance, grad_a, terms, checkpoints)
+    known = *inputs[:-1], *products, terms, checkpoints
+    _launch("wkv7_backward_columns", key, *upstream, *known, grad_log_decay, grad_key, grad_b)
     return grad_receptance, grad_log_decay, grad_key, grad_value, grad_a, grad_b, grad_first
 
 
