@@ -2,8 +2,8 @@
 //
 // S is the state of a head after a token, G the gradient of that S with what the token's own output sends. A thread
 // walks through time with one row or one column of one of them in registers. A row needs no other: `removed`, S a, and
-// `grad_removed`, G b, are one number of each row; where these are stored, a column needs no other either. Threads share
-// nothing. Launch: B * H * N threads along x; N, the channels of a head, is 32, 64 or 128.
+// `grad_removed`, G b, are one number of each row; where these are stored, a column needs no other either. So threads
+// share nothing. Launch: B * H * N threads along x; N, the channels of a head, is 32, 64 or 128.
 //
 //   forward     wkv7_forward             rows of S, forwards
 //   backward    wkv7_forward             the same once more, for `removed`
