@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_wkv7 import HEAD_SIZE, measure_wkv7, wkv7_inputs
 from measure import write_result
 from torch.nn import functional as F
 
 from spikegpt.config import model_preset
-from spikegpt.kernels import WKVState, event_wkv, integer_lif, lif, wkv
+from spikegpt.kernels import WKVState, event_wkv, integer_lif, lif, wkv, wkv7
 from spikegpt.model.initial import calibrate_thresholds
 from spikegpt.model.network import SpikeGPT
 
@@ -74,7 +75,7 @@ def spread(times: list[float], amount: float) -> dict[str, float]:
 def run_tests(machine: Machine) -> dict[str, Any]:
     if not machine.is_gpu:
         return {"passed": "not measured: no GPU"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", str(TREE / "tests" / "test_gpu.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", str(TREE / "tests" / "kernels" / "test_gpu.py")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=TREE)
     failed = done.stdout[-3000:] if done.returncode else ""
     return {"passed": done.returncode == 0, "summary": done.stdout.strip().splitlines()[-1:], "output": failed}
@@ -108,6 +109,7 @@ def operations(
             lambda w, u, k, v, r: wkv(w, u, k, v, receptance=r),
             [decay, first, x, v.to(dtype), normal(B, T, C).to(dtype)],
         ),
+        "wkv7": (wkv7, wkv7_inputs((B, T, C // HEAD_SIZE, HEAD_SIZE), dtype, machine.device)),
     }
     for rate in EVENT_RATES:
         fired = torch.rand(B, T, C, generator=generator, device=machine.device) < rate
@@ -117,20 +119,19 @@ def operations(
 
 def measure_kernels(machine: Machine, copy: float) -> dict[str, Any]:
     """Forward and backward of every operation in bfloat16, as a share of the copy bandwidth."""
-    shape = SHAPE if machine.is_gpu else (2, 64, 32)
+    shape = SHAPE if machine.is_gpu else (2, 64, 64)
     found = {}
     for name, (function, inputs) in operations(machine, shape, torch.bfloat16).items():
         inputs = [tensor.requires_grad_() for tensor in inputs]
-        sequences = sum(tensor.dim() == 3 for tensor in inputs)
-        one = inputs[-1].numel() * inputs[-1].element_size()
+        sequences = sum(tensor.nbytes for tensor in inputs if tensor.dim() > 1)
         with torch.no_grad():
             forward = machine.times_s(lambda f=function, i=inputs: f(*i))
         output = function(*inputs)[0]
         grad = torch.ones_like(output)
         backward = machine.times_s(lambda o=output, i=inputs, g=grad: torch.autograd.grad(o, i, g, retain_graph=True))
         found[name] = {
-            "forward_bytes_per_s": spread(forward, (sequences + 1) * one),
-            "backward_bytes_per_s": spread(backward, (2 * sequences + 1) * one),
+            "forward_bytes_per_s": spread(forward, sequences + output.nbytes),
+            "backward_bytes_per_s": spread(backward, 2 * sequences + output.nbytes),
             "forward_ms": 1e3 * statistics.median(forward),
             "backward_ms": 1e3 * statistics.median(backward),
         }
@@ -398,6 +399,7 @@ def main() -> None:
         "kernels": lambda: measure_kernels(machine, copy),
         "packed": lambda: measure_packed(machine),
         "against": lambda: measure_against_others(machine),
+        "wkv7": lambda: measure_wkv7(machine),
         "event_matvec": lambda: measure_event_matvec(machine),
         "decoding": lambda: measure_decoding(machine),
         "corpus": lambda: train_on_corpus(machine, options.corpus, options.corpus_minutes),

@@ -1,12 +1,12 @@
 """Sums of rows against numpy, for every kind of stored weights, and the engine without the newest instructions."""
 
 import os
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from processes import run
 
 from spikegpt.config import ModelConfig
 from spikegpt.generate.compiled.sums import sum_rows
@@ -84,5 +84,5 @@ def test_a_processor_without_avx512_decodes_the_same(tmp_path):
     torch.save((model, state, ids[:, 4:], logits), tmp_path / "case.pt")
     limits = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-c", DECODES, str(tmp_path / "case.pt")]
-    done = subprocess.run(command, env={**os.environ, **limits}, capture_output=True, text=True, check=False)
+    done = run(command, env={**os.environ, **limits}, capture_output=True, text=True, check=False)
     assert done.stdout == "equal\n", done.stderr

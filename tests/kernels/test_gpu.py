@@ -3,11 +3,14 @@
 Skipped where there is no GPU; there the same sources run on the CPU in test_cuda*.py.
 """
 
+import math
+
 import pytest
 import torch
+from torch.nn import functional as F
 
 from spikegpt.config import ModelConfig, model_preset
-from spikegpt.kernels import EventWKVState, WKVState, event_wkv, integer_lif, lif, wkv
+from spikegpt.kernels import EventWKVState, WKVState, event_wkv, integer_lif, lif, wkv, wkv7
 from spikegpt.model.network import SpikeGPT
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -15,6 +18,14 @@ DEVICE = "cuda"
 # largest difference allowed, as a fraction of the largest entry
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 SIZES = [(1, 1, 1), (3, 2, 5), (2, 63, 33), (1, 1025, 130), (5, 257, 768)]
+# (B, T, heads, channels of a head)
+HEADS = [(1, 1, 1, 32), (3, 2, 5, 32), (2, 63, 3, 64), (1, 1025, 2, 64), (2, 257, 3, 128)]
+MODELS = {
+    "none": {"spiking": "none"},
+    "output": {"spiking": "output"},
+    "input": {"spiking": "input"},
+    "rwkv7": {"mixer": "rwkv7", "spiking": "none", "head_size": 32},
+}
 
 
 def inputs_of(operation: str, B, T, C, dtype):
@@ -90,6 +101,48 @@ def test_kernels_match_the_float64_reference(operation, size, dtype):
         assert wrong.double().mean() <= (1e-3 if "lif" in operation else 0)
 
 
+def wkv7_inputs(B, T, H, N, dtype):
+    generator = torch.Generator().manual_seed(B * 10000 + T * 100 + N)
+    r, d, k, v, direction, rate = torch.randn(6, B, T, H, N, generator=generator)
+    direction = F.normalize(direction, dim=-1)
+    log_decay = -math.exp(-0.5) * torch.sigmoid(3 * d)
+    tensors = [x.to(dtype) for x in (r, k / math.sqrt(N), v, -direction, direction * torch.sigmoid(rate))]
+    return [tensors[0], log_decay, *tensors[1:], torch.randn(B, H, N, N, generator=generator)]
+
+
+def run_wkv7(inputs, backend: str):
+    outputs = wkv7(*inputs, backend=backend)
+    generator = torch.Generator().manual_seed(1)
+    cotangents = [torch.randn(out.shape, generator=generator).to(out) for out in outputs]
+    return [*(out.detach() for out in outputs), *torch.autograd.grad(outputs, inputs, cotangents)]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("size", HEADS, ids=str)
+def test_wkv7_matches_the_float64_reference(size, dtype):
+    inputs = wkv7_inputs(*size, dtype)
+    found = run_wkv7(leaves(inputs, DEVICE), "cupy")
+    wanted = run_wkv7(leaves(inputs, DEVICE, torch.float64), "reference")
+    for ours, exact in zip(found, wanted, strict=True):
+        assert (ours.double() - exact).abs().max() <= TOLERANCE[dtype] * exact.abs().max().clamp(min=1e-6)
+
+
+def test_wkv7_reads_tensors_as_they_mean_wherever_they_begin():
+    inputs = [tensor.to(DEVICE) for tensor in wkv7_inputs(2, 33, 2, 32, torch.bfloat16)]
+    apart = [torch.stack([tensor, tensor], dim=-1)[..., 0] for tensor in inputs]
+    late = [torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view(tensor.shape) for tensor in inputs]
+    wanted = run_wkv7(leaves(inputs, DEVICE), "cupy")
+    for moved in (apart, late):
+        assert all(map(torch.equal, run_wkv7(leaves(moved, DEVICE), "cupy"), wanted))
+
+
+def test_wkv7_leaves_other_head_sizes_to_the_reference():
+    inputs = leaves(wkv7_inputs(1, 5, 2, 48, torch.float32), DEVICE)
+    with pytest.warns(RuntimeWarning, match="heads of 32, 64, 128 channels, got 48"):
+        found = run_wkv7(inputs, "auto")
+    assert all(map(torch.equal, found, run_wkv7(inputs, "reference")))
+
+
 @pytest.mark.parametrize("operation", ["lif", "integer_lif", "wkv", "event_wkv"])
 def test_a_tensor_that_is_not_contiguous_is_read_as_it_means(operation):
     inputs = [tensor.to(DEVICE) for tensor in inputs_of(operation, 2, 33, 40, torch.float32)]
@@ -116,38 +169,38 @@ def test_kernels_run_on_the_stream_that_is_current():
     assert torch.equal(found, wanted)
 
 
-def small_model(spiking: str) -> SpikeGPT:
+def small_model(name: str) -> SpikeGPT:
     torch.manual_seed(0)
-    return SpikeGPT(ModelConfig(n_layer=2, n_embd=64, ctx_len=32, spiking=spiking, dropout=0.0)).to(DEVICE)
+    return SpikeGPT(ModelConfig(n_layer=2, n_embd=64, ctx_len=32, dropout=0.0, **MODELS[name])).to(DEVICE)
 
 
-@pytest.mark.parametrize("spiking", ["none", "output", "input"])
-def test_a_model_moved_to_the_gpu_computes_what_it_did(spiking):
-    model, ids = small_model(spiking), torch.randint(256, (2, 33), device=DEVICE)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_moved_to_the_gpu_computes_what_it_did(name):
+    model, ids = small_model(name), torch.randint(256, (2, 33), device=DEVICE)
     wanted = model.to("cpu")(ids.cpu()).logits
     found = model.to(DEVICE)(ids).logits.cpu()
     # tokens after a spike that rounding moved differ; nearly all must not
     assert ((found - wanted).abs().amax(-1) > 1e-3).float().mean() < 0.05
 
 
-@pytest.mark.parametrize("spiking", ["none", "output", "input"])
-def test_a_model_trains_under_autocast_and_torch_compile(spiking):
-    model, ids = small_model(spiking), torch.randint(256, (2, 33), device=DEVICE)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_trains_under_autocast_and_torch_compile(name):
+    model, ids = small_model(name), torch.randint(256, (2, 33), device=DEVICE)
     compiled = torch.compile(model)
     losses = []
     for step in (model, compiled):
         with torch.autocast(DEVICE, torch.bfloat16):
             logits = step(ids[:, :-1]).logits
-        loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
+        loss = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
         loss.backward()
         losses.append(loss.item())
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
     assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("spiking", ["none", "output", "input"])
-def test_a_token_step_can_be_a_cuda_graph(spiking):
-    model = small_model(spiking).eval()
+@pytest.mark.parametrize("name", MODELS)
+def test_a_token_step_can_be_a_cuda_graph(name):
+    model = small_model(name).eval()
     token = torch.zeros(1, 1, dtype=torch.long, device=DEVICE)
     with torch.inference_mode():
         state = model(token).state

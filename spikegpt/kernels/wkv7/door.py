@@ -3,12 +3,15 @@
 The equations are in `reference.wkv7`. Nothing is computed here.
 """
 
+import warnings
+
 import torch
 from torch import Tensor
 
 from ..backends import choose_backend, fast_kernels
 from ..operators import declare_cost, new_like
 from . import reference
+from .gpu import HEAD_SIZES, wrong_head_size
 
 
 def wkv7(
@@ -31,7 +34,7 @@ def wkv7(
         log_decay: (B, T, H, N), at most 0, of each channel of keys; kept in the dtype of the state.
         state: (B, H, N, N), rows are channels of values, columns of keys, carried in from the tokens before; None
             (zeros) at the start of a text. float32, or float64 with float64 keys.
-        backend: there is no kernel for a GPU; "auto" is the reference there.
+        backend: on a GPU the kernel serves heads of HEAD_SIZES channels; others "auto" leaves to the reference.
 
     Returns:
         output (B, T, H, N) in the dtype of `key`; the state after the last token.
@@ -54,10 +57,11 @@ def wkv7(
     if state.shape != (B, H, N, N) or state.dtype != state_dtype or state.device != key.device:
         found = f"wkv7: state is {state.dtype} {tuple(state.shape)} on {state.device}"
         raise ValueError(f"{found}, want {state_dtype} {(B, H, N, N)} on {key.device} for {key.dtype} keys")
-    if key.is_cuda and backend == "cupy":
-        raise ValueError("wkv7: there is no kernel for a GPU; use backend='auto'")
-    is_slow = key.is_cuda or choose_backend(backend, "wkv7", key) == "reference"
-    implementation = reference.wkv7 if is_slow else wkv7_operator
+    chosen = choose_backend(backend, "wkv7", key)
+    if chosen == "cupy" and N not in HEAD_SIZES and backend == "auto":
+        warnings.warn(f"{wrong_head_size(N)}; using the slow plain-torch reference", RuntimeWarning, stacklevel=2)
+        chosen = "reference"
+    implementation = reference.wkv7 if chosen == "reference" else wkv7_operator
     return implementation(receptance, log_decay.to(state_dtype), key, value, a, b, state)
 
 
