@@ -20,6 +20,15 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
+def own_columns(matrix: Tensor) -> slice:
+    """Return which columns of `matrix` this process holds: all, or where it is seen transposed a part."""
+    if not is_sharded(matrix) or matrix.placements[0].dim == 0:
+        return slice(None)
+    columns = -(-matrix.shape[1] // matrix.device_mesh.size())
+    first = columns * matrix.device_mesh.get_local_rank()
+    return slice(first, first + columns)
+
+
 def part_of(values: Tensor, like: Tensor) -> Tensor:
     """Return of `values`, which every process has whole, the part that this one holds of `like`: sharded as that is."""
     if not is_sharded(like):

@@ -20,7 +20,7 @@ from ..kernels.surrogates import heaviside
 from ..neuron.lif import LIF
 from ..neuron.proof import check_neuron
 from .initial import initialise
-from .mixers import MIXERS, Mixer, NeuronFactory, Site
+from .mixers import MIXERS, Mixer, NeuronFactory, Rows, Site, product_of, weights_of
 from .published import rescale_stream
 from .state import BlockState, State, fault_of, form_of
 
@@ -46,7 +46,7 @@ class PlacedSite(NamedTuple):
     site: Site
     owner: nn.Module
     neuron: nn.Module
-    products: tuple[nn.Linear, ...]
+    products: tuple[nn.Linear | Rows, ...]
 
 
 class BlockOutput(NamedTuple):
@@ -79,8 +79,7 @@ class Block(nn.Module):
         self.ffn = channel_mix(config, make_neuron)
         if layer == 0:
             # processes that train together wait for the gradient of whatever learns
-            for name in self.att.unread_in_first:
-                self.att.get_parameter(name).requires_grad_(False)
+            self.att.become_first()
         self.sites: tuple[Site, ...] = ()
         if config.spiking == "output":
             names = "time_mix_neuron", "channel_mix_neuron"
@@ -185,8 +184,8 @@ class SpikeGPT(nn.Module):
         self.config = config
         # False for a run that began when torch drew for every number: it goes on with the same draws
         self.seeded_dropout = True
-        # of one block, known after the first forward pass
-        self._state_form: Any = None
+        # of the first block and the last, known after the first forward pass
+        self._state_forms: tuple[Any, Any] | None = None
         make_neuron = partial(_proven, neuron) if neuron is not None else our_neuron
         self.emb = nn.Embedding(config.vocab_size, config.n_embd)
         blocks = nn.ModuleList(Block(config, layer, make_neuron) for layer in range(config.n_layer))
@@ -260,15 +259,15 @@ class SpikeGPT(nn.Module):
                 x = dropout(x, self.config.dropout, "auto" if self.seeded_dropout else "reference")
             new_state.append(layer_state)
             spikes |= {f"blocks.{layer}.{name}": spike for name, spike in emitted.items()}
-        if self._state_form is None:
-            self._state_form = form_of(new_state[0])
+        if self._state_forms is None:
+            self._state_forms = form_of(new_state[0]), form_of(new_state[-1])
         return self.ln_out(x), tuple(new_state), spikes
 
     def check_state(self, state: State | None, texts: int) -> None:
         """Raise ValueError unless `state` is one of this model, of so many texts."""
         if state is None or torch.compiler.is_compiling():
             return
-        if self._state_form is None:
+        if self._state_forms is None:
             # the first forward pass of all says what a state of this model is
             with torch.no_grad(), evaluating(self):
                 self.hidden(torch.zeros(1, 1, dtype=torch.long, device=self.device))
@@ -277,8 +276,10 @@ class SpikeGPT(nn.Module):
         if len(state) != len(self.blocks):
             fault: str | None = f"it has {len(state)} layers, the model {len(self.blocks)}"
         else:
-            # all blocks are alike
-            fault = fault_of(state[0], self._state_form, texts) or fault_of(state[-1], self._state_form, texts)
+            # all blocks but the first are alike
+            assert self._state_forms is not None
+            first, last = self._state_forms
+            fault = fault_of(state[0], first, texts) or fault_of(state[-1], last, texts)
         if fault is not None:
             raise ValueError(f"the state does not fit: {fault}; carry on with what this model returned for these texts")
 
@@ -313,8 +314,8 @@ class SpikeGPT(nn.Module):
         found = {}
 
         def place(path: str, block: int | None, half: str, owner: nn.Module, site: Site) -> None:
-            readers = (getattr(owner, name) for name in site.products)
-            products = tuple(reader for reader in readers if isinstance(reader, nn.Linear))
+            readers = (product_of(owner, name) for name in site.products)
+            products = tuple(reader for reader in readers if reader is not None)
             found[path + site.name] = PlacedSite(block, half, site, owner, getattr(owner, site.name), products)
 
         for layer, block in enumerate(self.blocks):
@@ -333,11 +334,7 @@ class SpikeGPT(nn.Module):
 
         A spike costs as many synaptic operations as it has synapses, so these are the weights of a mean firing rate.
         """
-        return {
-            name: sum(product.weight.numel() for product in placed.products)
-            for name, placed in self.sites().items()
-            if placed.products
-        }
+        return {name: sum(map(weights_of, placed.products)) for name, placed in self.sites().items() if placed.products}
 
     @property
     def device(self) -> torch.device:

@@ -224,7 +224,8 @@ def raise_thresholds(model: SpikeGPT, tried: dict[nn.Module, Candidates], share:
     units.enter()
     everything = sum(weight.numel() for reader in units.readers for weight in reader.weights)
     offers = []
-    for (neuron, weights, _), worth in zip(units.readers, worths, strict=True):
+    for reader, worth in zip(units.readers, worths, strict=True):
+        neuron, weights = reader.neuron, reader.weights
         if neuron in tried:
             found, harm = tried[neuron], torch.zeros(())
             for weight in weights:

@@ -10,13 +10,13 @@ and a threshold that changes takes the stored weights with it. As with learned s
 arXiv 1902.08153), the gradient of a threshold is then that of both, of the spikes and of what they are worth.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..common.shards import is_sharded, part_of, whole
-from ..model.mixers import Mixer
+from ..common.shards import is_sharded, own_columns, part_of, whole
+from ..model.mixers import Mixer, Rows
 from ..model.network import SpikeGPT
 from ..neuron import rescale_columns
 from ..neuron.lif import LIF
@@ -26,8 +26,13 @@ class Reader(NamedTuple):
     """Neurons, the matrices that read their spikes, and the neurons in whose spikes their current is measured."""
 
     neuron: LIF
-    weights: tuple[Tensor, ...]
+    products: tuple[nn.Linear | Rows, ...]
     measure: LIF | None
+
+    @property
+    def weights(self) -> tuple[Tensor, ...]:
+        """(out, in) each."""
+        return tuple(product.weight for product in self.products)
 
     @property
     def measure_worth(self) -> Tensor:
@@ -46,36 +51,40 @@ class CurrentUnits:
     @torch.no_grad()
     def enter(self, *_: Any) -> None:
         """Convert weights, thresholds and their gradients to units of current."""
-        owners, matrices, grads, worths = [], [], [], []
-        for neuron, weights, measure in self.readers:
+        found = []
+        for reader in self.readers:
+            neuron, measure = reader.neuron, reader.measure
             worth = _worth(neuron, measure)
             if measure is not None:
                 _add(neuron.log_threshold, torch.log(_worth(measure)))
                 if neuron.log_threshold.grad is not None and getattr(measure, "log_threshold", None) is not None:
                     _add_gradient(measure.log_threshold, -whole(neuron.log_threshold.grad))
-            for weight in weights:
+            for product in reader.products:
+                weight = product.weight
+                own = worth.expand(weight.shape[1])[own_columns(weight)]
                 if weight.grad is None:
-                    _local(weight).div_(worth)
+                    _local(weight).div_(own)
                 else:
-                    owners.append(neuron)
-                    matrices.append(weight)
-                    grads.append(_local(weight.grad))
-                    worths.append(worth.expand(weight.shape[1]))
-        # all at once, for threads to share
-        sums_of_all = rescale_columns(list(map(_local, matrices)), grads, worths)
-        for neuron, weight, sums in zip(owners, matrices, sums_of_all, strict=True):
-            threshold = getattr(neuron, "log_threshold", None)
-            if threshold is not None:
-                _add_gradient(threshold, _whole_sums(sums, weight))
+                    found.append((isinstance(product, Rows), neuron, weight, own))
+        # all at once, for threads to share; but what is seen transposed has gaps in memory, which no kernel takes
+        for is_transposed in (False, True):
+            chosen = [entry[1:] for entry in found if entry[0] == is_transposed]
+            grads = [_local(cast(Tensor, weight.grad)) for _, weight, _ in chosen]
+            every = rescale_columns([_local(weight) for _, weight, _ in chosen], grads, [own for *_, own in chosen])
+            for (neuron, weight, _), sums in zip(chosen, every, strict=True):
+                threshold = getattr(neuron, "log_threshold", None)
+                if threshold is not None:
+                    _add_gradient(threshold, _whole_sums(sums, weight))
 
     @torch.no_grad()
     def leave(self, *_: Any) -> None:
         """Convert weights and thresholds back, with the thresholds that the step has left."""
-        for neuron, weights, measure in self.readers:
+        for reader in self.readers:
+            neuron, measure = reader.neuron, reader.measure
             if measure is not None:
                 _add(neuron.log_threshold, -torch.log(_worth(measure)))
-            for weight in weights:
-                _local(weight).mul_(_worth(neuron, measure))
+            for weight in reader.weights:
+                _local(weight).mul_(_worth(neuron, measure).expand(weight.shape[1])[own_columns(weight)])
 
 
 def _readers(network: SpikeGPT) -> list[Reader]:
@@ -83,15 +92,15 @@ def _readers(network: SpikeGPT) -> list[Reader]:
     found = []
     for placed in network.sites().values():
         neuron, owner = placed.neuron, placed.owner
-        weights = tuple(product.weight for product in placed.products if product.weight.requires_grad)
-        if not isinstance(neuron, LIF) or not weights:
+        products = tuple(product for product in placed.products if product.weight.requires_grad)
+        if not isinstance(neuron, LIF) or not products:
             continue
         threshold, inner = getattr(neuron, "log_threshold", None), None
         # a threshold that does not learn stays what it is in the units that it has
         if isinstance(owner, Mixer) and threshold is not None and threshold.requires_grad:
             inner = owner.measured_in.get(placed.site.name)
         measure = None if inner is None else getattr(owner, inner)
-        found.append(Reader(neuron, weights, measure if isinstance(measure, LIF) else None))
+        found.append(Reader(neuron, products, measure if isinstance(measure, LIF) else None))
     return found
 
 
@@ -102,7 +111,7 @@ def _worth(neuron: LIF, measure: LIF | None = None) -> Tensor:
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this process holds: all of its columns."""
+    """The part of a tensor that this process holds."""
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
@@ -119,7 +128,10 @@ def _add_gradient(parameter: Tensor, values: Tensor) -> None:
 
 
 def _whole_sums(sums: Tensor, weight: Tensor) -> Tensor:
-    """Sums over the outputs that this process holds of `weight`, of all of them in every process."""
-    if is_sharded(weight):
-        torch.distributed.all_reduce(sums)
-    return sums
+    """Sums of the columns over what this process holds of `weight`, of all of it in every process."""
+    if not is_sharded(weight):
+        return sums
+    every = sums.new_zeros(weight.shape[1])
+    every[own_columns(weight)] = sums
+    torch.distributed.all_reduce(every)
+    return every

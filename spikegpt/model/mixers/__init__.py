@@ -1,6 +1,6 @@
 """The generations of RWKV by name, for `ModelConfig.mixer`; one more is a line here and a file beside this one."""
 
-from .contract import Mixed, Mixer, NeuronFactory, Site, rate_scales, undecayed
+from .contract import Mixed, Mixer, NeuronFactory, Rows, Site, product_of, rate_scales, undecayed, weights_of
 from .rwkv4 import ChannelMix, TimeMix
 from .rwkv7 import ChannelMix7, TimeMix7
 
@@ -10,4 +10,15 @@ MIXERS: dict[str, tuple[type[Mixer], type[Mixer]]] = {
     "rwkv7": (TimeMix7, ChannelMix7),
 }
 
-__all__ = ["MIXERS", "Mixed", "Mixer", "NeuronFactory", "Site", "rate_scales", "undecayed"]
+__all__ = [
+    "MIXERS",
+    "Mixed",
+    "Mixer",
+    "NeuronFactory",
+    "Rows",
+    "Site",
+    "product_of",
+    "rate_scales",
+    "undecayed",
+    "weights_of",
+]

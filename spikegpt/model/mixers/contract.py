@@ -5,7 +5,7 @@ neurons of a model (synapses, conversion, rasters, engine, reports) asks for `si
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -36,6 +36,33 @@ class Site:
     def products(self) -> tuple[str, ...]:
         """Attributes of the owner whose matrix products read the spikes."""
         return (self.product,) if isinstance(self.product, str) else self.product or ()
+
+
+class Rows(NamedTuple):
+    """A parameter (in, out) of an owner whose product `x @ parameter` reads spikes, as the layer that it could be."""
+
+    parameter: nn.Parameter
+
+    @property
+    def weight(self) -> Tensor:
+        """(out, in), in the memory of the parameter, as its gradient is in that of the parameter's."""
+        weight = self.parameter.detach().t().requires_grad_(self.parameter.requires_grad)
+        if self.parameter.grad is not None:
+            weight.grad = self.parameter.grad.t()
+        return weight
+
+
+def product_of(owner: nn.Module, name: str) -> nn.Linear | Rows | None:
+    """Return the matrix `name` of a module, whose product reads spikes; None if something else is in its place."""
+    reader = getattr(owner, name)
+    if isinstance(reader, nn.Parameter):
+        return Rows(reader)
+    return reader if isinstance(reader, nn.Linear) else None
+
+
+def weights_of(product: nn.Linear | Rows) -> int:
+    """Return how many weights the matrix of a product has."""
+    return (product.parameter if isinstance(product, Rows) else product.weight).numel()
 
 
 # makes the neurons of a site; returns a module like `neuron.LIF`:
@@ -145,7 +172,8 @@ class Mixer(nn.Module):
     """whether `forward` takes, beside x and the state, what the first block's mixer made of the same tokens; of the
     first half of a block only"""
     unread_in_first: ClassVar[frozenset[str]] = frozenset()
-    """own parameters that nothing reads in the first block: they do not learn there, but stand in checkpoints"""
+    """own parameters that nothing reads in the first block: they do not learn there and have no neurons, but stand in
+    checkpoints"""
     measured_in: ClassVar[dict[str, str]] = {}
     """site -> site before it in whose spikes its current is measured, where no product lies between"""
 
@@ -174,15 +202,33 @@ class Mixer(nn.Module):
 
     def scale(self, product: str, factor: float | Tensor) -> None:
         """Multiply the weights of `product` by `factor`: a number, or (in,)."""
-        matrix = self.get_submodule(product)
-        assert isinstance(matrix, nn.Linear), product
+        matrix = product_of(self, product)
+        assert matrix is not None, product
         matrix.weight.mul_(factor)
+
+    def product(self, name: str, x: Tensor) -> Tensor:
+        """Return x (B, T, in) times own parameter `name` (in, out), or what a decoder's module in its place makes."""
+        matrix = getattr(self, name)
+        return matrix(x) if isinstance(matrix, nn.Module) else x @ matrix
 
     def place_neurons(self, sites: tuple[Site, ...], make_neuron: NeuronFactory) -> None:
         """Put the neurons of `sites` into this mixer."""
         self.sites = sites
         for site in sites:
             self.add_module(site.name, make_neuron(site))
+
+    def become_first(self) -> None:
+        """Be of the first block: what nothing reads there does not learn, and has no neurons."""
+        for name in self.unread_in_first:
+            self.get_parameter(name).requires_grad_(False)
+        sites = []
+        for site in self.sites:
+            products = tuple(name for name in site.products if name not in self.unread_in_first)
+            if products or not site.products:
+                sites.append(replace(site, product=products or None))
+            else:
+                delattr(self, site.name)
+        self.sites = tuple(sites)
 
 
 def rate_scales(model: nn.Module) -> dict[str, float]:
