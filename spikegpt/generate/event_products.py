@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import event_matvec
+from ..model.mixers import Rows, weights_of
 from ..model.network import SpikeGPT
 from ..model.state import State
 
@@ -24,7 +25,7 @@ class EventProduct(nn.Module):
     scale: Tensor | None
     inputs_read: Tensor
 
-    def __init__(self, linear: nn.Linear, weights: str):
+    def __init__(self, linear: nn.Linear | Rows, weights: str):
         super().__init__()
         rows = linear.weight.detach().t().contiguous()
         if weights == "int8":
@@ -56,8 +57,12 @@ class EventDecoder:
             if placed.products:
                 self._products[name] = [EventProduct(product, weights) for product in placed.products]
                 for attribute, product in zip(placed.site.products, self._products[name], strict=True):
+                    # a parameter may give way to a module, but not under its name
+                    delattr(placed.owner, attribute)
                     setattr(placed.owner, attribute, product)
         self._weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+        products = (product for placed in model.sites().values() for product in placed.products)
+        self._weights += sum(weights_of(product) for product in products if isinstance(product, Rows))
         self._tokens_read, self._state = 0, cast(State, ())
 
     def take(self, state: State) -> None:
