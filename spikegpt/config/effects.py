@@ -60,7 +60,8 @@ def idle_in_blocks(model: ModelConfig) -> dict[str, str]:
         idle |= dict.fromkeys(("head_size", "lora_ranks"), f"--mixer {model.mixer} has no such heads")
     if model.spiking != "input":
         idle |= dict.fromkeys(
-            ("hidden_levels", "spiking_head", "shared_neurons"), f"--spiking {model.spiking} has no such neurons"
+            ("hidden_levels", "spiking_head", "shared_neurons", "state_neurons"),
+            f"--spiking {model.spiking} has no such neurons",
         )
     if model.spiking != "output":
         idle["binary_embedding"] = f"--spiking {model.spiking} has no binary embedding"

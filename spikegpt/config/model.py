@@ -41,7 +41,7 @@ class ModelConfig(Config):
     lora_ranks: tuple[int, ...] = ()
     """rwkv7 only: inner channels of the four pairs of matrices w, a, v and g; left out, as published for n_embd"""
     spiking: Spiking = "input"
-    """none: dense RWKV-4; output: published SpikeGPT, neurons on the output of each half block; input: spike-driven,
+    """none: dense; output: published SpikeGPT, neurons on the output of each half block; input: spike-driven,
     neurons before every matrix product of a block"""
     dropout: float = 0.03
     """on the residual stream after each block, as published"""
@@ -51,6 +51,8 @@ class ModelConfig(Config):
     """input only: the head reads spikes too. It costs a little quality, and pays where the vocabulary is large"""
     shared_neurons: bool = False
     """rwkv4, input only: key, value and receptance of a half block read the same neurons, not each its own"""
+    state_neurons: bool = False
+    """rwkv7, input only: receptance and key are spikes too; the state is read and edited at their events alone"""
     binary_embedding: bool = True
     """output only: the embedding passes through a step, as in the published training. The published inference of the
     216M model leaves it out; False does so too"""
@@ -78,11 +80,11 @@ class ModelConfig(Config):
             len(self.lora_ranks) in (0, 4),
             f"lora_ranks are four, of the pairs w, a, v and g, or none; got {len(self.lora_ranks)}",
         )
-        is_rwkv7 = self.mixer == "rwkv7"
         check(
-            not is_rwkv7 or self.spiking == "none",
-            f"mixer rwkv7 is dense only so far, got spiking {self.spiking!r}; give --spiking none",
+            not self.state_neurons or self.mixer == "rwkv7",
+            f"state_neurons is of the mixer rwkv7, not of {self.mixer}; leave it out",
         )
+        is_rwkv7 = self.mixer == "rwkv7"
         check(
             not is_rwkv7 or self.n_embd % self.head_size == 0,
             f"n_embd is {self.n_embd}, no multiple of head_size {self.head_size}; give a --head-size that divides it",

@@ -39,7 +39,7 @@ _SPIKE_SETTINGS = {
 # a pupil's twin learns from the text alone
 _TEACHING_SETTINGS = {"teacher", "teacher_weight", "teacher_loss", "teacher_features", "self_teacher"}
 # of a model: what only its spikes know
-_NEURON_SETTINGS = {"neuron", "hidden_levels", "spiking_head", "shared_neurons", "binary_embedding"}
+_NEURON_SETTINGS = {"neuron", "hidden_levels", "spiking_head", "shared_neurons", "state_neurons", "binary_embedding"}
 
 
 def find_twin(run: Path) -> Path | None:

@@ -73,13 +73,11 @@ def healing_of(start: Path, **changes) -> tuple[ModelConfig, TrainConfig]:
     A run gives its text, seed and batch size, and HEALED_STEPS of its steps; all else has the defaults of a new run.
 
     Raises:
-        SpikegptError: no whole model is there, it is not dense, or of a generation that has no spike-driven form.
+        SpikegptError: no whole model is there, or it is not dense.
     """
     there = read_model_config(start)
     if there.spiking != "none":
         raise SpikegptError(f"{start} has --spiking {there.spiking}; only a dense model (--spiking none) is converted")
-    if there.mixer == "rwkv7":
-        raise SpikegptError(f"{start} is of mixer rwkv7, which has no spike-driven form so far; convert one of rwkv4")
     model, training = defaults_from(start, spiking="input", **changes)
     own: dict[str, Any] = {}
     run = checkpoint.run_of(start)
@@ -100,7 +98,7 @@ def check_shape(model: ModelConfig, start: Path) -> None:
     neurons = ["learnable_decay", "learnable_threshold"]
     pairs = [(name, getattr(there, name), getattr(model, name)) for name in sizes]
     if there.spiking == model.spiking != "none":
-        kinds = "spiking_head", "shared_neurons"
+        kinds = "spiking_head", "shared_neurons", "state_neurons"
         pairs += [(name, getattr(there, name), getattr(model, name)) for name in kinds]
         pairs += [(name, getattr(there.neuron, name), getattr(model.neuron, name)) for name in neurons]
     for name, found, wanted in pairs:

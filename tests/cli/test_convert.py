@@ -6,8 +6,7 @@ import pytest
 from command_line import spikegpt
 from runs import MODEL
 
-from spikegpt.common.errors import SpikegptError
-from spikegpt.config import HEALING, ModelConfig, TrainConfig
+from spikegpt.config import HEALING, TrainConfig
 from spikegpt.train.convert import healing_of
 
 
@@ -59,10 +58,3 @@ def test_what_cannot_be_converted_is_said_in_one_line(make_run, dense, tmp_path,
     done = spikegpt("convert", *words, "--out", tmp_path / "out", "--cache", cache, check=False)
     assert done.returncode in (1, 2)
     assert message in done.stderr and "Traceback" not in done.stderr
-
-
-def test_a_generation_without_a_spike_driven_form_is_not_converted(make_run):
-    sizes = {"n_layer": 2, "n_embd": 16, "head_size": 8, "vocab_size": 256, "ctx_len": 16}
-    run = make_run(model=ModelConfig(mixer="rwkv7", spiking="none", **sizes), steps=1)
-    with pytest.raises(SpikegptError, match="mixer rwkv7, which has no spike-driven form so far"):
-        healing_of(run)
