@@ -51,7 +51,7 @@ class CurrentUnits:
     @torch.no_grad()
     def enter(self, *_: Any) -> None:
         """Convert weights, thresholds and their gradients to units of current."""
-        found = []
+        found: list[tuple[bool, LIF, Tensor, Tensor]] = []
         for reader in self.readers:
             neuron, measure = reader.neuron, reader.measure
             worth = _worth(neuron, measure)
@@ -68,10 +68,11 @@ class CurrentUnits:
                     found.append((isinstance(product, Rows), neuron, weight, own))
         # all at once, for threads to share; but what is seen transposed has gaps in memory, which no kernel takes
         for is_transposed in (False, True):
-            chosen = [entry[1:] for entry in found if entry[0] == is_transposed]
-            grads = [_local(cast(Tensor, weight.grad)) for _, weight, _ in chosen]
-            every = rescale_columns([_local(weight) for _, weight, _ in chosen], grads, [own for *_, own in chosen])
-            for (neuron, weight, _), sums in zip(chosen, every, strict=True):
+            chosen = [(neuron, weight, own) for turned, neuron, weight, own in found if turned == is_transposed]
+            weights = [_local(weight) for neuron, weight, own in chosen]
+            grads = [_local(cast(Tensor, weight.grad)) for neuron, weight, own in chosen]
+            every = rescale_columns(weights, grads, [own for neuron, weight, own in chosen])
+            for (neuron, weight, _own), sums in zip(chosen, every, strict=True):
                 threshold = getattr(neuron, "log_threshold", None)
                 if threshold is not None:
                     _add_gradient(threshold, _whole_sums(sums, weight))
