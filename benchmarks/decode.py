@@ -28,6 +28,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from decoders import (
+    AVX2,
+    BITS,
     TOKENS,
     another_process,
     decoder,
@@ -55,9 +57,6 @@ RATES = (0.05, 0.10, 0.15, 0.25)
 # of a turn of a trained model: after few tokens it still waits for weights that the turns of the others have driven
 # out of the cache
 RUN_TOKENS = 256
-# what a processor without AVX-512 compiles to, and bits of its registers
-AVX2 = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": ""}
-BITS = {"avx512": 512, "avx2": 256}
 # tokens after which a token's time is looked at, besides the last
 LONG_AFTER = (10, 1_000, 100_000)
 LONG_TURN = 100
@@ -218,7 +217,7 @@ def measure_avx2(repetitions: int) -> dict:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             limits, contenders = {"avx512": {}, "avx2": {**AVX2, "NUMBA_CACHE_DIR": str(folder)}}, {}
             for name, model in models.items():
-                torch.save((model, tokens, torch.get_num_threads()), folder / f"{name}.pt")
+                torch.save((model, "float32", tokens, torch.get_num_threads()), folder / f"{name}.pt")
                 for kind, bits in BITS.items():
                     other = another_process(folder / f"{name}.pt", limits[kind], bits)
                     contenders[name, kind] = stack.enter_context(other)

@@ -19,6 +19,9 @@ from spikegpt.model.initial import calibrate_thresholds
 from spikegpt.model.network import SpikeGPT
 
 TOKENS = 24
+# what a processor without AVX-512 compiles to, and bits of its registers
+AVX2 = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": ""}
+BITS = {"avx512": 512, "avx2": 256}
 
 
 def make_model(preset: str, spiking: str, rate: float | None = None, head: bool = True) -> SpikeGPT:
@@ -167,9 +170,9 @@ def another_process(case: Path, limits: dict[str, str], bits: int) -> Iterator[C
 def serve_turns(case: str) -> None:
     """Decode `case` once for every line that comes in, and say then how many bits its registers have."""
     # what the parent wrote
-    model, tokens, threads = torch.load(case, weights_only=False)
+    model, weights, tokens, threads = torch.load(case, weights_only=False)
     torch.set_num_threads(threads)
-    run = decoder(Engine(model), model, tokens)
+    run = decoder(Engine(model, weights), model, tokens)
     for _ in sys.stdin:
         run()
         print(8 * registers()[1], flush=True)
