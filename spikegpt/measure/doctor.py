@@ -1,6 +1,7 @@
 """What is installed, which kernels run where, whether they are right and how fast they are."""
 
 import importlib.metadata
+import itertools
 import platform
 import time
 from collections.abc import Callable
@@ -71,7 +72,9 @@ def _examine_all(device: str) -> dict[str, dict[str, Any]]:
 def decoding() -> dict[str, Any]:
     """Return how texts are decoded here, and how fast one text is: a new `small` model and its dense twin."""
     small, twin = (_new_engine("small", spiking) for spiking in ("input", "none"))
-    large = _new_engine("spikegpt-46m", "input")
+    speed, speed_of_twin = _tokens_per_s(small), _tokens_per_s(twin)
+    density, large = small.density(), _new_engine("spikegpt-46m", "input")
+    where = f"up to {GATHERED_TEXTS / density:.0f} texts at once at this firing" if small.by_rows else "nowhere"
     threads = {
         "one text, small": threads_for(small, 1),
         "one text, dense twin": threads_for(twin, 1),
@@ -79,9 +82,6 @@ def decoding() -> dict[str, Any]:
         "one text, spikegpt-46m": threads_for(large, 1),
         f"{SEVERAL} texts, spikegpt-46m": threads_for(large, SEVERAL),
     }
-    speed, speed_of_twin = _tokens_per_s(small), _tokens_per_s(twin)
-    density = small.density()
-    where = f"up to {GATHERED_TEXTS / density:.0f} texts at once at this firing" if small.by_rows else "nowhere"
     return {
         "by rows that fired": where,
         "beyond that": "one dense pass over all texts",
@@ -111,11 +111,12 @@ def _tokens_per_s(engine: Engine) -> int:
 def threads_for(engine: Engine, texts: int) -> str:
     """Return how many threads `engine` takes for so many texts and why, in words; decodes until that is chosen."""
     _start(engine, texts)
-    tried, token = engine.sharings(), torch.zeros(texts, dtype=torch.long)
-    engine.step(token)
-    while len(engine.sharings()) > 1:
-        engine.step(token)
-    chosen = engine.sharings()
+    tried = engine.sharings()
+    for number in itertools.count():
+        engine.step((torch.arange(texts) + number) % engine.model.config.vocab_size)
+        chosen = engine.sharings()
+        if len(chosen) <= 1:
+            break
     if not chosen:
         return f"{torch.get_num_threads()}, as many as torch has, in the model's forward pass"
     if len(tried) > 1:
