@@ -3,116 +3,68 @@
     python benchmarks/decode.py --size 46m|216m [--threads 2] [--quick]
     python benchmarks/decode.py --run RUN --twin RUN          trained models at their own firing rate
     python benchmarks/decode.py --batch                       where gathering rows stops paying as the texts become more
+    python benchmarks/decode.py --avx2                        the engine held to AVX2, beside the engine with AVX-512
+    python benchmarks/decode.py --long 1000000 [--run RUN]    whether a token's time and the state grow with the text
 
 Random weights, thresholds set so that each layer fires at the rate asked for; the rate that was then seen is printed
 beside it. Against: torch's matrix-vector products of one token alone, in float32 and bfloat16 (nothing else of the
-model: a dense engine can only be slower); the dense twin, whole tokens, in our engine and in its own forward pass; and
-the `rwkv` package (cpu fp32, RWKV-4 of equal size; pip install rwkv). Whole tokens of ours, everything but the choice
-of the next token. Last line: JSON with speedup_0.05 ... speedup_0.25 (torch's products / our token), speedup_bf16_0.15,
-vs_rwkv_package. Of trained models: trained_vs_own_dense, batch8_over_1 (tokens per second of eight texts at once over
-those of one), percentiles of a token's time, and where it goes: the budget of a token.
+model: a dense engine can only be slower); the dense twin, whole tokens, in our engine, in its own forward pass and in
+that under torch.compile (which needs a C++ compiler); and the `rwkv` package (cpu fp32, RWKV-4 of equal size; pip
+install rwkv). Whole tokens of ours, everything but the choice of the next token. Last line: JSON with speedup_0.05 ...
+speedup_0.25 (torch's products / our token), speedup_bf16_0.15, vs_rwkv_package, vs_torch_compile. Of trained models:
+trained_vs_own_dense, batch8_over_1 (tokens per second of eight texts at once over those of one), percentiles of a
+token's time, and where it goes: the budget of a token. With --avx2: avx512_over_avx2, by model; with --long: flat (a
+token's time after so many tokens over that after ten).
 """
 
 import argparse
+import contextlib
 import json
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from decoders import (
+    AVX2,
+    BITS,
+    TOKENS,
+    another_process,
+    decoder,
+    make_model,
+    own_forward,
+    rwkv_package,
+    several,
+    timed_decoder,
+    torch_compile,
+    torch_products,
+)
 from measure import alternate, ratio, write_result
+from torch.utils._pytree import tree_leaves
 
 from spikegpt.checkpoint.weights import load_model
-from spikegpt.config import model_preset
+from spikegpt.config import ModelConfig, SamplingConfig
 from spikegpt.generate.compiled.decoder import TRIED, RowDecoder
+from spikegpt.generate.compiled.sums import registers
 from spikegpt.generate.engine import GATHERED_TEXTS, Engine
+from spikegpt.generate.sample import sample
 from spikegpt.model.initial import calibrate_thresholds
 from spikegpt.model.network import SpikeGPT
 
 RATES = (0.05, 0.10, 0.15, 0.25)
-TOKENS = 24
 # of a turn of a trained model: after few tokens it still waits for weights that the turns of the others have driven
 # out of the cache
 RUN_TOKENS = 256
-
-
-def make_model(size: str, spiking: str, rate: float | None = None, head: bool = True) -> SpikeGPT:
-    torch.manual_seed(0)
-    model = SpikeGPT(model_preset(f"spikegpt-{size}", spiking=spiking, dropout=0.0, spiking_head=head)).eval()
-    if spiking == "none":
-        # RWKV starts from zero matrices, whose products would be skipped
-        for block in model.blocks:
-            for matrix in (
-                block.att.key,
-                block.att.receptance,
-                block.att.output,
-                block.ffn.value,
-                block.ffn.receptance,
-            ):
-                torch.nn.init.normal_(matrix.weight, std=0.02)
-    elif rate is not None:
-        calibrate_thresholds(model, rate)
-    return model
-
-
-def decoder(engine: Engine, model: SpikeGPT, tokens: np.ndarray):
-    """Return a callable that reads `tokens` one by one in `engine`, going on from where it was."""
-    with torch.inference_mode():
-        engine.start(model(torch.from_numpy(tokens[None, :8])).state)
-
-    def run():
-        for token in tokens:
-            engine.step(torch.tensor([token]))
-
-    return run
-
-
-def torch_products(model: SpikeGPT, dtype: torch.dtype, tokens: int = TOKENS):
-    """Return a callable that does every matrix product of so many tokens and nothing else."""
-    matrices = [module.weight.detach().to(dtype) for module in model.modules() if isinstance(module, torch.nn.Linear)]
-    inputs = {matrix.shape[1]: torch.randn(matrix.shape[1]).to(dtype) for matrix in matrices}
-
-    @torch.inference_mode()
-    def run():
-        for _ in range(tokens):
-            for matrix in matrices:
-                torch.mv(matrix, inputs[matrix.shape[1]])
-
-    return run
-
-
-def own_forward(model: SpikeGPT, tokens: np.ndarray):
-    @torch.inference_mode()
-    def run():
-        state = None
-        for token in tokens:
-            state = model(torch.tensor([[token]]), state).state
-
-    return run
-
-
-def rwkv_package(model: SpikeGPT, tokens: np.ndarray, folder: str):
-    """Return a callable that reads `tokens` with the `rwkv` package and the twin's weights; None without it."""
-    try:
-        from rwkv.model import RWKV
-    except ImportError:
-        return None
-    path = Path(folder) / "rwkv4.pth"
-    torch.save({name: value.clone() for name, value in model.state_dict().items()}, path)
-    other = RWKV(model=str(path), strategy="cpu fp32", verbose=False)
-
-    def run():
-        state = None
-        for token in tokens:
-            _, state = other.forward([int(token)], state)
-
-    return run
+# tokens after which a token's time is looked at, besides the last
+LONG_AFTER = (10, 1_000, 100_000)
+LONG_TURN = 100
 
 
 def measure_size(size: str, repetitions: int) -> dict:
-    rng = np.random.default_rng(0)
-    dense = make_model(size, "none")
+    rng, preset = np.random.default_rng(0), f"spikegpt-{size}"
+    dense = make_model(preset, "none")
     tokens = rng.integers(0, dense.config.vocab_size, TOKENS)
     engines, contenders = (
         {},
@@ -121,18 +73,18 @@ def measure_size(size: str, repetitions: int) -> dict:
     twin = Engine(dense)
     contenders |= {"twin_engine": decoder(twin, dense, tokens), "twin_forward": own_forward(dense, tokens)}
     for rate in RATES:
-        model = make_model(size, "input", rate)
+        model = make_model(preset, "input", rate)
         engines[f"fp32_{rate:.2f}"] = Engine(model), model
         if rate == 0.15:
             engines["bf16_0.15"] = Engine(model, weights="bfloat16"), model
             engines["int8_0.15"] = Engine(model, weights="int8"), model
-    real_head = make_model(size, "input", 0.15, head=False)
+    real_head = make_model(preset, "input", 0.15, head=False)
     engines["fp32_0.15_dense_head"] = Engine(real_head), real_head
     contenders |= {name: decoder(engine, model, tokens) for name, (engine, model) in engines.items()}
     with tempfile.TemporaryDirectory() as folder:
-        package = rwkv_package(dense, tokens, folder)
-    if package:
-        contenders["rwkv_package"] = package
+        contenders["rwkv_package"] = rwkv_package(dense, tokens, folder)
+    contenders["torch_compile"] = torch_compile(dense, tokens)
+    contenders = {name: run for name, run in contenders.items() if run}
     times = alternate(contenders, repetitions)
     density = {name: round(engine.density(), 4) for name, (engine, _) in engines.items()}
     for name, seconds in times.items():
@@ -146,8 +98,9 @@ def measure_size(size: str, repetitions: int) -> dict:
     ratios["speedup_dense_head_0.15"] = ratio(times["torch_fp32"], times["fp32_0.15_dense_head"])
     ratios["twin_engine_vs_torch"] = ratio(times["torch_fp32"], times["twin_engine"])
     ratios["vs_twin_forward_0.15"] = ratio(times["twin_forward"], times["fp32_0.15"])
-    if package:
-        ratios["vs_rwkv_package"] = ratio(times["rwkv_package"], times["fp32_0.15"])
+    for other in ("rwkv_package", "torch_compile"):
+        if other in times:
+            ratios[f"vs_{other}"] = ratio(times[other], times["fp32_0.15"])
     return {"parameters": dense.count_parameters(), "density": density, "ratios": ratios}
 
 
@@ -161,6 +114,9 @@ def measure_runs(run: Path, twin: Path, repetitions: int) -> dict:
         "twin": timed_decoder(other, dense, tokens, taken["twin"]),
         "torch": torch_products(dense, torch.float32, len(tokens)),
     }
+    compiled = torch_compile(dense, tokens)
+    if compiled:
+        contenders["torch_compile"] = compiled
     times = alternate(contenders, repetitions)
     one, eight = decoder(Engine(model), model, tokens[:TOKENS]), several(Engine(model), model, tokens[:TOKENS], 8)
     batch = alternate({"one": one, "eight": eight}, repetitions)
@@ -170,6 +126,8 @@ def measure_runs(run: Path, twin: Path, repetitions: int) -> dict:
         "vs_torch_products": ratio(times["torch"], times["spiking"]),
         "batch8_over_1": ratio([8 * seconds for seconds in batch["one"]], batch["eight"]),
     }
+    if compiled:
+        ratios["vs_torch_compile"] = ratio(times["torch_compile"], times["spiking"])
     budgets = {name: budget(found, tokens, repetitions) for name, found in (("spiking", model), ("twin", dense))}
     for name, found in budgets.items():
         print(f"budget of a token, {name}, in ns")
@@ -191,34 +149,6 @@ def measure_runs(run: Path, twin: Path, repetitions: int) -> dict:
     }
 
 
-def timed_decoder(engine: Engine, model: SpikeGPT, tokens: np.ndarray, taken: list[float]):
-    """The same as `decoder`; the seconds of every token are added to `taken`."""
-    steps = [torch.tensor([token]) for token in tokens]
-    with torch.inference_mode():
-        engine.start(model(torch.from_numpy(tokens[None, :8])).state)
-
-    def run():
-        for token in steps:
-            start = time.perf_counter()
-            engine.step(token)
-            taken.append(time.perf_counter() - start)
-
-    return run
-
-
-def several(engine: Engine, model: SpikeGPT, tokens: np.ndarray, texts: int):
-    """Return a callable that reads `tokens` in so many texts at once, each from another place on."""
-    ids = torch.from_numpy(np.stack([np.roll(tokens, -3 * text) for text in range(texts)]))
-    with torch.inference_mode():
-        engine.start(model(ids[:, :8]).state)
-
-    def run():
-        for step in range(len(tokens)):
-            engine.step(ids[:, step])
-
-    return run
-
-
 def budget(model: SpikeGPT, tokens: np.ndarray, repetitions: int) -> dict[str, float]:
     """Return part -> median ns of it in a token; the same of whole tokens, with marks of the parts and without."""
     steps, turns = [torch.tensor([token]) for token in tokens], []
@@ -227,16 +157,16 @@ def budget(model: SpikeGPT, tokens: np.ndarray, repetitions: int) -> dict[str, f
     )
     with torch.inference_mode():
         state = model(torch.from_numpy(tokens[None, :8])).state
-    for decoder in (marked, plain):
-        decoder.take(state)
+    for timed in (marked, plain):
+        timed.take(state)
     # a turn of each warms it up
     for turn in range(repetitions + 1):
         found = {}
-        for name, decoder in (("without marks", plain), ("token", marked)):
-            decoder.step(steps[0])
+        for name, timed in (("without marks", plain), ("token", marked)):
+            timed.step(steps[0])
             before, start = marked.ticks(), time.perf_counter_ns()
             for step in steps:
-                decoder.step(step)
+                timed.step(step)
             found[name] = (time.perf_counter_ns() - start) / len(steps)
         spent = {part: ticks - before[part] for part, ticks in marked.ticks().items()}
         ns_of_a_tick = found["token"] / spent.pop("now")
@@ -251,7 +181,7 @@ def measure_batch(repetitions: int) -> dict:
     """Where the two ways cross: rows gathered text by text, and the model's own forward pass over all texts."""
     ratios = {}
     for rate in (0.05, 0.15, 0.25):
-        model = make_model("46m", "input", rate)
+        model = make_model("spikegpt-46m", "input", rate)
         for texts in (1, 4, 8, 16, 32):
             tokens = torch.randint(model.config.vocab_size, (texts, 8))
             with torch.inference_mode():
@@ -275,25 +205,102 @@ def measure_batch(repetitions: int) -> dict:
     return {"ratios": ratios, "gathered_texts": GATHERED_TEXTS}
 
 
+def measure_avx2(repetitions: int) -> dict:
+    """The same models and tokens in two processes, of which one compiles for a processor without AVX-512."""
+    if 8 * registers()[1] != BITS["avx512"]:
+        raise SystemExit("this processor has no AVX-512, there is nothing to compare")
+    ratios = {}
+    for preset, rate in (("small", 0.20), ("spikegpt-46m", 0.15)):
+        models = {"spiking": make_model(preset, "input", rate), "twin": make_model(preset, "none")}
+        tokens = np.random.default_rng(0).integers(0, models["twin"].config.vocab_size, RUN_TOKENS)
+        with contextlib.ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            limits, contenders = {"avx512": {}, "avx2": {**AVX2, "NUMBA_CACHE_DIR": str(folder)}}, {}
+            for name, model in models.items():
+                torch.save((model, "float32", tokens, torch.get_num_threads()), folder / f"{name}.pt")
+                for kind, bits in BITS.items():
+                    other = another_process(folder / f"{name}.pt", limits[kind], bits)
+                    contenders[name, kind] = stack.enter_context(other)
+            times = alternate(contenders, repetitions)
+        for (name, kind), seconds in times.items():
+            print(f"{preset:12s} {name:8s} {kind:7s} {np.median(seconds) / len(tokens) * 1e6:9.1f} us/token")
+        for name in models:
+            ratios[f"avx512_over_avx2 {preset} {name}"] = ratio(times[name, "avx2"], times[name, "avx512"])
+        for kind in BITS:
+            ratios[f"vs_own_dense_{kind} {preset}"] = ratio(times["twin", kind], times["spiking", kind])
+    return {"threads": torch.get_num_threads(), "ratios": ratios}
+
+
+def measure_long(most: int, run: Path | None, repetitions: int) -> dict:
+    """Decode so many tokens, each drawn from the logits before it; then go on, in turn, from the states on the way."""
+    torch.manual_seed(0)
+    if run:
+        model, _ = load_model(run)
+    else:
+        model = SpikeGPT(ModelConfig(n_layer=4, n_embd=192, vocab_size=256, spiking="input")).eval()
+        calibrate_thresholds(model, 0.20)
+    engine, states, sampling = Engine(model), {}, SamplingConfig(temperature=1.0)
+    seen, generator = torch.zeros(model.config.vocab_size, dtype=torch.bool), torch.Generator().manual_seed(0)
+    with torch.inference_mode():
+        engine.start(model(torch.zeros(1, 1, dtype=torch.long)).state)
+    token, after = torch.zeros(1, dtype=torch.long), (*(count for count in LONG_AFTER if count < most), most)
+    for read in range(1, most + 1):
+        token = sample(engine.step(token)[0], sampling, seen, generator).view(1)
+        if read in after:
+            states[read] = engine.state()
+    tokens = torch.randint(model.config.vocab_size, (LONG_TURN, 1))
+    taken = {count: [] for count in after}
+
+    def go_on(count: int):
+        engine.start(states[count])
+        seconds = []
+        for following in tokens:
+            start = time.perf_counter()
+            engine.step(following)
+            seconds.append(time.perf_counter() - start)
+        taken[count].append(float(np.median(seconds)))
+
+    alternate({count: lambda c=count: go_on(c) for count in after}, 4 * repetitions)
+    state_bytes = {
+        count: sum(part.nbytes for part in tree_leaves(state) if part is not None) for count, state in states.items()
+    }
+    p50_us = {count: round(float(np.median(turns)) * 1e6, 1) for count, turns in taken.items()}
+    for count in after:
+        print(f"after {count:9,} tokens: {p50_us[count]:8.1f} us/token, state of {state_bytes[count]:,} bytes")
+    return {
+        "model": run.name if run else "random, firing set to 20 %",
+        "parameters": model.count_parameters(),
+        "p50_us": p50_us,
+        "state_bytes": state_bytes,
+        "ratios": {"flat": ratio(taken[most], taken[after[0]])},
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("46m", "216m"), default="46m")
     parser.add_argument("--run", type=Path)
     parser.add_argument("--twin", type=Path)
     parser.add_argument("--batch", action="store_true")
+    parser.add_argument("--avx2", action="store_true")
+    parser.add_argument("--long", type=int, metavar="TOKENS")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="few repetitions, nothing written")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     repetitions = 3 if options.quick else 15
-    if options.run:
+    if options.long:
+        name, result = "decode_long", measure_long(options.long, options.run, repetitions)
+    elif options.avx2:
+        name, result = "decode_avx2", measure_avx2(repetitions)
+    elif options.run:
         name, result = "decode_run", measure_runs(options.run, options.twin, repetitions)
     elif options.batch:
         name, result = "decode_batch", measure_batch(repetitions)
     else:
         name, result = f"decode_{options.size}", measure_size(options.size, repetitions)
     if not options.quick:
-        write_result(name, {"command": f"python benchmarks/decode.py {name.removeprefix('decode_')}", **result})
+        write_result(name, {"command": f"python benchmarks/decode.py {' '.join(sys.argv[1:])}", **result})
     print(json.dumps({key: found["median"] for key, found in result["ratios"].items()}))
 
 

@@ -40,6 +40,8 @@ class Decoder(Protocol):
 
     def density(self) -> float: ...
 
+    def sharings(self) -> list[str]: ...
+
 
 class Engine:
     """Decodes texts with `model` token by token: `start` with a state, then `step` after `step`.
@@ -143,6 +145,13 @@ class Engine:
     def spike_counts(self) -> dict[str, int]:
         """Return layer of neurons -> how many fired, over all tokens read by rows; of a spike-driven model."""
         return self._decoder.spike_counts() if self._decoder is not None else {}
+
+    def sharings(self) -> list[str]:
+        """Return how many threads share a token, and how, in words: the ways that may still be the fastest.
+
+        One is left once each has been tried; there is none where rows are not gathered on the CPU.
+        """
+        return self._decoder.sharings() if self.by_rows and self._decoder is not None else []
 
 
 def _weights(model: nn.Module) -> int:

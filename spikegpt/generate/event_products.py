@@ -83,6 +83,10 @@ class EventDecoder:
         # all readers of a layer count the same
         return {name: int(products[0].inputs_read) for name, products in self._products.items()}
 
+    def sharings(self) -> list[str]:
+        """Return no way for threads to share a token: the GPU does it."""
+        return []
+
     def density(self) -> float:
         """Return the share of the weights that was read per token, real inputs read whole; 1 before any token was."""
         if not self._tokens_read:

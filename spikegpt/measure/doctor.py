@@ -1,6 +1,7 @@
 """What is installed, which kernels run where, whether they are right and how fast they are."""
 
 import importlib.metadata
+import itertools
 import platform
 import time
 from collections.abc import Callable
@@ -11,8 +12,8 @@ import torch
 from ..common.devices import available_devices, find_device, finish
 from ..common.version import __version__
 from ..config import model_preset
-from ..generate.engine import GATHERED_TEXTS, Engine
-from ..kernels import event_wkv, integer_lif, lif, wkv
+from ..generate.engine import GATHERED_TEXTS, SHARED_WEIGHTS, Engine
+from ..kernels import event_matvec, event_wkv, integer_lif, lif, wkv, wkv7
 from ..kernels.backends import FAST_BACKEND, is_installed, what_to_install
 from ..kernels.gpu import installed_cupy
 from ..model.network import SpikeGPT
@@ -31,7 +32,11 @@ PACKAGES = (
     "spikingjelly",
 )
 SHAPE = (4, 256, 512)
+# channels of a head of `wkv7`
+HEAD_SIZE = 64
 DECODED = 32
+# texts at once whose sharing among threads is shown beside that of one
+SEVERAL = 8
 # float32 against float64: what the tests of the kernels allow
 TOLERANCE = 1e-4
 
@@ -57,32 +62,68 @@ def examine() -> dict[str, Any]:
 
 def _examine_all(device: str) -> dict[str, dict[str, Any]]:
     return {
-        "lif": _examine(_lif_inputs, lif_of, device),
-        "integer_lif": _examine(_lif_inputs, integer_lif_of, device),
-        "wkv": _examine(_wkv_inputs, wkv_of, device),
-        "event_wkv": _examine(_event_wkv_inputs, event_wkv_of, device),
+        name: _examine(make, run, device)
+        for name, (make, run) in KERNELS.items()
+        # on a CPU it is a part of the engine's token, and has no fast version of its own
+        if device == "cuda" or name != "event_matvec"
     }
 
 
 def decoding() -> dict[str, Any]:
     """Return how texts are decoded here, and how fast one text is: a new `small` model and its dense twin."""
-    speeds, density = {}, 1.0
-    for spiking in ("input", "none"):
-        torch.manual_seed(0)
-        engine = Engine(SpikeGPT(model_preset("small", spiking=spiking)).eval())
-        with torch.inference_mode():
-            engine.start(engine.model(torch.zeros(1, 1, dtype=torch.long)).state)
-        tokens = torch.arange(DECODED)
-        speeds[spiking] = round(DECODED / _seconds(lambda e=engine, t=tokens: [e.step(token.view(1)) for token in t]))
-        density = engine.density() if spiking == "input" else density
-    where = f"up to {GATHERED_TEXTS / density:.0f} texts at once at this firing" if engine.by_rows else "nowhere"
+    small, twin = (_new_engine("small", spiking) for spiking in ("input", "none"))
+    speed, speed_of_twin = _tokens_per_s(small), _tokens_per_s(twin)
+    density, large = small.density(), _new_engine("spikegpt-46m", "input")
+    where = f"up to {GATHERED_TEXTS / density:.0f} texts at once at this firing" if small.by_rows else "nowhere"
+    threads = {
+        "one text, small": threads_for(small, 1),
+        "one text, dense twin": threads_for(twin, 1),
+        f"{SEVERAL} texts, small": threads_for(small, SEVERAL),
+        "one text, spikegpt-46m": threads_for(large, 1),
+        f"{SEVERAL} texts, spikegpt-46m": threads_for(large, SEVERAL),
+    }
     return {
         "by rows that fired": where,
         "beyond that": "one dense pass over all texts",
         "share of the weights read": round(density, 3),
-        "tokens_per_s spike-driven": speeds["input"],
-        "tokens_per_s dense twin": speeds["none"],
+        "tokens_per_s spike-driven": speed,
+        "tokens_per_s dense twin": speed_of_twin,
+        "threads": threads,
     }
+
+
+def _new_engine(size: str, spiking: str) -> Engine:
+    torch.manual_seed(0)
+    return Engine(SpikeGPT(model_preset(size, spiking=spiking)).eval())
+
+
+def _start(engine: Engine, texts: int) -> None:
+    with torch.inference_mode():
+        engine.start(engine.model(torch.zeros(texts, 1, dtype=torch.long)).state)
+
+
+def _tokens_per_s(engine: Engine) -> int:
+    _start(engine, 1)
+    tokens = torch.arange(DECODED).unsqueeze(1)
+    return round(DECODED / _seconds(lambda: [engine.step(token) for token in tokens]))
+
+
+def threads_for(engine: Engine, texts: int) -> str:
+    """Return how many threads `engine` takes for so many texts and why, in words; decodes until that is chosen."""
+    _start(engine, texts)
+    tried = engine.sharings()
+    for number in itertools.count():
+        engine.step((torch.arange(texts) + number) % engine.model.config.vocab_size)
+        chosen = engine.sharings()
+        if len(chosen) <= 1:
+            break
+    if not chosen:
+        return f"{torch.get_num_threads()}, as many as torch has, in the model's forward pass"
+    if len(tried) > 1:
+        return f"{chosen[0]}; the fastest of ({'), ('.join(tried)}) on the first tokens"
+    if torch.get_num_threads() == 1:
+        return f"{chosen[0]}; torch has no more"
+    return f"{chosen[0]}; more are not tried for one text of fewer than {SHARED_WEIGHTS:,} weights"
 
 
 def _version(package: str) -> str:
@@ -136,6 +177,44 @@ def wkv_of(inputs: list[torch.Tensor], backend: str) -> torch.Tensor:
     return wkv(time_decay, time_first, key, value, backend=backend)[0]
 
 
+def _wkv7_inputs(dtype: torch.dtype) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    B, T, C = SHAPE
+    receptance, log_decay, key, value, rate = torch.randn(5, B, T, C // HEAD_SIZE, HEAD_SIZE, generator=generator)
+    # as in the model: what is removed lies along a key of length 1, so that the state stays bounded
+    key, rate = torch.nn.functional.normalize(key, dim=-1), rate.sigmoid()
+    return [tensor.to(dtype) for tensor in (receptance, -log_decay.sigmoid(), key, value, -key, key * rate)]
+
+
+def wkv7_of(inputs: list[torch.Tensor], backend: str) -> torch.Tensor:
+    receptance, log_decay, key, value, a, b = inputs
+    return wkv7(receptance, log_decay, key, value, a, b, backend=backend)[0]
+
+
+def _event_matvec_inputs(dtype: torch.dtype) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    B, T, C = SHAPE
+    spikes = torch.randn(B * T, C, generator=generator).trunc()
+    # weights are never float64
+    return [spikes.to(dtype), torch.randn(C, C, generator=generator)]
+
+
+def event_matvec_of(inputs: list[torch.Tensor], backend: str) -> torch.Tensor:
+    spikes, weight = inputs
+    return event_matvec(spikes.detach(), weight.detach(), backend=backend)
+
+
+# operation with a kernel on a GPU -> its inputs in a dtype, and a call of it
+KERNELS: dict[str, tuple[Callable, Callable]] = {
+    "lif": (_lif_inputs, lif_of),
+    "integer_lif": (_lif_inputs, integer_lif_of),
+    "wkv": (_wkv_inputs, wkv_of),
+    "event_wkv": (_event_wkv_inputs, event_wkv_of),
+    "wkv7": (_wkv7_inputs, wkv7_of),
+    "event_matvec": (_event_matvec_inputs, event_matvec_of),
+}
+
+
 def _examine(make: Callable, run: Callable, device: str) -> dict[str, Any]:
     """Compare the kernel that `auto` chooses with the float64 reference, and time it against the float32 reference."""
 
@@ -164,6 +243,8 @@ def _examine(make: Callable, run: Callable, device: str) -> dict[str, Any]:
 
 def _output_and_gradients(inputs: list[torch.Tensor], run: Callable, backend: str) -> list[torch.Tensor]:
     output = run(inputs, backend)
+    if not output.requires_grad:
+        return [output]
     weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype, device=output.device).view_as(output)
     return [output.detach(), *torch.autograd.grad((output * weights).sum(), inputs)]
 

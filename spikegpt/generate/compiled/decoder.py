@@ -30,6 +30,11 @@ class Sharing(NamedTuple):
     threads: int
     by_text: bool
 
+    def __str__(self) -> str:
+        if self.threads == 1:
+            return "1"
+        return f"{self.threads}, each {'its texts' if self.by_text else 'its columns'}"
+
 
 class Part(NamedTuple):
     """What a thread does of a token: all that the compiled code sees of it, the tokens it reads, its logits."""
@@ -156,6 +161,10 @@ class RowDecoder:
         if self._pool is None or self._pool[0] != os.getpid():
             self._pool = os.getpid(), ThreadPoolExecutor(self._most - 1, thread_name_prefix="spikegpt-decode")
         return self._pool[1]
+
+    def sharings(self) -> list[str]:
+        """Return the ways to share a token that may still be the fastest, in words; one, once all were tried."""
+        return [str(sharing) for sharing in self._seconds]
 
     def ticks(self) -> dict[str, int]:
         """Return part of a token -> the first thread's ticks of the processor's counter in it, over all tokens.
