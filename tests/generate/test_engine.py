@@ -14,6 +14,8 @@ from spikegpt.model.network import SpikeGPT
 from spikegpt.neuron import LIF, SnnTorchNeuron
 
 V, T, START = 61, 26, 9
+# inner channels of pairs that are no whole number of registers, more and less of them
+RWKV7 = {"mixer": "rwkv7", "head_size": 8, "lora_ranks": (3, 17, 1, 37)}
 BLOCKS = {
     "none": {"spiking": "none"},
     "output": {"spiking": "output"},
@@ -37,6 +39,22 @@ BLOCKS = {
     },
     "input, binary": {
         "spiking": "input",
+        "hidden_levels": 1,
+        "neuron": NeuronConfig(learnable_threshold=True, membrane_decay=0.25),
+    },
+    "rwkv7, none": {**RWKV7, "spiking": "none"},
+    "rwkv7, output": {**RWKV7, "spiking": "output"},
+    "rwkv7, input": {**RWKV7, "spiking": "input"},
+    "rwkv7, input, leaky": {
+        **RWKV7,
+        "spiking": "input",
+        "neuron": dataclasses.replace(INPUT_NEURON, membrane_decay=0.4, learnable_decay=True, reset="zero"),
+    },
+    "rwkv7, state neurons": {**RWKV7, "spiking": "input", "state_neurons": True, "spiking_head": True},
+    "rwkv7, state neurons, binary": {
+        **RWKV7,
+        "spiking": "input",
+        "state_neurons": True,
         "hidden_levels": 1,
         "neuron": NeuronConfig(learnable_threshold=True, membrane_decay=0.25),
     },
@@ -96,6 +114,35 @@ def test_float64_gives_the_models_logits_state_and_spikes(block, texts, threads,
         assert engine.spike_counts() == fired(model, ids)
 
 
+@pytest.mark.parametrize("block", ["rwkv7, none", "rwkv7, state neurons"])
+@pytest.mark.parametrize("n_embd, head_size", [(5, 1), (36, 12), (35, 35), (128, 64)])
+def test_heads_of_any_size(n_embd, head_size, block, ids):
+    model = make(block, n_embd=n_embd, head_size=head_size, n_layer=2)
+    engine = Engine(model, threads=2)
+    logits = decode(model, ids[:2], engine)
+    with torch.no_grad():
+        whole = model(ids[:2])
+    torch.testing.assert_close(logits, whole.logits[:, START:], rtol=1e-10, atol=1e-10)
+    for found, wanted in zip(tree_leaves(engine.state()), tree_leaves(whole.state), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_a_column_of_the_state_without_an_event_keeps_its_last_bit(ids):
+    """Only columns of keys that fired are touched: of the others the decay waits, as in the model."""
+    model = make("rwkv7, state neurons")
+    calibrate_thresholds(model, 0.1)
+    engine = Engine(model)
+    with torch.no_grad():
+        before = model(ids[:1, :START])
+        fired = model(ids[:1, START : START + 1], before.state).spikes["blocks.1.att.wkv_key_neuron"][0, 0] != 0
+    engine.start(before.state)
+    engine.step(ids[:1, START])
+    old, new = before.state[1].time_mix.wkv, engine.state()[1].time_mix.wkv
+    is_kept = (new.matrix == old.matrix).all(dim=-2).flatten()
+    assert 0 < fired.sum() < 20 and torch.equal(is_kept, ~fired)
+    assert torch.equal(new.waiting.flatten() == 0, fired)
+
+
 @pytest.mark.parametrize("block", BLOCKS)
 def test_float32_stays_near_the_model_and_hardly_a_spike_differs(block, ids):
     model = make(block, torch.float32)
@@ -110,7 +157,7 @@ def test_float32_stays_near_the_model_and_hardly_a_spike_differs(block, ids):
         assert sum(abs(found[name] - wanted[name]) for name in wanted) <= 1e-3 * sum(wanted.values())
 
 
-@pytest.mark.parametrize("block", ["none", "input", "input, shared neurons"])
+@pytest.mark.parametrize("block", ["none", "input", "input, shared neurons", "rwkv7, none", "rwkv7, state neurons"])
 def test_the_number_of_threads_changes_no_bit(block, ids):
     model = make(block, torch.float32, n_embd=72)
     results = [decode(model, ids, Engine(model, threads=threads)) for threads in (1, 2, 3)]
@@ -155,13 +202,13 @@ def test_what_does_not_fire_is_not_read(ids):
     assert 0.05 < sparse < 0.12 and 0.7 < dense.density() < 0.95
 
 
-@pytest.mark.parametrize("block", ["input, spiking head", "input, shared neurons"])
+@pytest.mark.parametrize("block", ["input, spiking head", "input, shared neurons", "rwkv7, state neurons"])
 def test_density_is_the_rows_read_over_all_rows(block, ids):
     model = make(block)
     engine = Engine(model)
     decode(model, ids, engine)
     counts, synapses = fired(model, ids), model.synapses()
-    read = sum(counts[name] * product.out_features for name in synapses for product in model.sites()[name].products)
+    read = sum(counts[name] * len(product.weight) for name in synapses for product in model.sites()[name].products)
     assert engine.density() == pytest.approx(read / sum(synapses.values()) / (3 * (T - START)))
 
 
@@ -190,8 +237,9 @@ def test_other_neurons_go_through_the_model(ids):
         Engine(model, weights="int8")
 
 
-def test_decoding_can_go_on_in_the_model_and_back(ids):
-    model = make("input, leaky")
+@pytest.mark.parametrize("block", ["input, leaky", "rwkv7, none", "rwkv7, state neurons"])
+def test_decoding_can_go_on_in_the_model_and_back(block, ids):
+    model = make(block)
     engine = Engine(model)
     with torch.no_grad():
         engine.start(model(ids[:1, :5]).state)
@@ -259,7 +307,7 @@ def test_several_numbers_of_threads_are_tried_and_one_is_kept(ids):
     assert several.spike_counts() == one.spike_counts()
 
 
-@pytest.mark.parametrize("block", ["input, spiking head", "input, leaky", "output"])
+@pytest.mark.parametrize("block", ["input, spiking head", "input, leaky", "output", "rwkv7, state neurons, binary"])
 def test_every_text_is_what_it_is_alone_however_texts_are_divided(block, ids):
     model, many = make(block, torch.float32, n_embd=72), torch.cat([ids, ids.flip(1)])[:5]
     decoder = RowDecoder(model, "float32", [1], text_threads=[3, 2, 1])

@@ -1,14 +1,18 @@
 """Sampling, streaming and batches: what a prompt yields depends on the prompt, the seed and the settings only."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from command_line import spikegpt
 
 from spikegpt.checkpoint.weights import load_model
 from spikegpt.common.errors import SpikegptError
 from spikegpt.config import SPIKING, ModelConfig, SamplingConfig
 from spikegpt.data.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer
 from spikegpt.generate import stream
+from spikegpt.generate.engine import why_not_by_rows
 from spikegpt.generate.sample import sample
 from spikegpt.generate.stream import generate
 from spikegpt.model.network import SpikeGPT
@@ -61,6 +65,22 @@ def test_generation_is_the_parallel_models_most_likely_token(model):
     for _ in range(8):
         ids = torch.cat([ids, model(ids).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
     assert text == bytes(ids[0, 5:].tolist()).decode("utf-8", "replace")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [{"spiking": spiking} for spiking in SPIKING] + [{"state_neurons": True}], ids=str)
+def test_a_run_of_rwkv7_is_written_on_by_its_token_step(block, make_run):
+    run = make_run(model=ModelConfig(mixer="rwkv7", head_size=8, n_layer=2, n_embd=16, ctx_len=16, **block), steps=4)
+    model, _ = load_model(run)
+    assert why_not_by_rows(model) == ""
+    done = spikegpt("generate", run, "def f", "--max-tokens", 8, "--temperature", 0, "--threads", 1, "--json")
+    ids = torch.tensor([list(b"def f")])
+    with torch.no_grad():
+        for _ in range(8):
+            ids = torch.cat([ids, model(ids).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+    assert [found["text"] for found in json.loads(done.stdout)] == [
+        bytes(ids[0, 5:].tolist()).decode("utf-8", "replace")
+    ]
 
 
 def test_multi_byte_characters_stream_whole():

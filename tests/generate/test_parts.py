@@ -4,11 +4,16 @@ import mmap
 
 import numpy as np
 import pytest
+import torch
 
+from spikegpt.config import ModelConfig
 from spikegpt.generate.compiled.lists import list_active
 from spikegpt.generate.compiled.pages import HUGE_PAGE, in_huge_pages
 from spikegpt.generate.compiled.parts import exp, layer_norm, sigmoid
+from spikegpt.generate.compiled.rows import WEIGHTS, Packer
 from spikegpt.generate.compiled.team import fused
+from spikegpt.model.mixers import Rows
+from spikegpt.model.network import SpikeGPT
 
 pytestmark = pytest.mark.slow
 DTYPES = [np.float32, np.float64]
@@ -68,3 +73,15 @@ def test_huge_pages_hold_a_copy(dtype):
 def test_a_small_array_stays_where_it_is():
     array = np.ones(100, np.float32)
     assert in_huge_pages(array) is array
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_parameters_in_the_place_of_layers_are_packed_as_those(kind):
+    parameter = torch.nn.Parameter(torch.randn(7, 5, generator=torch.Generator().manual_seed(0)))
+    layer = torch.nn.Linear(7, 5, bias=False)
+    layer.weight = torch.nn.Parameter(parameter.detach().t())
+    packer = Packer(SpikeGPT(ModelConfig(n_layer=1, n_embd=8)), kind)
+    ours, theirs = packer.product([Rows(parameter)]), packer.product([layer])
+    assert ours.weights.shape == (1, 7, 5) and ours.weights.flags.c_contiguous
+    np.testing.assert_array_equal(ours.weights, theirs.weights)
+    np.testing.assert_array_equal(ours.scales, theirs.scales)

@@ -78,9 +78,16 @@ class RowDecoder:
         # product by its name in the model -> (packed, layer)
         layers = range(len(model.blocks))
         self._products = {f"blocks.{n}.{name}": (found, n) for name, found in products.items() for n in layers}
+        for name in model.blocks[0].att.unread_in_first:
+            self._products.pop(f"blocks.0.att.{name}", None)
         self._products["head"] = (self._network.head, 0)
-        self._sites = {name: placed for name, placed in model.sites().items() if placed.products}
-        self._name_of = {id(module): name for name, module in model.named_modules()}
+        self._names = {found.place: name for name, found in products.items()} | {self._network.head.place: "head"}
+        # layer of neurons -> the first of the products that read it
+        self._readers = {
+            name: name.removesuffix(placed.site.name) + placed.site.products[0]
+            for name, placed in model.sites().items()
+            if placed.products
+        }
         self._tokens_read = 0
         # threads are gone in a forked process
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
@@ -169,20 +176,19 @@ class RowDecoder:
     def ticks(self) -> dict[str, int]:
         """Return part of a token -> the first thread's ticks of the processor's counter in it, over all tokens.
 
-        Products are parts under their names in the first block. "now" is the counter at the end of the last token.
+        Products are parts under their names in a block. "now" is the counter at the end of the last token.
         """
         clock = self._clocks[0]
         if clock is None:
             raise ValueError("this decoder has no clock; make it with has_clock=True")
-        products = {product.place: name for name, (product, layer) in self._products.items() if layer == 0}
-        names = [*PARTS, *(products[place].removeprefix("blocks.0.") for place in sorted(products))]
+        names = [*PARTS, *(self._names[place] for place in sorted(self._names))]
         return {"now": int(clock[0]), **dict(zip(names, clock[1:].tolist(), strict=True))}
 
     def spike_counts(self) -> dict[str, int]:
         """Return layer of neurons that products read -> how many of them fired, over all tokens."""
         counts, read = {}, self._inputs_read.sum(axis=0)
-        for name, placed in self._sites.items():
-            product, layer = self._products[self._name_of[id(placed.products[0])]]
+        for name, reader in self._readers.items():
+            product, layer = self._products[reader]
             counts[name] = int(read[product.place, layer])
         return counts
 

@@ -22,9 +22,15 @@ def list_inputs(product, layer, text, values, work, place):
     """List the inputs of a product in `text` that are not zero, in `place` of its lists."""
     n = list_active(values, work.scratch.active[text, place], work.scratch.amount[text, place])
     work.scratch.listed[text, place] = n
-    if work.team.part == 0:
-        work.inputs_read[product.place, layer] += n
+    count_inputs(product, layer, text, work, place)
     mark(work.clock, LISTS)
+
+
+@fused
+def count_inputs(product, layer, text, work, place):
+    """Count the inputs listed in `place` as read by `product`."""
+    if work.team.part == 0:
+        work.inputs_read[product.place, layer] += work.scratch.listed[text, place]
 
 
 @fused
@@ -57,7 +63,7 @@ def multiply(product, layer, values, work, first, last, out):
 
 
 @summing
-def layer_norm(x, weight, bias, out):
+def layer_norm(x, weight, bias, out, eps=1e-5):
     # a whole number beside a float32 makes a float64, of which half as many are calculated at once
     size, total = x.dtype.type(x.size), x.dtype.type(0)
     for c in range(x.size):
@@ -66,7 +72,7 @@ def layer_norm(x, weight, bias, out):
     total = x.dtype.type(0)
     for c in range(x.size):
         total += (x[c] - mean) * (x[c] - mean)
-    scale = ONE / np.sqrt(total / size + x.dtype.type(1e-5))
+    scale = ONE / np.sqrt(total / size + x.dtype.type(eps))
     for c in range(x.size):
         out[c] = (x[c] - mean) * scale * weight[c] + bias[c]
 
@@ -150,6 +156,51 @@ def look_at_spikes(neurons, layer, text, current, first, last):
     for c in range(current.size):
         charged = decay[c] * potential[c] + gain[c] * current[c] + pull[c]
         current[c] = _count_spikes(charged / threshold[c], most, neurons.signed)
+
+
+@fused
+def square_relu(hidden, first, last):
+    """Replace hidden[first:last] by its squared ReLU."""
+    hidden = hidden[first:last]
+    for c in range(hidden.size):
+        above = max(hidden[c], hidden.dtype.type(0))
+        hidden[c] = above * above
+
+
+@fused
+def add(values, first, last, out):
+    """Add the values of these columns to those of `out`."""
+    values, out = values[first:last], out[first:last]
+    for c in range(out.size):
+        out[c] += values[c]
+
+
+@fused
+def copy(values, first, last, out):
+    """Write the values of these columns into `out`."""
+    values, out = values[first:last], out[first:last]
+    for c in range(out.size):
+        out[c] = values[c]
+
+
+@fused
+def list_mix(product, neurons, mix, layer, text, previous, work, place):
+    """List in `place` the spikes of a token-shift mix, or the mix itself where there are no neurons.
+
+    Every thread fires all neurons before a product itself; the potentials are stepped by their owner, in `remember`.
+    """
+    lerp(previous, work.scratch.y[text], mix[layer], work.scratch.z)
+    look_at_spikes(neurons, layer, text, work.scratch.z, 0, work.scratch.z.size)
+    mark(work.clock, NEURONS)
+    list_inputs(product, layer, text, work.scratch.z, work, place)
+
+
+@fused
+def remember(neurons, mix, layer, text, previous, work, first, last):
+    """Step the potentials of own neurons in front of a product."""
+    if neurons.remembers:
+        lerp(previous, work.scratch.y[text], mix[layer], work.scratch.z)
+        fire(neurons, layer, text, work.scratch.z, first, last)
 
 
 @fused

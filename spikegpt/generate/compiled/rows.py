@@ -1,12 +1,13 @@
 """A model's numbers as the token steps read them: stacked over layers, weights stored input first, neurons as rows."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...model.mixers import Mixer, Rows
 from ...model.network import SpikeGPT
 from ...neuron.lif import LIF
 from .pages import in_huge_pages
@@ -14,7 +15,7 @@ from .team import Team
 
 WEIGHTS = ("float32", "bfloat16", "int8")
 # of the inputs of a product, at once: of those that read the stream in one half of a block
-LISTS = 3
+LISTS = 6
 
 
 class Norm(NamedTuple):
@@ -127,7 +128,7 @@ class Packer:
     def norm(self, norms: Sequence[nn.LayerNorm]) -> Norm:
         return Norm(self.rows([norm.weight for norm in norms]), self.rows([norm.bias for norm in norms]))
 
-    def product(self, *products: Sequence[nn.Linear]) -> Product:
+    def product(self, *products: Sequence[nn.Linear | Rows]) -> Product:
         """The same product of every layer, or several of the same inputs, side by side; it has a place of its own."""
         stacks = [torch.stack([matrix.weight.detach().T for matrix in matrices]) for matrices in products]
         stack = stacks[0].contiguous() if len(stacks) == 1 else torch.cat(stacks, dim=2)
@@ -143,7 +144,9 @@ class Packer:
 
     def neurons(self, owners: Sequence[nn.Module], site: str) -> Neurons:
         """The neurons at `site` of the same half of every layer."""
-        layers = [getattr(owner, site) for owner in owners if hasattr(owner, site)]
+        some = next((getattr(owner, site) for owner in owners if hasattr(owner, site)), None)
+        # where one layer has none nothing fires them
+        layers = [getattr(owner, site, some) for owner in owners]
         found = [neuron.rows(self.real) for neuron in layers if isinstance(neuron, LIF)]
         if not found:
             nothing = np.zeros((len(owners), 4, 0), self.dtype)
@@ -186,6 +189,34 @@ def memory_of_texts(rows: Any, names: Sequence[str], texts: slice) -> Any:
         **{name: getattr(rows, name)[texts] for name in names},
         **{name: part._replace(potential=part.potential[texts]) for name, part in neurons.items()},
     )
+
+
+def neurons_of(packer: Packer, halves: Sequence[Mixer], sites: Sequence[str]) -> dict[str, Any]:
+    """Return the neurons at these sites of the same half of every layer."""
+    return {site: packer.neurons(halves, site) for site in sites}
+
+
+def with_potentials(rows: Any, sites: Sequence[str], halves: Sequence[Any], texts: int) -> dict[str, Any]:
+    """Return the neurons at these sites of `rows` with what they carry in the states of the half of every layer."""
+    return {
+        site: getattr(rows, site).with_potentials([(half.neurons or {}).get(site) for half in halves], texts)
+        for site in sites
+    }
+
+
+def potentials(rows: Any, sites: Sequence[str], layer: int) -> dict[str, Tensor | None] | None:
+    """Return what the neurons at these sites carry in a layer, as the state of a half says it."""
+    neurons: dict[str, Neurons] = {site: getattr(rows, site) for site in sites}
+    return {site: found.potential_of(layer) for site, found in neurons.items() if found.exist} or None
+
+
+def memory_of(tensors: Sequence[Tensor | None], dtype: np.dtype) -> np.ndarray:
+    """Return a copy of parts of the state (texts, ...) of every layer, (texts, L, ...)."""
+    return torch.stack(cast(list[Tensor], tensors), dim=1).detach().numpy().astype(dtype, order="C")
+
+
+def copied(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array.copy())
 
 
 def differing_neurons(model: SpikeGPT) -> str:

@@ -9,18 +9,20 @@ from ...kernels.event_wkv.reference import EVENT_KEY_LIMIT
 from .clock import GATE, HIDDEN, NEURONS, NORM, SUMS, WKV, mark
 from .held import held_value
 from .parts import (
+    add,
     begin_token,
+    copy,
     end_token,
     exp,
     fire,
     layer_norm,
-    lerp,
-    list_inputs,
-    look_at_spikes,
+    list_mix,
     meet_again,
     multiply,
     multiply_listed,
+    remember,
     sigmoid,
+    square_relu,
 )
 from .rwkv4_rows import give, of_texts, pack, products, share, take
 from .team import columns, fused
@@ -82,51 +84,6 @@ def _gate(receptance, first, last, out):
         out[c] *= sigmoid(r[c])
 
 
-@fused
-def _square_relu(hidden, first, last):
-    """Replace hidden[first:last] by its squared ReLU."""
-    hidden = hidden[first:last]
-    for c in range(hidden.size):
-        above = max(hidden[c], hidden.dtype.type(0))
-        hidden[c] = above * above
-
-
-@fused
-def _add(values, first, last, out):
-    """Add the values of these columns to those of `out`."""
-    values, out = values[first:last], out[first:last]
-    for c in range(out.size):
-        out[c] += values[c]
-
-
-@fused
-def _copy(values, first, last, out):
-    """Write the values of these columns into `out`."""
-    values, out = values[first:last], out[first:last]
-    for c in range(out.size):
-        out[c] = values[c]
-
-
-@fused
-def _list_mix(product, neurons, mix, layer, text, previous, work, place):
-    """List in `place` the spikes of a token-shift mix, or the mix itself where there are no neurons.
-
-    Every thread fires all neurons before a product itself; the potentials are stepped by their owner, in `_remember`.
-    """
-    lerp(previous, work.scratch.y[text], mix[layer], work.scratch.z)
-    look_at_spikes(neurons, layer, text, work.scratch.z, 0, work.scratch.z.size)
-    mark(work.clock, NEURONS)
-    list_inputs(product, layer, text, work.scratch.z, work, place)
-
-
-@fused
-def _remember(neurons, mix, layer, text, previous, work, first, last):
-    """Step the potentials of own neurons in front of a product."""
-    if neurons.remembers:
-        lerp(previous, work.scratch.y[text], mix[layer], work.scratch.z)
-        fire(neurons, layer, text, work.scratch.z, first, last)
-
-
 # a step of a half is done for all texts before the next: what several of them read of a product is then in the cache
 
 
@@ -141,11 +98,11 @@ def _time_mix(rows, layer, work, meetings):
         layer_norm(shared.stream[text], rows.norm.weight[layer], rows.norm.bias[layer], work.scratch.y[text])
         mark(work.clock, NORM)
         if rows.shares_neurons:
-            _list_mix(rows.key, rows.input_neuron, rows.mix_k, layer, text, previous, work, 0)
+            list_mix(rows.key, rows.input_neuron, rows.mix_k, layer, text, previous, work, 0)
         else:
-            _list_mix(rows.key, rows.key_neuron, rows.mix_k, layer, text, previous, work, 0)
-            _list_mix(rows.value, rows.value_neuron, rows.mix_v, layer, text, previous, work, 1)
-            _list_mix(rows.receptance, rows.receptance_neuron, rows.mix_r, layer, text, previous, work, 2)
+            list_mix(rows.key, rows.key_neuron, rows.mix_k, layer, text, previous, work, 0)
+            list_mix(rows.value, rows.value_neuron, rows.mix_v, layer, text, previous, work, 1)
+            list_mix(rows.receptance, rows.receptance_neuron, rows.mix_r, layer, text, previous, work, 2)
     if not rows.shares_neurons:
         # the first rows of a product are then fetched while the one before still calculates
         multiply_listed(rows.key, layer, 0, work, first, last, shared.projected, 0)
@@ -172,17 +129,17 @@ def _time_mix(rows, layer, work, meetings):
 
     for text in texts:
         previous = rows.shift[text, layer]
-        _remember(rows.input_neuron, rows.mix_k, layer, text, previous, work, first, last)
-        _remember(rows.key_neuron, rows.mix_k, layer, text, previous, work, first, last)
-        _remember(rows.value_neuron, rows.mix_v, layer, text, previous, work, first, last)
-        _remember(rows.receptance_neuron, rows.mix_r, layer, text, previous, work, first, last)
-        _copy(work.scratch.y[text], first, last, previous)
+        remember(rows.input_neuron, rows.mix_k, layer, text, previous, work, first, last)
+        remember(rows.key_neuron, rows.mix_k, layer, text, previous, work, first, last)
+        remember(rows.value_neuron, rows.mix_v, layer, text, previous, work, first, last)
+        remember(rows.receptance_neuron, rows.mix_r, layer, text, previous, work, first, last)
+        copy(work.scratch.y[text], first, last, previous)
         mark(work.clock, NEURONS)
     multiply(rows.output, layer, shared.mixed, work, first, last, shared.projected)
     for text in texts:
         out = shared.projected[text]
         fire(rows.neuron_behind, layer, text, out, first, last)
-        _add(out, first, last, shared.stream[text])
+        add(out, first, last, shared.stream[text])
     mark(work.clock, SUMS)
     return meet_again(work, meetings)
 
@@ -199,10 +156,10 @@ def _channel_mix(rows, layer, work, meetings):
         layer_norm(shared.stream[text], rows.norm.weight[layer], rows.norm.bias[layer], work.scratch.y[text])
         mark(work.clock, NORM)
         if rows.shares_neurons:
-            _list_mix(rows.key, rows.input_neuron, rows.mix_k, layer, text, previous, work, 0)
+            list_mix(rows.key, rows.input_neuron, rows.mix_k, layer, text, previous, work, 0)
         else:
-            _list_mix(rows.key, rows.key_neuron, rows.mix_k, layer, text, previous, work, 0)
-            _list_mix(rows.receptance, rows.receptance_neuron, rows.mix_r, layer, text, previous, work, 1)
+            list_mix(rows.key, rows.key_neuron, rows.mix_k, layer, text, previous, work, 0)
+            list_mix(rows.receptance, rows.receptance_neuron, rows.mix_r, layer, text, previous, work, 1)
     if not rows.shares_neurons:
         multiply_listed(rows.key, layer, 0, work, first_hidden, last_hidden, shared.projected, 0)
         multiply_listed(rows.receptance, layer, 1, work, first, last, shared.projected, F)
@@ -213,24 +170,24 @@ def _channel_mix(rows, layer, work, meetings):
         multiply_listed(rows.key, layer, 0, work, F + first, F + last, shared.projected, 0)
     for text in texts:
         hidden = shared.projected[text, :F]
-        _square_relu(hidden, first_hidden, last_hidden)
+        square_relu(hidden, first_hidden, last_hidden)
         fire(rows.value_neuron, layer, text, hidden, first_hidden, last_hidden)
     mark(work.clock, HIDDEN)
     meetings = meet_again(work, meetings)
 
     for text in texts:
         previous = rows.shift[text, layer]
-        _remember(rows.input_neuron, rows.mix_k, layer, text, previous, work, first, last)
-        _remember(rows.key_neuron, rows.mix_k, layer, text, previous, work, first, last)
-        _remember(rows.receptance_neuron, rows.mix_r, layer, text, previous, work, first, last)
-        _copy(work.scratch.y[text], first, last, previous)
+        remember(rows.input_neuron, rows.mix_k, layer, text, previous, work, first, last)
+        remember(rows.key_neuron, rows.mix_k, layer, text, previous, work, first, last)
+        remember(rows.receptance_neuron, rows.mix_r, layer, text, previous, work, first, last)
+        copy(work.scratch.y[text], first, last, previous)
         mark(work.clock, NEURONS)
     multiply(rows.value, layer, shared.projected, work, first, last, shared.mixed)
     for text in texts:
         mixed = shared.mixed[text]
         _gate(shared.projected[text, F : F + C], first, last, mixed)
         fire(rows.neuron_behind, layer, text, mixed, first, last)
-        _add(mixed, first, last, shared.stream[text])
+        add(mixed, first, last, shared.stream[text])
     mark(work.clock, SUMS)
     return meet_again(work, meetings)
 

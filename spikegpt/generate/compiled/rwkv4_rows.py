@@ -12,7 +12,18 @@ from ...kernels.decay import decay_of, log_decay_of
 from ...kernels.event_wkv.reference import EVENT_KEY_LIMIT
 from ...model.mixers.rwkv4 import ChannelMix, ChannelMixState, TimeMix, TimeMixState
 from ...model.state import BlockState, State
-from .rows import Neurons, Norm, Packer, Product, memory_of_texts
+from .rows import (
+    Neurons,
+    Norm,
+    Packer,
+    Product,
+    copied,
+    memory_of,
+    memory_of_texts,
+    neurons_of,
+    potentials,
+    with_potentials,
+)
 
 TIME_MIX_SITES = "input_neuron", "key_neuron", "value_neuron", "receptance_neuron", "wkv_neuron", "output_neuron"
 CHANNEL_MIX_SITES = "input_neuron", "key_neuron", "receptance_neuron", "value_neuron"
@@ -113,7 +124,7 @@ def pack(packer: Packer) -> Layers:
         first=packer.rows([first(half.time_first) for half in att]),
         **_projections(packer, att),
         output=packer.product([half.output for half in att]),
-        **_neurons(packer, att, TIME_MIX_SITES),
+        **neurons_of(packer, att, TIME_MIX_SITES),
         neuron_behind=packer.neurons(blocks, "time_mix_neuron"),
         shift=nothing.copy(),
         numerator=nothing.copy(),
@@ -128,7 +139,7 @@ def pack(packer: Packer) -> Layers:
         mix_r=packer.rows([half.mix_of("receptance") for half in ffn]),
         **_projections(packer, ffn),
         value=packer.product([half.value for half in ffn]),
-        **_neurons(packer, ffn, CHANNEL_MIX_SITES),
+        **neurons_of(packer, ffn, CHANNEL_MIX_SITES),
         neuron_behind=packer.neurons(blocks, "channel_mix_neuron"),
         shift=nothing.copy(),
         shares_neurons=shares_neurons,
@@ -144,10 +155,6 @@ def _projections(packer: Packer, halves: Sequence[TimeMix | ChannelMix]) -> dict
     if first.shares_neurons:
         return dict.fromkeys(first.projections, packer.product(*matrices))
     return {name: packer.product(layers) for name, layers in zip(first.projections, matrices, strict=True)}
-
-
-def _neurons(packer: Packer, halves: Sequence[TimeMix | ChannelMix], sites: tuple[str, ...]) -> dict[str, Any]:
-    return {site: packer.neurons(halves, site) for site in sites}
 
 
 def _event_first(time_first: Tensor) -> Tensor:
@@ -179,33 +186,22 @@ def take(layers: Layers, state: State) -> Layers:
     time_mixes = [cast(TimeMixState, block.time_mix) for block in state]
     channel_mixes = [cast(ChannelMixState, block.channel_mix) for block in state]
 
-    def memory(tensors: Sequence[Tensor | None]) -> np.ndarray:
-        return torch.stack(cast(list[Tensor], tensors), dim=1).detach().numpy().astype(dtype)
-
-    def inside(
-        rows: TimeMixRows | ChannelMixRows, sites: tuple[str, ...], halves: Sequence[TimeMixState | ChannelMixState]
-    ) -> dict[str, Any]:
-        return {
-            site: getattr(rows, site).with_potentials([(half.neurons or {}).get(site) for half in halves], texts)
-            for site in sites
-        }
-
     att, ffn = layers.att, layers.ffn
     sums = [cast(WKVState | EventWKVState, half.wkv) for half in time_mixes]
     has_scale = isinstance(sums[0], WKVState)
     att = att._replace(
-        shift=memory([half.shift for half in time_mixes]),
-        numerator=memory([part.numerator for part in sums]),
-        denominator=memory([part.denominator for part in sums]),
-        max_exponent=memory([part.max_exponent for part in cast(list[WKVState], sums)])
+        shift=memory_of([half.shift for half in time_mixes], dtype),
+        numerator=memory_of([part.numerator for part in sums], dtype),
+        denominator=memory_of([part.denominator for part in sums], dtype),
+        max_exponent=memory_of([part.max_exponent for part in cast(list[WKVState], sums)], dtype)
         if has_scale
         else att.max_exponent,
-        **inside(att, TIME_MIX_SITES, time_mixes),
+        **with_potentials(att, TIME_MIX_SITES, time_mixes, texts),
         neuron_behind=att.neuron_behind.with_potentials([block.time_mix_neuron for block in state], texts),
     )
     ffn = ffn._replace(
-        shift=memory([half.shift for half in channel_mixes]),
-        **inside(ffn, CHANNEL_MIX_SITES, channel_mixes),
+        shift=memory_of([half.shift for half in channel_mixes], dtype),
+        **with_potentials(ffn, CHANNEL_MIX_SITES, channel_mixes, texts),
         neuron_behind=ffn.neuron_behind.with_potentials([block.channel_mix_neuron for block in state], texts),
     )
     return Layers(att, ffn)
@@ -221,23 +217,15 @@ def give(layers: Layers) -> State:
     """Return the memory of the layers as the model's state, copied."""
     att, ffn = layers.att, layers.ffn
 
-    def potentials(rows: TimeMixRows | ChannelMixRows, sites: tuple[str, ...], layer: int) -> dict | None:
-        neurons: dict[str, Neurons] = {site: getattr(rows, site) for site in sites}
-        return {site: found.potential_of(layer) for site, found in neurons.items() if found.exist} or None
-
     blocks = []
     for layer in range(len(att.decay)):
-        numerator, denominator = _copy(att.numerator[:, layer]), _copy(att.denominator[:, layer])
+        numerator, denominator = copied(att.numerator[:, layer]), copied(att.denominator[:, layer])
         wkv: WKVState | EventWKVState = EventWKVState(numerator, denominator)
         if not att.has_events:
-            wkv = WKVState(numerator, denominator, _copy(att.max_exponent[:, layer]))
+            wkv = WKVState(numerator, denominator, copied(att.max_exponent[:, layer]))
         inner = potentials(att, TIME_MIX_SITES, layer)
-        time_mix = TimeMixState(_copy(att.shift[:, layer]), wkv, inner)
-        channel_mix = ChannelMixState(_copy(ffn.shift[:, layer]), potentials(ffn, CHANNEL_MIX_SITES, layer))
+        time_mix = TimeMixState(copied(att.shift[:, layer]), wkv, inner)
+        channel_mix = ChannelMixState(copied(ffn.shift[:, layer]), potentials(ffn, CHANNEL_MIX_SITES, layer))
         behind = att.neuron_behind.potential_of(layer), ffn.neuron_behind.potential_of(layer)
         blocks.append(BlockState(time_mix, behind[0], channel_mix, behind[1]))
     return tuple(blocks)
-
-
-def _copy(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(array.copy())

@@ -85,7 +85,8 @@ def _sum_rows(weights, active, amount, listed, place, first, last, out, start):
     most, size = registers()
     lanes = size * 8 // amount.dtype.bitwidth
     wide, narrow = most * lanes, most // 4 * lanes
-    sum_wide, sum_narrow, sum_one = _summing(most, lanes), _summing(most // 4, lanes), _summing(1, 1)
+    sum_wide, sum_narrow = _summing(most, lanes), _summing(most // 4, lanes)
+    sum_register, sum_one = _summing(1, lanes), _summing(1, 1)
 
     def summed(weights, active, amount, listed, place, first, last, out, start):
         column = first
@@ -97,8 +98,10 @@ def _sum_rows(weights, active, amount, listed, place, first, last, out, start):
                     sum_wide(weights, rows, factors, n, column, out[text], start + column)
                 elif left >= narrow:
                     sum_narrow(weights, rows, factors, n, column, out[text], start + column)
+                elif left >= lanes:
+                    sum_register(weights, rows, factors, n, column, out[text], start + column)
                 else:
                     sum_one(weights, rows, factors, n, column, out[text], start + column)
-            column += wide if left >= wide else narrow if left >= narrow else 1
+            column += wide if left >= wide else narrow if left >= narrow else lanes if left >= lanes else 1
 
     return summed

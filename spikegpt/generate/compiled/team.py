@@ -14,6 +14,8 @@ from ...kernels.compiling import compiled
 # nothing is allocated and no array is kept beyond a call, so no reference is counted: with the dozens of arrays of a
 # token that took longer than a small layer
 fused = compiled(fastmath={"contract"}, _nrt=False)
+# of what is short, and called for every head of every layer
+inlined = compiled(fastmath={"contract"}, _nrt=False, forceinline=True)
 # of sums whose order is the compiler's, several at a time; it is the same for every thread
 summing = compiled(fastmath={"contract", "reassoc"}, _nrt=False)
 
