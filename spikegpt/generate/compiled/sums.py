@@ -12,6 +12,11 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic, overload
 
 
+# rows of short words are asked for so many rows before they are read: a run of them is few bytes of each, and the
+# processor does not find out by itself where the next one lies
+AHEAD = 8
+
+
 def _as_real(builder, words, real):
     """Return stored weights as numbers to calculate with: bfloat16 is kept as its 16 bits, int8 without its scale."""
     lanes, reals = words.type.count, ir.VectorType(real, words.type.count)
@@ -21,6 +26,16 @@ def _as_real(builder, words, real):
         wide = ir.VectorType(ir.IntType(32), lanes)
         return builder.bitcast(builder.shl(builder.zext(words, wide), ir.Constant(wide, [16] * lanes)), reals)
     return builder.sitofp(words, reals)
+
+
+def _fetch(builder, pointer, size):
+    """Ask for so many bytes to be in the nearest memory when they are read."""
+    byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+    prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    for line in range(0, size, 64):
+        place = builder.gep(builder.bitcast(pointer, byte), [ir.IntType(64)(line)])
+        builder.call(prefetch, [place, word(0), word(3), word(1)])
 
 
 def _summing(registers: int, lanes: int) -> Any:
@@ -36,7 +51,8 @@ def _summing(registers: int, lanes: int) -> Any:
                 context.make_array(kinds[place])(context, builder, arguments[place]) for place in (0, 1, 2, 5)
             )
             stored, real = (context.get_value_type(kinds[place].dtype) for place in (0, 2))
-            vector, index = ir.VectorType(real, lanes), ir.IntType(32)
+            vector, index, size = ir.VectorType(real, lanes), ir.IntType(32), kinds[0].dtype.bitwidth // 8
+            is_short = kinds[0].dtype.bitwidth < kinds[2].dtype.bitwidth
             totals = [cgutils.alloca_once_value(builder, ir.Constant(vector, [0.0] * lanes)) for _ in range(registers)]
             width, first = builder.extract_value(rows.shape, 1), builder.gep(rows.data, [column])
 
@@ -44,9 +60,15 @@ def _summing(registers: int, lanes: int) -> Any:
                 kind = ir.VectorType(kind, lanes).as_pointer()
                 return builder.bitcast(builder.gep(pointer, [n.type(k * lanes)]), kind)
 
+            def row_of(place):
+                at = builder.zext(builder.load(builder.gep(indices.data, [place])), n.type)
+                return builder.gep(first, [builder.mul(at, width)])
+
             with cgutils.for_range(builder, n) as loop:
-                at = builder.zext(builder.load(builder.gep(indices.data, [loop.index])), n.type)
-                row = builder.gep(first, [builder.mul(at, width)])
+                row, later = row_of(loop.index), builder.add(loop.index, n.type(AHEAD))
+                if is_short:
+                    is_there = builder.icmp_unsigned("<", later, n)
+                    _fetch(builder, row_of(builder.select(is_there, later, loop.index)), registers * lanes * size)
                 factor = builder.load(builder.gep(amounts.data, [loop.index]))
                 factor = builder.insert_element(ir.Constant(vector, ir.Undefined), factor, index(0))
                 factor = builder.shuffle_vector(factor, factor, ir.Constant(ir.VectorType(index, lanes), [0] * lanes))
