@@ -11,7 +11,6 @@ from numba.core import cgutils, types
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, overload
 
-
 # rows of short words are asked for so many rows before they are read: a run of them is few bytes of each, and the
 # processor does not find out by itself where the next one lies
 AHEAD = 8
