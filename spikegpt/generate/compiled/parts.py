@@ -10,7 +10,7 @@ from numba.core import types
 from numba.extending import overload
 
 from ...kernels.cpu import HALF, ONE, exp_nonpositive
-from .clock import LISTS, MEETINGS, NEURONS, NORM, PRODUCTS, mark, start
+from .clock import HIDDEN, LISTS, MEETINGS, NEURONS, NORM, PRODUCTS, SUMS, mark, start
 from .lists import list_active
 from .rows import DECAY, GAIN, PULL, THRESHOLD
 from .sums import sum_rows
@@ -201,6 +201,39 @@ def remember(neurons, mix, layer, text, previous, work, first, last):
     if neurons.remembers:
         lerp(previous, work.scratch.y[text], mix[layer], work.scratch.z)
         fire(neurons, layer, text, work.scratch.z, first, last)
+
+
+@fused
+def normalise(norm, layer, text, work):
+    """Fill the text's row of scratch with its normalised stream."""
+    layer_norm(work.shared.stream[text], norm.weight[layer], norm.bias[layer], work.scratch.y[text])
+    mark(work.clock, NORM)
+
+
+@fused
+def keep_token(text, previous, work, first, last):
+    """Let own columns of the normalised stream be those of the token before."""
+    copy(work.scratch.y[text], first, last, previous)
+    mark(work.clock, NEURONS)
+
+
+@fused
+def fire_hidden(neurons, layer, work, size, first, last):
+    """Replace own columns of the first `size` projected numbers of each text by the spikes of their squared ReLU."""
+    for text in range(work.shared.stream.shape[0]):
+        hidden = work.shared.projected[text, :size]
+        square_relu(hidden, first, last)
+        fire(neurons, layer, text, hidden, first, last)
+    mark(work.clock, HIDDEN)
+
+
+@fused
+def add_to_stream(neurons, layer, outcomes, work, first, last):
+    """Add own columns of the outcomes (texts, ...), or of the spikes of the neurons behind them, to the streams."""
+    for text in range(work.shared.stream.shape[0]):
+        fire(neurons, layer, text, outcomes[text], first, last)
+        add(outcomes[text], first, last, work.shared.stream[text])
+    mark(work.clock, SUMS)
 
 
 @fused

@@ -6,23 +6,23 @@ The equations are in `model/mixers/rwkv4.py`, `kernels/wkv/reference.py` and `ke
 import numpy as np
 
 from ...kernels.event_wkv.reference import EVENT_KEY_LIMIT
-from .clock import GATE, HIDDEN, NEURONS, NORM, SUMS, WKV, mark
+from .clock import GATE, WKV, mark
 from .held import held_value
 from .parts import (
-    add,
+    add_to_stream,
     begin_token,
-    copy,
     end_token,
     exp,
     fire,
-    layer_norm,
+    fire_hidden,
+    keep_token,
     list_mix,
     meet_again,
     multiply,
     multiply_listed,
+    normalise,
     remember,
     sigmoid,
-    square_relu,
 )
 from .rwkv4_rows import give, of_texts, pack, products, share, take
 from .team import columns, fused
@@ -95,8 +95,7 @@ def _time_mix(rows, layer, work, meetings):
     texts = range(shared.stream.shape[0])
     for text in texts:
         previous = rows.shift[text, layer]
-        layer_norm(shared.stream[text], rows.norm.weight[layer], rows.norm.bias[layer], work.scratch.y[text])
-        mark(work.clock, NORM)
+        normalise(rows.norm, layer, text, work)
         if rows.shares_neurons:
             list_mix(rows.key, rows.input_neuron, rows.mix_k, layer, text, previous, work, 0)
         else:
@@ -133,14 +132,9 @@ def _time_mix(rows, layer, work, meetings):
         remember(rows.key_neuron, rows.mix_k, layer, text, previous, work, first, last)
         remember(rows.value_neuron, rows.mix_v, layer, text, previous, work, first, last)
         remember(rows.receptance_neuron, rows.mix_r, layer, text, previous, work, first, last)
-        copy(work.scratch.y[text], first, last, previous)
-        mark(work.clock, NEURONS)
+        keep_token(text, previous, work, first, last)
     multiply(rows.output, layer, shared.mixed, work, first, last, shared.projected)
-    for text in texts:
-        out = shared.projected[text]
-        fire(rows.neuron_behind, layer, text, out, first, last)
-        add(out, first, last, shared.stream[text])
-    mark(work.clock, SUMS)
+    add_to_stream(rows.neuron_behind, layer, shared.projected, work, first, last)
     return meet_again(work, meetings)
 
 
@@ -153,8 +147,7 @@ def _channel_mix(rows, layer, work, meetings):
     texts = range(shared.stream.shape[0])
     for text in texts:
         previous = rows.shift[text, layer]
-        layer_norm(shared.stream[text], rows.norm.weight[layer], rows.norm.bias[layer], work.scratch.y[text])
-        mark(work.clock, NORM)
+        normalise(rows.norm, layer, text, work)
         if rows.shares_neurons:
             list_mix(rows.key, rows.input_neuron, rows.mix_k, layer, text, previous, work, 0)
         else:
@@ -168,11 +161,7 @@ def _channel_mix(rows, layer, work, meetings):
     else:
         multiply_listed(rows.key, layer, 0, work, first_hidden, last_hidden, shared.projected, 0)
         multiply_listed(rows.key, layer, 0, work, F + first, F + last, shared.projected, 0)
-    for text in texts:
-        hidden = shared.projected[text, :F]
-        square_relu(hidden, first_hidden, last_hidden)
-        fire(rows.value_neuron, layer, text, hidden, first_hidden, last_hidden)
-    mark(work.clock, HIDDEN)
+    fire_hidden(rows.value_neuron, layer, work, F, first_hidden, last_hidden)
     meetings = meet_again(work, meetings)
 
     for text in texts:
@@ -180,15 +169,11 @@ def _channel_mix(rows, layer, work, meetings):
         remember(rows.input_neuron, rows.mix_k, layer, text, previous, work, first, last)
         remember(rows.key_neuron, rows.mix_k, layer, text, previous, work, first, last)
         remember(rows.receptance_neuron, rows.mix_r, layer, text, previous, work, first, last)
-        copy(work.scratch.y[text], first, last, previous)
-        mark(work.clock, NEURONS)
+        keep_token(text, previous, work, first, last)
     multiply(rows.value, layer, shared.projected, work, first, last, shared.mixed)
     for text in texts:
-        mixed = shared.mixed[text]
-        _gate(shared.projected[text, F : F + C], first, last, mixed)
-        fire(rows.neuron_behind, layer, text, mixed, first, last)
-        add(mixed, first, last, shared.stream[text])
-    mark(work.clock, SUMS)
+        _gate(shared.projected[text, F : F + C], first, last, shared.mixed[text])
+    add_to_stream(rows.neuron_behind, layer, shared.mixed, work, first, last)
     return meet_again(work, meetings)
 
 

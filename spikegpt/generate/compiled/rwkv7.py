@@ -10,26 +10,28 @@ import numpy as np
 
 from ...kernels.cpu import ONE, TWO
 from ...model.mixers.rwkv7 import NORM_EPS
-from .clock import GATE, HIDDEN, NEURONS, NORM, SUMS, WKV, mark
+from .clock import GATE, NEURONS, WKV, mark
 from .held import held_value
 from .lists import list_active
 from .parts import (
-    add,
+    add_to_stream,
     begin_token,
     copy,
     count_inputs,
     end_token,
     exp,
     fire,
+    fire_hidden,
+    keep_token,
     layer_norm,
     list_inputs,
     list_mix,
     meet_again,
     multiply,
     multiply_listed,
+    normalise,
     remember,
     sigmoid,
-    square_relu,
 )
 from .rwkv7_rows import (
     A0,
@@ -242,8 +244,7 @@ def _time_mix(rows, layer, work, meetings):
     end = g + rows.g1.weights.shape[2]
     for text in texts:
         previous = rows.shift[text, layer]
-        layer_norm(shared.stream[text], rows.norm.weight[layer], rows.norm.bias[layer], work.scratch.y[text])
-        mark(work.clock, NORM)
+        normalise(rows.norm, layer, text, work)
         list_mix(rows.receptance, rows.receptance_neuron, rows.mixes[X_R], layer, text, previous, work, 0)
         list_mix(rows.key, rows.key_neuron, rows.mixes[X_K], layer, text, previous, work, 1)
         list_mix(rows.value, rows.value_neuron, rows.mixes[X_V], layer, text, previous, work, 2)
@@ -286,8 +287,7 @@ def _time_mix(rows, layer, work, meetings):
         remember(rows.w1_neuron, rows.mixes[X_W], layer, text, previous, work, first, last)
         remember(rows.a1_neuron, rows.mixes[X_A], layer, text, previous, work, first, last)
         remember(rows.g1_neuron, rows.mixes[X_G], layer, text, previous, work, first, last)
-        copy(work.scratch.y[text], first, last, previous)
-        mark(work.clock, NEURONS)
+        keep_token(text, previous, work, first, last)
         list_inputs(rows.w2, layer, text, projected[w:a], work, 0)
         list_inputs(rows.a2, layer, text, projected[a:v], work, 1)
         if layer > 0:
@@ -306,11 +306,7 @@ def _time_mix(rows, layer, work, meetings):
     meetings = meet_again(work, meetings)
 
     multiply(rows.output, layer, shared.mixed, work, first, last, shared.projected)
-    for text in texts:
-        out = shared.projected[text]
-        fire(rows.neuron_behind, layer, text, out, first, last)
-        add(out, first, last, shared.stream[text])
-    mark(work.clock, SUMS)
+    add_to_stream(rows.neuron_behind, layer, shared.projected, work, first, last)
     return meet_again(work, meetings)
 
 
@@ -323,28 +319,18 @@ def _channel_mix(rows, layer, work, meetings):
     texts = range(shared.stream.shape[0])
     for text in texts:
         previous = rows.shift[text, layer]
-        layer_norm(shared.stream[text], rows.norm.weight[layer], rows.norm.bias[layer], work.scratch.y[text])
-        mark(work.clock, NORM)
+        normalise(rows.norm, layer, text, work)
         list_mix(rows.key, rows.key_neuron, rows.x_k, layer, text, previous, work, 0)
     multiply_listed(rows.key, layer, 0, work, first_hidden, last_hidden, shared.projected, 0)
-    for text in texts:
-        hidden = shared.projected[text, :F]
-        square_relu(hidden, first_hidden, last_hidden)
-        fire(rows.value_neuron, layer, text, hidden, first_hidden, last_hidden)
-    mark(work.clock, HIDDEN)
+    fire_hidden(rows.value_neuron, layer, work, F, first_hidden, last_hidden)
     meetings = meet_again(work, meetings)
 
     for text in texts:
         previous = rows.shift[text, layer]
         remember(rows.key_neuron, rows.x_k, layer, text, previous, work, first, last)
-        copy(work.scratch.y[text], first, last, previous)
-        mark(work.clock, NEURONS)
+        keep_token(text, previous, work, first, last)
     multiply(rows.value, layer, shared.projected, work, first, last, shared.mixed)
-    for text in texts:
-        mixed = shared.mixed[text]
-        fire(rows.neuron_behind, layer, text, mixed, first, last)
-        add(mixed, first, last, shared.stream[text])
-    mark(work.clock, SUMS)
+    add_to_stream(rows.neuron_behind, layer, shared.mixed, work, first, last)
     return meet_again(work, meetings)
 
 
