@@ -11,7 +11,8 @@ beside it. Against: torch's matrix-vector products of one token alone, in float3
 model: a dense engine can only be slower); the dense twin, whole tokens, in our engine, in its own forward pass and in
 that under torch.compile (which needs a C++ compiler); and the `rwkv` package (cpu fp32, RWKV-4 of equal size; pip
 install rwkv). Whole tokens of ours, everything but the choice of the next token. Last line: JSON with speedup_0.05 ...
-speedup_0.25 (torch's products / our token), speedup_bf16_0.15, vs_rwkv_package, vs_torch_compile. Of trained models:
+speedup_0.25 (torch's products / our token), own_0.05 ... own_0.25 (the dense twin's token in our engine / ours),
+int8_over_float32 (at 15 %), speedup_bf16_0.15, vs_rwkv_package, vs_torch_compile. Of trained models:
 trained_vs_own_dense, batch8_over_1 (tokens per second of eight texts at once over those of one), percentiles of a
 token's time, and where it goes: the budget of a token. With --avx2: avx512_over_avx2, by model; with --long: flat (a
 token's time after so many tokens over that after ten).
@@ -54,8 +55,7 @@ from spikegpt.model.initial import calibrate_thresholds
 from spikegpt.model.network import SpikeGPT
 
 RATES = (0.05, 0.10, 0.15, 0.25)
-# of a turn of a trained model: after few tokens it still waits for weights that the turns of the others have driven
-# out of the cache
+# of a turn of a small model
 RUN_TOKENS = 256
 # tokens after which a token's time is looked at, besides the last
 LONG_AFTER = (10, 1_000, 100_000)
@@ -90,12 +90,13 @@ def measure_size(size: str, repetitions: int) -> dict:
     for name, seconds in times.items():
         print(f"{name:22s} {np.median(seconds) / TOKENS * 1e3:9.3f} ms/token   firing {density.get(name, '')}")
     ratios = {f"speedup_{rate:.2f}": ratio(times["torch_fp32"], times[f"fp32_{rate:.2f}"]) for rate in RATES}
-    ratios |= {f"vs_twin_engine_{rate:.2f}": ratio(times["twin_engine"], times[f"fp32_{rate:.2f}"]) for rate in RATES}
+    ratios |= {f"own_{rate:.2f}": ratio(times["twin_engine"], times[f"fp32_{rate:.2f}"]) for rate in RATES}
     fast = min(("bf16_0.15", "int8_0.15"), key=lambda name: np.median(times[name]))
     ratios["speedup_bf16_0.15"] = ratio(times["torch_bf16"], times[fast])
     ratios["speedup_bf16_rows_0.15"] = ratio(times["torch_bf16"], times["bf16_0.15"])
     ratios["speedup_int8_rows_0.15"] = ratio(times["torch_bf16"], times["int8_0.15"])
     ratios["speedup_dense_head_0.15"] = ratio(times["torch_fp32"], times["fp32_0.15_dense_head"])
+    ratios["int8_over_float32"] = ratio(times["fp32_0.15"], times["int8_0.15"])
     ratios["twin_engine_vs_torch"] = ratio(times["torch_fp32"], times["twin_engine"])
     ratios["vs_twin_forward_0.15"] = ratio(times["twin_forward"], times["fp32_0.15"])
     for other in ("rwkv_package", "torch_compile"):

@@ -18,7 +18,8 @@ from spikegpt.generate.engine import Engine
 from spikegpt.model.initial import calibrate_thresholds
 from spikegpt.model.network import SpikeGPT
 
-TOKENS = 24
+# of a turn: after few tokens a model still waits for weights that the turns of the others drove out of the cache
+TOKENS = 64
 # what a processor without AVX-512 compiles to, and bits of its registers
 AVX2 = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": ""}
 BITS = {"avx512": 512, "avx2": 256}
