@@ -3,7 +3,7 @@
 On the CPU the token step is one compiled function (compiled/): it lists the inputs of every matrix product that are not
 zero and reads only their rows of the weights. What fires rarely costs little; the dense twin runs through the same
 function with long lists. On a GPU products of spikes are event-driven (event_products.py). Many texts at once, and what
-neither of them can serve, go through the model's own forward pass.
+neither of them can serve, go through the model's own forward pass. A token of the GPU is one CUDA graph (graphs.py).
 """
 
 from typing import Protocol
@@ -18,6 +18,7 @@ from ..model.state import State, texts_of
 from .compiled import TOKEN_STEPS
 from .compiled.rows import WEIGHTS, differing_neurons
 from .event_products import EventDecoder
+from .graphs import ForwardStep, capture_of
 
 # texts times density (the share of weight rows that a token reads) above which one dense product over all texts is
 # taken to be faster than gathering rows; benchmarks/decode.py --batch measures it on the CPU
@@ -72,8 +73,8 @@ class Engine:
         if self.reason and weights != "float32":
             raise ValueError(f"{weights} weights need decoding by rows, and {self.reason}; use weights='float32'")
         self._decoder = None if self.reason else _make_decoder(model, weights, columns, texts)
-        self._state: State | None = None
-        self._texts = 0
+        self._forward = ForwardStep(model, capture_of(model))
+        self._texts: int | None = None
         self.by_rows, self._is_chosen = False, True
 
     def start(self, state: State, by_rows: bool | None = None) -> None:
@@ -94,9 +95,8 @@ class Engine:
         if by_rows and self._decoder is None:
             raise ValueError(f"this model cannot be decoded by rows: {self.reason}")
         self.by_rows = self._decoder is not None if by_rows is None else by_rows
-        self._is_chosen, self._state, self._texts = by_rows is not None, state, texts
-        if self.by_rows and self._decoder is not None:
-            self._decoder.take(state)
+        self._is_chosen, self._texts = by_rows is not None, texts
+        self._reader().take(state)
 
     def step(self, tokens: Tensor) -> Tensor:
         """Read one token of each text, (B,), and return the logits of the next, (B, vocab_size).
@@ -104,7 +104,7 @@ class Engine:
         Raises:
             ValueError: not one token of the vocabulary per text, or no text was started.
         """
-        if self._state is None:
+        if self._texts is None:
             raise ValueError(
                 "step: no text was started; call start(state) with the state that reading its beginning has left"
             )
@@ -115,25 +115,24 @@ class Engine:
                 f"step: want {self._texts} token ids, one per text, as a tensor ({self._texts},) of whole numbers, "
                 f"got {found}"
             )
-        if self.by_rows and self._decoder is not None:
-            logits = self._decoder.step(tokens)
-            if not self._is_chosen:
-                self._choose(self._decoder, len(tokens))
-            return logits
-        with torch.inference_mode():
-            output = self.model(tokens.to(self.model.device).unsqueeze(1), self._state)
-        self._state = output.state
-        return output.logits[:, -1]
+        logits = self._reader().step(tokens)
+        if self.by_rows and self._decoder is not None and not self._is_chosen:
+            self._choose(self._decoder, len(tokens))
+        return logits
+
+    def _reader(self) -> Decoder | ForwardStep:
+        return self._decoder if self.by_rows and self._decoder is not None else self._forward
 
     def _choose(self, decoder: Decoder, texts: int) -> None:
         """Go on with the model's forward pass if it is faster; one text is always read by rows."""
         self._is_chosen = True
         if texts > 1 and texts * decoder.density() > GATHERED_TEXTS:
-            self._state, self.by_rows = decoder.give(), False
+            self._forward.take(decoder.give())
+            self.by_rows = False
 
     def state(self) -> State | None:
         """Return the state after the last token, as the model's forward pass takes it."""
-        return self._decoder.give() if self.by_rows and self._decoder is not None else self._state
+        return None if self._texts is None else self._reader().give()
 
     def density(self) -> float:
         """Return the share of the weights read per token so far; 1 before any token was read by rows.

@@ -4,7 +4,6 @@ For a GPU, where one kernel does such a product; for any mixer and any neurons, 
 """
 
 import copy
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from ..kernels import event_matvec
 from ..model.mixers import Rows, weights_of
 from ..model.network import SpikeGPT
 from ..model.state import State
+from .graphs import ForwardStep, capture_of
 
 
 class EventProduct(nn.Module):
@@ -63,20 +63,18 @@ class EventDecoder:
         self._weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
         products = (product for placed in model.sites().values() for product in placed.products)
         self._weights += sum(weights_of(product) for product in products if isinstance(product, Rows))
-        self._tokens_read, self._state = 0, cast(State, ())
+        self._forward, self._tokens_read = ForwardStep(self._model, capture_of(model)), 0
 
     def take(self, state: State) -> None:
-        self._state = state
+        self._forward.take(state)
 
     def give(self) -> State:
-        return self._state
+        return self._forward.give()
 
-    @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
         """Return the logits (texts, vocab_size) after one more token of each text, (texts,)."""
-        output = self._model(tokens.to(self._model.device).unsqueeze(1), self._state)
-        self._state, self._tokens_read = output.state, self._tokens_read + len(tokens)
-        return output.logits[:, -1]
+        self._tokens_read += len(tokens)
+        return self._forward.step(tokens)
 
     def spike_counts(self) -> dict[str, int]:
         """Return layer of neurons that products read -> how many of them fired, over all tokens."""
