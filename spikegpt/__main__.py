@@ -9,9 +9,10 @@ from .common.hangup import HANGUP, let_go_of_terminal, stop_numbers
 
 # How threads of OpenMP wait for each other, where the user has not said it: by default they spin for milliseconds, and
 # where another program needs the core too, each of the thousand waits of a training step lasts until the scheduler
-# takes the core away. GNU's, which torch's Linux wheels bring, spin a thousand times (microseconds) and then sleep:
-# threads that always sleep cost a fifth of the pace on a quiet machine. Others sleep
-WAITING = {"GOMP_SPINCOUNT": "1000", "OMP_WAIT_POLICY": "passive"}
+# takes the core away. GNU's, which torch's Linux wheels bring, spin ten thousand times, less than a millisecond, and
+# then sleep: what Python does between two operators is shorter, and to wake a thread of a virtual machine takes longer
+# than many an operator. Others sleep
+WAITING = {"GOMP_SPINCOUNT": "10000", "OMP_WAIT_POLICY": "passive"}
 
 
 def _stop(number, frame):

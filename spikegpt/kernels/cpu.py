@@ -28,7 +28,7 @@ LIF_SEGMENT = 64  # steps recomputed at once: BLOCK * 4 bytes each, 128 KiB
 WKV_SEGMENT = 16  # steps recomputed at once: BLOCK * 6 * 4 bytes each, 192 KiB
 SMALL = 1 << 15  # neuron-steps below which starting a second thread costs more than it saves
 # the same of operations that are one pass over numbers, and about how many of those make a part
-SMALL_PASS, PASS_PART = 1 << 19, 1 << 17
+SMALL_PASS, PASS_PART = 1 << 18, 1 << 17
 CALLS_PER_THREAD = 2
 # columns that tokens of fewer channels are laid side by side to: what is done for each row is done less often
 WIDE = 1024

@@ -149,7 +149,7 @@ def test_the_operator_declares_the_shapes_and_strides_it_returns(inputs, host, m
     sizes = (5,), (5,), (2, 33, 5), (2, 33, 5), (2, 5), (2, 5), (2, 5), (2, 33, 5)
     tensors = [torch.rand(size, generator=generator).requires_grad_() for size in sizes[:inputs]]
     torch.library.opcheck(
-        wkv_operator, tensors, test_utils=("test_schema", "test_faketensor", "test_autograd_registration")
+        wkv_operator.definition, tensors, test_utils=("test_schema", "test_faketensor", "test_autograd_registration")
     )
 
 

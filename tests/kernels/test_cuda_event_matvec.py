@@ -137,7 +137,7 @@ def test_takes_spikes_that_are_not_contiguous(host):
 @needs_compiler
 @pytest.mark.parametrize("weight_dtype", event_matvec_door.WEIGHT_DTYPES, ids=str)
 def test_the_operator_passes_opcheck(host, weight_dtype):
-    torch.library.opcheck(event_matvec_operator, make_inputs(2, 33, 5, weight_dtype=weight_dtype))
+    torch.library.opcheck(event_matvec_operator.definition, make_inputs(2, 33, 5, weight_dtype=weight_dtype))
 
 
 @pytest.mark.filterwarnings("error")

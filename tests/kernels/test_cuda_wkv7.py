@@ -161,7 +161,7 @@ def test_the_operator_declares_the_shapes_and_strides_it_returns(host, monkeypat
     take_the_way_of("cupy", monkeypatch)
     inputs = [tensor.requires_grad_() for tensor in make_inputs(1, 5, 2, 32)]
     checks = "test_schema", "test_faketensor", "test_autograd_registration"
-    torch.library.opcheck(wkv7_operator, inputs, test_utils=checks)
+    torch.library.opcheck(wkv7_operator.definition, inputs, test_utils=checks)
 
 
 @pytest.mark.parametrize("N", [1, 16, 33, 48, 256])

@@ -242,7 +242,7 @@ def test_what_decays_away_ends_at_0():
 
 
 def test_operator_passes_opcheck():
-    torch.library.opcheck(event_wkv_operator, tuple(make_inputs(2, 5, 3)))
+    torch.library.opcheck(event_wkv_operator.definition, tuple(make_inputs(2, 5, 3)))
 
 
 def test_door_compiles_without_a_graph_break():

@@ -113,7 +113,7 @@ def test_it_may_wait_for_longer_than_a_number_is_large():
 
 
 def test_operator_is_one_of_torch():
-    torch.library.opcheck(event_wkv7_operator, [*inputs_of(1, 5, 2, 4, 0.5), *state_of(1, 2, 4)])
+    torch.library.opcheck(event_wkv7_operator.definition, [*inputs_of(1, 5, 2, 4, 0.5), *state_of(1, 2, 4)])
 
 
 def test_cost_is_that_of_events():

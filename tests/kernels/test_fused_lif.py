@@ -250,6 +250,6 @@ def test_the_declared_cost_is_that_of_the_separate_operations():
 def test_operators_keep_to_torchs_rules():
     x, previous, *rows = shift_inputs(2, 3, 5, 2)
     kind, tensors = (4, True, "subtract", True, torch.float32), [row.flatten() for row in rows]
-    torch.library.opcheck(shifted_operator, (x, previous, tensors[:2], tensors[2:], *kind))
-    torch.library.opcheck(squared_relu_operator, (*hidden_inputs(2, 3, 5), *kind))
-    torch.library.opcheck(gated_operator, (*gated_inputs(2, 3, 5), *kind))
+    torch.library.opcheck(shifted_operator.definition, (x, previous, tensors[:2], tensors[2:], *kind))
+    torch.library.opcheck(squared_relu_operator.definition, (*hidden_inputs(2, 3, 5), *kind))
+    torch.library.opcheck(gated_operator.definition, (*gated_inputs(2, 3, 5), *kind))

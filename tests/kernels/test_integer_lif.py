@@ -203,7 +203,7 @@ def test_integer_lif_reads_non_contiguous_inputs_and_expanded_gradients():
 
 
 def test_the_operator_passes_opcheck():
-    torch.library.opcheck(integer_lif_operator, (*integer_lif_inputs(2, 5, 3), 4, True, "subtract", True))
+    torch.library.opcheck(integer_lif_operator.definition, (*integer_lif_inputs(2, 5, 3), 4, True, "subtract", True))
 
 
 def test_the_door_compiles_without_a_graph_break():
@@ -420,4 +420,6 @@ class Neurons(torch.nn.Module):
 
 def test_the_memoryless_operators_keep_to_torchs_rules():
     current, _, _, threshold = integer_lif_inputs(2, 3, 5)
-    torch.library.opcheck(memoryless_operator, (current, threshold, 4, True, "subtract", True, torch.float32))
+    torch.library.opcheck(
+        memoryless_operator.definition, (current, threshold, 4, True, "subtract", True, torch.float32)
+    )

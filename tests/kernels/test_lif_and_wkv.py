@@ -258,9 +258,9 @@ def test_nan_is_never_hidden_by_lif():
 
 
 def test_operators_pass_opcheck():
-    torch.library.opcheck(lif_operator, (*lif_inputs(2, 5, 3), 1.0, "zero", 0.0, True, False, "atan", 2.0))
+    torch.library.opcheck(lif_operator.definition, (*lif_inputs(2, 5, 3), 1.0, "zero", 0.0, True, False, "atan", 2.0))
     inputs, max_exponent = wkv_inputs(2, 5, 3)
-    torch.library.opcheck(wkv_operator, (*inputs, max_exponent))
+    torch.library.opcheck(wkv_operator.definition, (*inputs, max_exponent))
 
 
 def test_doors_compile_without_a_graph_break():

@@ -169,4 +169,4 @@ def test_training_is_counted_as_reading_is(spiking):
 def test_operators_keep_to_torchs_rules():
     x, y = inputs(2, (2, 3))
     for operator, arguments in ((squared_relu_operator, (x,)), (gate_operator, (x, y)), (firing_rate_operator, (x,))):
-        torch.library.opcheck(operator, arguments)
+        torch.library.opcheck(operator.definition, arguments)

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..backends import choose_training_backend, fast_kernels
 from ..checks import check_memoryless_inputs
 from ..integer_lif.options import IntegerLIFOptions
-from ..operators import new_like
+from ..operators import custom_operator, new_like
 from . import reference
 
 
@@ -35,7 +35,7 @@ def commitment_error(
     return share
 
 
-@torch.library.custom_op("spikegpt::commitment", mutates_args=())
+@custom_operator("spikegpt::commitment", mutates_args=())
 def commitment_operator(current: Tensor, threshold: Tensor, levels: int, signed: bool) -> tuple[Tensor, Tensor]:
     """(the share; the energy in squared thresholds, which has no gradient), both scalar."""
     return fast_kernels("commitment", current).commitment_forward(current, threshold, levels, signed)
@@ -46,7 +46,7 @@ def _(current, threshold, levels, signed):
     return tuple(current.new_empty((), dtype=torch.float32) for _ in range(2))
 
 
-@torch.library.custom_op("spikegpt::commitment_backward", mutates_args=())
+@custom_operator("spikegpt::commitment_backward", mutates_args=())
 def commitment_backward_operator(
     grad: Tensor, share: Tensor, energy: Tensor, current: Tensor, threshold: Tensor, levels: int, signed: bool
 ) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..backends import choose_backend
-from ..operators import declare_cost
+from ..operators import custom_operator, declare_cost
 from . import gpu, reference
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
@@ -91,7 +91,7 @@ def _check_inputs(spikes: Tensor, weight: Tensor, scale: Tensor | None) -> None:
         )
 
 
-@torch.library.custom_op("spikegpt::event_matvec", mutates_args=())
+@custom_operator("spikegpt::event_matvec", mutates_args=())
 def event_matvec_operator(spikes: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
     """(N, out) in the dtype of `spikes`."""
     return gpu.event_matvec_forward(spikes, weight, scale)

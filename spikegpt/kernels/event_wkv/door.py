@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..backends import choose_backend, fast_kernels
 from ..checks import check_wkv_inputs
-from ..operators import count_events, declare_cost, new_like
+from ..operators import count_events, custom_operator, declare_cost, new_like
 from . import reference
 
 
@@ -64,7 +64,7 @@ def event_wkv(
     return output, EventWKVState(*last)
 
 
-@torch.library.custom_op("spikegpt::event_wkv", mutates_args=())
+@custom_operator("spikegpt::event_wkv", mutates_args=())
 def event_wkv_operator(
     time_decay: Tensor, time_first: Tensor, key: Tensor, value: Tensor, numerator: Tensor, denominator: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,7 +77,7 @@ def _(time_decay, time_first, key, value, numerator, denominator):
     return tuple(map(new_like, (key, numerator, denominator)))
 
 
-@torch.library.custom_op("spikegpt::event_wkv_backward", mutates_args=())
+@custom_operator("spikegpt::event_wkv_backward", mutates_args=())
 def event_wkv_backward_operator(
     grad_output: Tensor,
     grad_numerator: Tensor,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..backends import choose_backend, fast_kernels
-from ..operators import count_events, declare_cost, new_like
+from ..operators import count_events, custom_operator, declare_cost, new_like
 from ..wkv7.door import check_wkv7, wkv7
 from . import reference
 
@@ -68,7 +68,7 @@ def event_wkv7(
     return output, EventWKV7State(*last)
 
 
-@torch.library.custom_op("spikegpt::event_wkv7", mutates_args=())
+@custom_operator("spikegpt::event_wkv7", mutates_args=())
 def event_wkv7_operator(
     receptance: Tensor,
     log_decay: Tensor,

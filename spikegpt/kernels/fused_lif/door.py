@@ -14,7 +14,7 @@ from ..backends import choose_training_backend, fast_kernels
 from ..checks import check_memoryless_inputs
 from ..integer_lif.door import OPTIONS, memoryless_cost
 from ..integer_lif.options import IntegerLIFOptions
-from ..operators import declare_cost, flatten, new_like, rebuild
+from ..operators import custom_operator, declare_cost, flatten, new_like, rebuild
 from ..pointwise.door import counted, gate_cost, squared_relu_cost
 from ..token_shift.door import check_shift, token_shift_cost
 from . import reference
@@ -105,7 +105,7 @@ def _threshold(operation: str, current: Tensor, threshold: float | Tensor) -> Te
     return row
 
 
-@torch.library.custom_op(
+@custom_operator(
     "spikegpt::shifted_lif",
     mutates_args=(),
     schema=f"(Tensor x, Tensor? previous, Tensor[] shares, Tensor[] thresholds, {OPTIONS}, ScalarType dtype)"
@@ -124,7 +124,7 @@ def _(x, previous, shares, thresholds, *options):
     return spikes + [x.new_empty((), dtype=torch.float32) for _ in shares]
 
 
-@torch.library.custom_op(
+@custom_operator(
     "spikegpt::shifted_lif_backward",
     mutates_args=(),
     schema="(Tensor[] grad_spikes, Tensor?[] grad_rates, Tensor x, Tensor? previous, Tensor[] shares, "
@@ -171,7 +171,7 @@ def _make_driven_operator(name: str, drivers: Sequence[str]):
     """
     tensors, number = ", ".join(f"Tensor {part}" for part in (*drivers, "threshold")), len(drivers) + 1
 
-    @torch.library.custom_op(
+    @custom_operator(
         f"spikegpt::{name}_lif", mutates_args=(), schema=f"({tensors}, {OPTIONS}, ScalarType dtype) -> (Tensor, Tensor)"
     )
     def operator(*arguments):
@@ -182,7 +182,7 @@ def _make_driven_operator(name: str, drivers: Sequence[str]):
     def _(x, *others):
         return torch.empty(x.shape, dtype=others[-1], device=x.device), x.new_empty((), dtype=torch.float32)
 
-    @torch.library.custom_op(
+    @custom_operator(
         f"spikegpt::{name}_lif_backward",
         mutates_args=(),
         schema=f"(Tensor grad_spikes, Tensor? grad_rate, {tensors}, {OPTIONS}) -> ({', '.join(['Tensor'] * number)})",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..backends import choose_backend, fast_kernels
 from ..checks import check_memoryless_inputs, check_neuron_inputs
-from ..operators import count_events, declare_cost, flatten, new_like, rebuild
+from ..operators import count_events, custom_operator, declare_cost, flatten, new_like, rebuild
 from ..pointwise.door import counted
 from . import reference
 from .options import IntegerLIFOptions
@@ -78,7 +78,7 @@ OPTIONS = "int levels, bool signed, str reset, bool decay_input"
 _INPUTS = f"Tensor current, Tensor potential, Tensor membrane_decay, Tensor threshold, {OPTIONS}"
 
 
-@torch.library.custom_op("spikegpt::integer_lif", mutates_args=(), schema=f"({_INPUTS}) -> (Tensor, Tensor)")
+@custom_operator("spikegpt::integer_lif", mutates_args=(), schema=f"({_INPUTS}) -> (Tensor, Tensor)")
 def integer_lif_operator(current, potential, membrane_decay, threshold, *options):
     """(spikes, final potential). Keeps only its inputs for the backward pass, which recomputes the potential."""
     tensors = current, potential, membrane_decay, threshold
@@ -90,7 +90,7 @@ def _(current, potential, membrane_decay, threshold, *options):
     return new_like(current), new_like(potential)
 
 
-@torch.library.custom_op(
+@custom_operator(
     "spikegpt::integer_lif_backward",
     mutates_args=(),
     schema=f"(Tensor grad_spikes, Tensor grad_final, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)",
@@ -119,7 +119,7 @@ def _backward(ctx, grad_spikes, grad_final):
 integer_lif_operator.register_autograd(_backward, setup_context=_save_for_backward)
 
 
-@torch.library.custom_op(
+@custom_operator(
     "spikegpt::integer_lif_memoryless",
     mutates_args=(),
     schema=f"(Tensor current, Tensor threshold, {OPTIONS}, ScalarType dtype) -> (Tensor, Tensor, Tensor)",
@@ -140,7 +140,7 @@ def _(current, threshold, *options):
     return torch.empty(current.shape, dtype=options[-1], device=current.device), final, rate
 
 
-@torch.library.custom_op(
+@custom_operator(
     "spikegpt::integer_lif_memoryless_backward",
     mutates_args=(),
     schema="(Tensor grad_spikes, Tensor? grad_final, Tensor? grad_rate, Tensor current, Tensor threshold, "

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..backends import choose_backend, fast_kernels
 from ..checks import check_neuron_inputs
-from ..operators import count_events, declare_cost, flatten, new_like, rebuild
+from ..operators import count_events, custom_operator, declare_cost, flatten, new_like, rebuild
 from . import reference
 from .options import LIFOptions
 
@@ -61,7 +61,7 @@ _OPTIONS = (
 )
 
 
-@torch.library.custom_op(
+@custom_operator(
     "spikegpt::lif",
     mutates_args=(),
     schema=f"(Tensor current, Tensor potential, Tensor membrane_decay, {_OPTIONS}) -> (Tensor, Tensor)",
@@ -77,7 +77,7 @@ def _(current, potential, membrane_decay, *options):
     return new_like(current), new_like(potential)
 
 
-@torch.library.custom_op(
+@custom_operator(
     "spikegpt::lif_backward",
     mutates_args=(),
     schema="(Tensor grad_spikes, Tensor grad_final, Tensor current, Tensor potential, Tensor membrane_decay, "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..backends import choose_backend, choose_training_backend, fast_kernels
-from ..operators import declare_cost, new_like
+from ..operators import custom_operator, declare_cost, new_like
 from . import reference
 
 
@@ -100,39 +100,39 @@ def rescale_columns(
     return fast_kernels("pointwise", kept[0]).rescale_columns(weights, grads, worths)
 
 
-@torch.library.custom_op("spikegpt::squared_relu", mutates_args=())
+@custom_operator("spikegpt::squared_relu", mutates_args=())
 def squared_relu_operator(x: Tensor) -> Tensor:
     """Keeps only its input for the backward pass, as the others do."""
     return fast_kernels("pointwise", x).squared_relu_forward(x)
 
 
-@torch.library.custom_op("spikegpt::squared_relu_backward", mutates_args=())
+@custom_operator("spikegpt::squared_relu_backward", mutates_args=())
 def squared_relu_backward_operator(grad: Tensor, x: Tensor) -> Tensor:
     return fast_kernels("pointwise", x).squared_relu_backward(grad, x)
 
 
-@torch.library.custom_op("spikegpt::gate", mutates_args=())
+@custom_operator("spikegpt::gate", mutates_args=())
 def gate_operator(receptance: Tensor, y: Tensor) -> Tensor:
     return fast_kernels("pointwise", y).gate_forward(receptance, y)
 
 
-@torch.library.custom_op("spikegpt::gate_backward", mutates_args=())
+@custom_operator("spikegpt::gate_backward", mutates_args=())
 def gate_backward_operator(grad: Tensor, receptance: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return fast_kernels("pointwise", y).gate_backward(grad, receptance, y)
 
 
-@torch.library.custom_op("spikegpt::dropout", mutates_args=())
+@custom_operator("spikegpt::dropout", mutates_args=())
 def dropout_operator(x: Tensor, rate: float, seed: int) -> Tensor:
     """The same `seed` drops the same numbers."""
     return fast_kernels("pointwise", x).dropout(x, rate, seed)
 
 
-@torch.library.custom_op("spikegpt::firing_rate", mutates_args=())
+@custom_operator("spikegpt::firing_rate", mutates_args=())
 def firing_rate_operator(spikes: Tensor) -> Tensor:
     return fast_kernels("pointwise", spikes).firing_rate_forward(spikes)
 
 
-@torch.library.custom_op("spikegpt::firing_rate_backward", mutates_args=())
+@custom_operator("spikegpt::firing_rate_backward", mutates_args=())
 def firing_rate_backward_operator(grad: Tensor, spikes: Tensor) -> Tensor:
     return fast_kernels("pointwise", spikes).firing_rate_backward(grad, spikes)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..backends import choose_training_backend, fast_kernels
-from ..operators import declare_cost, new_like
+from ..operators import custom_operator, declare_cost, new_like
 from . import reference
 
 
@@ -52,7 +52,7 @@ def check_shift(x: Tensor, previous: Tensor | None, shares: Sequence[Tensor]) ->
             raise ValueError(f"token_shift: a share has shape {tuple(share.shape)}, want ({C},) or (1, 1, {C})")
 
 
-@torch.library.custom_op(
+@custom_operator(
     "spikegpt::token_shift",
     mutates_args=(),
     schema="(Tensor x, Tensor? previous, Tensor[] shares, ScalarType dtype) -> Tensor[]",
@@ -67,7 +67,7 @@ def _(x, previous, shares, dtype):
     return [torch.empty(x.shape, dtype=dtype, device=x.device) for _ in shares]
 
 
-@torch.library.custom_op(
+@custom_operator(
     "spikegpt::token_shift_backward",
     mutates_args=(),
     schema="(Tensor[] grads, Tensor x, Tensor? previous, Tensor[] shares) -> (Tensor, Tensor, Tensor)",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..backends import choose_backend, fast_kernels
 from ..checks import check_wkv_inputs
-from ..operators import declare_cost, new_like
+from ..operators import custom_operator, declare_cost, new_like
 from ..pointwise.door import gate
 from . import reference
 
@@ -74,7 +74,7 @@ def wkv(
     return output if receptance is None else gate(receptance, output), WKVState(*last)
 
 
-@torch.library.custom_op("spikegpt::wkv", mutates_args=())
+@custom_operator("spikegpt::wkv", mutates_args=())
 def wkv_operator(
     time_decay: Tensor,
     time_first: Tensor,
@@ -99,7 +99,7 @@ def _(time_decay, time_first, key, value, numerator, denominator, max_exponent, 
     return tuple(map(new_like, (key, numerator, denominator, max_exponent)))
 
 
-@torch.library.custom_op("spikegpt::wkv_backward", mutates_args=())
+@custom_operator("spikegpt::wkv_backward", mutates_args=())
 def wkv_backward_operator(
     grad_output: Tensor,
     grad_numerator: Tensor,

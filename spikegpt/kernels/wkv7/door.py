@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..backends import choose_backend, fast_kernels
-from ..operators import declare_cost, new_like
+from ..operators import custom_operator, declare_cost, new_like
 from . import reference
 from .gpu import HEAD_SIZES, wrong_head_size
 
@@ -84,7 +84,7 @@ def check_wkv7(
     return state
 
 
-@torch.library.custom_op("spikegpt::wkv7", mutates_args=())
+@custom_operator("spikegpt::wkv7", mutates_args=())
 def wkv7_operator(
     receptance: Tensor, log_decay: Tensor, key: Tensor, value: Tensor, a: Tensor, b: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -97,7 +97,7 @@ def _(receptance, log_decay, key, value, a, b, state):
     return new_like(key), new_like(state)
 
 
-@torch.library.custom_op("spikegpt::wkv7_backward", mutates_args=())
+@custom_operator("spikegpt::wkv7_backward", mutates_args=())
 def wkv7_backward_operator(
     grad_output: Tensor,
     grad_state: Tensor,
