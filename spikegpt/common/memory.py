@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,6 +83,10 @@ def pages_kept() -> Iterator[None]:
 
 def _advise_huge_pages(library: ctypes.CDLL) -> None:
     """Let the heap grow by memory that nobody has touched, and its pages be huge."""
+    limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+    # memory that is refused costs more than it brings: the library then leaves the heap
+    if any(limit != resource.RLIM_INFINITY for limit in limits):
+        return
     page = os.sysconf("SC_PAGE_SIZE")
     size = min((available_bytes() or 0) // 2, _MOST_ADVISED)
     library.malloc.restype = ctypes.c_void_p

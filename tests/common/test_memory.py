@@ -76,6 +76,18 @@ def test_new_pages_are_huge():
     assert inside >= MIB / 2 and after < inside / 2
 
 
+LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_DATA, (1 << 40, -1))\n"
+
+
+@needs_gnu
+def test_within_limits_pages_are_kept_and_nothing_is_asked_for_in_advance():
+    printed = processes.run([sys.executable, "-c", LIMITED + SCRIPT], check=True).stdout
+    outside, inside, given_back = (int(word) for word in printed.split())
+    assert outside >= MIB / 2 and inside < outside / 10 and given_back > MIB / 2
+    huge, _ = map(int, processes.run([sys.executable, "-c", LIMITED + HUGE_SCRIPT], check=True).stdout.split())
+    assert huge < MIB / 2 or "[always]" in ENABLED.read_text()
+
+
 def test_elsewhere_nothing_is_different(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     with pages_kept():
