@@ -20,38 +20,19 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 from measure import alternate, ratio, write_result
-from torch import nn
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from spikegpt.__main__ import WAITING
-from spikegpt.config import model_preset, train_preset
-from spikegpt.model.network import SpikeGPT
-from spikegpt.train.optimizer import make_optimizer
+from spikegpt.config import train_preset
+from spikegpt.measure.processes import PROCESSES, make_step
 
-PRESETS, PROCESSES = ("tiny", "small"), 2
+PRESETS = "tiny", "small"
 SETTINGS = {
     "defaults": {},
     "gradient_as_bucket_view": {"gradient_as_bucket_view": True},
     "static_graph": {"static_graph": True},
     "both": {"gradient_as_bucket_view": True, "static_graph": True},
 }
-
-
-def make_step(preset: str, windows: int, wrap: Callable[[nn.Module], nn.Module]) -> Callable[[], None]:
-    torch.manual_seed(0)
-    bare = SpikeGPT(model_preset(preset))
-    model, optimizer = wrap(bare), make_optimizer(bare, train_preset(preset))
-    ids = torch.randint(0, bare.config.vocab_size, (windows, bare.config.ctx_len + 1))
-
-    def step() -> None:
-        logits = model(ids[:, :-1]).logits
-        F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
-        torch.nn.utils.clip_grad_norm_(bare.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
 
 
 def contenders(preset: str) -> dict[str, Callable[[], None]]:

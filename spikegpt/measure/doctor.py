@@ -17,6 +17,7 @@ from ..kernels import event_matvec, event_wkv, integer_lif, lif, wkv, wkv7
 from ..kernels.backends import FAST_BACKEND, is_installed, what_to_install
 from ..kernels.gpu import installed_cupy
 from ..model.network import SpikeGPT
+from .processes import training
 
 PACKAGES = (
     "torch",
@@ -56,6 +57,7 @@ def examine() -> dict[str, Any]:
         "kernels": {device: _kernel_for(device) for device in ("cpu", "cuda")},
         f"checked at (B, T, C) = {SHAPE}, forward and backward": examined,
         "decoding": decoding(),
+        "training": training(),
         "healthy": all(kernel["is_right"] for kernels in examined.values() for kernel in kernels.values()),
     }
 

@@ -1,0 +1,44 @@
+"""One process or two: measured by processes that know of each other, and said in words."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from spikegpt.measure import processes
+
+
+def test_both_are_measured():
+    one, two = processes.in_processes([sys.executable, "-m", "spikegpt.measure.processes", "2"])
+    assert one > 0 and two > 0
+
+
+@pytest.mark.parametrize(("two", "started"), [(109, "spikegpt train, one process"), (111, "accelerate launch")])
+def test_two_are_started_where_they_are_faster(monkeypatch, two, started):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(processes, "in_processes", lambda command: [100, two])
+    found = processes.training()
+    assert found["start"].startswith(started)
+    assert found["tokens_per_s of one process, 4 threads"] == 100
+    assert found["tokens_per_s of two processes, 2 thread(s) each"] == two
+
+
+def test_one_thread_is_not_shared_out(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert processes.training() == {"start": "one process, of 1 thread(s): there is nothing to share out"}
+
+
+FAULTY = "import sys, time; sys.argv[1] == '1' or time.sleep(60); sys.exit('no way to gloo')"
+
+
+def test_what_fails_is_said_and_leaves_nobody_behind(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    failing = [sys.executable, "-c", "import sys; sys.exit('no way to gloo')"]
+    with pytest.raises(RuntimeError, match="ended with 1: no way to gloo"):
+        processes.in_processes(failing)
+    monkeypatch.setattr(processes, "PATIENCE_S", 1)
+    with pytest.raises(subprocess.TimeoutExpired):
+        processes.in_processes([sys.executable, "-c", FAULTY])
+    monkeypatch.setattr(processes.sys, "executable", "false")
+    assert "two could not be tried" in processes.training()["start"]
