@@ -11,20 +11,16 @@ faster).
 
 import argparse
 import json
-import os
-import socket
-import subprocess
 import sys
 from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-from measure import alternate, ratio, write_result
+from measure import alternate, ratio, wait_as_command_line, write_result
 from torch.nn.parallel import DistributedDataParallel
 
-from spikegpt.__main__ import WAITING
 from spikegpt.config import train_preset
-from spikegpt.measure.processes import PROCESSES, make_step
+from spikegpt.measure.processes import PROCESSES, in_processes, make_step, meet
 
 PRESETS = "tiny", "small"
 SETTINGS = {
@@ -62,24 +58,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=15)
     parser.add_argument("--quick", action="store_true", help="3 repetitions of tiny")
+    parser.add_argument("place", nargs="*", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if "RANK" not in os.environ:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), **WAITING}
-        ranks = [{"RANK": str(rank), "WORLD_SIZE": str(PROCESSES)} for rank in range(PROCESSES)]
-        children = [
-            subprocess.Popen([sys.executable, *sys.argv], env={**os.environ, **place, **rank}) for rank in ranks
-        ]
-        sys.exit(max(abs(child.wait()) for child in children))
-    dist.init_process_group("gloo")
-    found = {}
-    for preset in PRESETS[:1] if options.quick else PRESETS:
-        times = alternate(contenders(preset), 3 if options.quick else options.repetitions, warmup=2)
-        found[preset] = {name: ratio(times["one"], times[name]) for name in SETTINGS}
-        if dist.get_rank() == 0:
-            print(preset, {name: (one["median"], one["quartiles"]) for name, one in found[preset].items()}, flush=True)
-    if dist.get_rank() == 0:
+    if not options.place:
+        wait_as_command_line()
+        found = in_processes([sys.executable, *sys.argv], patience_s=900)
         if not options.quick:
             write_result("train_processes", {"pace_over_one_process": found, "spiking": "input"})
         print(
@@ -87,6 +70,14 @@ def main() -> None:
                 {preset: {name: one["median"] for name, one in ratios.items()} for preset, ratios in found.items()}
             )
         )
+        return
+    meet(*options.place)
+    found = {}
+    for preset in PRESETS[:1] if options.quick else PRESETS:
+        times = alternate(contenders(preset), 3 if options.quick else options.repetitions, warmup=2)
+        found[preset] = {name: ratio(times["one"], times[name]) for name in SETTINGS}
+    # what the first of them prints counts
+    print(json.dumps(found))
     dist.destroy_process_group()
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -50,12 +51,12 @@ def training() -> dict[str, str | int]:
     }
 
 
-def in_processes(command: list[str]) -> list[int]:
-    """Run `command` RANK PORT in PROCESSES processes, which meet at that port; return the list that the first prints.
+def in_processes(command: list[str], patience_s: float = PATIENCE_S) -> Any:
+    """Run `command` RANK PORT in PROCESSES processes, which meet there (`meet`); return the JSON that the first prints.
 
     Raises:
         RuntimeError: one of them failed; the message ends with what it said.
-        subprocess.TimeoutExpired: they took longer than PATIENCE_S.
+        subprocess.TimeoutExpired: they took longer than `patience_s`.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -68,11 +69,16 @@ def in_processes(command: list[str]) -> list[int]:
         for process in started:
             # none of them may wait for one that is gone
             stack.callback(process.kill)
-        said = [process.communicate(timeout=PATIENCE_S) for process in started]
+        said = [process.communicate(timeout=patience_s) for process in started]
     for process, (_, errors) in zip(started, said, strict=True):
         if process.returncode:
             raise RuntimeError(f"a training process ended with {process.returncode}: {errors[-500:]}")
     return json.loads(said[0][0].splitlines()[-1])
+
+
+def meet(rank: int, port: int) -> None:
+    """In one of the processes: wait for the others."""
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=PROCESSES)
 
 
 def make_step(
@@ -97,7 +103,7 @@ def make_step(
 
 def _compare(threads: int, rank: int, port: int) -> None:
     """In one of the processes: print the tokens per second of one of them and of both, taking turns."""
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=PROCESSES)
+    meet(rank, port)
     precision: Precision = "bf16" if multiplies_bfloat16(torch.device("cpu")) else "no"
     windows, is_first = train_preset(PRESET).batch_size, rank == 0
     # the other waits for it at the next barrier, asleep

@@ -37,8 +37,7 @@ def test_what_fails_is_said_and_leaves_nobody_behind(monkeypatch):
     failing = [sys.executable, "-c", "import sys; sys.exit('no way to gloo')"]
     with pytest.raises(RuntimeError, match="ended with 1: no way to gloo"):
         processes.in_processes(failing)
-    monkeypatch.setattr(processes, "PATIENCE_S", 1)
     with pytest.raises(subprocess.TimeoutExpired):
-        processes.in_processes([sys.executable, "-c", FAULTY])
+        processes.in_processes([sys.executable, "-c", FAULTY], patience_s=1)
     monkeypatch.setattr(processes.sys, "executable", "false")
     assert "two could not be tried" in processes.training()["start"]
