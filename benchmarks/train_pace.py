@@ -19,6 +19,19 @@ from measure import ratio, write_result
 
 TREE = Path(__file__).parent.parent
 BLOCKS = ("input", "none", "output")
+# how the demo's models learned when the earlier trees were written, as flags of this one
+AS_EARLIER = (
+    "--optimizer",
+    "adamw",
+    "--schedule",
+    "cosine",
+    "--lr",
+    "3e-3",
+    "--self-teacher",
+    "0",
+    "--commitment",
+    "0",
+)
 
 
 def seconds_per_token(tree: Path, spiking: str, steps: int) -> float:
@@ -26,6 +39,7 @@ def seconds_per_token(tree: Path, spiking: str, steps: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         command = [sys.executable, "-m", "spikegpt", "train", "--preset", "tiny", "--spiking", spiking]
+        command += AS_EARLIER if tree == TREE else []
         command += ["--steps", str(steps), "--eval-every", "0", "--sample-every", "0", "--out", str(run)]
         environment = os.environ | {"PYTHONPATH": str(tree)}
         subprocess.run(command, env=environment, cwd=folder, check=True, capture_output=True)

@@ -33,7 +33,7 @@ from spikegpt.neuron import SpikingJellyNeuron
 from spikegpt.train.losses import Reading, add_up, make_terms
 from spikegpt.train.optimizer import make_optimizer
 
-TRAINING = train_preset("small")
+TRAINING = train_preset("small", optimizer="adamw")
 BATCH, TOKENS = 8, 512
 # of the comparison with others
 THEIR_SIZES = {"n_layer": 4, "n_embd": 256, "ctx_len": 256, "vocab_size": 256, "dropout": 0.0}

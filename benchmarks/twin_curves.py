@@ -4,7 +4,8 @@
     python benchmarks/twin_curves.py --spiking output --data ...   the published block in place of the spike-driven one
     python benchmarks/twin_curves.py --quick   under a minute, the built-in corpus, no published number
 
-The spike-driven model is taught by its twin. Runs that were broken off are resumed; `--only` trains one of the two.
+Each learns by the recipe of its preset; the spike-driven model is its own teacher, without its neurons.
+Runs that were broken off are resumed; `--only` trains one of the two.
 Last line: JSON with bits_spiking, bits_twin (bits per byte on the test split), gap and firing_rate.
 """
 
@@ -39,6 +40,7 @@ def train_one(spiking: str, runs: Path, data: list[str], preset: str, steps: int
         return
     config = train_preset(
         preset,
+        spiking,
         data=data,
         steps=steps,
         threads=threads,
@@ -48,7 +50,6 @@ def train_one(spiking: str, runs: Path, data: list[str], preset: str, steps: int
         log_every=10,
         # one for all that are compared
         precision="no",
-        teacher=str(runs / "none") if spiking == "input" else None,
     )
     train(model_preset(preset, spiking=spiking), config, run)
 

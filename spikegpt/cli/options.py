@@ -67,6 +67,10 @@ class Start:
     preset: str | None = None
     from_: Annotated[Path | None, arg(name="from")] = None
     spiking: str | None = None
+    # what a model that is its own teacher cannot have
+    teacher: str | None = None
+    carry_state: bool = False
+    anneal: str | None = None
 
 
 @dataclass(kw_only=True)

@@ -158,13 +158,16 @@ def _has_rows(data: tuple[str, ...]) -> bool:
 def _train_defaults(start: Start) -> Train:
     """The defaults that `--preset`, `--from` and `--spiking` ask for, so that other flags change those.
 
-    Each block has its own neuron.
+    Each block has its own neuron, and the spike-driven one is its own teacher unless another is asked for.
     """
     # an unknown name is left to the parser, which lists the known ones
     changes = {"spiking": start.spiking} if start.spiking in SPIKING else {}
     if start.from_ is None:
         name = start.preset if start.preset in PRESETS else "tiny"
-        return Train(model=model_preset(name, **changes), train=train_preset(name))
+        model = model_preset(name, **changes)
+        is_taught_otherwise = start.teacher is not None or start.carry_state or start.anneal is not None
+        others = {"self_teacher": 0.0} if is_taught_otherwise else {}
+        return Train(model=model, train=train_preset(name, model.spiking, **others))
     if start.preset is not None:
         raise UsageError(f"the sizes are those of {start.from_}; leave out --preset")
     from ..train.convert import defaults_from

@@ -45,7 +45,7 @@ class ModelConfig(Config):
     neurons before every matrix product of a block"""
     dropout: float = 0.03
     """on the residual stream after each block, as published"""
-    hidden_levels: int = 8
+    hidden_levels: int = 16
     """input only: most unit spikes per token of a hidden neuron of the channel mix, which is never negative"""
     spiking_head: bool = False
     """input only: the head reads spikes too. It costs a little quality, and pays where the vocabulary is large"""

@@ -102,8 +102,8 @@ class NeuronConfig(Config):
         return cls(membrane_decay=1 - 1 / tau, **options)
 
 
-# the neuron of the spike-driven block: ON/OFF, up to four spikes a token, memoryless;
-# what measured best in benchmarks/tradeoff.py
+# the neuron of the spike-driven block: ON/OFF, up to eight spikes a token, memoryless;
+# what measured best in benchmarks/recipe.py
 INPUT_NEURON = NeuronConfig(
     membrane_decay=0.0,
     reset="subtract",
@@ -111,6 +111,6 @@ INPUT_NEURON = NeuronConfig(
     surrogate="rectangular",
     slope=1.0,
     learnable_threshold=True,
-    levels=4,
+    levels=8,
     signed=True,
 )

@@ -2,20 +2,37 @@
 
 from typing import Any
 
-from .model import ModelConfig
+from .model import ModelConfig, Spiking
 from .train import TrainConfig
 from .values import check
 
 # the published optimiser settings: github.com/ridgerchu/SpikeGPT, src/train.py; the paper's 500 warm-up steps
 _PUBLISHED = {"batch_size": 12, "lr": 6e-4, "lr_final": 1e-5, "warmup_steps": 500, "adam_eps": 4e-9, "l2wrap": 1e-4}
 
+# what small models learn best by within some thousand steps, dense and spike-driven: benchmarks/recipe.py
+_RECIPE: dict[str, Any] = {
+    "optimizer": "muon",
+    "lr": 6e-3,
+    "muon_lr": 0.03,
+    "muon_momentum": 0.9,
+    "schedule": "wsd",
+    "decay_share": 0.97,
+}
+# and the spike-driven ones besides: taught by themselves without their neurons
+_SPIKE_DRIVEN: dict[str, Any] = {"self_teacher": 1.0, "commitment": 1.0}
+
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # about 1M parameters with bytes: the demo
-    "tiny": {"model": {"n_layer": 4, "n_embd": 128, "ctx_len": 128, "vocab_size": 256}, "train": {}},
+    "tiny": {
+        "model": {"n_layer": 4, "n_embd": 128, "ctx_len": 128, "vocab_size": 256},
+        "train": _RECIPE,
+        "spike_driven": _SPIKE_DRIVEN,
+    },
     # about 5M
     "small": {
         "model": {"n_layer": 6, "n_embd": 256, "ctx_len": 256, "vocab_size": 256},
-        "train": {"steps": 2000, "batch_size": 8, "lr": 3e-3, "warmup_steps": 100},
+        "train": {"steps": 2000, "batch_size": 8, "warmup_steps": 100, **_RECIPE},
+        "spike_driven": _SPIKE_DRIVEN,
     },
     # the paper's enwik8 model; its 46.1M parameters imply a vocabulary of about 5458 characters
     "spikegpt-46m": {
@@ -46,9 +63,15 @@ def model_preset(name: str, **changes) -> ModelConfig:
     return ModelConfig(**{**_preset(name)["model"], **changes})
 
 
-def train_preset(name: str, **changes) -> TrainConfig:
-    """Return the TrainConfig of a preset, with `changes` applied; ValueError if no preset has this name."""
-    return TrainConfig(**{**_preset(name)["train"], **changes})
+def train_preset(name: str, spiking: Spiking = "none", **changes) -> TrainConfig:
+    """Return the TrainConfig of a preset for a model that is `spiking` so, with `changes` applied.
+
+    Raises:
+        ValueError: no preset has this name.
+    """
+    preset = _preset(name)
+    own = preset.get("spike_driven", {}) if spiking == "input" else {}
+    return TrainConfig(**{**preset["train"], **own, **changes})
 
 
 def _preset(name: str) -> dict[str, dict[str, Any]]:

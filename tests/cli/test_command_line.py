@@ -224,6 +224,25 @@ def test_each_block_has_its_own_neuron_and_flags_change_that(begun):
     assert ours == dataclasses.replace(INPUT_NEURON, threshold=2.0)
 
 
+@pytest.mark.parametrize(
+    "flags, self_teacher",
+    [
+        ([], 1.0),
+        (["--spiking", "none"], 0.0),
+        (["--spiking", "output"], 0.0),
+        (["--preset", "spikegpt-46m"], 0.0),
+        (["--teacher", "RUN"], 0.0),
+        (["--carry-state"], 0.0),
+        (["--anneal", "0.5"], 0.0),
+        (["--self-teacher", "0.5"], 0.5),
+    ],
+)
+def test_the_spike_driven_block_is_its_own_teacher_unless_another_is_asked_for(begun, flags, self_teacher):
+    assert main(["train", *flags]) == 0
+    ((_, training, *_),) = begun
+    assert training.self_teacher == self_teacher
+
+
 def test_from_a_run_its_sizes_are_the_defaults(begun, trained):
     assert main(["train", "--from", str(trained), "--spiking", "none", "--ctx-len", "32"]) == 0
     ((model, _, _, options),) = begun

@@ -50,8 +50,8 @@ def test_twin_differs_in_one_field():
 
 
 def test_each_block_has_its_own_neuron():
-    assert ModelConfig(spiking="input").neuron.alphabet == (-4, 4)
-    assert ModelConfig(spiking="input").hidden_neuron.alphabet == (0, 8)
+    assert ModelConfig(spiking="input").neuron.alphabet == (-8, 8)
+    assert ModelConfig(spiking="input").hidden_neuron.alphabet == (0, 16)
     assert ModelConfig(spiking="output").neuron == NeuronConfig() and NeuronConfig().alphabet == (0, 1)
     assert ModelConfig.from_dict(ModelConfig(spiking="input").to_dict()) == ModelConfig(spiking="input")
 
@@ -185,3 +185,14 @@ def test_a_warm_up_beyond_the_steps_is_doubted():
     assert not doubts(TrainConfig())
     (doubt,) = doubts(TrainConfig(steps=20, warmup_steps=50, lr=1e-3))
     assert "warmup_steps 50 are not over within the 20 steps" in doubt and "0.0004 instead of 0.001" in doubt
+
+
+def test_a_preset_teaches_the_spike_driven_block_by_itself_and_the_published_sizes_as_published():
+    dense, spiking = train_preset("small"), train_preset("small", "input")
+    assert (dense.self_teacher, dense.commitment, spiking.self_teacher, spiking.commitment) == (0, 0, 1, 1)
+    # all else is the twin's too
+    assert dataclasses.replace(spiking, self_teacher=0.0, commitment=0.0) == dense
+    assert train_preset("tiny", "output") == train_preset("tiny")
+    published = train_preset("spikegpt-46m", "input")
+    assert (published.optimizer, published.schedule, published.self_teacher) == ("adamw", "cosine", 0)
+    assert train_preset("tiny", "input", self_teacher=0.5).self_teacher == 0.5

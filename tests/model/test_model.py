@@ -96,7 +96,7 @@ def test_every_matrix_product_of_the_spike_driven_block_reads_spikes(spiking_hea
         if name == "head" and not spiking_head:
             assert (operand != operand.round()).any()
             continue
-        check_alphabet(operand, (0, 8) if name.endswith("ffn.value") else (-4, 4), name)
+        check_alphabet(operand, (0, 16) if name.endswith("ffn.value") else (-8, 8), name)
         assert operand.data_ptr() == spikes[f"{name}_neuron"].data_ptr()
 
 
@@ -188,7 +188,7 @@ def test_a_neuron_outside_its_alphabet_is_found_out(ids):
     with verified_spikes(False):
         model = SpikeGPT(config, neuron=lambda site: Leaking(site.channels, site.neuron))
         model(ids)
-    with verified_spikes(), pytest.raises(ValueError, match="not whole numbers from -4 to 4"):
+    with verified_spikes(), pytest.raises(ValueError, match="not whole numbers from -8 to 8"):
         model(ids)
 
 
