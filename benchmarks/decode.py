@@ -286,6 +286,7 @@ def main() -> None:
     parser.add_argument("--avx2", action="store_true")
     parser.add_argument("--long", type=int, metavar="TOKENS")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--result", metavar="NAME", help="results/NAME.json in the place of the usual one")
     parser.add_argument("--quick", action="store_true", help="few repetitions, nothing written")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -301,7 +302,7 @@ def main() -> None:
     else:
         name, result = f"decode_{options.size}", measure_size(options.size, repetitions)
     if not options.quick:
-        write_result(name, {"command": f"python benchmarks/decode.py {' '.join(sys.argv[1:])}", **result})
+        write_result(options.result or name, {"command": f"python benchmarks/decode.py {' '.join(sys.argv[1:])}", **result})
     print(json.dumps({key: found["median"] for key, found in result["ratios"].items()}))
 
 
