@@ -302,7 +302,9 @@ def main() -> None:
     else:
         name, result = f"decode_{options.size}", measure_size(options.size, repetitions)
     if not options.quick:
-        write_result(options.result or name, {"command": f"python benchmarks/decode.py {' '.join(sys.argv[1:])}", **result})
+        write_result(
+            options.result or name, {"command": f"python benchmarks/decode.py {' '.join(sys.argv[1:])}", **result}
+        )
     print(json.dumps({key: found["median"] for key, found in result["ratios"].items()}))
 
 

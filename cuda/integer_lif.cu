@@ -22,17 +22,19 @@
 #define MOST_MAGNITUDES 7
 
 struct Neuron {
-    float decay, gain, threshold, levels;
-    bool is_signed, subtracts;
+    // taken: off the potential for each spike; a potential that does not keep the rest is put at 0
+    float decay, gain, threshold, taken, levels;
+    bool is_signed, keeps;
 
     __device__ __forceinline__
-    Neuron(float decay, float threshold, int levels, int is_signed, int subtracts, int decay_input)
+    Neuron(float decay, float threshold, int levels, int is_signed, int keeps, float taken, int decay_input)
         : decay(decay),
           gain(decay_input ? 1.0f - decay : 1.0f),
           threshold(threshold),
+          taken(taken * threshold),
           levels(levels),
           is_signed(is_signed),
-          subtracts(subtracts) {}
+          keeps(keeps) {}
 
     // rounded after every operation, as the reference does, never fused: the same spikes forward, backward and on the
     // CPU
@@ -50,7 +52,7 @@ struct Neuron {
     }
 
     __device__ __forceinline__ float reset(float charged, float spikes) const {
-        if (subtracts) return __fadd_rn(charged, -__fmul_rn(threshold, spikes));
+        if (keeps) return __fadd_rn(charged, -__fmul_rn(taken, spikes));
         return spikes == 0.0f ? charged : 0.0f;
     }
 
@@ -105,13 +107,13 @@ extern "C" __global__ void integer_lif_forward(
     const element* __restrict__ current, const float* __restrict__ potential, const float* __restrict__ decay,
     const float* __restrict__ threshold, element* __restrict__ spikes, word* __restrict__ planes,
     float* __restrict__ membrane, float* __restrict__ last_potential, int B, int T, int C, int levels, int is_signed,
-    int subtracts, int decay_input, int magnitudes
+    int keeps, float taken, int decay_input, int magnitudes
 ) {
     const int at = blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= B * C) return;
     const int b = at / C, c = at % C, words = (T + 31) / 32;
     const long long first = (long long)b * T * C + c, plane = (long long)B * words * C;
-    const Neuron neuron(decay[c], threshold[c], levels, is_signed, subtracts, decay_input);
+    const Neuron neuron(decay[c], threshold[c], levels, is_signed, keeps, taken, decay_input);
     float v = potential[at];
     Stretch<STEPS> ahead;
     ahead.load(current + first, C, T);
@@ -157,7 +159,7 @@ __device__ __forceinline__ void walk_back(
             const float quanta = neuron.quanta(neuron.charge(before[i], current[i]));
             const bool is_inside = quanta >= lowest && quanta <= highest, is_silent = neuron.count(quanta) == 0.0f;
             const float through_spikes = is_inside ? __fdividef(grad_spikes[i], neuron.threshold) : 0.0f;
-            const float grad_charged = through_spikes + (neuron.subtracts || is_silent ? grad.potential : 0.0f);
+            const float grad_charged = through_spikes + (neuron.keeps || is_silent ? grad.potential : 0.0f);
             grad_current[(long long)i * C] = from_float(neuron.gain * grad_charged);
             grad.decay += grad_charged * (before[i] - own_input * current[i]);
             grad.threshold -= through_spikes * quanta;
@@ -173,14 +175,14 @@ extern "C" __global__ void integer_lif_backward(
     const float* __restrict__ potential, const float* __restrict__ decay, const float* __restrict__ threshold,
     const float* __restrict__ membrane, float* __restrict__ checkpoints, element* __restrict__ grad_current,
     float* __restrict__ grad_potential, float* __restrict__ grad_decay, float* __restrict__ grad_threshold, int B,
-    int T, int C, int levels, int is_signed, int subtracts, int decay_input
+    int T, int C, int levels, int is_signed, int keeps, float taken, int decay_input
 ) {
     const int at = blockIdx.x * blockDim.x + threadIdx.x;
     const int neurons = B * C;
     if (at >= neurons) return;
     const int b = at / C, c = at % C;
     const long long first = (long long)b * T * C + c;
-    const Neuron neuron(decay[c], threshold[c], levels, is_signed, subtracts, decay_input);
+    const Neuron neuron(decay[c], threshold[c], levels, is_signed, keeps, taken, decay_input);
     const float own_input = decay_input ? 1.0f : 0.0f;
     const int stretches = (T + BACK_STEPS - 1) / BACK_STEPS;
 

@@ -21,10 +21,10 @@ class NeuronConfig(Config):
     """fraction of the potential kept per step = 1 - 1/tau"""
     threshold: float = 1.0
     """a neuron fires when its potential is >= this"""
-    reset: Literal["zero", "subtract"] = "zero"
-    """after a spike: back to reset_potential, or minus the threshold"""
+    reset: Literal["zero", "subtract", "none"] = "zero"
+    """after a spike: back to reset_potential, minus the threshold, or as it was"""
     reset_potential: float = 0.0
-    """resting potential; must be 0 for reset "subtract" """
+    """resting potential; must be 0 for the other resets"""
     decay_input: bool = True
     """multiply the input current by 1 - membrane_decay"""
     detach_reset: bool = False
@@ -59,7 +59,8 @@ class NeuronConfig(Config):
             f"threshold ({self.threshold}) must exceed reset_potential ({self.reset_potential})",
         )
         check(
-            self.reset == "zero" or self.reset_potential == 0, "reset 'subtract' rests at 0: reset_potential must be 0"
+            self.reset == "zero" or self.reset_potential == 0,
+            f"reset {self.reset!r} rests at 0: reset_potential must be 0",
         )
         check(self.slope > 0, f"slope must be positive, got {self.slope}")
         if self.is_integer:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-RESETS = ("zero", "subtract")
+RESETS = ("zero", "subtract", "none")
 
 
 def check_known(operation: str, name: str, value: str, known: tuple[str, ...]) -> None:

@@ -48,14 +48,15 @@ class NeuronRows(NamedTuple):
     """A layer of neurons as numbers, each row (channels,).
 
     charged = decay * potential + gain * current + pull; unit spikes = whole thresholds in it, at most `levels`, none of
-    them negative unless `signed`; then the potential is `rest` where a spike was, if it `resets_to_rest`, else one
-    threshold lower for each spike. `remembers`: whether the potential is carried to the next token.
+    them negative unless `signed`; then the potential is `rest` where a spike was, if it `resets_to_rest`, else lower by
+    `taken` for each spike. `remembers`: whether the potential is carried to the next token.
     """
 
     decay: Tensor
     gain: Tensor
     pull: Tensor
     threshold: Tensor
+    taken: Tensor
     levels: int
     signed: bool
     resets_to_rest: bool
@@ -231,8 +232,9 @@ class LIF(nn.Module):
             # such a neuron measures its potential in thresholds, see `_binary`
             gain, threshold = gain / threshold, torch.ones_like(threshold)
         pull = (1 - decay) * config.reset_potential
+        taken = threshold if config.reset == "subtract" else torch.zeros_like(threshold)
         options = config.levels, config.signed, config.reset == "zero", config.reset_potential, not self.is_memoryless
-        return NeuronRows(decay, gain, pull, threshold, *options)
+        return NeuronRows(decay, gain, pull, threshold, taken, *options)
 
     def step(self, current: Tensor, potential: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Return (spikes (B, C), potential (B, C), or None if memoryless) of one token."""

@@ -31,6 +31,10 @@ BLOCKS = {
         "spiking": "input",
         "neuron": dataclasses.replace(INPUT_NEURON, membrane_decay=0.4, learnable_decay=True, reset="zero"),
     },
+    "input, never reset": {
+        "spiking": "input",
+        "neuron": dataclasses.replace(INPUT_NEURON, membrane_decay=0.4, learnable_decay=True, reset="none"),
+    },
     "input, shared neurons": {"spiking": "input", "shared_neurons": True, "spiking_head": True},
     "input, shared neurons, leaky": {
         "spiking": "input",

@@ -35,6 +35,7 @@ LIF_OPTIONS = [
     LIFOptions(reset="subtract"),
     LIFOptions(reset_potential=-0.5, threshold=0.7),
     LIFOptions(decay_input=False, reset="subtract"),
+    LIFOptions(reset="none"),
 ]
 
 

@@ -19,7 +19,7 @@ SIZES = [(1, 1, 1), (3, 2, 5), (2, 63, 33), (1, 97, 130), (3, 32, 65)]  # odd on
 OPTIONS = [
     IntegerLIFOptions(levels=levels, signed=signed, reset=reset, decay_input=decay_input)
     for levels, signed, reset, decay_input in itertools.product(
-        (1, 4, 127), (False, True), ("subtract", "zero"), (False, True)
+        (1, 4, 127), (False, True), ("subtract", "zero", "none"), (False, True)
     )
 ]
 FOUR = IntegerLIFOptions(levels=4, signed=True)

@@ -16,7 +16,7 @@ from spikegpt.kernels.integer_lif.door import integer_lif_operator, memoryless_o
 OPTIONS = [
     {"levels": levels, "signed": signed, "reset": reset, "decay_input": decay_input}
     for levels, signed, reset, decay_input in itertools.product(
-        (1, 2, 4, 8), (False, True), ("subtract", "zero"), (False, True)
+        (1, 2, 4, 8), (False, True), ("subtract", "zero", "none"), (False, True)
     )
 ]
 every_option = pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())))
@@ -73,6 +73,7 @@ def test_integer_lif_matches_reference_in_every_dtype(dtype, memoryless):
 # by hand, decay 0.5, threshold 0.5, 4 levels, input as it is, charged -> spikes -> rest:
 # subtract: 1.25 -> 2 -> 0.25;  0.125 - 1.125 = -1 -> -2 -> 0;  3 -> 4 (not 6) -> 1;  0.5 + 0 -> 1 -> 0
 # zero:     1.25 -> 2 -> 0;     0 - 1.125 -> -2 -> 0;            3 -> 4 -> 0;          0 -> 0
+# none:     1.25 -> 2 -> 1.25;  0.625 - 1.125 = -0.5 -> -1 -> -0.5;  2.75 -> 4 -> 2.75;  1.375 -> 2 -> 1.375
 # unsigned: 1.25 -> 2 -> 0.25;  -1 -> 0 -> -1;                   -0.5 + 3 = 2.5 -> 4 -> 0.5;  0.25 -> 0 -> 0.25
 @pytest.mark.parametrize("backend", ["numba", "reference"])
 @pytest.mark.parametrize(
@@ -80,6 +81,7 @@ def test_integer_lif_matches_reference_in_every_dtype(dtype, memoryless):
     [
         ({"signed": True, "reset": "subtract"}, [2, -2, 4, 1], 0.0),
         ({"signed": True, "reset": "zero"}, [2, -2, 4, 0], 0.0),
+        ({"signed": True, "reset": "none"}, [2, -1, 4, 2], 1.375),
         ({"signed": False, "reset": "subtract"}, [2, 0, 4, 0], 0.25),
     ],
 )
@@ -105,7 +107,7 @@ def test_gradients_of_one_step_are_the_hand_worked_ones(backend):
     assert [grad.item() for grad in grads] == [1.0, 1.0, -2.0, -6.0]
 
 
-@pytest.mark.parametrize("reset", ["subtract", "zero"])
+@pytest.mark.parametrize("reset", ["subtract", "zero", "none"])
 @pytest.mark.parametrize("decay_input", [False, True])
 def test_one_unsigned_level_is_the_lif_with_the_rectangular_surrogate(reset, decay_input):
     current, potential, decay, _ = integer_lif_inputs(2, 100, 33)
@@ -120,7 +122,7 @@ def test_one_unsigned_level_is_the_lif_with_the_rectangular_surrogate(reset, dec
 
 
 @pytest.mark.parametrize("backend", ["numba", "reference"])
-@pytest.mark.parametrize("reset", ["subtract", "zero"])
+@pytest.mark.parametrize("reset", ["subtract", "zero", "none"])
 def test_integer_lif_split_in_two_is_the_whole(backend, reset):
     current, potential, decay, threshold = inputs = integer_lif_inputs(2, 90, 33)
     options = {
@@ -162,7 +164,7 @@ def test_a_channel_beyond_the_highest_level_gets_no_gradient():
 
 
 @pytest.mark.parametrize("backend", ["numba", "reference"])
-@pytest.mark.parametrize("reset", ["subtract", "zero"])
+@pytest.mark.parametrize("reset", ["subtract", "zero", "none"])
 def test_nan_and_infinity_are_never_hidden(backend, reset):
     current = torch.zeros(1, 3, 3)
     current[0, 1] = torch.tensor([math.nan, math.inf, -math.inf])
@@ -329,7 +331,7 @@ def test_errors_say_what_was_found_and_what_is_wanted(call, found, wanted):
 
 MEMORYLESS = [
     {"levels": levels, "signed": signed, "reset": reset}
-    for levels, signed, reset in itertools.product((1, 4, 8), (False, True), ("subtract", "zero"))
+    for levels, signed, reset in itertools.product((1, 4, 8), (False, True), ("subtract", "zero", "none"))
 ]
 
 

@@ -18,7 +18,7 @@ from spikegpt.kernels.wkv.door import wkv_operator
 
 LIF_OPTIONS = [
     {"reset": reset, "reset_potential": reset_potential, "decay_input": decay_input, "detach_reset": detach_reset}
-    for reset, reset_potential in (("zero", 0.0), ("zero", -0.25), ("subtract", 0.0))
+    for reset, reset_potential in (("zero", 0.0), ("zero", -0.25), ("subtract", 0.0), ("none", 0.0))
     for decay_input in (True, False)
     for detach_reset in (True, False)
 ]

@@ -200,7 +200,7 @@ def test_the_wkv_declares_what_a_loop_of_counting_numbers_does():
     assert (counts.state_reads, counts.state_writes) == (3 * B * T * C, 3 * B * T * C)
 
 
-@pytest.mark.parametrize("reset", ["zero", "subtract"])
+@pytest.mark.parametrize("reset", ["zero", "subtract", "none"])
 @pytest.mark.parametrize("decay_input", [True, False])
 def test_the_neuron_declares_what_a_loop_of_counting_numbers_does(reset, decay_input):
     current = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0)) * 2
@@ -209,7 +209,8 @@ def test_the_neuron_declares_what_a_loop_of_counting_numbers_does(reset, decay_i
     decay, gain, threshold, u, i = (Number(value, done) for value in (0.5, 0.5, 1.0, 0.2, 1.7))
     charged = decay * u + (gain * i if decay_input else i)
     spike = charged.at_least(threshold)
-    spike.choose(zero, charged) if reset == "zero" else charged - threshold
+    if reset != "none":
+        spike.choose(zero, charged) if reset == "zero" else charged - threshold
     assert {name: number for name, number in counts.elementwise.items() if number} == {
         name: number * 30 for name, number in done.items()
     }

@@ -12,7 +12,7 @@ from numba.extending import overload
 from ...kernels.cpu import HALF, ONE, exp_nonpositive
 from .clock import HIDDEN, LISTS, MEETINGS, NEURONS, NORM, PRODUCTS, SUMS, mark, start
 from .lists import list_active
-from .rows import DECAY, GAIN, PULL, THRESHOLD
+from .rows import DECAY, GAIN, PULL, TAKEN, THRESHOLD
 from .sums import sum_rows
 from .team import columns, fused, meet, summing
 
@@ -126,14 +126,14 @@ def fire(neurons, layer, text, current, first, last):
         return
     potential, current = neurons.potential[text, layer, first:last], current[first:last]
     decay, gain, pull, threshold = _rows_of(neurons, layer, first, last)
-    most = current.dtype.type(neurons.levels)
+    taken, most = neurons.rows[layer][TAKEN, first:last], current.dtype.type(neurons.levels)
     for c in range(current.size):
         charged = decay[c] * potential[c] + gain[c] * current[c] + pull[c]
         spikes = _count_spikes(charged / threshold[c], most, neurons.signed)
         if neurons.resets_to_rest:
             potential[c] = neurons.rest if spikes != 0 else charged
         else:
-            potential[c] = charged - threshold[c] * spikes
+            potential[c] = charged - taken[c] * spikes
         current[c] = spikes
 
 

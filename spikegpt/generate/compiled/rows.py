@@ -38,11 +38,11 @@ class Product(NamedTuple):
 
 
 # of one layer of neurons in `Neurons.rows`, see `neuron.lif.NeuronRows`
-DECAY, GAIN, PULL, THRESHOLD = range(4)
+DECAY, GAIN, PULL, THRESHOLD, TAKEN = range(5)
 
 
 class Neurons(NamedTuple):
-    """The neurons at a site: rows (L, 4, channels), potential (texts, L, channels), and what `neuron.lif.NeuronRows`
+    """The neurons at a site: rows (L, 5, channels), potential (texts, L, channels), and what `neuron.lif.NeuronRows`
     says.
 
     One type for all, so that one compilation serves every block: where there are no neurons they do not `exist`. If
@@ -149,9 +149,9 @@ class Packer:
         layers = [getattr(owner, site, some) for owner in owners]
         found = [neuron.rows(self.real) for neuron in layers if isinstance(neuron, LIF)]
         if not found:
-            nothing = np.zeros((len(owners), 4, 0), self.dtype)
+            nothing = np.zeros((len(owners), 5, 0), self.dtype)
             return Neurons(nothing, nothing[None, :, 0], 1, False, False, self.dtype.type(0), False, False, False)
-        rows = torch.stack([torch.stack([row.decay, row.gain, row.pull, row.threshold]) for row in found])
+        rows = torch.stack([torch.stack([row.decay, row.gain, row.pull, row.threshold, row.taken]) for row in found])
         L, _, channels = rows.shape
         one = found[0]
         return Neurons(

@@ -71,11 +71,11 @@ def memoryless_forward(
     B, T, C = current.shape
     spikes, final = new_words((B, T, C), dtype), torch.empty(B, C)
     rows, width = side_by_side(B * T, C)
-    levels, below, subtracts, _ = scalars_of(options)
+    levels, below, keeps, taken, _ = scalars_of(options)
     x, thresholds, fired = as_words(current), as_words(threshold), np.zeros(parts_of_pass(rows, width), np.int64)
     arrays = x.reshape(rows, width), np.tile(thresholds, width // C), as_words(spikes).reshape(rows, width)
     run_passes(_memoryless_forward_pass, rows, width, *arrays, fired, levels, below)
-    _leave(x[:, -1], thresholds, as_words(final), levels, below, subtracts)
+    _leave(x[:, -1], thresholds, as_words(final), levels, below, keeps, taken)
     return spikes.to(dtype), final, torch.tensor(fired.sum() / spikes.numel(), dtype=torch.float32)
 
 
@@ -89,7 +89,7 @@ def memoryless_backward(
     rows, width = side_by_side(B * T, C)
     # one row per part
     grad_threshold = np.zeros((parts_of_pass(rows, width), width), np.float32)
-    levels, below, subtracts, _ = scalars_of(options)
+    levels, below, keeps, *_ = scalars_of(options)
     x, thresholds, gx = as_words(current), as_words(threshold), as_words(grad_current)
     arrays = as_words(grad_spikes).reshape(rows, width), x.reshape(rows, width), np.tile(thresholds, width // C)
     of_spike = np.float32(0 if grad_rate is None else grad_rate.item() / current.numel())
@@ -105,27 +105,33 @@ def memoryless_backward(
         below,
     )
     if grad_final is not None:
-        _learn_of_final(as_words(grad_final), x[:, -1], thresholds, gx[:, -1], levels, below, subtracts)
+        _learn_of_final(as_words(grad_final), x[:, -1], thresholds, gx[:, -1], levels, below, keeps)
     summed = grad_threshold.sum(axis=0).reshape(-1, C).sum(axis=0)
     return grad_current.to(current.dtype), torch.from_numpy(summed)
 
 
 def scalars_of(options: IntegerLIFOptions) -> tuple[np.float32 | bool, ...]:
-    """Return (levels, below, subtracts, decay_input); `below` multiplies a count where the potential is negative."""
+    """Return (levels, below, keeps, taken, decay_input).
+
+    `below` multiplies a count where the potential is negative; a potential `keeps` what spikes do not take off it, each
+    `taken` thresholds, or is put at 0.
+    """
     levels, below = np.float32(options.levels), np.float32(-1 if options.signed else 0)
-    return levels, below, options.reset == "subtract", options.decay_input
+    taken = np.float32(options.reset == "subtract")
+    return levels, below, options.reset != "zero", taken, options.decay_input
 
 
 # rows of the working array of a task
-DECAY, GAIN, THRESHOLD, POTENTIAL, GRAD, GRAD_DECAY, GRAD_THRESHOLD = range(7)
+DECAY, GAIN, THRESHOLD, TAKEN, POTENTIAL, GRAD, GRAD_DECAY, GRAD_THRESHOLD = range(8)
 
 
 @exact
-def _fill_lanes(lanes, decay, threshold, potential, decay_input):
+def _fill_lanes(lanes, decay, threshold, potential, taken, decay_input):
     for c in range(decay.size):
         lanes[DECAY, c] = decay[c]
         lanes[GAIN, c] = ONE - decay[c] if decay_input else ONE
         lanes[THRESHOLD, c] = threshold[c]
+        lanes[TAKEN, c] = taken * threshold[c]
         lanes[POTENTIAL, c] = potential[c]
 
 
@@ -143,51 +149,51 @@ def count_of(quanta, levels, below):
 
 
 @exact
-def _reset(charged, spikes, threshold, subtracts):
-    if subtracts:
-        return charged - threshold * spikes
+def _reset(charged, spikes, taken, keeps):
+    if keeps:
+        return charged - taken * spikes
     return charged if spikes == ZERO else ZERO
 
 
 @exact
 def _forward_task(
-    row, start, width, current, potential, decay, threshold, spikes, final, levels, below, subtracts, decay_input
+    row, start, width, current, potential, decay, threshold, spikes, final, levels, below, keeps, taken, decay_input
 ):
     T, C = current.shape[1:]
     end = min(start + width, C)
     n = end - start
-    lanes = np.zeros((7, BLOCK), np.float32)
-    _fill_lanes(lanes, decay[start:end], threshold[start:end], potential[row, start:end], decay_input)
+    lanes = np.zeros((8, BLOCK), np.float32)
+    _fill_lanes(lanes, decay[start:end], threshold[start:end], potential[row, start:end], taken, decay_input)
     for t in range(T):
         x, s = current[row, t, start:end], spikes[row, t, start:end]
         for c in range(n):
             charged = _charge(lanes[DECAY, c], lanes[POTENTIAL, c], lanes[GAIN, c], x[c])
             count = count_of(charged / lanes[THRESHOLD, c], levels, below)
             s[c] = count
-            lanes[POTENTIAL, c] = _reset(charged, count, lanes[THRESHOLD, c], subtracts)
+            lanes[POTENTIAL, c] = _reset(charged, count, lanes[TAKEN, c], keeps)
     final[row, start:end] = lanes[POTENTIAL, :n]
 
 
 @exact
-def _recompute(x, before, lanes, levels, below, subtracts):
+def _recompute(x, before, lanes, levels, below, keeps):
     """Store the potential before the step of input `x` in `before` and take the step."""
     for c in range(x.size):
         before[c] = lanes[POTENTIAL, c]
         charged = _charge(lanes[DECAY, c], lanes[POTENTIAL, c], lanes[GAIN, c], x[c])
         count = count_of(charged / lanes[THRESHOLD, c], levels, below)
-        lanes[POTENTIAL, c] = _reset(charged, count, lanes[THRESHOLD, c], subtracts)
+        lanes[POTENTIAL, c] = _reset(charged, count, lanes[TAKEN, c], keeps)
 
 
 @fused
 def _backward_task(
     row, start, width, grad_spikes, grad_final, current, potential, decay, threshold, grad_current, grad_potential,
-    grad_decay, grad_threshold, levels, below, subtracts, decay_input,
+    grad_decay, grad_threshold, levels, below, keeps, taken, decay_input,
 ):  # fmt: skip
     T, C = current.shape[1:]
     end = min(start + width, C)
     n = end - start
-    lanes = np.zeros((7, BLOCK), np.float32)
-    _fill_lanes(lanes, decay[start:end], threshold[start:end], potential[row, start:end], decay_input)
+    lanes = np.zeros((8, BLOCK), np.float32)
+    _fill_lanes(lanes, decay[start:end], threshold[start:end], potential[row, start:end], taken, decay_input)
     segments = (T + LIF_SEGMENT - 1) // LIF_SEGMENT
     # potential at the start of each segment; potential before each step of the segment at hand
     checkpoints = np.empty((segments, BLOCK), np.float32)
@@ -196,7 +202,7 @@ def _backward_task(
         checkpoints[segment, :n] = lanes[POTENTIAL, :n]
         if segment < segments - 1:
             for t in range(segment * LIF_SEGMENT, (segment + 1) * LIF_SEGMENT):
-                _recompute(current[row, t, start:end], before[0], lanes, levels, below, subtracts)
+                _recompute(current[row, t, start:end], before[0], lanes, levels, below, keeps)
     lanes[GRAD, :n] = grad_final[row, start:end]
     own_input = ONE if decay_input else ZERO
     highest = levels + HALF
@@ -206,7 +212,7 @@ def _backward_task(
         steps = min(LIF_SEGMENT, T - first)
         lanes[POTENTIAL, :n] = checkpoints[segment, :n]
         for i in range(steps):
-            _recompute(current[row, first + i, start:end], before[i], lanes, levels, below, subtracts)
+            _recompute(current[row, first + i, start:end], before[i], lanes, levels, below, keeps)
         for i in range(steps - 1, -1, -1):
             x, v = current[row, first + i, start:end], before[i]
             gs, gx = grad_spikes[row, first + i, start:end], grad_current[row, first + i, start:end]
@@ -216,7 +222,7 @@ def _backward_task(
                 count = count_of(quanta, levels, below)
                 inside = ONE if (quanta >= lowest) & (quanta <= highest) else ZERO
                 through_spikes = gs[c] * inside / lanes[THRESHOLD, c]
-                kept = lanes[GRAD, c] if subtracts | (count == ZERO) else ZERO
+                kept = lanes[GRAD, c] if keeps | (count == ZERO) else ZERO
                 grad_charged = through_spikes + kept
                 gx[c] = lanes[GAIN, c] * grad_charged
                 lanes[GRAD_DECAY, c] += grad_charged * (v[c] - own_input * x[c])
@@ -256,12 +262,13 @@ def one_more_if(true, number):
 
 
 @exact
-def _leave(current, threshold, final, levels, below, subtracts):
+def _leave(current, threshold, final, levels, below, keeps, taken):
     """Fill in the potentials (B, C) that the last tokens of texts leave."""
     for row in range(final.shape[0]):
         for c in range(final.shape[1]):
             charged = read(current[row, c])
-            final[row, c] = _reset(charged, count_of(charged / threshold[c], levels, below), threshold[c], subtracts)
+            count = count_of(charged / threshold[c], levels, below)
+            final[row, c] = _reset(charged, count, taken * threshold[c], keeps)
 
 
 @fused
@@ -300,10 +307,10 @@ def through_spike(quanta, grad_spike, per_threshold, of_spike, levels, below):
 
 
 @fused
-def _learn_of_final(grad_final, current, threshold, grad_current, levels, below, subtracts):
+def _learn_of_final(grad_final, current, threshold, grad_current, levels, below, keeps):
     """Add to the gradient of the last tokens (B, C) what the potentials that they leave give them."""
     for row in range(grad_current.shape[0]):
         for c in range(grad_current.shape[1]):
             count = count_of(read(current[row, c]) / threshold[c], levels, below)
-            kept = grad_final[row, c] if subtracts | (count == ZERO) else ZERO
+            kept = grad_final[row, c] if keeps | (count == ZERO) else ZERO
             write(grad_current[row], c, read(grad_current[row, c]) + kept)

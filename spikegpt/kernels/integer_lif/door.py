@@ -178,10 +178,10 @@ memoryless_operator.register_autograd(_memoryless_backward, setup_context=_save_
 def _op_cost(args: tuple, kwargs: dict, output: tuple[Tensor, Tensor]) -> dict[str, int | str]:
     """What one call computes, for dispatch-mode counters; the gain is a prepared constant."""
     _, _, membrane_decay, _, _, _, reset, decay_input = args
-    return _cost(output[0], reset == "subtract", decay_input, membrane_decay.numel() if membrane_decay.any() else 0)
+    return _cost(output[0], reset, decay_input, membrane_decay.numel() if membrane_decay.any() else 0)
 
 
-def _cost(spikes: Tensor, subtracts: bool, decay_input: bool, state_elements: int) -> dict[str, int | str]:
+def _cost(spikes: Tensor, reset: str, decay_input: bool, state_elements: int) -> dict[str, int | str]:
     """What neurons compute that carry `state_elements` potentials of a text.
 
     Without memory (0 of them) nothing is charged up and nothing is reset: a quotient becomes a count.
@@ -191,11 +191,11 @@ def _cost(spikes: Tensor, subtracts: bool, decay_input: bool, state_elements: in
     events, units = count_events(spikes)
     return {
         "kind": "neuron",
-        "mul": remembering * (1 + decay_input + subtracts),
+        "mul": remembering * (1 + decay_input + (reset == "subtract")),
         "div": steps,
-        "add": remembering * (1 + subtracts),
+        "add": remembering * (1 + (reset == "subtract")),
         "compare": 2 * steps,
-        "select": remembering * (not subtracts),
+        "select": remembering * (reset == "zero"),
         "activation_reads": steps,
         "activation_writes": steps,
         "state_elements": state_elements,
@@ -211,7 +211,7 @@ declare_cost(torch.ops.spikegpt.integer_lif.default, _op_cost)
 
 
 def memoryless_cost(spikes: Tensor) -> dict[str, int | str]:
-    return _cost(spikes, True, False, 0)
+    return _cost(spikes, "none", False, 0)
 
 
 declare_cost(torch.ops.spikegpt.integer_lif_memoryless.default, lambda args, kwargs, output: memoryless_cost(output[0]))

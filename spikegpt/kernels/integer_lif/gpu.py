@@ -90,5 +90,6 @@ def integer_lif_backward(
 
 
 def _scalars(options: IntegerLIFOptions) -> tuple[int | bool, ...]:
-    """Return (levels, signed, subtracts, decay_input)."""
-    return options.levels, options.signed, options.reset == "subtract", options.decay_input
+    """Return (levels, signed, keeps, taken, decay_input): a potential `keeps` what spikes do not take off it."""
+    taken = float(options.reset == "subtract")
+    return options.levels, options.signed, options.reset != "zero", taken, options.decay_input

@@ -17,7 +17,8 @@ class IntegerLIFOptions:
 
     levels: int = 1  # most spikes per token, 1 to 127
     signed: bool = False  # let a negative potential fire negative spikes (ON/OFF pairs)
-    reset: str = "subtract"  # takes `threshold` off the potential for each spike; "zero" puts it at 0
+    # takes `threshold` off the potential for each spike; "zero" puts it at 0, "none" leaves it
+    reset: str = "subtract"
     decay_input: bool = True  # multiply the current by 1 - membrane_decay
 
     def __post_init__(self) -> None:

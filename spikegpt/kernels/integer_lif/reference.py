@@ -41,13 +41,16 @@ def integer_lif_step(
 
     charge   potential <- membrane_decay * potential + gain * current,  gain = 1 - membrane_decay if decay_input else 1
     fire     spikes = whole thresholds in |potential|, at most `levels`, with the sign of the potential (`count_spikes`)
-    reset    "subtract": potential <- potential - threshold * spikes;  "zero": potential <- 0 where a spike was
+    reset    "subtract": potential <- potential - threshold * spikes;  "zero": potential <- 0 where a spike was;
+             "none": it stays, and is a leaky mean of the currents
     A neuron that may fire `levels` times within one token, each time losing one threshold. No gradient flows through
     the reset: straight through, it would cancel what the potential carries.
     """
     gain = 1 - membrane_decay if options.decay_input else torch.ones_like(membrane_decay)
     charged = membrane_decay * potential + gain * current
     spikes = count_spikes(charged / threshold, options.levels, options.signed)
+    if options.reset == "none":
+        return spikes, charged
     if options.reset == "zero":
         return spikes, torch.where(spikes == 0, charged, torch.zeros_like(charged))
     return spikes, charged - (threshold * spikes).detach()

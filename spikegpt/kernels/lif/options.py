@@ -15,7 +15,8 @@ class LIFOptions:
     """
 
     threshold: float = 1.0  # a neuron fires when its potential is >= this
-    reset: str = "zero"  # puts the potential at `reset_potential` after a spike; "subtract" takes `threshold` off it
+    # puts the potential at `reset_potential` after a spike; "subtract" takes `threshold` off it, "none" leaves it
+    reset: str = "zero"
     reset_potential: float = 0.0  # where "zero" resets to, and what the potential leaks towards
     decay_input: bool = True  # multiply the current by 1 - membrane_decay, as SpikeGPT and SpikingJelly's default do
     detach_reset: bool = False  # keep the gradient from flowing through the reset
@@ -32,10 +33,13 @@ class LIFOptions:
                 f"lif: threshold ({self.threshold}) must lie above reset_potential ({self.reset_potential}), "
                 "or every neuron fires at rest"
             )
-        if self.reset == "subtract" and self.reset_potential != 0.0:
-            raise ValueError(f"lif: reset_potential {self.reset_potential} needs reset='zero'; 'subtract' rests at 0")
+        if self.reset != "zero" and self.reset_potential != 0.0:
+            raise ValueError(
+                f"lif: reset_potential {self.reset_potential} needs reset='zero'; {self.reset!r} rests at 0"
+            )
 
     @property
     def after_spike(self) -> tuple[float, float]:
         """(keep, offset): a spike turns the potential into keep * potential + offset."""
-        return (1.0, -self.threshold) if self.reset == "subtract" else (0.0, self.reset_potential)
+        changes = {"zero": (0.0, self.reset_potential), "subtract": (1.0, -self.threshold), "none": (1.0, 0.0)}
+        return changes[self.reset]

@@ -17,13 +17,16 @@ def lif_step(current: Tensor, potential: Tensor, membrane_decay: Tensor, options
     charge   potential <- membrane_decay * potential + (1 - membrane_decay) * reset_potential + gain * current
              with gain = 1 - membrane_decay if decay_input else 1
     fire     spike = potential >= threshold
-    reset    "zero": potential <- reset_potential at a spike; "subtract": potential <- potential - threshold * spike
+    reset    "zero": potential <- reset_potential at a spike; "subtract": potential <- potential - threshold * spike;
+             "none": it stays
     """
     gain = 1 - membrane_decay if options.decay_input else torch.ones_like(membrane_decay)
     charged = membrane_decay * potential + gain * current
     if options.reset_potential != 0.0:
         charged = charged + (1 - membrane_decay) * options.reset_potential
     spikes = heaviside(charged - options.threshold, options.surrogate, options.slope)
+    if options.reset == "none":
+        return spikes, charged
     resetting = spikes.detach() if options.detach_reset else spikes
     if options.reset == "zero":
         return spikes, (1 - resetting) * charged + resetting * options.reset_potential
