@@ -32,7 +32,7 @@ from neuromorphic import (
 )
 from neuromorphic.energy.published import AC_PJ, MAC_PJ
 
-from ..checkpoint.run import locate, progress_of, run_of
+from ..checkpoint.run import locate, progress_of, run_of, training_of
 from ..checkpoint.weights import load_model
 from ..common.devices import finish
 from ..common.errors import SpikegptError
@@ -112,16 +112,20 @@ def measure_runs(
                 prompt=prompt,
                 profiles=profiles,
                 tokens_per_s=speed,
-                notes=_steps(run),
+                notes=_training_notes(run),
             )
         measurements.append(measurement)
     return measurements
 
 
-def _steps(run: Path) -> tuple[str, ...]:
-    """How far the training of a run came, as a sentence; nothing where nobody knows."""
-    progress = progress_of(locate(run, warn=lambda message: None).newest)
-    return () if progress is None else (f"trained for {progress[0]:,} of {progress[1]:,} steps",)
+def _training_notes(run: Path) -> tuple[str, ...]:
+    """How far the training of a run came and who taught it beside its text, as sentences; nothing that nobody knows."""
+    checkpoint = locate(run, warn=lambda message: None).newest
+    progress, training = progress_of(checkpoint), training_of(checkpoint)
+    steps = () if progress is None else (f"trained for {progress[0]:,} of {progress[1]:,} steps",)
+    if training.get("teacher") and (training.get("teacher_weight") or training.get("teacher_features")):
+        return (*steps, f"taught by {Path(training['teacher']).name}")
+    return (*steps, "taught by itself without its neurons") if training.get("self_teacher") else steps
 
 
 def _short_names(runs: Sequence[Path]) -> list[str]:

@@ -42,6 +42,12 @@ def test_a_measurement_agrees_with_the_evaluation(trained, cache):
     )
 
 
+def test_a_pupil_is_told_from_who_learned_alone(make_run, trained, cache):
+    runs = trained, make_run("pupil", steps=1, teacher=str(trained)), make_run("own", steps=1, self_teacher=1.0)
+    notes = [measured.notes[1:] for measured in measure(*runs, cache=cache)]
+    assert notes == [(), (f"taught by {trained.name}",), ("taught by itself without its neurons",)]
+
+
 PLACES = {
     "input": {
         "blocks.0.att.key_neuron": ("time mix", "att key", 0),
