@@ -62,15 +62,15 @@ def test_key_a_and_b_may_be_silent_each_without_the_others(host, silent):
 def test_a_column_without_events_is_not_touched_nor_seen(host):
     inputs = inputs_of(2, 9, 2, 40, 0.5)
     for place in (RECEPTANCE, KEY, A, B):
-        inputs[place][..., 35] = 0
+        inputs[place][..., 32] = 0
     wanted = cuda_event_wkv7.event_wkv7_forward(*inputs)
     # whoever read it, were it times 0, would hear of it
-    inputs[6][..., 35] = math.nan
+    inputs[6][..., 32] = math.nan
     output, matrix, waiting = cuda_event_wkv7.event_wkv7_forward(*inputs)
     assert torch.equal(output, wanted[0])
-    assert matrix[..., 35].isnan().all() and matrix[..., :35].isfinite().all()
-    expected = inputs[7][..., 35] + inputs[LOG_DECAY][..., 35].sum(dim=1)
-    torch.testing.assert_close(waiting[..., 35], expected)
+    assert matrix[..., 32].isnan().all() and matrix[..., :32].isfinite().all()
+    expected = inputs[7][..., 32] + inputs[LOG_DECAY][..., 32].sum(dim=1)
+    torch.testing.assert_close(waiting[..., 32], expected)
 
 
 def test_two_pieces_are_the_whole(host):
