@@ -74,24 +74,23 @@ def fitting_mixers(
     for mixer in mixers:
         own = {"mixer": mixer, **SHAPES.get(mixer, {})}
         step = own.get("head_size", ModelConfig.head_size)
-        widths = range(step, 2 * sizes["n_embd"] + step, step)
+        of_width = [{**shape, **own, "n_embd": width} for width in range(step, 2 * sizes["n_embd"] + step, step)]
         try:
-            dense, spiking = (
-                {width: ModelConfig.from_dict({**shape, **own, "n_embd": width, "spiking": side}) for width in widths}
-                for side in ("none", "input")
-            )
-            parameters = {width: parameters_of(config) for width, config in dense.items()}
+            has = {
+                dense["n_embd"]: parameters_of(ModelConfig.from_dict({**dense, "spiking": "none"}))
+                for dense in of_width
+            }
             with torch.device("meta"):
-                reads_spikes = bool(SpikeGPT(spiking[step], init=False).synapses())
+                spiking = SpikeGPT(ModelConfig.from_dict({**of_width[0], "spiking": "input"}), init=False)
         except ValueError as error:
             left_out[mixer] = str(error)
             continue
-        nearest = min(widths, key=lambda width: abs(parameters[width] - wanted))
-        if not reads_spikes:
+        nearest = min(has, key=lambda width: abs(has[width] - wanted))
+        if not spiking.synapses():
             left_out[mixer] = "no product of it reads spikes"
-        elif abs(parameters[nearest] / wanted - 1) > allowed:
-            has = f"its nearest width, {nearest}, has {parameters[nearest]:,} parameters, {wanted:,} are wanted"
-            left_out[mixer] = f"{has}; give it another head_size or other ranks in SHAPES"
+        elif abs(has[nearest] / wanted - 1) > allowed:
+            said = f"its nearest width, {nearest}, has {has[nearest]:,} parameters, {wanted:,} are wanted"
+            left_out[mixer] = f"{said}; give it another head_size or other ranks in SHAPES"
         else:
             found[mixer] = {**own, "n_embd": nearest}
     return found, left_out
