@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_wkv7 import HEAD_SIZE, measure_wkv7, wkv7_inputs
+from gpu_wkv7 import HEAD_SIZE, measure_event_wkv7, measure_wkv7, wkv7_inputs
 from measure import write_result
 from torch.nn import functional as F
 
@@ -415,6 +415,7 @@ def main() -> None:
         "packed": lambda: measure_packed(machine),
         "against": lambda: measure_against_others(machine),
         "wkv7": lambda: measure_wkv7(machine),
+        "event_wkv7": lambda: measure_event_wkv7(machine),
         "event_matvec": lambda: measure_event_matvec(machine),
         "decoding": lambda: measure_decoding(machine),
         "corpus": lambda: train_on_corpus(machine, options.corpus, options.corpus_minutes),

@@ -1,4 +1,4 @@
-"""The part of gpu.py about RWKV-7's WKV: what the kernels err, and how fast they are beside torch and fla."""
+"""The part of gpu.py about RWKV-7's WKV, dense and by events: what the kernels err, and how fast they are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kernels import chunked_wkv7, forward_backward
 from measure import alternate, ratio
 from torch.nn import functional as F
 
-from spikegpt.kernels import wkv7
+from spikegpt.kernels import event_wkv7, wkv7
 from spikegpt.kernels.wkv7.gpu import HEAD_SIZES
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 HEAD_SIZE = 64
 RESULTS = "output", "state", "receptance", "log_decay", "key", "value", "a", "b", "first state"
+EVENT_RESULTS = "output", "matrix", "waiting"
+EVENT_RATES = (0.05, 0.10, 0.20, 0.50, 1.0)
 
 
 def wkv7_inputs(shape: tuple[int, int, int, int], dtype: torch.dtype, device: str) -> list[torch.Tensor]:
@@ -91,6 +93,48 @@ def against_fla(machine: Machine, shape: tuple[int, int, int, int]) -> dict[str,
     contenders = {name: finished(machine, forward_backward(form, inputs, grad)) for name, form in forms.items()}
     times = alternate(contenders, 10, warmup=2)
     return {"ours_ms": 1e3 * statistics.median(times["ours"]), "ratio": ratio(times["theirs"], times["ours"])}
+
+
+def at_events(inputs: list[torch.Tensor], rate: float) -> list[torch.Tensor]:
+    """Return the inputs with receptance and key spiking at `rate`; where the key is silent a and b are too."""
+    receptance, log_decay, key, value, a, b = inputs
+    generator = torch.Generator(key.device).manual_seed(1)
+    is_read, is_event = (torch.rand(key.shape, generator=generator, device=key.device) < rate for _ in range(2))
+    # of length 1 again, as in a model
+    length = (a * is_event).norm(dim=-1, keepdim=True).clamp(min=1e-6)
+    return [receptance * is_read, log_decay, key * is_event, value, a * is_event / length, b * is_event / length]
+
+
+def measure_event_wkv7(machine: Machine) -> dict[str, Any]:
+    """Forward, by firing rate: errors; times in turn with `wkv7` of the same inputs, of a text and of one token."""
+    found: dict[str, Any] = {"errors": {}}
+    for head_size in (*HEAD_SIZES, 48):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            inputs = at_events(wkv7_inputs((2, 257, 3, head_size), dtype, machine.device), 0.2)
+            with torch.no_grad():
+                sides = [
+                    event_wkv7(*(x.to(precision) for x in inputs), backend=backend)
+                    for precision, backend in ((None, "auto"), (torch.float64, "reference"))
+                ]
+            (ours, state), (wanted, last) = sides
+            found["errors"][f"heads of {head_size}, {dtype}"] = {
+                name: ((x - exact).abs().max() / exact.abs().max()).item()
+                for name, x, exact in zip(EVENT_RESULTS, (ours, *state), (wanted, *last), strict=True)
+            }
+    B, T = (8, 1024) if machine.is_gpu else (1, 64)
+    for tokens in (T, 1):
+        dense = wkv7_inputs((B, tokens, 12, HEAD_SIZE), torch.bfloat16, machine.device)
+        for rate in EVENT_RATES:
+            inputs = at_events(dense, rate)
+            forms = {"events": lambda given=inputs: event_wkv7(*given), "wkv7": lambda given=inputs: wkv7(*given)}
+            with torch.no_grad():
+                contenders = {name: finished(machine, form) for name, form in forms.items()}
+                times = alternate(contenders, 20 if machine.is_gpu else 2, warmup=2)
+            found[f"{B} texts of {tokens} tokens, rate {rate}"] = {
+                "events_ms": 1e3 * statistics.median(times["events"]),
+                "ratio": ratio(times["wkv7"], times["events"]),
+            }
+    return found
 
 
 def finished(machine: Machine, run: Callable[[], Any]) -> Callable[[], Any]:

@@ -33,7 +33,7 @@ import torch
 from measure import commit, write_result
 from sweep import Configuration, trained
 
-from neuromorphic import OpCounter
+from neuromorphic import OpCounter, Tally
 from neuromorphic.report.measurement import layer_ops
 from spikegpt.checkpoint.weights import load_model
 from spikegpt.common.errors import SpikegptError
@@ -105,7 +105,7 @@ def configurations(options, out: Path) -> list[dict[str, Configuration]]:
 
 
 def evaluate(run: Path, data: list[str]) -> dict:
-    """Return width, bits, firing and operations of a run on the valid split; kept beside it."""
+    """Return width, bits, firing and `operations` of a run on the valid split; kept beside it."""
     torch.set_num_threads(1)
     # a name such as student-0-0.19 has no suffix that may be replaced
     kept = run.parent / f"{run.name}.valid.json"
@@ -115,17 +115,28 @@ def evaluate(run: Path, data: list[str]) -> dict:
         found = evaluate_stream(model, valid, tokenizer)
         with OpCounter(model) as counter, counter.phase("prefill"):
             evaluate_stream(model, valid[:COUNTED], tokenizer)
-        layers = layer_ops(counter.tally(), "prefill", None)
         facts = {
             "bits": found.bits_per_byte,
             "firing": found.firing_rate,
-            "macs": sum(layer.built_macs for layer in layers),
-            "acs": sum(layer.built_acs for layer in layers),
+            **operations(counter.tally()),
             "width": model.config.n_embd,
             "parameters": model.count_parameters(),
         }
         kept.write_text(json.dumps(facts))
     return json.loads(kept.read_text())
+
+
+def operations(tally: Tally) -> dict[str, float]:
+    """Return what a token costs as built: `macs` and `acs` of products, arithmetic on the `state`, and the rest."""
+    layers, tokens = layer_ops(tally, "prefill", None), tally.token_count("prefill")
+    others = {kind: sum(counts.elementwise.values()) / tokens for kind, counts in tally.by_kind("prefill").items()}
+    state = sum(others.pop(kind, 0.0) for kind in ("scan", "state"))
+    return {
+        "macs": sum(layer.built_macs for layer in layers),
+        "acs": sum(layer.built_acs for layer in layers),
+        "state": state,
+        "elementwise": sum(others.values()),
+    }
 
 
 def summarise(found: dict[str, dict], seeds: list[int]) -> dict:

@@ -56,6 +56,13 @@ __device__ __forceinline__ element from_float(float x) {
 #error "ELEMENT must be 0 (float32), 1 (bfloat16) or 2 (float16)"
 #endif
 
+// Has what lies there on its way from memory; where nothing does, nothing comes.
+__device__ __forceinline__ void ask(const void* address) {
+#ifdef __CUDACC__
+    asm volatile("prefetch.L1 [%0];" ::"l"(address));
+#endif
+}
+
 // STEPS elements of one channel, in registers: with all loads issued before the first is used, memory stays busy
 // although each thread walks through time alone. What lies at or beyond `left` is not touched and reads as 0.
 template <int STEPS>

@@ -54,12 +54,6 @@ struct Sum {
     __device__ __forceinline__ float total() const { return (part[0] + part[1]) + (part[2] + part[3]); }
 };
 
-__device__ __forceinline__ void ask(const void* address) {
-#ifdef __CUDACC__
-    asm volatile("prefetch.L1 [%0];" ::"l"(address));
-#endif
-}
-
 // One channel of one head of one text.
 template <int N>
 struct Channel {

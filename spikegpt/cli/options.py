@@ -62,11 +62,15 @@ class Moved(Resume):
 
 @dataclass(kw_only=True)
 class Start:
-    """What decides the defaults of all other flags of `train`, and is therefore read before them."""
+    """What decides the defaults of all other flags of `train`, or whether they fit, and is therefore read before them.
+
+    Of `convert` it is `mixer` alone.
+    """
 
     preset: str | None = None
     from_: Annotated[Path | None, arg(name="from")] = None
     spiking: str | None = None
+    mixer: str | None = None
     # what a model that is its own teacher cannot have
     teacher: str | None = None
     carry_state: bool = False

@@ -77,6 +77,7 @@ def convert_verb(arguments: list[str]) -> int:
     is_told = any(word.partition("=")[0] == "--data" for word in arguments)
     if not is_told and options.run.is_dir() and run_of(options.run) is None:
         raise UsageError(f"{options.run} is a model, not a run with a text of its own; give the text with --data")
+    _check_mixer(options.run, parse(Start, "convert", arguments, return_unknown_args=True, add_help=False)[0])
     model, training = healing_of(options.run)
     defaults = Convert(run=options.run, model=model, train=training)
     options = parse(OmitArgPrefixes[Convert], "convert", arguments, default=defaults)
@@ -172,5 +173,18 @@ def _train_defaults(start: Start) -> Train:
         raise UsageError(f"the sizes are those of {start.from_}; leave out --preset")
     from ..train.convert import defaults_from
 
+    _check_mixer(start.from_, start)
     model, training = defaults_from(start.from_, **changes)
     return Train(model=model, train=training)
+
+
+def _check_mixer(weights: Path, given: Start) -> None:
+    """Raise SpikegptError if `--mixer` names another generation than that of `weights`.
+
+    Before all flags are read: those of a generation have values that do not fit another's sizes.
+    """
+    from ..train.convert import cannot_change, read_model_config
+
+    found = read_model_config(weights).mixer
+    if given.mixer not in (None, found):
+        raise cannot_change(weights, "mixer", found, given.mixer)

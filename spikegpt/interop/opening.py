@@ -224,7 +224,9 @@ def _the_weights(values: Any, path: Path) -> dict[str, Tensor]:
         )
     if not found:
         holds = some([repr(key) for key in values]) if isinstance(values, dict) else type(values).__name__
-        raise SpikegptError(f"{path} has no emb.weight: neither RWKV-4 nor SpikeGPT. It holds {holds or 'nothing'}")
+        raise SpikegptError(
+            f"{path} has no emb.weight: neither RWKV-4, RWKV-7 nor SpikeGPT. It holds {holds or 'nothing'}"
+        )
     return next(iter(found.values()))
 
 

@@ -13,7 +13,7 @@ from ..common.devices import available_devices, find_device, finish
 from ..common.version import __version__
 from ..config import model_preset
 from ..generate.engine import GATHERED_TEXTS, SHARED_WEIGHTS, Engine
-from ..kernels import event_matvec, event_wkv, integer_lif, lif, wkv, wkv7
+from ..kernels import event_matvec, event_wkv, event_wkv7, integer_lif, lif, wkv, wkv7
 from ..kernels.backends import FAST_BACKEND, is_installed, what_to_install
 from ..kernels.gpu import installed_cupy
 from ..model.network import SpikeGPT
@@ -33,7 +33,7 @@ PACKAGES = (
     "spikingjelly",
 )
 SHAPE = (4, 256, 512)
-# channels of a head of `wkv7`
+# channels of a head of `wkv7` and `event_wkv7`
 HEAD_SIZE = 64
 DECODED = 32
 # texts at once whose sharing among threads is shown beside that of one
@@ -193,6 +193,18 @@ def wkv7_of(inputs: list[torch.Tensor], backend: str) -> torch.Tensor:
     return wkv7(receptance, log_decay, key, value, a, b, backend=backend)[0]
 
 
+def _event_wkv7_inputs(dtype: torch.dtype) -> list[torch.Tensor]:
+    receptance, log_decay, key, value, a, b = _wkv7_inputs(dtype)
+    is_event, is_read = (tensor.abs() > tensor.abs().mean() for tensor in (key, receptance))
+    return [receptance * is_read, log_decay, key * is_event, value, a * is_event, b * is_event]
+
+
+def event_wkv7_of(inputs: list[torch.Tensor], backend: str) -> torch.Tensor:
+    # where gradients are asked for it is `wkv7`
+    receptance, log_decay, key, value, a, b = (tensor.detach() for tensor in inputs)
+    return event_wkv7(receptance, log_decay, key, value, a, b, backend=backend)[0]
+
+
 def _event_matvec_inputs(dtype: torch.dtype) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     B, T, C = SHAPE
@@ -213,6 +225,7 @@ KERNELS: dict[str, tuple[Callable, Callable]] = {
     "wkv": (_wkv_inputs, wkv_of),
     "event_wkv": (_event_wkv_inputs, event_wkv_of),
     "wkv7": (_wkv7_inputs, wkv7_of),
+    "event_wkv7": (_event_wkv7_inputs, event_wkv7_of),
     "event_matvec": (_event_matvec_inputs, event_matvec_of),
 }
 

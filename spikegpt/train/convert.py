@@ -103,10 +103,23 @@ def check_shape(model: ModelConfig, start: Path) -> None:
         pairs += [(name, getattr(there.neuron, name), getattr(model.neuron, name)) for name in neurons]
     for name, found, wanted in pairs:
         if found != wanted:
-            flag = name.replace("_", "-")
-            raise SpikegptError(
-                f"the weights in {start} are of {name} {found}, which --{flag} cannot change to {wanted}; leave it out"
-            )
+            raise cannot_change(start, name, found, wanted)
+    # what is told in two ways, or of another generation, may differ and be the same
+    for name in ("head_size", "lora_ranks"):
+        found, wanted = getattr(there, name), getattr(model, name)
+        if found != wanted and _shapes(model) != _shapes(dataclasses.replace(model, **{name: found})):
+            raise cannot_change(start, name, found, wanted)
+
+
+def cannot_change(start: Path, name: str, found: Any, wanted: Any) -> SpikegptError:
+    """Return what to say where the weights in `start` have one value of a field of ModelConfig, and a flag another."""
+    said = f"the weights in {start} are of {name} {found}, which --{name.replace('_', '-')} cannot change to {wanted}"
+    return SpikegptError(f"{said}; leave it out")
+
+
+def _shapes(config: ModelConfig) -> list[torch.Size]:
+    with torch.device("meta"):
+        return [parameter.shape for parameter in SpikeGPT(config, init=False).parameters()]
 
 
 def spread_windows(tokens: np.ndarray, ctx_len: int) -> Tensor:

@@ -5,8 +5,12 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import tax
+from neuromorphic import OpCounter
+from spikegpt.config import ModelConfig
+from spikegpt.model.network import SpikeGPT
 
 
 def run(bits: float, firing: float | None = None, macs: float = 0.0, acs: float = 0.0) -> dict:
@@ -39,6 +43,17 @@ def test_taxes_are_of_means_over_seeds_and_gains_of_one_seed():
     assert (found["tax_untaught"], found["tax_converted"]) == (pytest.approx(0.1), pytest.approx(0.15))
     # 100 operations lie half way from 25 to 400 in logarithms: 1.75 bits
     assert found["gain_equal_operations"] == pytest.approx(1 - 1.7 / 1.75)
+
+
+def test_operations_are_all_that_is_counted_each_once():
+    model = SpikeGPT(ModelConfig(n_layer=1, n_embd=16, vocab_size=32, spiking="none"))
+    with OpCounter(model) as counter, counter.phase("prefill"), torch.inference_mode():
+        model(torch.arange(8).unsqueeze(0))
+    tally = counter.tally()
+    found, total, scans = tax.operations(tally), tally.total(), tally.total(kind="scan")
+    assert found["macs"] + found["acs"] == pytest.approx(total.effective_ops / 8)
+    assert found["state"] + found["elementwise"] == pytest.approx(sum(total.elementwise.values()) / 8)
+    assert found["state"] == pytest.approx(sum(scans.elementwise.values()) / 8) and found["state"] > 0
 
 
 def options(pair: bool) -> Namespace:

@@ -1,8 +1,12 @@
 """What the tests of a kernel share, on every backend: sizes, inputs that reach every branch, fixed cotangents."""
 
+import math
+
 import torch
 from tolerances import assert_close
 from torch import Tensor
+
+from spikegpt.kernels import EventWKV7State
 
 SIZES = [(1, 1, 1), (3, 2, 5), (1, 63, 33), (3, 257, 130), (3, 1, 130), (1, 257, 5), (1, 63, 600)]  # odd on purpose
 
@@ -30,6 +34,23 @@ def event_wkv_inputs(B, T, C, dtype=torch.float32, rate=0.3, spikes="signed") ->
     value = height * sign * (torch.rand(B, T, C, generator=generator) < rate)
     numerator, denominator = torch.randn(B, C, generator=generator), torch.rand(B, C, generator=generator) + 0.5
     return [time_decay, time_first, key.to(dtype), value.to(dtype), numerator, denominator]
+
+
+def event_wkv7_inputs(B, T, H, N, firing, dtype=torch.float32) -> list[Tensor]:
+    """Return [receptance, log_decay, key, value, a, b] as in a model whose receptances and keys are spikes."""
+    generator = torch.Generator().manual_seed(B * 10000 + T * 100 + N)
+    r, d, k, v, rate = torch.randn(5, B, T, H, N, generator=generator)
+    r, k = (torch.where(torch.rand(r.shape, generator=generator) < firing, x, 0.0) for x in (r, k))
+    direction = torch.nn.functional.normalize(k, dim=-1)
+    log_decay = -math.exp(-0.5) * torch.sigmoid(3 * d)
+    tensors = [r, log_decay, k / math.sqrt(N), v, -direction, direction * torch.sigmoid(rate)]
+    return [x if x is log_decay and dtype != torch.float64 else x.to(dtype) for x in tensors]
+
+
+def event_wkv7_state(B, H, N, dtype=torch.float32) -> EventWKV7State:
+    generator = torch.Generator().manual_seed(N)
+    waiting = -2 * torch.rand(B, H, N, generator=generator)
+    return EventWKV7State(torch.randn(B, H, N, N, generator=generator).to(dtype), waiting.to(dtype))
 
 
 def integer_lif_inputs(B, T, C, dtype=torch.float32, memoryless=False) -> list[Tensor]:

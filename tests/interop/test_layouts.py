@@ -323,7 +323,7 @@ def test_an_archive_of_numpy_is_called_an_archive(tmp_path):
 
 @pytest.mark.parametrize("values", [[1], {}, torch.zeros(2), {None: 1}, {"a": {"b": torch.zeros(1)}}])
 def test_a_file_without_an_embedding_says_what_it_holds(values, tmp_path):
-    with pytest.raises(SpikegptError, match=r"has no emb.weight: neither RWKV-4 nor SpikeGPT. It holds "):
+    with pytest.raises(SpikegptError, match=r"has no emb.weight: neither RWKV-4, RWKV-7 nor SpikeGPT. It holds "):
         imported(saved(tmp_path, values))
 
 

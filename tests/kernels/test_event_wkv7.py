@@ -1,33 +1,14 @@
 """RWKV-7's WKV by events: against the dense recurrence at every firing rate; numba against the reference."""
 
-import math
-
 import pytest
 import torch
-from kernel_cases import assert_all_close, cotangents_of
+from kernel_cases import assert_all_close, cotangents_of, event_wkv7_inputs, event_wkv7_state
 from tolerances import TOLERANCE
 
 from spikegpt.kernels import EventWKV7State, event_wkv7, wkv7
 from spikegpt.kernels.event_wkv7.door import event_wkv7_operator
 
 SIZES = [(1, 1, 1, 1), (2, 1, 3, 5), (3, 37, 2, 12), (2, 130, 3, 33), (1, 33, 2, 64)]  # odd on purpose
-
-
-def inputs_of(B, T, H, N, firing, dtype=torch.float32):
-    """Return [receptance, log_decay, key, value, a, b] as in a model whose receptances and keys are spikes."""
-    generator = torch.Generator().manual_seed(B * 10000 + T * 100 + N)
-    r, d, k, v, rate = torch.randn(5, B, T, H, N, generator=generator)
-    r, k = (torch.where(torch.rand(r.shape, generator=generator) < firing, x, 0.0) for x in (r, k))
-    direction = torch.nn.functional.normalize(k, dim=-1)
-    log_decay = -math.exp(-0.5) * torch.sigmoid(3 * d)
-    tensors = [r, log_decay, k / math.sqrt(N), v, -direction, direction * torch.sigmoid(rate)]
-    return [x if x is log_decay and dtype != torch.float64 else x.to(dtype) for x in tensors]
-
-
-def state_of(B, H, N, dtype=torch.float32) -> EventWKV7State:
-    generator = torch.Generator().manual_seed(N)
-    waiting = -2 * torch.rand(B, H, N, generator=generator)
-    return EventWKV7State(torch.randn(B, H, N, N, generator=generator).to(dtype), waiting.to(dtype))
 
 
 def dense(state: EventWKV7State) -> torch.Tensor:
@@ -41,7 +22,7 @@ def dense(state: EventWKV7State) -> torch.Tensor:
 @pytest.mark.parametrize("size", SIZES)
 def test_events_are_the_dense_recurrence(size, firing, backend, dtype, tolerance):
     B, _, H, N = size
-    inputs, state = inputs_of(*size, firing, dtype), state_of(B, H, N, dtype)
+    inputs, state = event_wkv7_inputs(*size, firing, dtype), event_wkv7_state(B, H, N, dtype)
     found, after = event_wkv7(*inputs, state, backend=backend)
     wanted, last = wkv7(*inputs, dense(state), backend="reference")
     for ours, theirs in ((found, wanted), (dense(after), last)):
@@ -51,7 +32,7 @@ def test_events_are_the_dense_recurrence(size, firing, backend, dtype, tolerance
 @pytest.mark.parametrize("backend", ["numba", "reference"])
 @pytest.mark.parametrize("silent", [(2,), (4,), (5,), (2, 4), (2, 5), (4, 5)])
 def test_key_a_and_b_may_be_silent_each_without_the_others(silent, backend):
-    inputs, state = inputs_of(2, 9, 2, 5, 0.5), state_of(2, 2, 5)
+    inputs, state = event_wkv7_inputs(2, 9, 2, 5, 0.5), event_wkv7_state(2, 2, 5)
     for place in silent:
         inputs[place].zero_()
     found, after = event_wkv7(*inputs, state, backend=backend)
@@ -62,14 +43,14 @@ def test_key_a_and_b_may_be_silent_each_without_the_others(silent, backend):
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("firing", [0.0, 0.2, 1.0])
 def test_numba_matches_the_reference_in_every_dtype(firing, dtype):
-    inputs, state = inputs_of(2, 37, 3, 12, firing, dtype), state_of(2, 3, 12)
+    inputs, state = event_wkv7_inputs(2, 37, 3, 12, firing, dtype), event_wkv7_state(2, 3, 12)
     found, wanted = (event_wkv7(*inputs, state, backend=backend) for backend in ("numba", "reference"))
     assert_all_close([found[0], *found[1]], [wanted[0], *wanted[1]], dtype)
 
 
 @pytest.mark.parametrize("backend", ["numba", "reference"])
 def test_without_key_spikes_the_matrix_keeps_its_last_bit_and_decay_waits(backend):
-    inputs, state = inputs_of(2, 9, 2, 5, 0.5), state_of(2, 2, 5)
+    inputs, state = event_wkv7_inputs(2, 9, 2, 5, 0.5), event_wkv7_state(2, 2, 5)
     for tensor in (inputs[2], inputs[4], inputs[5]):
         tensor[0, :, 1] = 0
     kept = [part.clone() for part in state]
@@ -83,7 +64,7 @@ def test_without_key_spikes_the_matrix_keeps_its_last_bit_and_decay_waits(backen
 
 @pytest.mark.parametrize("backend", ["numba", "reference"])
 def test_a_text_in_two_pieces_is_the_text(backend):
-    inputs, state = inputs_of(2, 37, 2, 12, 0.3), state_of(2, 2, 12)
+    inputs, state = event_wkv7_inputs(2, 37, 2, 12, 0.3), event_wkv7_state(2, 2, 12)
     whole, last = event_wkv7(*inputs, state, backend=backend)
     first, carried = event_wkv7(*(x[:, :20] for x in inputs), state, backend=backend)
     second, end = event_wkv7(*(x[:, 20:] for x in inputs), carried, backend=backend)
@@ -93,8 +74,8 @@ def test_a_text_in_two_pieces_is_the_text(backend):
 
 @pytest.mark.parametrize("backend", ["numba", "reference"])
 def test_gradients_are_those_of_the_dense_recurrence(backend):
-    inputs = [x.requires_grad_() for x in inputs_of(2, 17, 2, 6, 0.3)]
-    state = EventWKV7State(*(x.requires_grad_() for x in state_of(2, 2, 6)))
+    inputs = [x.requires_grad_() for x in event_wkv7_inputs(2, 17, 2, 6, 0.3)]
+    state = EventWKV7State(*(x.requires_grad_() for x in event_wkv7_state(2, 2, 6)))
     found, after = event_wkv7(*inputs, state, backend=backend)
     wanted, last = wkv7(*inputs, dense(state), backend="reference")
     cotangents = cotangents_of((wanted, last))
@@ -106,21 +87,22 @@ def test_gradients_are_those_of_the_dense_recurrence(backend):
 
 
 def test_it_may_wait_for_longer_than_a_number_is_large():
-    inputs, state = inputs_of(1, 400, 1, 4, 0.0), state_of(1, 1, 4)
+    inputs, state = event_wkv7_inputs(1, 400, 1, 4, 0.0), event_wkv7_state(1, 1, 4)
     inputs[1].fill_(-0.6)
     output, after = event_wkv7(*inputs, state, backend="numba")
     assert after.waiting.max() < -200 and output.isfinite().all()
 
 
 def test_operator_is_one_of_torch():
-    torch.library.opcheck(event_wkv7_operator.definition, [*inputs_of(1, 5, 2, 4, 0.5), *state_of(1, 2, 4)])
+    inputs = [*event_wkv7_inputs(1, 5, 2, 4, 0.5), *event_wkv7_state(1, 2, 4)]
+    torch.library.opcheck(event_wkv7_operator.definition, inputs)
 
 
 def test_cost_is_that_of_events():
     # one head of 4, two tokens: the first reads channel 2 and edits channel 1 (a and b too), the second does nothing
     r, d, k, v, a, b = torch.zeros(6, 1, 2, 1, 4)
     r[0, 0, 0, 2] = k[0, 0, 0, 1] = a[0, 0, 0, 1] = b[0, 0, 0, 1] = 1.0
-    inputs = [r, d, k, v, a, b, *state_of(1, 1, 4)]
+    inputs = [r, d, k, v, a, b, *event_wkv7_state(1, 1, 4)]
     cost = torch.ops.spikegpt.event_wkv7.default.op_cost(tuple(inputs), {}, event_wkv7_operator(*inputs))
     # read 4 + 1 mul, removed 4 + 1, edited 12; added 4, 4 and 8, and 8 decays to what waits
     assert (cost["mul"], cost["add"], cost["exp"], cost["compare"]) == (22, 24, 3, 32)
@@ -137,7 +119,7 @@ def test_cost_is_that_of_events():
     ],
 )
 def test_what_does_not_fit_is_named(place, change, words):
-    inputs = [*inputs_of(2, 3, 2, 4, 0.5), state_of(2, 2, 4)]
+    inputs = [*event_wkv7_inputs(2, 3, 2, 4, 0.5), event_wkv7_state(2, 2, 4)]
     inputs[place] = change(inputs[place])
     with pytest.raises(ValueError, match=words):
         event_wkv7(*inputs)

@@ -7,11 +7,12 @@ import math
 
 import pytest
 import torch
+from kernel_cases import event_wkv7_inputs, event_wkv7_state
 from torch.nn import functional as F
 
 from spikegpt.config import ModelConfig, model_preset
 from spikegpt.generate.engine import Engine
-from spikegpt.kernels import EventWKVState, WKVState, event_wkv, integer_lif, lif, wkv, wkv7
+from spikegpt.kernels import EventWKV7State, EventWKVState, WKVState, event_wkv, event_wkv7, integer_lif, lif, wkv, wkv7
 from spikegpt.model.network import SpikeGPT
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -26,6 +27,7 @@ MODELS = {
     "output": {"spiking": "output"},
     "input": {"spiking": "input"},
     "rwkv7": {"mixer": "rwkv7", "spiking": "none", "head_size": 32},
+    "rwkv7 by events": {"mixer": "rwkv7", "spiking": "input", "head_size": 32, "state_neurons": True},
 }
 
 
@@ -142,6 +144,26 @@ def test_wkv7_leaves_other_head_sizes_to_the_reference():
     with pytest.warns(RuntimeWarning, match="heads of 32, 64, 128 channels, got 48"):
         found = run_wkv7(inputs, "auto")
     assert all(map(torch.equal, found, run_wkv7(inputs, "reference")))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("firing", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize("size", [*HEADS, (2, 63, 5, 48)], ids=str)
+def test_event_wkv7_matches_the_float64_reference(size, firing, dtype):
+    B, _, H, N = size
+    inputs = [x.to(DEVICE) for x in (*event_wkv7_inputs(*size, firing, dtype), *event_wkv7_state(B, H, N))]
+    output, state = event_wkv7(*inputs[:6], EventWKV7State(*inputs[6:]), backend="cupy")
+    exact = [x.double() for x in inputs]
+    wanted, last = event_wkv7(*exact[:6], EventWKV7State(*exact[6:]), backend="reference")
+    for found, theirs in zip((output, *state), (wanted, *last), strict=True):
+        assert (found.double() - theirs).abs().max() <= TOLERANCE[dtype] * theirs.abs().max().clamp(min=1e-6)
+
+
+def test_event_wkv7_leaves_larger_heads_to_the_reference():
+    inputs = [x.to(DEVICE) for x in event_wkv7_inputs(1, 5, 2, 129, 0.3)]
+    with pytest.warns(RuntimeWarning, match="heads of up to 128 channels, got 129"):
+        found = event_wkv7(*inputs)[0]
+    assert torch.equal(found, event_wkv7(*inputs, backend="reference")[0])
 
 
 @pytest.mark.parametrize("operation", ["lif", "integer_lif", "wkv", "event_wkv"])

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
+from command_line import spikegpt
 from counting import count
 from runs import TRAIN, break_off, weights_of
 
@@ -17,7 +19,7 @@ from spikegpt.generate.event_products import EventDecoder
 from spikegpt.model.mixers import Rows
 from spikegpt.model.network import SpikeGPT
 from spikegpt.train import trainer as training
-from spikegpt.train.convert import anneal, defaults_from, healing_of, start_from
+from spikegpt.train.convert import anneal, check_shape, defaults_from, healing_of, start_from
 from spikegpt.train.units import CurrentUnits
 
 C, RANKS = 20, (7, 5, 3, 6)
@@ -226,6 +228,39 @@ def test_state_neurons_are_not_put_into_weights_that_have_none(make_run, dense):
     assert (model.state_neurons, model.neuron) == (False, INPUT_NEURON)
     with pytest.raises(ValueError, match="state_neurons is of the mixer rwkv7, not of rwkv4; leave it out"):
         ModelConfig(state_neurons=True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--mixer", "rwkv4"], "of mixer rwkv7, which --mixer cannot change to rwkv4; leave it out"),
+        (["--head-size", "5"], "of head_size 10, which --head-size cannot change to 5; leave it out"),
+        (["--lora-ranks", "7", "5", "3", "9"], r"of lora_ranks \(7, 5, 3, 6\), which --lora-ranks cannot change to"),
+        (["--head-size", "7"], "n_embd is 20, no multiple of head_size 7; give a --head-size that divides it"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["train", "convert"])
+def test_weights_are_of_one_shape_whatever_flags_say(dense, tmp_path, verb, flags, words):
+    begin = [verb, "--from", dense[1], "--spiking", "input"] if verb == "train" else [verb, dense[1]]
+    done = spikegpt(*begin, *flags, "--out", tmp_path / "out", "--cache", dense[1].parent / "cache", check=False)
+    assert done.returncode in (1, 2) and re.search(words, done.stderr)
+    assert not (tmp_path / "out").exists()
+
+
+def test_flags_of_another_generation_are_not_measured_by_its_sizes(make_run):
+    """Heads of the default size do not divide this width, but that is not what is wrong."""
+    run = make_run(model=ModelConfig(n_layer=1, n_embd=16, ctx_len=16, spiking="none"), steps=1)
+    for begin in (["train", "--from", run, "--spiking", "input"], ["convert", run]):
+        done = spikegpt(*begin, "--mixer", "rwkv7", check=False)
+        assert done.returncode == 1 and "of mixer rwkv4, which --mixer cannot change to rwkv7" in done.stderr
+
+
+def test_ranks_may_be_told_though_they_are_the_published_ones(make_run):
+    shape = {"n_layer": 1, "n_embd": 16, "ctx_len": 16, "mixer": "rwkv7", "head_size": 8}
+    run = make_run(model=ModelConfig(spiking="none", **shape), steps=1)
+    check_shape(ModelConfig(spiking="input", lora_ranks=(32, 32, 32, 32), **shape), run)
+    with pytest.raises(SpikegptError, match="lora_ranks"):
+        check_shape(ModelConfig(spiking="input", lora_ranks=(32, 32, 32, 31), **shape), run)
 
 
 @BOTH

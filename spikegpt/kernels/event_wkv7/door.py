@@ -3,6 +3,7 @@
 The equations are in `reference.event_wkv7`. Nothing is computed here.
 """
 
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from ..backends import choose_backend, fast_kernels
 from ..operators import count_events, custom_operator, declare_cost, new_like
 from ..wkv7.door import check_wkv7, wkv7
 from . import reference
+from .gpu import MOST_CHANNELS, wrong_head_size
 
 
 class EventWKV7State(NamedTuple):
@@ -39,7 +41,8 @@ def event_wkv7(
 
     Args:
         receptance, log_decay, key, value, a, b: as of `wkv7`.
-        backend: there is no kernel for a GPU; "auto" is the reference there.
+        backend: on a GPU the kernel serves heads of up to MOST_CHANNELS channels; larger ones "auto" leaves to the
+            reference.
         state: carried in from the tokens before; None (zeros) at the start of a text. float32, or float64 with float64
             keys.
 
@@ -60,10 +63,11 @@ def event_wkv7(
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*inputs, matrix, waiting)):
         output, matrix = wkv7(*inputs, matrix * torch.exp(waiting).unsqueeze(-2), backend)
         return output, EventWKV7State(matrix, torch.zeros_like(waiting))
-    if key.is_cuda and backend == "cupy":
-        raise ValueError("event_wkv7: there is no kernel for a GPU; use backend='auto'")
-    is_slow = key.is_cuda or choose_backend(backend, "event_wkv7", key) == "reference"
-    implementation = reference.event_wkv7 if is_slow else event_wkv7_operator
+    chosen, N = choose_backend(backend, "event_wkv7", key), key.shape[-1]
+    if chosen == "cupy" and N > MOST_CHANNELS and backend == "auto":
+        warnings.warn(f"{wrong_head_size(N)}; using the slow plain-torch reference", RuntimeWarning, stacklevel=2)
+        chosen = "reference"
+    implementation = reference.event_wkv7 if chosen == "reference" else event_wkv7_operator
     output, *last = implementation(receptance, log_decay.to(matrix.dtype), key, value, a, b, matrix, waiting)
     return output, EventWKV7State(*last)
 
