@@ -40,6 +40,7 @@ from spikegpt.common.errors import SpikegptError
 from spikegpt.config import HEALING as TAUGHT
 from spikegpt.data.prepare import prepare
 from spikegpt.evaluate.perplexity import evaluate_stream
+from spikegpt.model.mixers.contract import NeuronFactory
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -104,13 +105,17 @@ def configurations(options, out: Path) -> list[dict[str, Configuration]]:
     return [begun, healed]
 
 
-def evaluate(run: Path, data: list[str]) -> dict:
-    """Return width, bits, firing and `operations` of a run on the valid split; kept beside it."""
+def evaluate(run: Path, data: list[str], neuron: NeuronFactory | None = None) -> dict:
+    """Return width, bits, firing and `operations` of a run on the valid split; kept beside it.
+
+    Args:
+        neuron: makes the neurons of a run that was trained with others than ours.
+    """
     torch.set_num_threads(1)
     # a name such as student-0-0.19 has no suffix that may be replaced
     kept = run.parent / f"{run.name}.valid.json"
     if not kept.exists():
-        model, tokenizer = load_model(run)
+        model, tokenizer = load_model(run, neuron)
         valid = np.asarray(prepare(data, tokenizer).split("valid"))
         found = evaluate_stream(model, valid, tokenizer)
         with OpCounter(model) as counter, counter.phase("prefill"):

@@ -25,7 +25,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # about 1M parameters with bytes: the demo
     "tiny": {
         "model": {"n_layer": 4, "n_embd": 128, "ctx_len": 128, "vocab_size": 256},
-        "train": _RECIPE,
+        "train": {"steps": 600, **_RECIPE},
         "spike_driven": _SPIKE_DRIVEN,
     },
     # about 5M
