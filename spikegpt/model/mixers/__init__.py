@@ -1,4 +1,4 @@
-"""Generations of RWKV, and attention, by name, for `ModelConfig.mixer`; one more is a line here and a file beside it."""
+"""Generations of RWKV, and attention, by name, for `ModelConfig.mixer`; one more is a line here and a file beside."""
 
 from .attention import Attention, FeedForward
 from .contract import Mixed, Mixer, NeuronFactory, Rows, Site, product_of, rate_scales, undecayed, weights_of
