@@ -60,7 +60,7 @@ def read(reader: CachedReader, ids: torch.Tensor, prompt: int = 0) -> tuple[torc
         "mikv:2,share=0.25",
         "fastkv:0.4,tsp=0.7",
         "fastkv:0.5,pooling=max,kernel=1",
-        "dynamic:10,r_max=2,every=2",
+        "dynamic:10,r_max=2,every=3",
         "dynamic:12+roco:8",
         "recency:16+rotate:4,outliers=0",
     ],

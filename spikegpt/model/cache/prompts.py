@@ -110,7 +110,7 @@ class DynamicKV(PromptRule):
 
     Args:
         r_max: a layer keeps no more than so many times that, its window left out, when it is read.
-        every: shares are given anew behind so many layers.
+        every: shares are given anew behind so many layers, and behind the last one.
     """
 
     capacity: int

@@ -190,7 +190,7 @@ class CachedReader(nn.Module):
                 check(len(ids) == 1, "dynamic gives texts caches of different lengths; read one text at a time")
                 ranked.append(rule.ranked(pooled, G))
                 scores.append(pooled.unflatten(1, (G, -1)).mean(dim=2)[0])
-                if (layer + 1) % rule.every == 0:
+                if (layer + 1) % rule.every == 0 or layer + 1 == len(self.model.blocks):
                     ranked = _cut(ranked, rule.shares(scores, len(self.model.blocks)))
         if ranked:
             caches = [

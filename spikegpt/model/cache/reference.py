@@ -114,7 +114,7 @@ def _of_dynamic(rule: DynamicKV, scores: list[Tensor], prompt: int) -> list[list
     L, (G, before) = len(scores), scores[0].shape
     window = list(range(before, prompt))
     ranked = [[head.argsort(descending=True).tolist()[: rule.r_max * rule.base] for head in layer] for layer in scores]
-    for read in range(rule.every, L + 1, rule.every):
+    for read in sorted({*range(rule.every, L, rule.every), L}):
         pool = [(float(score), layer) for layer in range(read) for score in scores[layer].flatten()]
         best = sorted(pool, reverse=True)[: rule.base * G * read]
         counts = [sum(layer == place for _, place in best) for layer in range(read)]
