@@ -26,6 +26,8 @@ class ModelConfig(Config):
         "lora_ranks": Range(1, 65_536),
         "n_head": Range(1, 1024),
         "n_kv_head": Range(0, 1024),
+        "elite_pairs": Range(0, 512),
+        "kv_dim": Range(0, 65_536),
         "hidden_levels": Range(1, 127),
         "rescale_every": Range(0, 1024),
     }
@@ -46,6 +48,10 @@ class ModelConfig(Config):
     """attention only: heads; divides n_embd into an even number of channels each"""
     n_kv_head: int = 0
     """attention only: heads of keys and values, each read by n_head / n_kv_head heads; divides n_head. 0: as many"""
+    elite_pairs: int = 0
+    """attention only: pairs of channels of a head that its position turns (EliteKV), chosen with --from; 0: all"""
+    kv_dim: int = 0
+    """attention only, with elite_pairs: numbers per token that all other keys and all values are made of"""
     spiking: Spiking = "input"
     """none: dense; output: published SpikeGPT, neurons on the output of each half block; input: spike-driven,
     neurons before every matrix product of a block"""
@@ -115,6 +121,20 @@ class ModelConfig(Config):
             f"n_head is {self.n_head}, no multiple of n_kv_head {self.n_kv_head}; give a --n-kv-head that divides it",
         )
         check(not self.rescale_every, "rescale_every is of the published inference of RWKV; mixer attention has none")
+        pairs = self.n_embd // self.n_head // 2
+        check(
+            (self.elite_pairs == 0) == (self.kv_dim == 0),
+            f"elite_pairs {self.elite_pairs} and kv_dim {self.kv_dim}: one is nothing without the other; give both",
+        )
+        check(self.elite_pairs <= pairs, f"elite_pairs is {self.elite_pairs}, a head has {pairs} pairs; give fewer")
+        check(
+            not self.elite_pairs or self.kv_heads == self.n_head,
+            f"elite_pairs is of heads with keys of their own; n_kv_head {self.n_kv_head} shares them, leave it out",
+        )
+        check(
+            self.kv_dim <= self.n_embd,
+            f"kv_dim is {self.kv_dim}, more than the {self.n_embd} numbers that it is made of; give at most n_embd",
+        )
 
     @property
     def kv_heads(self) -> int:

@@ -7,7 +7,6 @@ github.com/DreamMr/DynamicKV, kv_compression/token_drop/methods/dynamic_v11.py, 
 and keep its tokens twice. Ours are cut at what a layer still holds.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,7 +16,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...config.values import check
-from .contract import by_kv_head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,12 +148,3 @@ class DynamicKV(PromptRule):
         given = [count * total // sum(counts) for count in counts]
         given[-1] += total - sum(given)
         return given
-
-
-def window_attention(queries: Tensor, keys: Tensor, window: int) -> Tensor:
-    """Return attention (B, H, W, T) of the last W of queries (B, H, T, d) over keys (B, G, T, d), causal."""
-    T = keys.shape[2]
-    scores = by_kv_head(queries[:, :, T - window :], keys.shape[1]) @ keys.unsqueeze(2).mT
-    scores = scores * (1 / math.sqrt(queries.shape[3]))
-    hidden = torch.ones(window, T, dtype=torch.bool, device=keys.device).triu(T - window + 1)
-    return scores.masked_fill(hidden, -math.inf).softmax(dim=-1).flatten(1, 2)

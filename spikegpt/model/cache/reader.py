@@ -15,12 +15,13 @@ from torch.nn import functional as F
 
 from ...config.values import check
 from ..mixers.attention import Attention
+from ..mixers.elite import EliteAttention
 from ..network import SpikeGPT
 from ..rope import frequencies, rotate, turns
 from .contract import Cache, New, by_kv_head
 from .eviction import Roco
 from .policy import CachePolicy
-from .prompts import DynamicKV, FastKV, window_attention
+from .prompts import DynamicKV, FastKV
 from .storage import Rotate
 
 
@@ -67,28 +68,36 @@ class CachedReader(nn.Module):
             for layer in layers
         ]
         self.policies = [dataclasses.replace(policy, storage=storage) for storage in storages]
-        head_size = self._attention(0).value.out_features // self._attention(0).n_kv_head
         # all angles, made once as in a deployment
-        cos, sin = turns(torch.arange(longest), frequencies(head_size), torch.float64)
+        thetas = frequencies(model.config.n_embd // model.config.n_head)
+        cos, sin = turns(torch.arange(longest), thetas, torch.float64)
         dtype = torch.promote_types(model.emb.weight.dtype, torch.float32)
         self.register_buffer("cos", cos.to(model.device, dtype), persistent=False)
         self.register_buffer("sin", sin.to(model.device, dtype), persistent=False)
         # rotations of channels are prepared in the weights
-        self.keys, self.values, self.outputs = (nn.ParameterList() for _ in range(3))
+        self.keys, self.values, self.outputs, self.others, self.expands = (nn.ParameterList() for _ in range(5))
         for layer in layers:
             self._fuse(self._attention(layer), self.policies[layer].storage)
 
     @torch.no_grad()
     def _fuse(self, attention: Attention, storage: object) -> None:
         key, value, output = (part.weight for part in (attention.key, attention.value, attention.output))
+        is_elite = isinstance(attention, EliteAttention)
+        G, H, C = 1 if is_elite else attention.n_kv_head, attention.n_head, output.shape[0]
         if isinstance(storage, Rotate):
-            G, H, C = attention.n_kv_head, attention.n_head, output.shape[0]
             # columns of a projection as tokens: (1, G, C, d)
             key = storage.turned(_as_rows(key, G)).transpose(2, 3).reshape(-1, C)
             value = storage.turned_values(_as_rows(value, G)).transpose(2, 3).reshape(-1, C)
+        parts = [(self.keys, key), (self.values, value)]
+        if isinstance(attention, EliteAttention):
+            other, expand = attention.parts_of_expand()
+            if isinstance(storage, Rotate):
+                other, expand = storage.turned_values(other), storage.turned_values(expand)
+            parts += [(self.others, other), (self.expands, expand)]
+        elif isinstance(storage, Rotate):
             output = storage.turned_values(output.unflatten(1, (H, -1))).flatten(1)
-        for parts, part in ((self.keys, key), (self.values, value), (self.outputs, output)):
-            parts.append(nn.Parameter(part.detach(), requires_grad=False))
+        for kept, part in (*parts, (self.outputs, output)):
+            kept.append(nn.Parameter(part.detach(), requires_grad=False))
 
     def _attention(self, layer: int) -> Attention:
         return cast(Attention, self.model.blocks[layer].att)
@@ -134,21 +143,14 @@ class CachedReader(nn.Module):
         positions = torch.arange(read, read + T, device=ids.device).expand_as(ids)
         x = self._embedded(ids)
         for layer, policy in enumerate(policies):
-            new = self._project(layer, x, positions)
+            queries, new = self._project(layer, x, positions)
             cache = policy.append(caches[layer], new)
             keys, values = (part.to(x.dtype) for part in policy.read(cache))
             if policy.storage.stores_unrotated:
-                keys = rotate(keys, self.cos[cache.positions], self.sin[cache.positions])
-            G, n = keys.shape[1:3]
-            queries = by_kv_head(new.queries, G) / math.sqrt(keys.shape[3])
-            scores = (queries.flatten(2, 3) @ keys.mT).unflatten(2, (-1, T))
-            if T > 1:
-                later = torch.ones(T, n, dtype=torch.bool, device=x.device).triu(n - T + 1)
-                scores = scores.masked_fill(later, -math.inf)
-            attention = scores.softmax(dim=-1)
-            y = (attention.flatten(2, 3) @ values).unflatten(2, (-1, T)).flatten(1, 2)
-            caches[layer] = policy.observe(cache, attention.flatten(1, 2)) if policy.observes else cache
-            x = self._after_attention(layer, x, y)
+                keys = self._turned(layer, keys, cache.positions)
+            attention = self._paid(layer, queries, keys, values)
+            caches[layer] = policy.observe(cache, attention) if policy.observes else cache
+            x = self._after_attention(layer, x, self._means(layer, attention, values))
         return self.model.head(self.model.ln_out(x[:, -1:]))
 
     def _read_prompt(self, ids: Tensor) -> tuple[Tensor, ReaderState]:
@@ -160,24 +162,25 @@ class CachedReader(nn.Module):
         ranked: list[tuple[Tensor, Tensor]] = []
         scores: list[Tensor] = []
         for layer in range(len(self.model.blocks)):
-            policy, new = self.policies[layer], self._project(layer, x, positions)
-            keys = new.keys
-            if policy.storage.stores_unrotated:
-                keys = policy.storage.turned_back(keys) if isinstance(policy.storage, Rotate) else keys
-                keys = rotate(keys, self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1))
+            policy, (queries, new) = self.policies[layer], self._project(layer, x, positions)
+            keys, values = new.keys, new.values
+            if isinstance(policy.storage, Rotate):
+                keys = self._turned(layer, policy.storage.turned_back(keys), positions.unsqueeze(1))
             G, T = keys.shape[1], keys.shape[2]
-            if policy.observes:
-                attention = window_attention(new.queries, keys, T)
-                y = (attention.unflatten(1, (G, -1)) @ new.values.unsqueeze(2)).flatten(1, 2)
+            if policy.observes or isinstance(self._attention(layer), EliteAttention):
+                attention = self._paid(layer, queries, keys, values)
+                y = self._means(layer, attention, values)
             else:
-                is_grouped = new.queries.shape[1] > G
-                y = F.scaled_dot_product_attention(new.queries, keys, new.values, is_causal=True, enable_gqa=is_grouped)
+                is_grouped = queries.shape[1] > G
+                y = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=is_grouped)
             cache = policy.append(None, new)
             x = self._after_attention(layer, x, y)
             if rule is None:
                 caches.append(policy.observe(cache, attention) if policy.observes else cache)
                 continue
-            pooled = self._pooled(new.queries, keys) if rule.window < T else None
+            pooled = None
+            if rule.window < T:
+                pooled = rule.pooled(self._paid(layer, queries[:, :, T - rule.window :], keys, values))
             if isinstance(rule, FastKV) and pooled is not None:
                 chooses = rule.layer_of(len(self.model.blocks))
                 cache = cache.take(rule.rows(pooled, G, rule.capacity(T, is_behind=layer > chooses)))
@@ -200,27 +203,62 @@ class CachedReader(nn.Module):
         logits = self.model.head(self.model.ln_out(x[:, -1:]))
         return logits, ReaderState(tuple(caches), read)
 
-    def _pooled(self, queries: Tensor, keys: Tensor) -> Tensor:
-        rule = self.policy.prompt
-        assert rule is not None
-        return rule.pooled(window_attention(queries, keys, rule.window))
+    def _paid(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Attention (B, H, T, n) of queries (B, H, T, d) of the last T of n rows."""
+        attention, T, n = self._attention(layer), queries.shape[2], keys.shape[2]
+        queries = queries / math.sqrt(queries.shape[3])
+        if isinstance(attention, EliteAttention):
+            turned, other = queries.tensor_split([attention.turned_channels], dim=-1)
+            heads = keys.squeeze(1).unflatten(-1, (attention.n_head, -1)).transpose(1, 2)
+            # what expands the cached numbers is multiplied with the query in the place of each of them
+            scores = turned @ heads.mT + (other @ self.others[layer]) @ values.mT
+        else:
+            scores = by_kv_head(queries, keys.shape[1]).flatten(2, 3) @ keys.mT
+            scores = scores.unflatten(2, (-1, T)).flatten(1, 2)
+        if T > 1:
+            later = torch.ones(T, n, dtype=torch.bool, device=keys.device).triu(n - T + 1)
+            scores = scores.masked_fill(later, -math.inf)
+        return scores.softmax(dim=-1)
+
+    def _means(self, layer: int, attention: Tensor, values: Tensor) -> Tensor:
+        """Mean values (B, H, T, d) by attention (B, H, T, n)."""
+        T = attention.shape[2]
+        if isinstance(self._attention(layer), EliteAttention):
+            return (attention @ values) @ self.expands[layer].mT
+        means = by_kv_head(attention, values.shape[1]).flatten(2, 3) @ values
+        return means.unflatten(2, (-1, T)).flatten(1, 2)
+
+    def _turned(self, layer: int, keys: Tensor, positions: Tensor) -> Tensor:
+        """Keys (B, G, n, d), as they are cached, turned by positions (B, G, n)."""
+        attention, cos, sin = self._attention(layer), self.cos[positions], self.sin[positions]
+        if not isinstance(attention, EliteAttention):
+            return rotate(keys, cos, sin)
+        # each head its own pairs
+        pairs = attention.pairs.round().long()
+        return rotate(keys.unflatten(-1, (attention.n_head, -1)), cos[..., pairs], sin[..., pairs]).flatten(-2)
 
     def _embedded(self, ids: Tensor) -> Tensor:
         return self.model.blocks[0].ln0(self.model.embed(ids))
 
-    def _project(self, layer: int, x: Tensor, positions: Tensor) -> New:
-        """What the block of a layer makes of its input x (B, T, C); keys are rotated unless the policy will."""
-        attention, storage = self._attention(layer), self.policies[layer].storage
+    def _project(self, layer: int, x: Tensor, positions: Tensor) -> tuple[Tensor, New]:
+        """(queries (B, H, T, d), what a block makes of x (B, T, C)); keys are turned unless the policy will."""
+        attention = self._attention(layer)
         stream = self.model.blocks[layer].ln1(x)
-        G = attention.n_kv_head
         queries = attention.query(stream).unflatten(-1, (attention.n_head, -1)).transpose(1, 2)
+        G = 1 if isinstance(attention, EliteAttention) else attention.n_kv_head
         keys, values = (
             F.linear(stream, parts[layer]).unflatten(-1, (G, -1)).transpose(1, 2) for parts in (self.keys, self.values)
         )
-        cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
-        queries = rotate(queries, cos, sin)
-        keys = keys if storage.stores_unrotated else rotate(keys, cos, sin)
-        return New(keys, values, queries, positions, x)
+        if isinstance(attention, EliteAttention):
+            turned, other = queries.tensor_split([attention.turned_channels], dim=-1)
+            asked = self._turned(layer, _side_by_side(turned), positions.unsqueeze(1))
+            heads = asked.squeeze(1).unflatten(-1, (attention.n_head, -1)).transpose(1, 2)
+            queries = torch.cat([heads, other], dim=-1)
+        else:
+            queries = asked = self._turned(layer, queries, positions.unsqueeze(1))
+        if not self.policies[layer].storage.stores_unrotated:
+            keys = self._turned(layer, keys, positions.unsqueeze(1))
+        return queries, New(keys, values, asked, positions, x)
 
     def _after_attention(self, layer: int, x: Tensor, y: Tensor) -> Tensor:
         """The block's output, of its input x (B, T, C) and mean values y (B, H, T, d)."""
@@ -232,6 +270,11 @@ class CachedReader(nn.Module):
 def _as_rows(weight: Tensor, kv_heads: int) -> Tensor:
     """A projection's weight (G d, C) as keys (1, G, C, d) of C tokens."""
     return weight.unflatten(0, (kv_heads, -1)).transpose(1, 2).unsqueeze(0)
+
+
+def _side_by_side(heads: Tensor) -> Tensor:
+    """Heads (B, H, T, width) as one of all their channels, (B, 1, T, H width)."""
+    return heads.transpose(1, 2).flatten(2).unsqueeze(1)
 
 
 def _cut(ranked: list[tuple[Tensor, Tensor]], shares: list[int]) -> list[tuple[Tensor, Tensor]]:
@@ -257,6 +300,7 @@ def orders_of(model: SpikeGPT, storage: Rotate, ids: Tensor) -> list[tuple[int, 
 
     def watch(half: nn.Module, inputs: tuple) -> None:
         keys = cast(Attention, half).project(inputs[0])[1]
+        keys = _side_by_side(keys) if isinstance(half, EliteAttention) else keys
         sums.append(storage.turned(keys).sum(dim=(0, 2)).flatten())
 
     hooks = [block.att.register_forward_pre_hook(watch) for block in model.blocks]

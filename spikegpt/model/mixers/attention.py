@@ -63,20 +63,30 @@ class Attention(Mixer):
         )
         return query, key, value
 
+    def angles(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return (cos, sin) (B, 1, T, pairs) of positions (B, T), the same for all heads."""
+        cos, sin = turns(positions, frequencies(self.query.in_features // self.n_head), dtype)
+        return cos.unsqueeze(1), sin.unsqueeze(1)
+
+    def turned(self, query: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Return queries (B, H, T, d) turned by their positions."""
+        return rotate(query, cos, sin)
+
+    def expanded(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values (B, G, n, d) of what is cached of them."""
+        return keys, values
+
     def forward(self, x: Tensor, state: AttentionState | None) -> Mixed:
         keys, values, read, _ = state or AttentionState(None, None, None, None)
         T = x.shape[1]
         query, key, value = self.project(x)
-        now = torch.arange(T, device=x.device)
+        now = torch.arange(T, device=x.device).unsqueeze(0)
         positions = now if read is None else read + now
-        cos, sin = turns(positions, frequencies(query.shape[-1]), torch.promote_types(x.dtype, torch.float32))
-        if read is not None:
-            # one angle for all heads of a text
-            cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        cos, sin = self.angles(positions, torch.promote_types(x.dtype, torch.float32))
+        query, key = self.turned(query, cos, sin), rotate(key, cos, sin)
         if keys is not None and values is not None:
             key, value = torch.cat([keys.to(key.dtype), key], dim=2), torch.cat([values.to(value.dtype), value], dim=2)
-        y = self.output(self._attend(query, key, value, read).transpose(1, 2).flatten(2))
+        y = self.output(self._attend(query, *self.expanded(key, value), read).transpose(1, 2).flatten(2))
         first = max(key.shape[2] - self.window + 1, 0)
         read = x.new_full((len(x), 1), T, dtype=torch.long) if read is None else read + T
         return Mixed(y, AttentionState(key[:, :, first:], value[:, :, first:], read, None), {})
@@ -84,7 +94,7 @@ class Attention(Mixer):
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, read: Tensor | None) -> Tensor:
         """Mean values (B, H, T, d) of the last T of the n rows of key and value, each of its own window."""
         (T, n), W = (query.shape[2], key.shape[2]), self.window
-        is_grouped = self.n_kv_head < self.n_head
+        is_grouped = key.shape[1] < query.shape[1]
         cached = n - T
         # texts of one length have no rows that are no tokens
         padding = None if read is None or len(read) == 1 or int(read.min()) >= cached else (cached - read).clamp(min=0)
@@ -125,7 +135,7 @@ class Attention(Mixer):
         x, state, after = args[0], args[1], output.state
         cached = 0 if state is None or state.keys is None else state.keys.numel() + state.values.numel()
         kept = after.keys[0].numel() + after.values[0].numel()
-        new = 2 * after.keys[:, :, :1].numel() * x.shape[1]
+        new = (after.keys[:, :, :1].numel() + after.values[:, :, :1].numel()) * x.shape[1]
         return {"state_elements": kept, "state_reads": cached, "state_writes": new}
 
 
