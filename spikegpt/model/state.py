@@ -86,7 +86,7 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     for part in parts:
         missing = [size - side for size, side in zip(sizes, part.shape[1:], strict=True)]
         # last side first, and of each what is put in front and behind
-        filled.append(F.pad(part, [gap for side in reversed(missing) for gap in (side, 0)]) if any(missing) else part)
+        filled.append(F.pad(part, [edge for gap in reversed(missing) for edge in (gap, 0)]) if any(missing) else part)
     return torch.cat(filled)
 
 
