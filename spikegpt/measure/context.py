@@ -5,6 +5,7 @@ A model with a key-value cache is read once per policy, one with a constant stat
 carries after the whole window, by what they are; operations are those that its last token costs, counted.
 """
 
+import math
 import statistics
 import sys
 import time
@@ -299,7 +300,7 @@ def _measured(
         context=length,
         bytes_by_part=carrier.bytes_by_part(last, reading.state),
         operations={name: number for name, number in operations.items() if number},
-        bits_per_byte=reading.nats / np.log(2) / predicted if count else None,
+        bits_per_byte=reading.nats / math.log(2) / predicted if count else None,
         predicted_tokens=(length - first) * count,
         texts=count,
         tokens_per_s=_pace(carrier.pace(last, reading.state), model.device),
