@@ -41,7 +41,11 @@ TEXT = "It was the best of times, it was the worst of times, it was the age of w
 def shrunk(words: list[str], cache: Path) -> list[str]:
     """The command with small sizes; what a command gives itself comes first, and the last counts."""
     verb = words[words.index("spikegpt") + 1] if "spikegpt" in words else ""
-    more = ["--cache", str(cache), "--threads", "1"] if verb in ("train", "evaluate", "measure", "compare") else []
+    more = (
+        ["--cache", str(cache), "--threads", "1"]
+        if verb in ("train", "evaluate", "measure", "compare", "context")
+        else []
+    )
     if verb == "data":
         more = ["--cache", str(cache)]
     if verb == "finetune-classify":

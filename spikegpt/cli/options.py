@@ -16,6 +16,7 @@ RANGES = {
     "ctx-len": WINDOW,
     "stride": WINDOW,
     "limit-bytes": Range(1, 10**15),
+    "texts": Range(1, 4096),
     "end-token": Range(0, 2**31 - 1),
     "processes": Range(1, 1024),
     "rescale-every": ModelConfig.ranges["rescale_every"],
@@ -205,6 +206,37 @@ class Compare(Measuring):
 
     runs: Annotated[Positional[tuple[Path, ...]], arg(help="folders of runs or checkpoints")]
     twin: Annotated[bool, arg(help="add the dense twin of the first run: found beside it, or trained now")] = False
+
+
+@dataclass(kw_only=True)
+class Context:
+    """Measure what a text's memory costs and what it buys: bytes, operations and bits per byte by length.
+
+    spikegpt context RUN [RUN ...] [--policy SPEC ...] [--lengths 128,512,2048]
+    """
+
+    runs: Annotated[Positional[tuple[Path, ...]], arg(help="folders of runs or checkpoints")]
+    policy: Annotated[
+        tuple[str, ...],
+        arg(
+            help="what a key-value cache keeps: full, recency:64,sinks=4, h2o:64, tova:64, roco:64, rotate:2, "
+            "mikv:2,share=0.25, fastkv:0.25,tsp=0.5, dynamic:64; + joins what goes together; by default full"
+        ),
+    ] = ()
+    lengths: Annotated[str, arg(help="tokens of a window, between commas; its second half is predicted")] = "128,512"
+    texts: Annotated[int, arg(help="windows of each length, evenly over the text")] = 8
+    cache_dtype: Annotated[
+        Literal["float16", "bfloat16", "float32"], arg(help="how keys and values are cached where they are no codes")
+    ] = "float16"
+    split: Annotated[Literal["train", "valid", "test"], arg(help="part of the run's own text")] = "test"
+    file: Annotated[Path | None, arg(help="read this text file instead")] = None
+    out: Annotated[
+        Path | None, arg(help="folder for context.json, context.csv and figures; by default RUN/context")
+    ] = None
+    cache: Annotated[Path | None, arg(help="where token files are kept")] = None
+    device: Device = "auto"
+    threads: Threads = 0
+    json: Annotated[bool, arg(help="print the points as JSON instead of a table")] = False
 
 
 @dataclass(kw_only=True)

@@ -1,6 +1,6 @@
 """The command line: one verb per function; parse, call, print. What a verb takes: options.py.
 
-`train` has a file of its own, training.py, and so have `measure` and `compare`, measuring.py.
+`train` has a file of its own, training.py, so have `measure` and `compare`, measuring.py, and `context`, context.py.
 """
 
 import difflib
@@ -17,6 +17,7 @@ from ..common.version import __version__
 from ..config import PRESETS, ModelConfig
 from ..config.effects import idle_in_blocks
 from .beginning import check_runs, use_threads
+from .context import context_verb
 from .ending import ended
 from .idle import (
     given_of,
@@ -54,6 +55,7 @@ USAGE = f"""spikegpt {__version__}: train spiking language models, and compare t
   spikegpt finetune-classify RUN  SST-2, SST-5, MR, Subj or your own TSV, CSV, JSONL files, with seeds; the twin beside
   spikegpt measure RUN            count what a run computes, estimate its energy, write RUN/report/report.html
   spikegpt compare RUN --twin     the same beside its dense twin, which is found or trained; or: compare RUN RUN...
+  spikegpt context RUN...         what a text's memory costs and buys: bytes, operations, bits; by length and --policy
   spikegpt import FILE            published SpikeGPT or RWKV-4 weights (.pth, Hugging Face folder) become a run
   spikegpt export RUN FILE        and back
   spikegpt info RUN|PRESET        sizes and configuration
@@ -305,6 +307,7 @@ VERBS = {
     "finetune-classify": finetune_classify_verb,
     "measure": measure_verb,
     "compare": compare_verb,
+    "context": context_verb,
     "import": import_verb,
     "export": export_verb,
     "info": info_verb,

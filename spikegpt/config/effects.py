@@ -58,6 +58,10 @@ def idle_in_blocks(model: ModelConfig) -> dict[str, str]:
     idle: dict[str, str] = {}
     if model.mixer != "rwkv7":
         idle |= dict.fromkeys(("head_size", "lora_ranks"), f"--mixer {model.mixer} has no such heads")
+    if model.mixer != "attention":
+        idle |= dict.fromkeys(
+            ("n_head", "n_kv_head", "elite_pairs", "kv_dim"), f"--mixer {model.mixer} has no attention"
+        )
     if model.spiking != "input":
         idle |= dict.fromkeys(
             ("hidden_levels", "spiking_head", "shared_neurons", "state_neurons"),

@@ -24,6 +24,10 @@ class ModelConfig(Config):
         "dropout": Range(0.0, 1.0),
         "head_size": Range(1, 1024),
         "lora_ranks": Range(1, 65_536),
+        "n_head": Range(1, 1024),
+        "n_kv_head": Range(0, 1024),
+        "elite_pairs": Range(0, 512),
+        "kv_dim": Range(0, 65_536),
         "hidden_levels": Range(1, 127),
         "rescale_every": Range(0, 1024),
     }
@@ -35,11 +39,19 @@ class ModelConfig(Config):
     vocab_size: int = 256
     """training replaces it by the tokenizer's"""
     mixer: str = "rwkv4"
-    """generation of both halves of a block"""
+    """what both halves of a block are: a generation of RWKV, or attention, the dense baseline"""
     head_size: int = 64
     """rwkv7 only: channels of a head, whose state is a matrix of them; divides n_embd"""
     lora_ranks: tuple[int, ...] = ()
     """rwkv7 only: inner channels of the four pairs of matrices w, a, v and g; left out, as published for n_embd"""
+    n_head: int = 4
+    """attention only: heads; divides n_embd into an even number of channels each"""
+    n_kv_head: int = 0
+    """attention only: heads of keys and values, each read by n_head / n_kv_head heads; divides n_head. 0: as many"""
+    elite_pairs: int = 0
+    """attention only: pairs of channels of a head that its position turns (EliteKV), chosen with --from; 0: all"""
+    kv_dim: int = 0
+    """attention only, with elite_pairs: numbers per token that all other keys and all values are made of"""
     spiking: Spiking = "input"
     """none: dense; output: published SpikeGPT, neurons on the output of each half block; input: spike-driven,
     neurons before every matrix product of a block"""
@@ -89,12 +101,53 @@ class ModelConfig(Config):
             not is_rwkv7 or self.n_embd % self.head_size == 0,
             f"n_embd is {self.n_embd}, no multiple of head_size {self.head_size}; give a --head-size that divides it",
         )
+        if self.mixer == "attention":
+            self._check_attention()
         check(self.dropout < 1, f"dropout must lie in [0, 1), got {self.dropout}")
+
+    def _check_attention(self) -> None:
+        check(
+            self.spiking == "none",
+            f"mixer attention is the dense baseline, got spiking {self.spiking!r}: its products are of real queries, "
+            "keys and probabilities, which no neuron makes sparse; give --spiking none",
+        )
+        check(
+            self.n_embd % self.n_head == 0 and self.n_embd // self.n_head % 2 == 0,
+            f"n_embd {self.n_embd} is not cut by n_head {self.n_head} into heads of an even number of channels, whose "
+            "pairs turn with the position; give another --n-head",
+        )
+        check(
+            self.n_head % self.kv_heads == 0,
+            f"n_head is {self.n_head}, no multiple of n_kv_head {self.n_kv_head}; give a --n-kv-head that divides it",
+        )
+        check(not self.rescale_every, "rescale_every is of the published inference of RWKV; mixer attention has none")
+        pairs = self.n_embd // self.n_head // 2
+        check(
+            (self.elite_pairs == 0) == (self.kv_dim == 0),
+            f"elite_pairs {self.elite_pairs} and kv_dim {self.kv_dim}: one is nothing without the other; give both",
+        )
+        check(self.elite_pairs <= pairs, f"elite_pairs is {self.elite_pairs}, a head has {pairs} pairs; give fewer")
+        check(
+            not self.elite_pairs or self.kv_heads == self.n_head,
+            f"elite_pairs is of heads with keys of their own; n_kv_head {self.n_kv_head} shares them, leave it out",
+        )
+        check(
+            self.kv_dim <= self.n_embd,
+            f"kv_dim is {self.kv_dim}, more than the {self.n_embd} numbers that it is made of; give at most n_embd",
+        )
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values, of the mixer attention."""
+        return self.n_kv_head or self.n_head
 
     @property
     def n_ffn(self) -> int:
-        """Width of the channel mix: four times n_embd, as in every released RWKV-4."""
-        return 4 * self.n_embd
+        """Width of the hidden layer of a block's second half.
+
+        Four times n_embd, as in every released RWKV-4; 4.5 times behind attention: a layer has as many weights then.
+        """
+        return 9 * self.n_embd // 2 if self.mixer == "attention" else 4 * self.n_embd
 
     def twin(self) -> "ModelConfig":
         """Return the dense twin's configuration."""

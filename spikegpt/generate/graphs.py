@@ -69,8 +69,11 @@ def _copied(state: State) -> State:
 
 
 def capture_of(model: SpikeGPT) -> Callable[[Run], Run] | None:
-    """Return what makes CUDA graphs of `model`; None on other devices, and where code that is not ours may wait."""
+    """Return what makes CUDA graphs of `model`; None on other devices, where a state grows or others' code waits."""
     if model.device.type != "cuda" or type(model).forward is not SpikeGPT.forward:
+        return None
+    # a graph leaves the next state where it found this one
+    if any(half.state_grows for block in model.blocks for half in (block.att, block.ffn)):
         return None
     return _cuda_graph if all(isinstance(placed.neuron, LIF) for placed in model.sites().values()) else None
 

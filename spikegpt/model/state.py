@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map
 
 
@@ -71,8 +72,22 @@ def detach_state(state: State) -> State:
 
 
 def join_states(states: Sequence[State]) -> State:
-    """Return the states of several texts as the state of one batch."""
-    return tree_map(lambda first, *rest: torch.cat([first, *rest]) if isinstance(first, Tensor) else first, *states)
+    """Return the states of several texts as the state of one batch.
+
+    Caches of fewer tokens than others get rows of zeros in front.
+    """
+    return tree_map(lambda *parts: _joined(parts) if isinstance(parts[0], Tensor) else parts[0], *states)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """(B, ...): the parts below each other, each side filled up in front to the longest."""
+    sizes = [max(sides) for sides in zip(*(part.shape[1:] for part in parts), strict=True)]
+    filled = []
+    for part in parts:
+        missing = [size - side for size, side in zip(sizes, part.shape[1:], strict=True)]
+        # last side first, and of each what is put in front and behind
+        filled.append(F.pad(part, [edge for gap in reversed(missing) for edge in (gap, 0)]) if any(missing) else part)
+    return torch.cat(filled)
 
 
 def select_texts(state: State, texts: Sequence[int]) -> State:

@@ -25,6 +25,7 @@ from ..model.mixers import Mixer
 from ..model.network import PlacedSite, SpikeGPT
 from ..neuron.lif import LIF
 from ..neuron.thresholds import FITTED_CURRENTS, Candidates, tried_thresholds
+from .elite import elite_weights
 from .units import CurrentUnits
 
 FITTED_WINDOWS = 8
@@ -95,6 +96,10 @@ def check_shape(model: ModelConfig, start: Path) -> None:
     """
     there = read_model_config(start)
     sizes = ["n_layer", "n_embd", "mixer"]
+    if there.mixer == "attention":
+        sizes += ["n_head", "n_kv_head"]
+        # whole attention becomes one of chosen pairs, and these stay
+        sizes += ["elite_pairs", "kv_dim"] if there.elite_pairs else []
     neurons = ["learnable_decay", "learnable_threshold"]
     pairs = [(name, getattr(there, name), getattr(model, name)) for name in sizes]
     if there.spiking == model.spiking != "none":
@@ -144,8 +149,13 @@ def start_from(model: SpikeGPT, start: Path, ids: Tensor, share: float = 1.0, wa
     """
     folder, weights = open_model(Path(start), warn)
     path = folder / "model.safetensors"
-    there, here = checkpoint.read_model_config(folder / "config.json").spiking, model.config.spiking
-    if there == here:
+    config = checkpoint.read_model_config(folder / "config.json")
+    there, here = config.spiking, model.config.spiking
+    if model.config.elite_pairs and not config.elite_pairs:
+        whole = SpikeGPT(config, init=False).eval()
+        load_weights(whole, weights, path)
+        load_weights(model, elite_weights(whole, ids, model.config.elite_pairs, model.config.kv_dim), path)
+    elif there == here:
         load_weights(model, weights, path)
     elif there == "none":
         # what a dense model has not, and what fitting fills: the parameters of the neurons

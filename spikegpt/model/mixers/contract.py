@@ -174,6 +174,8 @@ class Mixer(nn.Module):
     unread_in_first: ClassVar[frozenset[str]] = frozenset()
     """own parameters that nothing reads in the first block: they do not learn there and have no neurons, but stand in
     checkpoints"""
+    state_grows: ClassVar[bool] = False
+    """whether the tensors of its state have other shapes after a token"""
     measured_in: ClassVar[dict[str, str]] = {}
     """site -> site before it in whose spikes its current is measured, where no product lies between"""
 

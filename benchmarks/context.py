@@ -1,0 +1,174 @@
+"""Bits per byte against bytes carried per text: cache policies of a Transformer beside constant states of its size.
+
+    python benchmarks/context.py --data FOLDER_OR_FILES   4 layers, width 192, 2,000 steps of 4 x 512: some hours
+    python benchmarks/context.py --quick   minutes, the built-in corpus, three tiny runs, no published number
+
+Attention, the dense twin and the spike-driven block are trained at each of RATES, on equal tokens, and the best on the
+valid split is kept; EliteKV converts the best attention at two cache ratios and trains on for 200 steps. Then all are
+measured on the same windows of the test split by every policy. A goal that is missed is printed as missed. Trainings
+are single-threaded, `--side-by-side` of them at once; what exists is resumed. Writes results/context.json, every point
+of the picture, and context.png. Last line: JSON with the goals.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from measure import RESULTS, write_result
+
+from neuromorphic.report.canvas import to_png
+from spikegpt.checkpoint.weights import load_model
+from spikegpt.data.prepare import prepare
+from spikegpt.evaluate.perplexity import evaluate_stream
+from spikegpt.measure.context import CONSTANT, ContextPoint, measure_context
+from spikegpt.measure.context_figures import bits_against_bytes
+
+# heads of a power of two channels, as RotateKV rotates them
+BLOCKS = {
+    "attention": ["--mixer", "attention", "--spiking", "none", "--n-head", "6"],
+    "dense": ["--spiking", "none"],
+    "spiking": ["--spiking", "input"],
+}
+RATES = (2e-3, 4e-3, 8e-3)
+BUDGETS = (4, 8, 16, 32, 64, 128, 256, 512)
+LOW_BITS = (2, 3, 4)
+# cached numbers of 384 per layer and token: half and a quarter
+ELITE = {"elite-50": (6, 120), "elite-25": (3, 60)}
+ELITE_STEPS = 200
+
+
+def train(name: str, flags: list[str], options) -> Path:
+    """Train into RUNS/name unless it is there."""
+    run = options.runs / name
+    if (run / "checkpoints" / f"step-{options.steps_of(name):08d}").exists():
+        return run
+    command = [sys.executable, "-m", "spikegpt", "train"]
+    if (run / "config.json").exists():
+        command += ["--resume", str(run)]
+    else:
+        command += ["--out", str(run), "--data", *options.data, "--steps", str(options.steps_of(name)), *flags]
+        command += ["--batch-size", "4", "--dropout", "0", "--threads", "1", "--precision", "no", "--sample-every", "0"]
+    options.runs.mkdir(parents=True, exist_ok=True)
+    with open(options.runs / f"{name}.log", "a") as log:
+        subprocess.run(command, check=True, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return run
+
+
+def valid_bits(run: Path, options) -> float:
+    model, tokenizer = load_model(run)
+    tokens = np.asarray(prepare(options.data, tokenizer).split("valid"))[: options.eval_tokens]
+    return evaluate_stream(model, tokens, tokenizer).bits_per_byte
+
+
+def best_of_rates(options) -> dict[str, dict]:
+    """Block -> its best run, and the bits of every rate."""
+    sizes = ["--n-layer", str(options.layers), "--n-embd", str(options.width), "--ctx-len", str(options.ctx_len)]
+    jobs = [(block, rate) for block in BLOCKS for rate in options.rates]
+    with ThreadPoolExecutor(options.side_by_side) as pool:
+        runs = list(
+            pool.map(
+                lambda job: train(f"{job[0]}-lr{job[1]:g}", [*BLOCKS[job[0]], *sizes, "--lr", str(job[1])], options),
+                jobs,
+            )
+        )
+    found: dict[str, dict] = {block: {"bits_by_rate": {}} for block in BLOCKS}
+    for (block, rate), run in zip(jobs, runs, strict=True):
+        bits = valid_bits(run, options)
+        if bits < min(found[block]["bits_by_rate"].values(), default=float("inf")):
+            found[block]["run"] = run
+        found[block]["bits_by_rate"][rate] = bits
+    return found
+
+
+def policies_of(options) -> list[str]:
+    budgets = [budget for budget in options.budgets if budget <= options.ctx_len]
+    evicting = [f"{kind}:{budget}" for kind in ("recency", "h2o", "tova", "roco") for budget in budgets]
+    low = [f"rotate:{bits}" for bits in LOW_BITS] + [f"mikv:{bits},share=0.25" for bits in LOW_BITS]
+    # of the shortest prompt more than a window of queries has to be left
+    rates = [rate for rate in (0.25, 0.5) if int(rate * options.lengths[0] // 2) > 8]
+    prompts = [f"fastkv:{rate},tsp=0.5" for rate in rates]
+    prompts += [f"dynamic:{budget}" for budget in budgets if 8 < budget <= options.ctx_len // 2]
+    return ["full", *evicting, *low, *prompts]
+
+
+def goals_of(points: list[ContextPoint], best: dict[str, dict], options) -> dict[str, dict]:
+    """Goal -> what was reached, what was wanted, whether it was met."""
+    at = {(point.model, point.policy): point.bits_per_byte for point in points if point.context == options.ctx_len}
+    attention = best["attention"]["run"].name
+    full = at[attention, "full"]
+
+    def over_full(bits: float) -> float:
+        return bits / full - 1
+
+    quarter = options.ctx_len // 4
+    lost = {name: over_full(at[attention, name]) for name in (f"h2o:{quarter}", "mikv:2,share=0.25")}
+    twin, own = (min(best[block]["bits_by_rate"].values()) for block in ("dense", "attention"))
+    reached = {
+        "attention over its dense twin": (own / twin - 1, 0.03),
+        f"roco:{quarter} over full": (over_full(at[attention, f"roco:{quarter}"]), 0.015),
+        "rotate:4 over full": (over_full(at[attention, "rotate:4"]), 0.003),
+        "rotate:2 over full": (over_full(at[attention, "rotate:2"]), 0.03),
+        "mikv:2 over full, wanted a third of what h2o loses": (lost["mikv:2,share=0.25"], lost[f"h2o:{quarter}"] / 3),
+        **{
+            f"{name} over full": (over_full(at[name, "full"]), limit)
+            for name, limit in (("elite-50", 0.01), ("elite-25", 0.03))
+        },
+    }
+    return {
+        name: {"reached": value, "wanted": limit, "met": value <= limit} for name, (value, limit) in reached.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", default=["python-docs"])
+    parser.add_argument("--runs", type=Path, default=Path("runs/context"))
+    parser.add_argument("--side-by-side", type=int, default=2)
+    parser.add_argument("--texts", type=int, default=16, help="windows of each length")
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    options.layers, options.width, options.ctx_len, options.steps, options.eval_tokens = 4, 192, 512, 2000, None
+    options.rates, options.lengths, elite_steps = RATES, [128, 512, 2048], ELITE_STEPS
+    options.budgets = BUDGETS
+    if options.quick:
+        options.layers, options.width, options.ctx_len, options.steps, options.eval_tokens = 2, 48, 64, 10, 512
+        options.runs, options.texts, options.budgets = Path(tempfile.mkdtemp()), 1, (4, 16)
+        options.rates, options.lengths, elite_steps = RATES[1:2], [64], 10
+    options.steps_of = lambda name: elite_steps if name in ELITE else options.steps
+    best = best_of_rates(options)
+    share = options.width // 6
+    elite = []
+    for name, (pairs, kv_dim) in ELITE.items():
+        # a smaller model keeps the same shares
+        sizes = max(pairs * share // 32, 1), kv_dim * options.width // 192
+        flags = ["--from", str(best["attention"]["run"]), "--elite-pairs", str(sizes[0]), "--kv-dim", str(sizes[1])]
+        elite.append(train(name, flags, options))
+    runs = [best[block]["run"] for block in BLOCKS]
+    points = measure_context(runs, policies_of(options), options.lengths, texts=options.texts)
+    points += measure_context(elite, ["full", "roco:16", "roco:64"], options.lengths, texts=options.texts)
+    carried = (
+        {point.context: point.bytes_per_text for point in measure_context(runs[2:], [], [128, 1_000_000], texts=1)}
+        if not options.quick
+        else {}
+    )
+    goals = goals_of(points, best, options)
+    for name, goal in goals.items():
+        print(f"{'met   ' if goal['met'] else 'MISSED'} {name}: {goal['reached']:+.2%}, wanted {goal['wanted']:.2%}")
+    if not options.quick:
+        blocks = {block: {**found, "run": found["run"].name} for block, found in best.items()}
+        state = {"constant_state_bytes_by_context": carried, "corpus": Path(options.data[0]).name}
+        write_result("context", {"goals": goals, "blocks": blocks, **state, "points": [p.to_dict() for p in points]})
+        shown = [p for p in points if p.context == options.ctx_len]
+        (RESULTS / "context.png").write_bytes(to_png(bits_against_bytes(shown)))
+    constant = {point.model: point.bytes_per_text for point in points if point.policy == CONSTANT}
+    print(json.dumps({"goals": goals, "points": len(points), "constant_state_bytes": constant}))
+
+
+if __name__ == "__main__":
+    main()

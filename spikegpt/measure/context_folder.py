@@ -1,0 +1,56 @@
+"""What `context` writes: context.json and context.csv for programs, two figures for people."""
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from neuromorphic.count.text import csv_table
+from neuromorphic.report.canvas import to_png
+
+from ..checkpoint.run import run_of
+from ..common.errors import SpikegptError
+from ..common.files import write_atomically
+from .context import ContextPoint
+from .context_figures import bits_against_bytes, operations_against_context
+
+JSON_NAME, CSV_NAME = "context.json", "context.csv"
+FIGURES = {"bits_against_bytes.png": bits_against_bytes, "operations_against_context.png": operations_against_context}
+COLUMNS = (
+    *("model", "mixer", "spiking", "policy", "budget", "context", "bits", "bytes_per_text"),
+    *("operations_per_token", "tokens_per_s", "predicted_tokens", "texts"),
+)
+
+
+def context_folder(run: Path) -> Path:
+    """Return where the points of a run or of one of its checkpoints are kept: in the run, never in a checkpoint."""
+    return (run_of(run) or run) / "context"
+
+
+def check_context_folder(folder: Path) -> None:
+    """Raise SpikegptError if `folder` is a file, or holds what would not be replaced by ours."""
+    ours = {JSON_NAME, CSV_NAME, *FIGURES}
+    if folder.exists() and not folder.is_dir():
+        raise SpikegptError(f"{folder} is a file; give another --out")
+    strangers = sorted(path.name for path in folder.iterdir() if path.name not in ours) if folder.is_dir() else []
+    if strangers:
+        raise SpikegptError(f"{folder} holds {strangers[0]}, which is none of what context writes; give another --out")
+
+
+def write_context(folder: Path, points: Sequence[ContextPoint], made: Mapping[str, str]) -> None:
+    """Write the points and their figures into `folder`, replacing those that are there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = {**made, "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds")}
+    rows = [point.to_dict() for point in points]
+    write_atomically(folder / JSON_NAME, json.dumps({"made": made, "points": rows}, indent=1))
+    parts = list(dict.fromkeys(part for point in points for part in point.bytes_by_part))
+    flat = [
+        {
+            **{name: row[name] for name in COLUMNS},
+            **{f"{part}_bytes": row["bytes_by_part"].get(part, 0) for part in parts},
+        }
+        for row in rows
+    ]
+    write_atomically(folder / CSV_NAME, csv_table([*COLUMNS, *(f"{part}_bytes" for part in parts)], flat))
+    for name, draw in FIGURES.items():
+        write_atomically(folder / name, to_png(draw(points)))
