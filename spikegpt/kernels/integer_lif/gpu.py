@@ -89,7 +89,7 @@ def integer_lif_backward(
     return grad_current, grads[0], grads[1].sum(0), grads[2].sum(0)
 
 
-def _scalars(options: IntegerLIFOptions) -> tuple[int | bool, ...]:
+def _scalars(options: IntegerLIFOptions) -> tuple[float, ...]:
     """Return (levels, signed, keeps, taken, decay_input): a potential `keeps` what spikes do not take off it."""
     taken = float(options.reset == "subtract")
     return options.levels, options.signed, options.reset != "zero", taken, options.decay_input
