@@ -9,6 +9,10 @@ from .values import Config, Range, check
 
 Spiking = Literal["none", "output", "input"]
 SPIKING: tuple[Spiking, ...] = ("none", "output", "input")
+# mixers with a matrix in every head
+HEADED = "rwkv5", "rwkv6", "rwkv7"
+# mixer -> what its pairs of matrices of few inner channels are for
+LORA_PAIRS = {"rwkv6": ("token mixes", "decay"), "rwkv7": ("w", "a", "v", "g")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +41,10 @@ class ModelConfig(Config):
     mixer: str = "rwkv4"
     """generation of both halves of a block"""
     head_size: int = 64
-    """rwkv7 only: channels of a head, whose state is a matrix of them; divides n_embd"""
+    """rwkv5, rwkv6 and rwkv7: channels of a head, whose state is a matrix of them; divides n_embd"""
     lora_ranks: tuple[int, ...] = ()
-    """rwkv7 only: inner channels of the four pairs of matrices w, a, v and g; left out, as published for n_embd"""
+    """rwkv7 and rwkv6: inner channels of the four pairs of matrices w, a, v and g, or of the two of token mixes and
+    decay; left out, as published for n_embd"""
     spiking: Spiking = "input"
     """none: dense; output: published SpikeGPT, neurons on the output of each half block; input: spike-driven,
     neurons before every matrix product of a block"""
@@ -76,24 +81,28 @@ class ModelConfig(Config):
             not self.shared_neurons or self.mixer == "rwkv4",
             f"shared_neurons is of the mixer rwkv4, not of {self.mixer}; leave it out",
         )
+        # of another mixer they are idle
+        pairs = LORA_PAIRS.get(self.mixer, LORA_PAIRS["rwkv7"])
         check(
-            len(self.lora_ranks) in (0, 4),
-            f"lora_ranks are four, of the pairs w, a, v and g, or none; got {len(self.lora_ranks)}",
+            len(self.lora_ranks) in (0, len(pairs)),
+            f"lora_ranks are {len(pairs)}, of the pairs {', '.join(pairs[:-1])} and {pairs[-1]}, or none; "
+            f"got {len(self.lora_ranks)}",
         )
         check(
             not self.state_neurons or self.mixer == "rwkv7",
             f"state_neurons is of the mixer rwkv7, not of {self.mixer}; leave it out",
         )
-        is_rwkv7 = self.mixer == "rwkv7"
         check(
-            not is_rwkv7 or self.n_embd % self.head_size == 0,
+            self.mixer not in HEADED or self.n_embd % self.head_size == 0,
             f"n_embd is {self.n_embd}, no multiple of head_size {self.head_size}; give a --head-size that divides it",
         )
         check(self.dropout < 1, f"dropout must lie in [0, 1), got {self.dropout}")
 
     @property
     def n_ffn(self) -> int:
-        """Width of the channel mix: four times n_embd, as in every released RWKV-4."""
+        """Width of the channel mix: 4 n_embd, in RWKV-5 and -6 3.5 n_embd in whole 32s, as in released models."""
+        if self.mixer in ("rwkv5", "rwkv6"):
+            return max(7 * self.n_embd // 64, 1) * 32
         return 4 * self.n_embd
 
     def twin(self) -> "ModelConfig":

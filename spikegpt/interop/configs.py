@@ -10,7 +10,8 @@ from typing import Any
 from ..checkpoint.files import check_format, read_json
 from ..common.errors import SpikegptError
 from ..config import ModelConfig, Spiking
-from ..model.mixers.rwkv7 import NORM_EPS, published_ranks
+from ..model.mixers.heads import NORM_EPS
+from ..model.mixers.rwkv7 import published_ranks
 
 CTX_LEN = 1024
 LAYER_NORM_EPSILON = 1e-5

@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from ...kernels.cpu import ONE, TWO
-from ...model.mixers.rwkv7 import NORM_EPS
+from ...model.mixers.heads import NORM_EPS
 from .clock import GATE, NEURONS, WKV, mark
 from .held import held_value
 from .lists import list_active
