@@ -54,10 +54,10 @@ class GatedHeads(HeadedMixer):
         """Return (what is added to the stream, the matrices after the last token).
 
         Args:
-            projected: receptance, key, value and the gate before its activation, (B, T, C) each.
+            projected: key, value, receptance and the gate before its activation, (B, T, C) each.
             log_decay: (B, T, H, N).
         """
-        r, k, v, gate = projected
+        k, v, r, gate = projected
         y, matrices = wkv6(self.heads(r), log_decay, self.heads(k), self.heads(v), self.time_faaaa, matrices)
         return self.output(fire("output_neuron", self.normed(y) * F.silu(gate))), matrices
 
@@ -87,7 +87,7 @@ class TimeMix5(GatedHeads):
     """RWKV-5's: a decay for each channel, the same at every token."""
 
     # the products that read the stream
-    projections = "receptance", "key", "value", "gate"
+    projections = "key", "value", "receptance", "gate"
     undecayed = frozenset(("time_decay", "time_faaaa"))
 
     def __init__(self, config: ModelConfig, make_neuron: NeuronFactory):
@@ -103,7 +103,7 @@ class TimeMix5(GatedHeads):
     def forward(self, x: Tensor, state: TimeMix5State | None) -> Mixed:
         shift, matrices, neurons = state or TimeMix5State(None, None, None)
         fire = Firing(self, neurons)
-        shares = [self.time_mix_r, self.time_mix_k, self.time_mix_v, self.time_mix_g]
+        shares = [self.time_mix_k, self.time_mix_v, self.time_mix_r, self.time_mix_g]
         inputs = fire.shifted([f"{name}_neuron" for name in self.projections], x, shift, shares)
         projected = [getattr(self, name)(mixed) for name, mixed in zip(self.projections, inputs, strict=True)]
         log_decay = log_decay_of(self.time_decay).expand(*x.shape[:2], -1, -1)

@@ -64,10 +64,10 @@ class TimeMix6(GatedHeads):
             fire(f"{name}_neuron", x + back * (base + more))
             for name, base, more in zip(READERS, bases, added, strict=True)
         ]
-        k, v, r, gate = (getattr(self, name)(mixed) for name, mixed in zip(READERS[1:], inputs, strict=True))
+        projected = [getattr(self, name)(mixed) for name, mixed in zip(READERS[1:], inputs, strict=True)]
         inner = fire("time_decay_w2_neuron", torch.tanh(self.product("time_decay_w1", for_w)))
         log_decay = log_decay_of(self.time_decay + self.product("time_decay_w2", inner))
-        y, matrices = self.mix(fire, [r, k, v, gate], self.heads(log_decay), matrices)
+        y, matrices = self.mix(fire, projected, self.heads(log_decay), matrices)
         return Mixed(y, TimeMix5State(x[:, -1], matrices, fire.after), fire.spikes)
 
     def _products_of_mixes(self, inner: Tensor) -> Tensor:
