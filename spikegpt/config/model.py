@@ -100,10 +100,8 @@ class ModelConfig(Config):
 
     @property
     def n_ffn(self) -> int:
-        """Width of the channel mix: 4 n_embd, in RWKV-5 and -6 3.5 n_embd in whole 32s, as in released models."""
-        if self.mixer in ("rwkv5", "rwkv6"):
-            return max(7 * self.n_embd // 64, 1) * 32
-        return 4 * self.n_embd
+        """Width of the channel mix."""
+        return ffn_width(self.mixer, self.n_embd)
 
     def twin(self) -> "ModelConfig":
         """Return the dense twin's configuration."""
@@ -123,6 +121,11 @@ class ModelConfig(Config):
     def head_neuron(self) -> NeuronConfig:
         """The neuron before a spiking head: as the others, but memoryless, for the state belongs to the blocks."""
         return dataclasses.replace(self.neuron, membrane_decay=0.0, learnable_decay=False)
+
+
+def ffn_width(mixer: str, n_embd: int) -> int:
+    """Return the width of a channel mix: 4 n_embd, of RWKV-5 and -6 3.5 n_embd in whole 32s, as in released models."""
+    return max(7 * n_embd // 64, 1) * 32 if mixer in ("rwkv5", "rwkv6") else 4 * n_embd
 
 
 def default_neuron(spiking: str) -> NeuronConfig:

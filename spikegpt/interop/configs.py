@@ -11,7 +11,7 @@ from typing import Any
 from ..checkpoint.files import check_format, read_json
 from ..common.errors import SpikegptError
 from ..config import ModelConfig, Spiking
-from ..config.model import HEADED
+from ..config.model import HEADED, ffn_width
 from ..model.mixers.heads import NORM_EPS
 from ..model.mixers.rwkv7 import published_ranks
 
@@ -203,7 +203,7 @@ def _check_theirs(said: dict[str, Any], found: dict[str, int], told: dict[str, A
     n_embd = found["n_embd"]
     wanted: dict[str, Any] = {
         "attention_hidden_size": n_embd,
-        "intermediate_size": ModelConfig(n_embd=n_embd, mixer=mixer, **_head_size_of(told)).n_ffn,
+        "intermediate_size": ffn_width(mixer, n_embd),
         "layer_norm_epsilon": LAYER_NORM_EPSILON,
     }
     if mixer in ("rwkv5", "rwkv6"):
@@ -225,10 +225,6 @@ def _check_theirs(said: dict[str, Any], found: dict[str, int], told: dict[str, A
     for name, value in wanted.items():
         if said.get(name, value) not in (value, None):
             raise SpikegptError(f"{source}: its config.json says {name} {said[name]!r}; {family} here has {value}")
-
-
-def _head_size_of(told: dict[str, Any]) -> dict[str, int]:
-    return {"head_size": told["head_size"]} if "head_size" in told else {}
 
 
 def _compare(said: dict[str, Any], found: dict[str, int], source: Path) -> None:

@@ -7,6 +7,7 @@ Source: github.com/BlinkDL/RWKV-LM, RWKV-v5/src/model.py, classes x060.
 """
 
 import math
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +73,7 @@ class TimeMix6(GatedHeads):
 
     def _products_of_mixes(self, inner: Tensor) -> Tensor:
         """Return (B, T, MIXES, C): for each mix, its part of the inner channels (B, T, all) times its matrix."""
-        matrix, parts = self.time_maa_w2, inner.unflatten(-1, (len(MIXES), -1))
+        matrix, parts = cast(Any, self.time_maa_w2), inner.unflatten(-1, (len(MIXES), -1))
         if isinstance(matrix, nn.Module):
             # a decoder's has the rows of all mixes one after the other: each part is read with the others silent
             alone = torch.eye(len(MIXES), dtype=inner.dtype, device=inner.device).unsqueeze(-1) * parts.unsqueeze(-3)
@@ -114,7 +115,8 @@ class ChannelMix6(ChannelMix5):
         super().initialise(layer, n_layer)
         channel = torch.arange(self.key.in_features, dtype=torch.float64)
         share = (channel / len(channel)) ** ((1 - layer / n_layer) ** 3)
-        for base in (self.time_maa_k, self.time_maa_r):
+        for projection in self.projections:
+            base = self.get_parameter(self._mix_name(projection))
             base.copy_((1 - share).view_as(base))
 
 
