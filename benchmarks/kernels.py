@@ -1,4 +1,4 @@
-"""How fast the CPU kernels are: lif against SpikingJelly, snnTorch and a bare copy; wkv and wkv7 against plain torch.
+"""How fast the CPU kernels are: lif against SpikingJelly, snnTorch and a bare copy; wkv, wkv6 and wkv7 against torch.
 
 Forward and backward at (B, T, C) = (8, 1024, 512) in float32, one process, the contenders in turn.
     python benchmarks/kernels.py [--quick] [--threads 2]
@@ -10,7 +10,7 @@ import json
 import torch
 from measure import alternate, ratio, write_result
 
-from spikegpt.kernels import lif, wkv, wkv7
+from spikegpt.kernels import lif, wkv, wkv6, wkv7
 
 B, T, C = 8, 1024, 512
 HEAD_SIZE = 64
@@ -99,6 +99,39 @@ def wkv_contenders() -> dict:
     }
 
 
+def chunked_wkv6(r, log_w, k, v, u):
+    """Return the output of `wkv6`, CHUNK tokens at a time by products of matrices, as plain torch is fast.
+
+    Source: the chunked form of github.com/fla-org/flash-linear-attention, ops/rwkv6, at its fastest: the decays here
+    are so weak that the one between two tokens of a chunk may be a quotient, which none that is learned need be.
+    """
+    B, T, H, N = r.shape
+    bonus = (r * u * k).sum(-1, keepdim=True) * v
+    r, log_w, k, v = (x.transpose(1, 2).reshape(B * H, T // CHUNK, CHUNK, N) for x in (r, log_w, k, v))
+    after = log_w.cumsum(2)
+    end, r, k = torch.exp(after[:, :, -1:]), r * torch.exp(after - log_w), k * torch.exp(-after)
+    within = (r @ k.mT) * torch.ones(CHUNK, CHUNK).tril(-1) @ v
+    added = (k * end).mT @ v
+    state, outputs = torch.zeros(B * H, N, N), []
+    # not by index: the gradient of a part would be as large as the whole, for every chunk
+    for r_chunk, decay, new in zip(r.unbind(1), end.mT.unbind(1), added.unbind(1), strict=True):
+        outputs.append(r_chunk @ state)
+        state = decay * state + new
+    return (torch.stack(outputs, 1) + within).reshape(B, H, T, N).transpose(1, 2) + bonus
+
+
+def wkv6_contenders() -> dict:
+    shape = B, T, C // HEAD_SIZE, HEAD_SIZE
+    r, k, v = (torch.randn(shape) for _ in range(3))
+    inputs = r, -(0.5**0.5) * torch.rand(shape), k / HEAD_SIZE**0.5, v, torch.randn(shape[2:])
+    inputs, grad = tuple(x.requires_grad_() for x in inputs), torch.randn(shape)
+    return {
+        "wkv6": forward_backward(lambda *given: wkv6(*given, backend="numba")[0], inputs, grad),
+        "wkv6_torch_loop": forward_backward(lambda *given: wkv6(*given, backend="reference")[0], inputs, grad),
+        "wkv6_chunked": forward_backward(chunked_wkv6, inputs, grad),
+    }
+
+
 def chunked_wkv7(r, log_w, k, v, a, b):
     """Return the output of `wkv7`, CHUNK tokens at a time by products of matrices, as plain torch is fast.
 
@@ -178,6 +211,9 @@ def main() -> None:
     contenders = wkv_contenders()
     check_wkv(contenders)
     wkv_times = alternate(contenders, repetitions)
+    contenders = wkv6_contenders()
+    check_wkv(contenders)
+    wkv6_times = alternate(contenders, max(repetitions // 4, 3))
     contenders = wkv7_contenders()
     check_wkv(contenders)
     wkv7_times = alternate(contenders, max(repetitions // 4, 3))
@@ -188,10 +224,12 @@ def main() -> None:
         "lif_vs_copy": ratio(lif_times["lif"], lif_times["copy"]),
         "lif_vs_fresh_copy": ratio(lif_times["lif"], lif_times["fresh_copy"]),
         "wkv_vs_torch_loop": ratio(wkv_times["torch_loop"], wkv_times["wkv"]),
+        "wkv6_vs_torch_loop": ratio(wkv6_times["wkv6_torch_loop"], wkv6_times["wkv6"]),
+        "wkv6_vs_chunked": ratio(wkv6_times["wkv6_chunked"], wkv6_times["wkv6"]),
         "wkv7_vs_torch_loop": ratio(wkv7_times["wkv7_torch_loop"], wkv7_times["wkv7"]),
         "wkv7_vs_chunked": ratio(wkv7_times["wkv7_chunked"], wkv7_times["wkv7"]),
     }
-    for name, times in {**lif_times, **wkv_times, **wkv7_times}.items():
+    for name, times in {**lif_times, **wkv_times, **wkv6_times, **wkv7_times}.items():
         print(f"{name:20s} median {sorted(times)[len(times) // 2] * 1e3:9.2f} ms   fastest {min(times) * 1e3:9.2f} ms")
     for name, found in ratios.items():
         print(

@@ -241,7 +241,7 @@ class Context:
 
 @dataclass(kw_only=True)
 class Import:
-    """Turn weights of SpikeGPT, RWKV-4 or Hugging Face's RwkvForCausalLM into a folder that every verb takes."""
+    """Turn weights of SpikeGPT or RWKV, official or Hugging Face's, into a folder that every verb takes."""
 
     source: Annotated[
         Positional[Path],
@@ -276,8 +276,8 @@ class Export:
     layout: Annotated[
         Literal["pth", "huggingface", "auto"],
         arg(
-            help="official names in a file of torch.save; RwkvForCausalLM's folder, or fla's of RWKV-7; "
-            "a folder for AutoModelForCausalLM with spikegpt.huggingface"
+            help="official names in a file of torch.save; RwkvForCausalLM's folder, the hub's of RWKV-5 and -6, fla's "
+            "of RWKV-7; a folder for AutoModelForCausalLM with spikegpt.huggingface"
         ),
     ] = "pth"
 

@@ -4,7 +4,7 @@ For every setting: which others does it need? No configuration refuses these: a 
 stored run may hold any of them.
 """
 
-from .model import ModelConfig, Spiking
+from .model import HEADED, LORA_PAIRS, ModelConfig, Spiking
 from .sampling import SamplingConfig
 from .train import ClassifyConfig, TrainConfig
 
@@ -56,8 +56,10 @@ def idle_in_training(
 def idle_in_blocks(model: ModelConfig) -> dict[str, str]:
     """Return setting -> why its value changes nothing in a model of this shape."""
     idle: dict[str, str] = {}
-    if model.mixer != "rwkv7":
-        idle |= dict.fromkeys(("head_size", "lora_ranks"), f"--mixer {model.mixer} has no such heads")
+    if model.mixer not in HEADED:
+        idle["head_size"] = f"--mixer {model.mixer} has no such heads"
+    if model.mixer not in LORA_PAIRS:
+        idle["lora_ranks"] = f"--mixer {model.mixer} has no such pairs"
     if model.mixer != "attention":
         idle |= dict.fromkeys(
             ("n_head", "n_kv_head", "elite_pairs", "kv_dim"), f"--mixer {model.mixer} has no attention"

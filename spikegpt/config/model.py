@@ -9,6 +9,10 @@ from .values import Config, Range, check
 
 Spiking = Literal["none", "output", "input"]
 SPIKING: tuple[Spiking, ...] = ("none", "output", "input")
+# mixers with a matrix in every head
+HEADED = "rwkv5", "rwkv6", "rwkv7"
+# mixer -> what its pairs of matrices of few inner channels are for
+LORA_PAIRS = {"rwkv6": ("token mixes", "decay"), "rwkv7": ("w", "a", "v", "g")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +45,10 @@ class ModelConfig(Config):
     mixer: str = "rwkv4"
     """what both halves of a block are: a generation of RWKV, or attention, the dense baseline"""
     head_size: int = 64
-    """rwkv7 only: channels of a head, whose state is a matrix of them; divides n_embd"""
+    """rwkv5, rwkv6 and rwkv7: channels of a head, whose state is a matrix of them; divides n_embd"""
     lora_ranks: tuple[int, ...] = ()
-    """rwkv7 only: inner channels of the four pairs of matrices w, a, v and g; left out, as published for n_embd"""
+    """rwkv7 and rwkv6: inner channels of the four pairs of matrices w, a, v and g, or of the two of token mixes and
+    decay; left out, as published for n_embd"""
     n_head: int = 4
     """attention only: heads; divides n_embd into an even number of channels each"""
     n_kv_head: int = 0
@@ -88,17 +93,19 @@ class ModelConfig(Config):
             not self.shared_neurons or self.mixer == "rwkv4",
             f"shared_neurons is of the mixer rwkv4, not of {self.mixer}; leave it out",
         )
+        # of another mixer they are idle
+        pairs = LORA_PAIRS.get(self.mixer, LORA_PAIRS["rwkv7"])
         check(
-            len(self.lora_ranks) in (0, 4),
-            f"lora_ranks are four, of the pairs w, a, v and g, or none; got {len(self.lora_ranks)}",
+            len(self.lora_ranks) in (0, len(pairs)),
+            f"lora_ranks are {len(pairs)}, of the pairs {', '.join(pairs[:-1])} and {pairs[-1]}, or none; "
+            f"got {len(self.lora_ranks)}",
         )
         check(
             not self.state_neurons or self.mixer == "rwkv7",
             f"state_neurons is of the mixer rwkv7, not of {self.mixer}; leave it out",
         )
-        is_rwkv7 = self.mixer == "rwkv7"
         check(
-            not is_rwkv7 or self.n_embd % self.head_size == 0,
+            self.mixer not in HEADED or self.n_embd % self.head_size == 0,
             f"n_embd is {self.n_embd}, no multiple of head_size {self.head_size}; give a --head-size that divides it",
         )
         if self.mixer == "attention":
@@ -143,11 +150,8 @@ class ModelConfig(Config):
 
     @property
     def n_ffn(self) -> int:
-        """Width of the hidden layer of a block's second half.
-
-        Four times n_embd, as in every released RWKV-4; 4.5 times behind attention: a layer has as many weights then.
-        """
-        return 9 * self.n_embd // 2 if self.mixer == "attention" else 4 * self.n_embd
+        """Width of the hidden layer of a block's second half."""
+        return ffn_width(self.mixer, self.n_embd)
 
     def twin(self) -> "ModelConfig":
         """Return the dense twin's configuration."""
@@ -167,6 +171,17 @@ class ModelConfig(Config):
     def head_neuron(self) -> NeuronConfig:
         """The neuron before a spiking head: as the others, but memoryless, for the state belongs to the blocks."""
         return dataclasses.replace(self.neuron, membrane_decay=0.0, learnable_decay=False)
+
+
+def ffn_width(mixer: str, n_embd: int) -> int:
+    """Return the width of the hidden layer of a block's second half.
+
+    4 n_embd, of RWKV-5 and -6 3.5 n_embd in whole 32s, as in released models; 4.5 n_embd behind attention, whose layer
+    has as many weights then as RWKV-4's.
+    """
+    if mixer == "attention":
+        return 9 * n_embd // 2
+    return max(7 * n_embd // 64, 1) * 32 if mixer in ("rwkv5", "rwkv6") else 4 * n_embd
 
 
 def default_neuron(spiking: str) -> NeuronConfig:

@@ -1,6 +1,7 @@
 """What a config.json of others says about a model, each field honoured or refused; ours in the form of others.
 
-Fields: transformers' RwkvConfig, flash-linear-attention's RWKV7Config. What is in no list here changes no number there
+Fields: transformers' RwkvConfig, those of the code beside RWKV-5 and -6 on the hub, flash-linear-attention's
+RWKV6Config and RWKV7Config. What is in no list here changes no number there
 either.
 """
 
@@ -10,12 +11,18 @@ from typing import Any
 from ..checkpoint.files import check_format, read_json
 from ..common.errors import SpikegptError
 from ..config import ModelConfig, Spiking
-from ..model.mixers.rwkv7 import NORM_EPS, published_ranks
+from ..config.model import HEADED, ffn_width
+from ..model.mixers.heads import NORM_EPS
+from ..model.mixers.rwkv7 import published_ranks
 
 CTX_LEN = 1024
 LAYER_NORM_EPSILON = 1e-5
+# what the outcomes of heads are divided by, which makes one epsilon of the other
+HEAD_SIZE_DIVISOR = round((NORM_EPS / LAYER_NORM_EPSILON) ** 0.5)
 # model_type in fla, at present and before
 FLA_TYPES = "rwkv7", "rwkv7_fla"
+# model_type -> mixer
+FAMILIES = {"rwkv": "rwkv4", "rwkv5": "rwkv5", "rwkv6": "rwkv6", **dict.fromkeys(FLA_TYPES, "rwkv7")}
 # layers, width and vocabulary that only one of the two blocks was published with
 RWKV4_SIZES = ((12, 768), (24, 1024), (24, 2048), (32, 2560), (32, 4096), (40, 5120))
 # what the library calls sizes that are ours too
@@ -91,10 +98,17 @@ def has_tied_head(said: dict[str, Any]) -> bool:
 
 
 def huggingface_config(config: ModelConfig) -> dict[str, Any]:
-    """Return config.json of RwkvForCausalLM."""
+    """Return config.json of RwkvForCausalLM, or of RWKV-5's and -6's on the hub."""
+    kind = next(kind for kind, mixer in FAMILIES.items() if mixer == config.mixer)
+    heads = {
+        "num_attention_heads": config.n_embd // config.head_size,
+        "head_size": config.head_size,
+        "head_size_divisor": HEAD_SIZE_DIVISOR,
+    }
     return {
-        "architectures": ["RwkvForCausalLM"],
-        "model_type": "rwkv",
+        "architectures": [f"{kind.capitalize()}ForCausalLM"],
+        "model_type": kind,
+        **(heads if config.mixer in HEADED else {}),
         "vocab_size": config.vocab_size,
         "context_length": config.ctx_len,
         "hidden_size": config.n_embd,
@@ -165,17 +179,17 @@ def _our_fields(said: dict[str, Any], source: Path) -> dict[str, Any] | None:
 def check_model_type(said: dict[str, Any], source: Path) -> None:
     """Raise SpikegptError if a config.json names a model that is read by no name of tensors."""
     kind = said.get("model_type", "rwkv")
-    if kind not in ("spikegpt", "rwkv", *FLA_TYPES):
+    if kind not in ("spikegpt", *FAMILIES):
         raise SpikegptError(
-            f"{source}: its config.json says model_type {kind!r}. This package reads 'rwkv' (RWKV-4), "
-            f"{FLA_TYPES[0]!r} and SpikeGPT"
+            f"{source}: its config.json says model_type {kind!r}. This package reads 'rwkv' (RWKV-4), 'rwkv5', "
+            "'rwkv6', 'rwkv7' and SpikeGPT"
         )
 
 
 def _check_theirs(said: dict[str, Any], found: dict[str, int], told: dict[str, Any], source: Path) -> None:
-    is_rwkv7 = told.get("mixer") == "rwkv7"
-    family = "RWKV-7" if is_rwkv7 else "RWKV-4"
-    if "model_type" in said and is_rwkv7 != (said["model_type"] in FLA_TYPES):
+    mixer = told.get("mixer", "rwkv4")
+    family = f"RWKV-{mixer[-1]}"
+    if "model_type" in said and FAMILIES[said["model_type"]] != mixer:
         raise SpikegptError(
             f"{source}: its config.json says model_type {said['model_type']!r}, its tensors are of {family}; one of "
             "the two is of another model"
@@ -185,14 +199,17 @@ def _check_theirs(said: dict[str, Any], found: dict[str, int], told: dict[str, A
             f"{source}: its config.json has a quantization_config; take the weights that were not quantised"
         )
     _compare({THEIR_NAMES.get(name, name): value for name, value in said.items()}, found, source)
-    # rescale_every stands in no list: it is exact for dense RWKV-4
+    # rescale_every stands in no list: it is exact for dense models
     n_embd = found["n_embd"]
     wanted: dict[str, Any] = {
         "attention_hidden_size": n_embd,
-        "intermediate_size": 4 * n_embd,
+        "intermediate_size": ffn_width(mixer, n_embd),
         "layer_norm_epsilon": LAYER_NORM_EPSILON,
     }
-    if is_rwkv7:
+    if mixer in ("rwkv5", "rwkv6"):
+        wanted |= {"head_size": told["head_size"], "head_size_divisor": HEAD_SIZE_DIVISOR}
+        wanted |= {"hidden_act": "sqrelu", "norm_eps": LAYER_NORM_EPSILON}
+    if mixer == "rwkv7":
         if "model_type" in said:
             _check_heads(told["head_size"], source, "take the official file of this model")
         wanted = {"hidden_act": "sqrelu", "norm_eps": LAYER_NORM_EPSILON, "attn": None}

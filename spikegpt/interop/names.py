@@ -1,7 +1,7 @@
 """What others call their tensors, and whether a set of tensors is a model of ours.
 
-Key names: RWKV-LM's RWKV-v4neo/src/model.py and RWKV-v7/train_temp/src/model.py; transformers'
-convert_rwkv_checkpoint_to_hf.py; flash-linear-attention's utils/convert_from_rwkv7.py.
+Key names: RWKV-LM's RWKV-v4neo/src/model.py, RWKV-v5/src/model.py and RWKV-v7/train_temp/src/model.py; transformers'
+convert_rwkv_checkpoint_to_hf.py; flash-linear-attention's utils/convert_from_rwkv6.py and convert_from_rwkv7.py.
 """
 
 import re
@@ -37,6 +37,7 @@ HUGGINGFACE = {
     ".time_mix_key": ".time_mix_k",
     ".time_mix_value": ".time_mix_v",
     ".time_mix_receptance": ".time_mix_r",
+    ".time_mix_gate": ".time_mix_g",
 }
 # the same of RWKV-7 in flash-linear-attention (fla), whose matrices of pairs are transposed
 FLA = {
@@ -59,20 +60,54 @@ FLA = {
     **{f".{pair}_lora.lora.2.bias": f".{pair}0" for pair in "wav"},
 }
 FLA_TRANSPOSED = "_lora.lora.0.weight", "_lora.lora.2.weight"
-# in its first files one tensor, in this order
-FLA_SHARES, SHARES = "attn.x_x", [f"att.x_{letter}" for letter in "rwkvag"]
-# tensors that only other generations have
+# of RWKV-6; its other names are those above
+FLA6 = {
+    ".attn.x_proj.0.mu": ".att.time_maa_x",
+    ".attn.x_proj.0.linear.weight": ".att.time_maa_w1",
+    ".attn.x_proj.2.weight": ".att.time_maa_w2",
+    ".attn.w_proj.linear.lora.0.weight": ".att.time_decay_w1",
+    ".attn.w_proj.linear.lora.2.weight": ".att.time_decay_w2",
+    ".attn.w_proj.linear.lora.2.bias": ".att.time_decay",
+    ".attn.bonus": ".att.time_faaaa",
+    ".attn.g_proj.linear.": ".att.gate.",
+    **{f".attn.{letter}_proj.linear.": f".attn.{letter}_proj." for letter in "rkv"},
+    ".ffn.key.mu": ".ffn.time_maa_k",
+    ".ffn.receptance.mu": ".ffn.time_maa_r",
+    ".ffn.key.linear.": ".ffn.key.",
+    ".ffn.receptance.linear.": ".ffn.receptance.",
+}
+FLA6_TRANSPOSED = "attn.w_proj.linear.lora.0.weight", "attn.w_proj.linear.lora.2.weight"
+# several shares in one tensor, in this order: in the first files of RWKV-7, and in all of RWKV-6
+FLA_SHARES = {
+    "attn.x_x": [f"att.x_{letter}" for letter in "rwkvag"],
+    "attn.x_bias": [f"att.time_maa_{letter}" for letter in "rwkvg"],
+}
+# the matrices of these mixes follow one another in that order there, and in that of the checkpoints in ours: w k v r g
+FLA6_MIXES, FLA6_ORDER = ("attn.x_proj.0.linear.weight", "attn.x_proj.2.weight"), (1, 2, 3, 0, 4)
+# tensors that only other models have
 OTHER_FAMILIES = {
     "ffn.s_emb": 'RWKV-7 "a" (deep embedding)',
     "qkv.": 'RWKV-7 "b" (deep embedding in attention)',
-    "att.time_maa_x": "RWKV-6",
-    "att.ln_x.weight": "RWKV-5",
-    "att.gate.weight": "RWKV-5",
     "tiny_att": 'RWKV-4 "a" (tiny attention)',
+    "att.gate_w1": 'RWKV-6 "a" (a gate of few inner channels)',
+    "att.time_maa_rkvw_w1": 'RWKV-6 "b" (no gate)',
+    "att.time_state": "RWKV-6 with a tuned first state",
 }
-
-# those that tell RWKV-7, and RWKV-4
-RWKV7, RWKV4 = ("att.x_r", "att.r_k", "att.k_k"), "att.time_mix_k"
+# mixer -> (what it is called, tensors that tell it)
+GENERATIONS = {
+    "rwkv7": ("RWKV-7", ("att.x_r", "att.r_k", "att.k_k")),
+    "rwkv6": ("RWKV-6", ("att.time_maa_x", "att.time_maa_w1", "att.time_decay_w1")),
+    "rwkv5": ("RWKV-5", ("att.time_mix_g", "att.gate.weight", "att.ln_x.weight", "att.time_faaaa")),
+    "rwkv4": ("RWKV-4", ("att.time_mix_k",)),
+}
+# what tells a generation and is another's too
+INHERITED = {
+    "rwkv7": ("att.ln_x.weight",),
+    "rwkv6": ("att.gate.weight", "att.ln_x.weight", "att.time_faaaa"),
+    "rwkv5": ("att.time_mix_k",),
+    "rwkv4": (),
+}
+READ = "RWKV-4, RWKV-5.2, RWKV-6, RWKV-7 and SpikeGPT"
 # of these, files of some trainers have those of the first layer too, where nothing reads them
 UNREAD = tuple(f"blocks.0.att.{name}" for name in ("v0", "v1", "v2"))
 # what stands there if a file has none: a number that no initialisation and no step of training writes
@@ -88,9 +123,14 @@ class _Renamed(Mapping):
     def __getitem__(self, name: str) -> Tensor:
         original = self._original[name]
         tensor = self._weights[original]
-        if original.endswith(FLA_SHARES):
-            return tensor[next(n for n, share in enumerate(SHARES) if name.endswith(share))]
-        return tensor.T if original.endswith(FLA_TRANSPOSED) else tensor
+        if shares := _shares_in(original):
+            return tensor[next(n for n, share in enumerate(shares) if name.endswith(share))]
+        if original.endswith(FLA6_MIXES):
+            # (inner, C), those of one mix after those of another
+            parts = (tensor if original.endswith(FLA6_MIXES[0]) else tensor.T).unflatten(0, (len(FLA6_ORDER), -1))
+            parts = parts[list(FLA6_ORDER)]
+            return parts.flatten(0, 1).T if original.endswith(FLA6_MIXES[0]) else parts
+        return tensor.T if original.endswith(FLA_TRANSPOSED + FLA6_TRANSPOSED) else tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._original)
@@ -119,6 +159,9 @@ def official_names(weights: Mapping[str, Tensor], source: Path, has_tied_head: b
                     f"{source}: {original[official]} and {name} are both {official}; save one of them alone"
                 )
             original[official] = name
+    if any(name.endswith(("att.time_mix_g", "att.time_maa_x")) for name in original):
+        # so some libraries call it, as in RWKV-4
+        original = {re.sub(r"att\.time_first$", "att.time_faaaa", name): theirs for name, theirs in original.items()}
     named = _Renamed(weights, original)
     if has_tied_head and "emb.weight" in named:
         if "head.weight" in named and not torch.equal(named["head.weight"], named["emb.weight"]):
@@ -131,20 +174,32 @@ def official_names(weights: Mapping[str, Tensor], source: Path, has_tied_head: b
 
 
 def _official_names(name: str, weights: Mapping[str, Tensor], source: Path, model: str = "") -> list[str]:
-    """The official name of a tensor, or the six that one of fla's holds."""
+    """The official name of a tensor, or those that one of fla's holds."""
     official = official_name(name, model)
-    if not name.endswith(FLA_SHARES):
+    if not (shares := _shares_in(name)):
+        if name.endswith(FLA6_MIXES):
+            _check_mixes(name, tuple(weights[name].shape), source)
         return [official]
     shape = tuple(weights[name].shape)
-    if len(shape) < 2 or shape[0] != len(SHARES):
-        raise SpikegptError(f"{source}: {name} is {shape}, want ({len(SHARES)}, n_embd); get the whole file")
-    return [official.removesuffix("att.x_x") + share for share in SHARES]
+    if len(shape) < 2 or shape[0] != len(shares):
+        raise SpikegptError(f"{source}: {name} is {shape}, want ({len(shares)}, n_embd); get the whole file")
+    return [official[: official.rindex("att.")] + share for share in shares]
+
+
+def _check_mixes(name: str, shape: tuple[int, ...], source: Path) -> None:
+    parts = len(FLA6_ORDER)
+    if len(shape) != 2 or 0 in shape or shape[not name.endswith(FLA6_MIXES[0])] % parts:
+        raise SpikegptError(f"{source}: {name} is {shape}, want the matrices of {parts} mixes; get the whole file")
+
+
+def _shares_in(name: str) -> list[str]:
+    return next((shares for theirs, shares in FLA_SHARES.items() if name.endswith(theirs)), [])
 
 
 def official_name(name: str, model: str = "") -> str:
     """Return the official name of a tensor of the model whose names begin with `model`."""
     name = _unwrapped(name).removeprefix(model)
-    for theirs, ours in (HUGGINGFACE | FLA).items():
+    for theirs, ours in (HUGGINGFACE | FLA6 | FLA).items():
         name = name.replace(theirs, ours)
     return name
 
@@ -224,24 +279,16 @@ def sizes_of(weights: Mapping[str, Tensor], source: Path) -> tuple[int, int, int
     """Return (n_layer, n_embd, vocab_size) of official tensors.
 
     Raises:
-        SpikegptError: they are those of no RWKV-4, RWKV-7 or SpikeGPT, or a layer is missing.
+        SpikegptError: they are those of no model that is read, or of two; or a layer is missing.
     """
-    is_rwkv7 = _is_rwkv7(weights)
-    for part, family in (OTHER_FAMILIES | ({RWKV4: "RWKV-4"} if is_rwkv7 else {})).items():
-        # RWKV-7 has that norm too
-        if any(part in name for name in weights) and not (is_rwkv7 and part == "att.ln_x.weight"):
-            if is_rwkv7 and not family.startswith("RWKV-7"):
-                raise SpikegptError(
-                    f"{source} has tensors of RWKV-7 ({RWKV7[0]}) and of {family} ({part}); save one of them alone"
-                )
-            raise SpikegptError(
-                f"{source} is {family}: it has {part!r}. This package reads RWKV-4, RWKV-7 and SpikeGPT"
-            )
+    for part, family in OTHER_FAMILIES.items():
+        if any(part in name for name in weights):
+            raise SpikegptError(f"{source} is {family}: it has {part!r}. This package reads {READ}")
+    _mixer_of(weights, source)
     layers = {int(found[1]) for name in weights if (found := re.match(r"blocks\.([0-9]{1,9})\.", name))}
     if "emb.weight" not in weights or not layers:
         raise SpikegptError(
-            f"{source} has no emb.weight and blocks.0.*: neither RWKV-4, RWKV-7 nor SpikeGPT. It begins with "
-            f"{some(list(weights))}"
+            f"{source} has no emb.weight and blocks.0.*: it is none of {READ}. It begins with {some(list(weights))}"
         )
     if len(layers) != max(layers) + 1:
         absent = next(layer for layer in range(max(layers)) if layer not in layers)
@@ -252,8 +299,25 @@ def sizes_of(weights: Mapping[str, Tensor], source: Path) -> tuple[int, int, int
     return len(layers), shape[1], shape[0]
 
 
-def _is_rwkv7(weights: Mapping[str, Tensor]) -> bool:
-    return any(name.endswith(RWKV7) for name in weights)
+def _mixer_of(weights: Mapping[str, Tensor], source: Path) -> str:
+    """The generation of official tensors; SpikegptError where they are of two, or of one that is not read."""
+    found: dict[str, str] = {}
+    for mixer, (_, marks) in GENERATIONS.items():
+        known = {mark for newer in found for mark in INHERITED[newer]}
+        for mark in marks:
+            if mark not in known and any(name.endswith(mark) for name in weights):
+                found.setdefault(mixer, mark)
+    if not found:
+        return "rwkv4"
+    if found.get("rwkv5") == "att.ln_x.weight" and len(found) == 1:
+        raise SpikegptError(f"{source} is RWKV-5.0: it has 'att.ln_x.weight', and no gate. This package reads {READ}")
+    if len(found) > 1:
+        (one, mark), (other, second), *_ = found.items()
+        raise SpikegptError(
+            f"{source} has tensors of {GENERATIONS[one][0]} ({mark}) and of {GENERATIONS[other][0]} ({second}); "
+            "save one of them alone"
+        )
+    return next(iter(found))
 
 
 def generation_of(
@@ -264,40 +328,55 @@ def generation_of(
     What is unread in RWKV-7's first layer and absent is ABSENT.
 
     Raises:
-        SpikegptError: a head or a pair of RWKV-7 has no shape of one.
+        SpikegptError: a head or a pair has no shape of one.
     """
-    if not _is_rwkv7(weights):
+    mixer = _mixer_of(weights, source)
+    if mixer == "rwkv4":
         return {}, weights
     n_layer, n_embd, _ = sizes
     last = f"blocks.{n_layer - 1}.att."
-    names, shapes = ["r_k", "w1", "a1", "v1", "g1"], {}
-    if n_layer == 1 and UNREAD[1] not in weights:
+    heads = "r_k" if mixer == "rwkv7" else "time_faaaa"
+    pairs = {"rwkv5": [], "rwkv6": ["time_maa_w1", "time_decay_w1"], "rwkv7": ["w1", "a1", "v1", "g1"]}[mixer]
+    if mixer == "rwkv7" and n_layer == 1 and UNREAD[1] not in weights:
         # the first layer may lack its pair v
-        names.remove("v1")
-    for name in names:
-        shape = tuple(weights[last + name].shape) if last + name in weights else None
-        if shape is None or len(shape) != 2 or shape[0] == 0 or shape[1] == 0:
-            what = "(heads, channels of one)" if name == "r_k" else "a matrix"
-            raise SpikegptError(f"{source}: {last}{name} is {shape or 'missing'}, want {what}; get the whole file")
-        shapes[name] = shape
-    if shapes["r_k"][0] * shapes["r_k"][1] != n_embd:
+        pairs.remove("v1")
+    shapes = {name: _shape_of_matrix(weights, last + name, name == heads, source) for name in (heads, *pairs)}
+    H, N = shapes[heads]
+    if n_embd != H * N:
         raise SpikegptError(
-            f"{source}: {last}r_k is {shapes['r_k']}, (heads, channels of one), which do not make up the width "
+            f"{source}: {last}{heads} is {shapes[heads]}, (heads, channels of one), which do not make up the width "
             f"{n_embd}; get the whole file"
         )
+    decay = weights.get(last + "time_decay")
+    if mixer == "rwkv5" and decay is not None and decay.numel() == H != n_embd:
+        raise SpikegptError(f"{source} is RWKV-5.1: it has one decay for each head. This package reads {READ}")
+    fields = {"mixer": mixer, "spiking": "none", "head_size": N}
+    if mixer == "rwkv6":
+        mixes = shapes["time_maa_w1"][1]
+        if mixes % 5:
+            raise SpikegptError(
+                f"{source}: {last}time_maa_w1 is {shapes['time_maa_w1']}, whose columns are not those of five mixes; "
+                "get the whole file"
+            )
+        fields["lora_ranks"] = (mixes // 5, shapes["time_decay_w1"][1])
+    if mixer != "rwkv7":
+        return fields, weights
     w, a, g = (shapes[name][1] for name in ("w1", "a1", "g1"))
     v = shapes.get("v1", shapes["a1"])[1]
-    fields = {
-        "mixer": "rwkv7",
-        "spiking": "none",
-        "head_size": shapes["r_k"][1],
-        "lora_ranks": (w, a, v, g),
-    }
+    fields["lora_ranks"] = (w, a, v, g)
     if not any(name in weights for name in UNREAD):
         unread = zip(UNREAD, ((1, 1, n_embd), (n_embd, v), (v, n_embd)), strict=True)
         absent = {name: torch.full(shape, ABSENT) for name, shape in unread}
         weights = ChainMap(weights, absent)  # type: ignore[arg-type]
     return fields, weights
+
+
+def _shape_of_matrix(weights: Mapping[str, Tensor], name: str, is_heads: bool, source: Path) -> tuple[int, int]:
+    shape = tuple(weights[name].shape) if name in weights else None
+    if shape is None or len(shape) != 2 or 0 in shape:
+        what = "(heads, channels of one)" if is_heads else "a matrix"
+        raise SpikegptError(f"{source}: {name} is {shape or 'missing'}, want {what}; get the whole file")
+    return shape[0], shape[1]
 
 
 def without_absent(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Weights in the files of others: the author's SpikeGPT, RWKV-4 and -7, official and Hugging Face's; our own.
+"""Weights in the files of others: the author's SpikeGPT, RWKV-4 to -7, official and Hugging Face's; our own.
 
 Import makes a folder that every verb takes as a run; export writes the same tensors back under the names of the other
 side. How their files are opened: opening.py; what they call their tensors: names.py; their config.json: configs.py.
@@ -40,7 +40,7 @@ from .tokenizer_files import read_tokenizer, rows_without_token, write_tokenizer
 WORLD = "rwkv_vocab_v*.txt"
 LAYOUTS = ("pth", "huggingface", "auto")
 # mixer -> layouts that name its tensors
-NAMED_IN = {"rwkv4": ("pth", "huggingface"), "rwkv7": ("pth", "huggingface")}
+NAMED_IN = dict.fromkeys(("rwkv4", "rwkv5", "rwkv6", "rwkv7"), ("pth", "huggingface"))
 
 
 def import_weights(
@@ -134,9 +134,9 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
     """Write the model of a run, checkpoint or imported folder in the `layout` of the other side.
 
     Args:
-        layout: "pth", a file of torch.save with the official names; "huggingface", a folder of RwkvForCausalLM's,
-            of RWKV-7 one of flash-linear-attention's RWKV7ForCausalLM; "auto", a folder for AutoModelForCausalLM after
-            `import spikegpt.huggingface`, of any block.
+        layout: "pth", a file of torch.save with the official names; "huggingface", a folder of RwkvForCausalLM's or of
+            RWKV-5's and -6's on the hub, of RWKV-7 one of flash-linear-attention's RWKV7ForCausalLM; "auto", a folder
+            for AutoModelForCausalLM after `import spikegpt.huggingface`, of any block.
 
     Raises:
         SpikegptError: the model has tensors that the layout does not know, something stands at the target, or it cannot
@@ -163,7 +163,7 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
             f"layout {layout!r} has no names for the tensors of mixer {config.mixer!r}; export it with --layout auto"
         )
     # what enters RWKV-4 as spikes at its outputs has the tensors of a dense one, and was published so
-    if config.spiking == "input" or (config.mixer == "rwkv7" and config.spiking != "none"):
+    if config.spiking == "input" or (config.mixer != "rwkv4" and config.spiking != "none"):
         raise SpikegptError(
             "a spike-driven model has neurons with parameters, which no other library's layout names; "
             "export it with --layout auto"

@@ -104,6 +104,30 @@ def check_wkv_inputs(
     return time_decay.to(state_dtype), time_first.to(state_dtype), state
 
 
+def check_heads(operation: str, key: Tensor, log_decay: Tensor, state: Tensor | None, **others: Tensor) -> Tensor:
+    """Return the state (B, H, N, N) of a WKV of matrices, zeros for None; `others` are as the key (B, T, H, N).
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit.
+    """
+    named = {"log_decay": log_decay, "key": key, **others}
+    if key.dim() != 4 or 0 in key.shape or not key.is_floating_point():
+        raise ValueError(f"{operation}: key must be floating point (B, T, H, N), got {key.dtype} {tuple(key.shape)}")
+    state_dtype = torch.float64 if key.dtype == torch.float64 else torch.float32
+    for name, tensor in named.items():
+        is_kind = tensor.dtype == key.dtype or (name == "log_decay" and tensor.is_floating_point())
+        if tensor.shape != key.shape or not is_kind or tensor.device != key.device:
+            found = f"{operation}: {name} is {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
+            raise ValueError(f"{found}, key is {key.dtype} {tuple(key.shape)} on {key.device}; they must agree")
+    B, _, H, N = key.shape
+    if state is None:
+        return torch.zeros(B, H, N, N, dtype=state_dtype, device=key.device)
+    if state.shape != (B, H, N, N) or state.dtype != state_dtype or state.device != key.device:
+        found = f"{operation}: state is {state.dtype} {tuple(state.shape)} on {state.device}"
+        raise ValueError(f"{found}, want {state_dtype} {(B, H, N, N)} on {key.device} for {key.dtype} keys")
+    return state
+
+
 def _check_sequence(operation: str, name: str, sequence: Tensor) -> torch.dtype:
     """Return the dtype that the state beside `sequence` (B, T, C) is kept in."""
     if not isinstance(sequence, Tensor):

@@ -16,6 +16,8 @@ from spikegpt.neuron import LIF, SnnTorchNeuron
 V, T, START = 61, 26, 9
 # inner channels of pairs that are no whole number of registers, more and less of them
 RWKV7 = {"mixer": "rwkv7", "head_size": 8, "lora_ranks": (3, 17, 1, 37)}
+RWKV5 = {"mixer": "rwkv5", "head_size": 8}
+RWKV6 = {"mixer": "rwkv6", "head_size": 8, "lora_ranks": (3, 17)}
 BLOCKS = {
     "none": {"spiking": "none"},
     "output": {"spiking": "output"},
@@ -45,6 +47,20 @@ BLOCKS = {
         "spiking": "input",
         "hidden_levels": 1,
         "neuron": NeuronConfig(learnable_threshold=True, membrane_decay=0.25),
+    },
+    "rwkv5, none": {**RWKV5, "spiking": "none"},
+    "rwkv5, input, leaky": {
+        **RWKV5,
+        "spiking": "input",
+        "neuron": dataclasses.replace(INPUT_NEURON, membrane_decay=0.4, learnable_decay=True, reset="zero"),
+    },
+    "rwkv6, none": {**RWKV6, "spiking": "none"},
+    "rwkv6, output": {**RWKV6, "spiking": "output"},
+    "rwkv6, input": {**RWKV6, "spiking": "input", "spiking_head": True},
+    "rwkv6, input, leaky": {
+        **RWKV6,
+        "spiking": "input",
+        "neuron": dataclasses.replace(INPUT_NEURON, membrane_decay=0.4, learnable_decay=True, reset="zero"),
     },
     "rwkv7, none": {**RWKV7, "spiking": "none"},
     "rwkv7, output": {**RWKV7, "spiking": "output"},
@@ -118,7 +134,7 @@ def test_float64_gives_the_models_logits_state_and_spikes(block, texts, threads,
         assert engine.spike_counts() == fired(model, ids)
 
 
-@pytest.mark.parametrize("block", ["rwkv7, none", "rwkv7, state neurons"])
+@pytest.mark.parametrize("block", ["rwkv6, none", "rwkv7, none", "rwkv7, state neurons"])
 @pytest.mark.parametrize("n_embd, head_size", [(5, 1), (36, 12), (35, 35), (128, 64)])
 def test_heads_of_any_size(n_embd, head_size, block, ids):
     model = make(block, n_embd=n_embd, head_size=head_size, n_layer=2)
@@ -161,7 +177,9 @@ def test_float32_stays_near_the_model_and_hardly_a_spike_differs(block, ids):
         assert sum(abs(found[name] - wanted[name]) for name in wanted) <= 1e-3 * sum(wanted.values())
 
 
-@pytest.mark.parametrize("block", ["none", "input", "input, shared neurons", "rwkv7, none", "rwkv7, state neurons"])
+@pytest.mark.parametrize(
+    "block", ["none", "input", "input, shared neurons", "rwkv6, input", "rwkv7, none", "rwkv7, state neurons"]
+)
 def test_the_number_of_threads_changes_no_bit(block, ids):
     model = make(block, torch.float32, n_embd=72)
     results = [decode(model, ids, Engine(model, threads=threads)) for threads in (1, 2, 3)]
@@ -206,7 +224,9 @@ def test_what_does_not_fire_is_not_read(ids):
     assert 0.05 < sparse < 0.12 and 0.7 < dense.density() < 0.95
 
 
-@pytest.mark.parametrize("block", ["input, spiking head", "input, shared neurons", "rwkv7, state neurons"])
+@pytest.mark.parametrize(
+    "block", ["input, spiking head", "input, shared neurons", "rwkv6, input", "rwkv7, state neurons"]
+)
 def test_density_is_the_rows_read_over_all_rows(block, ids):
     model = make(block)
     engine = Engine(model)

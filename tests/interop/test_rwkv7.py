@@ -134,7 +134,8 @@ def test_the_folder_of_a_model_of_the_world(give, tmp_path):
     ("config", "words"),
     [
         ({"model_type": "rwkv"}, "model_type 'rwkv', its tensors are of RWKV-7"),
-        ({"model_type": "rwkv6"}, "model_type 'rwkv6'. This package reads"),
+        ({"model_type": "rwkv6"}, "model_type 'rwkv6', its tensors are of RWKV-7"),
+        ({"model_type": "mamba"}, "model_type 'mamba'. This package reads"),
         ({"norm_eps": 1e-6}, "norm_eps 1e-06; RWKV-7 here has 1e-05"),
         ({"hidden_act": "relu"}, "hidden_act 'relu'; RWKV-7 here has sqrelu"),
         ({"attn": {"layers": [1]}}, "attn {'layers': .1.}; RWKV-7 here has None"),

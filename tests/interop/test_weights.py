@@ -21,7 +21,7 @@ from spikegpt.interop.weights import export_weights, import_weights
 from spikegpt.model.network import SpikeGPT
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-BLOCKS = {"spikegpt_train_a": "output", "rwkv4_a": "none", "rwkv7_a": "none"}
+BLOCKS = {"spikegpt_train_a": "output", **dict.fromkeys(("rwkv4_a", "rwkv5_a", "rwkv6_a", "rwkv7_a"), "none")}
 UNREAD = {f"blocks.0.att.{name}" for name in ("v0", "v1", "v2")}
 
 

@@ -143,7 +143,7 @@ def test_parameters_learn_in_the_authors_groups():
     ("changes", "words"),
     [
         ({"head_size": 10}, "n_embd is 36, no multiple of head_size 10"),
-        ({"lora_ranks": (7, 5, 3)}, "lora_ranks are four, of the pairs w, a, v and g, or none; got 3"),
+        ({"lora_ranks": (7, 5, 3)}, "lora_ranks are 4, of the pairs w, a, v and g, or none; got 3"),
     ],
 )
 def test_what_cannot_be_made_is_refused_in_one_line(changes, words):

@@ -5,7 +5,7 @@ from types import ModuleType
 
 # mixer -> module beside this one with its token step: `pack`, `share`, `products`, `take`, `of_texts`, `give`,
 # `decode`. A mixer without one is decoded by the model's own forward pass
-TOKEN_STEPS = {"rwkv4": "rwkv4", "rwkv7": "rwkv7"}
+TOKEN_STEPS = {"rwkv4": "rwkv4", "rwkv5": "rwkv6", "rwkv6": "rwkv6", "rwkv7": "rwkv7"}
 
 
 def token_step(mixer: str) -> ModuleType:

@@ -9,12 +9,12 @@ import numpy as np
 from numba.core import types
 from numba.extending import overload
 
-from ...kernels.cpu import HALF, ONE, exp_nonpositive
+from ...kernels.cpu import HALF, ONE, TWO, exp_nonpositive
 from .clock import HIDDEN, LISTS, MEETINGS, NEURONS, NORM, PRODUCTS, SUMS, mark, start
 from .lists import list_active
 from .rows import DECAY, GAIN, PULL, TAKEN, THRESHOLD
 from .sums import sum_rows
-from .team import columns, fused, meet, summing
+from .team import columns, fused, inlined, meet, summing
 
 
 @fused
@@ -62,6 +62,21 @@ def multiply(product, layer, values, work, first, last, out):
     multiply_listed(product, layer, 0, work, first, last, out, 0)
 
 
+@fused
+def multiply_inner(product, layer, place, work, start):
+    """Write own inner channels of a pair into `projected`, from column `start` on."""
+    first, last = columns(product.weights.shape[2], work.team)
+    multiply_listed(product, layer, place, work, first, last, work.shared.projected, start)
+
+
+@inlined
+def sum_columns(matrix, factors, text, lists, first, out):
+    """Write the columns of a head's matrix, each times its factor, added up where that is not 0, into out[first:]."""
+    lists.listed[text, 0] = list_active(factors, lists.active[text, 0], lists.amount[text, 0])
+    one = slice(text, text + 1)
+    sum_rows(matrix, lists.active[one], lists.amount[one], lists.listed[one], 0, 0, factors.size, out[one], first)
+
+
 @summing
 def layer_norm(x, weight, bias, out, eps=1e-5):
     # a whole number beside a float32 makes a float64, of which half as many are calculated at once
@@ -99,6 +114,21 @@ def _exp(x):
 def sigmoid(x):
     small = exp(-abs(x))
     return (ONE if x >= 0 else small) / (ONE + small)
+
+
+@fused
+def tanh(values, first, last):
+    values = values[first:last]
+    for c in range(values.size):
+        values[c] = TWO * sigmoid(TWO * values[c]) - ONE
+
+
+@summing
+def sum_of_products(x, y, z):
+    total = x.dtype.type(0)
+    for c in range(x.size):
+        total += x[c] * y[c] * z[c]
+    return total
 
 
 @fused

@@ -139,7 +139,7 @@ def _time_mix(rows, layer, work, meetings):
 
 
 @fused
-def _channel_mix(rows, layer, work, meetings):
+def channel_mix(rows, layer, work, meetings):
     F, C = rows.value.weights.shape[1], rows.value.weights.shape[2]
     first, last = columns(C, work.team)
     first_hidden, last_hidden = columns(F, work.team)
@@ -188,5 +188,5 @@ def decode(held_part, tokens, logits):
     meetings = meet_again(work, 1)
     for layer in range(layers.att.decay.shape[0]):
         meetings = _time_mix(layers.att, layer, work, meetings)
-        meetings = _channel_mix(layers.ffn, layer, work, meetings)
+        meetings = channel_mix(layers.ffn, layer, work, meetings)
     end_token(network, work, logits)

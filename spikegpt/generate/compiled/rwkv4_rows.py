@@ -110,7 +110,6 @@ def pack(packer: Packer) -> Layers:
     """Return the blocks of the packer's model."""
     blocks = packer.model.blocks
     att = [cast(TimeMix, block.att) for block in blocks]
-    ffn = [cast(ChannelMix, block.ffn) for block in blocks]
     has_events, shares_neurons = att[0].has_events, att[0].shares_neurons
     decay: Callable[[Tensor], Tensor] = decay_of if has_events else log_decay_of
     first: Callable[[Tensor], Tensor] = _event_first if has_events else torch.clone
@@ -133,7 +132,14 @@ def pack(packer: Packer) -> Layers:
         has_events=has_events,
         shares_neurons=shares_neurons,
     )
-    channel_mix = ChannelMixRows(
+    return Layers(time_mix, pack_channel_mix(packer))
+
+
+def pack_channel_mix(packer: Packer) -> ChannelMixRows:
+    """Return the channel mixes of the packer's model."""
+    blocks = packer.model.blocks
+    ffn = [cast(ChannelMix, block.ffn) for block in blocks]
+    return ChannelMixRows(
         norm=packer.norm([block.ln2 for block in blocks]),
         mix_k=packer.rows([half.mix_of("key") for half in ffn]),
         mix_r=packer.rows([half.mix_of("receptance") for half in ffn]),
@@ -141,10 +147,9 @@ def pack(packer: Packer) -> Layers:
         value=packer.product([half.value for half in ffn]),
         **neurons_of(packer, ffn, CHANNEL_MIX_SITES),
         neuron_behind=packer.neurons(blocks, "channel_mix_neuron"),
-        shift=nothing.copy(),
-        shares_neurons=shares_neurons,
+        shift=np.zeros((1, len(blocks), packer.model.config.n_embd), packer.dtype),
+        shares_neurons=ffn[0].shares_neurons,
     )
-    return Layers(time_mix, channel_mix)
 
 
 def _projections(packer: Packer, halves: Sequence[TimeMix | ChannelMix]) -> dict[str, Any]:
@@ -184,9 +189,7 @@ def take(layers: Layers, state: State) -> Layers:
     """Return the layers with the memory of `state`, copied."""
     dtype, texts = layers.att.decay.dtype, len(state[0].time_mix.shift)
     time_mixes = [cast(TimeMixState, block.time_mix) for block in state]
-    channel_mixes = [cast(ChannelMixState, block.channel_mix) for block in state]
-
-    att, ffn = layers.att, layers.ffn
+    att = layers.att
     sums = [cast(WKVState | EventWKVState, half.wkv) for half in time_mixes]
     has_scale = isinstance(sums[0], WKVState)
     att = att._replace(
@@ -199,12 +202,18 @@ def take(layers: Layers, state: State) -> Layers:
         **with_potentials(att, TIME_MIX_SITES, time_mixes, texts),
         neuron_behind=att.neuron_behind.with_potentials([block.time_mix_neuron for block in state], texts),
     )
-    ffn = ffn._replace(
-        shift=memory_of([half.shift for half in channel_mixes], dtype),
-        **with_potentials(ffn, CHANNEL_MIX_SITES, channel_mixes, texts),
+    return Layers(att, take_channel_mix(layers.ffn, state))
+
+
+def take_channel_mix(ffn: ChannelMixRows, state: State) -> ChannelMixRows:
+    """Return the channel mixes with the memory of `state`, copied."""
+    halves = [cast(ChannelMixState, block.channel_mix) for block in state]
+    texts = len(cast(Tensor, halves[0].shift))
+    return ffn._replace(
+        shift=memory_of([half.shift for half in halves], ffn.mix_k.dtype),
+        **with_potentials(ffn, CHANNEL_MIX_SITES, halves, texts),
         neuron_behind=ffn.neuron_behind.with_potentials([block.channel_mix_neuron for block in state], texts),
     )
-    return Layers(att, ffn)
 
 
 def of_texts(layers: Layers, texts: slice) -> Layers:
@@ -225,7 +234,12 @@ def give(layers: Layers) -> State:
             wkv = WKVState(numerator, denominator, copied(att.max_exponent[:, layer]))
         inner = potentials(att, TIME_MIX_SITES, layer)
         time_mix = TimeMixState(copied(att.shift[:, layer]), wkv, inner)
-        channel_mix = ChannelMixState(copied(ffn.shift[:, layer]), potentials(ffn, CHANNEL_MIX_SITES, layer))
+        channel_mix = give_channel_mix(ffn, layer)
         behind = att.neuron_behind.potential_of(layer), ffn.neuron_behind.potential_of(layer)
         blocks.append(BlockState(time_mix, behind[0], channel_mix, behind[1]))
     return tuple(blocks)
+
+
+def give_channel_mix(ffn: ChannelMixRows, layer: int) -> ChannelMixState:
+    """Return the memory of the channel mix of a layer as the model's state, copied."""
+    return ChannelMixState(copied(ffn.shift[:, layer]), potentials(ffn, CHANNEL_MIX_SITES, layer))

@@ -8,8 +8,8 @@ import math
 
 import numpy as np
 
-from ...kernels.cpu import ONE, TWO
-from ...model.mixers.rwkv7 import NORM_EPS
+from ...kernels.cpu import ONE
+from ...model.mixers.heads import NORM_EPS
 from .clock import GATE, NEURONS, WKV, mark
 from .held import held_value
 from .lists import list_active
@@ -28,10 +28,14 @@ from .parts import (
     list_mix,
     meet_again,
     multiply,
+    multiply_inner,
     multiply_listed,
     normalise,
     remember,
     sigmoid,
+    sum_columns,
+    sum_of_products,
+    tanh,
 )
 from .rwkv7_rows import (
     A0,
@@ -57,7 +61,6 @@ from .rwkv7_rows import (
     share,
     take,
 )
-from .sums import sum_rows
 from .team import columns, fused, inlined, summing
 
 __all__ = ["decode", "give", "of_texts", "pack", "products", "share", "take"]
@@ -68,13 +71,6 @@ LEAST_NORM = 1e-12
 
 
 # loops over few arrays: of more than a handful LLVM does not look whether they overlap, and calculates one by one
-
-
-@fused
-def _tanh(values, first, last):
-    values = values[first:last]
-    for c in range(values.size):
-        values[c] = TWO * sigmoid(TWO * values[c]) - ONE
 
 
 @fused
@@ -106,14 +102,6 @@ def _normalised_product(x, y, out):
     scale = ONE / max(np.sqrt(total), x.dtype.type(LEAST_NORM))
     for c in range(x.size):
         out[c] *= scale
-
-
-@summing
-def _sum_of_products(x, y, z):
-    total = x.dtype.type(0)
-    for c in range(x.size):
-        total += x[c] * y[c] * z[c]
-    return total
 
 
 @inlined
@@ -167,14 +155,6 @@ def _edit(column, decay, removed, b, v, k):
         column[i] = column[i] * decay + removed[i] * b + v[i] * k
 
 
-@inlined
-def _sum_columns(matrix, factors, text, lists, first, out):
-    """Write the columns of a head's matrix, each times its factor, added up where that is not 0, into out[first:]."""
-    lists.listed[text, 0] = list_active(factors, lists.active[text, 0], lists.amount[text, 0])
-    one = slice(text, text + 1)
-    sum_rows(matrix, lists.active[one], lists.amount[one], lists.listed[one], 0, 0, factors.size, out[one], first)
-
-
 @fused
 def _put_out(rows, layer, text, scratch, shared, first_head, last_head):
     """Write what these heads put out, normalised and gated, into their channels of `mixed`."""
@@ -200,29 +180,22 @@ def _put_out(rows, layer, text, scratch, shared, first_head, last_head):
             _blend(shared.first[text, first:last], blended, v)
         _normalised_product(k, own[K_K, first:last], direction)
         _learn_slower(rate, own[K_A, first:last], k)
-        bonus = _sum_of_products(r, k, own[R_K, first:last])
+        bonus = sum_of_products(r, k, own[R_K, first:last])
 
         # what the pairs have made is no longer needed where it is written over
         events = blended
         _note_events(k, direction, rate, events)
         _let_decay(waiting, events, direction, decay, r)
-        _sum_columns(matrix, direction, text, scratch, first, shared.mixed)
+        sum_columns(matrix, direction, text, scratch, first, shared.mixed)
         active = scratch.active[text, 0]
         n = list_active(events, active, scratch.amount[text, 0])
         for i in range(n):
             j = active[i]
             _edit(matrix[j], decay[j], out, rate[j], v, k[j])
-        _sum_columns(matrix, r, text, scratch, first, shared.mixed)
+        sum_columns(matrix, r, text, scratch, first, shared.mixed)
 
         layer_norm(out, own[LN_WEIGHT, first:last], own[LN_BIAS, first:last], direction, NORM_EPS)
         _gate(direction, bonus, v, gate, out)
-
-
-@fused
-def _multiply_inner(product, layer, place, work, start):
-    """Write own inner channels of a pair into `projected`, from column `start` on."""
-    first, last = columns(product.weights.shape[2], work.team)
-    multiply_listed(product, layer, place, work, first, last, work.shared.projected, start)
 
 
 # a step of a half is done for all texts before the next: what several of them read of a product is then in the cache
@@ -256,17 +229,17 @@ def _time_mix(rows, layer, work, meetings):
     multiply_listed(rows.receptance, layer, 0, work, start, stop, shared.projected, 0)
     multiply_listed(rows.key, layer, 1, work, start, stop, shared.projected, C)
     multiply_listed(rows.value, layer, 2, work, start, stop, shared.projected, 2 * C)
-    _multiply_inner(rows.w1, layer, 3, work, w)
-    _multiply_inner(rows.a1, layer, 4, work, a)
-    _multiply_inner(rows.g1, layer, 5, work, g)
+    multiply_inner(rows.w1, layer, 3, work, w)
+    multiply_inner(rows.a1, layer, 4, work, a)
+    multiply_inner(rows.g1, layer, 5, work, g)
     if layer > 0:
-        _multiply_inner(rows.v1, layer, 2, work, v)
+        multiply_inner(rows.v1, layer, 2, work, v)
     for text in texts:
         projected = shared.projected[text]
         fire(rows.wkv_receptance_neuron, layer, text, projected[:C], start, stop)
         fire(rows.wkv_key_neuron, layer, text, projected[C : 2 * C], start, stop)
         one, other = columns(a - w, team)
-        _tanh(projected[w:a], one, other)
+        tanh(projected[w:a], one, other)
         fire(rows.w2_neuron, layer, text, projected[w:a], one, other)
         one, other = columns(v - a, team)
         fire(rows.a2_neuron, layer, text, projected[a:v], one, other)

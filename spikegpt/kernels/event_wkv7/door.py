@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..backends import choose_backend, fast_kernels
+from ..checks import check_heads
 from ..operators import count_events, custom_operator, declare_cost, new_like
-from ..wkv7.door import check_wkv7, wkv7
+from ..wkv7.door import wkv7
 from . import reference
 from .gpu import MOST_CHANNELS, wrong_head_size
 
@@ -53,7 +54,7 @@ def event_wkv7(
         ValueError: a shape, dtype or device does not fit; the message names what was found and wanted.
     """
     matrix, waiting = state or (None, None)
-    matrix = check_wkv7("event_wkv7", receptance, log_decay, key, value, a, b, matrix)
+    matrix = check_heads("event_wkv7", key, log_decay, matrix, receptance=receptance, value=value, a=a, b=b)
     if waiting is None:
         waiting = matrix.new_zeros(matrix.shape[:-1])
     if (waiting.shape, waiting.dtype, waiting.device) != (matrix.shape[:-1], matrix.dtype, matrix.device):

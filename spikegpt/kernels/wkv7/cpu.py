@@ -9,19 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..compiling import compiled
-from ..cpu import as_arrays, as_words, exp_nonpositive, new_words, read, run_heads, write
+from ..cpu import as_arrays, as_words, new_words, run_heads
+from ..heads import LANES, add_outer, dot_rows, exp_of, give, inlined, sum_rows, take, task
 
 # tokens recomputed at once: one state each, 16 KiB for heads of 64
 SEGMENT = 16
-# heads are padded with zeros to a multiple of this, so that inner loops are whole vectors
-LANES = 16
 # rows of what a token brings, and of its gradients
 RECEPTANCE, DECAY, KEY, VALUE, A, B, REMOVED, OUTPUT = range(8)
-
-# sums along a row may be added in any order: else they are no vector instructions
-inlined = compiled(fastmath={"contract", "reassoc"}, forceinline=True)
-task = compiled(fastmath={"contract", "reassoc"})
 
 
 def wkv7_forward(
@@ -52,57 +46,15 @@ def _words(receptance: Tensor, log_decay: Tensor, *others: Tensor) -> list[np.nd
     return [as_words(receptance), *as_arrays(log_decay), *map(as_words, others)]
 
 
-# Inner loops write one row each: where they wrote several, the compiler could not tell their memory apart, and made no
-# vector instructions of them.
-
-
-@inlined
-def _take(numbers, x):
-    for j in range(numbers.size):
-        x[j] = read(numbers[j])
-
-
-@inlined
-def _give(x, numbers):
-    for j in range(numbers.size):
-        write(numbers, j, x[j])
-
-
 @inlined
 def _fill(x, row, t, head, receptance, log_decay, key, value, a, b):
     """Put what token t brings into the rows of x."""
-    _take(receptance[row, t, head], x[RECEPTANCE])
-    _take(key[row, t, head], x[KEY])
-    _take(value[row, t, head], x[VALUE])
-    _take(a[row, t, head], x[A])
-    _take(b[row, t, head], x[B])
-    log_w, w = log_decay[row, t, head], x[DECAY]
-    for j in range(log_w.size):
-        w[j] = exp_nonpositive(log_w[j])
-
-
-@inlined
-def _dot_rows(matrix, vector, products):
-    """Write the products of four rows at a time with the vector, which is loaded once for them."""
-    for i in range(0, matrix.shape[0], 4):
-        sum0 = sum1 = sum2 = sum3 = np.float32(0)
-        for j in range(vector.size):
-            sum0 += matrix[i, j] * vector[j]
-            sum1 += matrix[i + 1, j] * vector[j]
-            sum2 += matrix[i + 2, j] * vector[j]
-            sum3 += matrix[i + 3, j] * vector[j]
-        products[i], products[i + 1], products[i + 2], products[i + 3] = sum0, sum1, sum2, sum3
-
-
-@inlined
-def _sum_rows(matrix, factors, total):
-    """Write the sum of the rows, each times its factor, four at a time."""
-    total[:] = 0
-    for i in range(0, matrix.shape[0], 4):
-        factor0, factor1, factor2, factor3 = factors[i], factors[i + 1], factors[i + 2], factors[i + 3]
-        row0, row1, row2, row3 = matrix[i], matrix[i + 1], matrix[i + 2], matrix[i + 3]
-        for j in range(total.size):
-            total[j] += factor0 * row0[j] + factor1 * row1[j] + factor2 * row2[j] + factor3 * row3[j]
+    take(receptance[row, t, head], x[RECEPTANCE])
+    take(key[row, t, head], x[KEY])
+    take(value[row, t, head], x[VALUE])
+    take(a[row, t, head], x[A])
+    take(b[row, t, head], x[B])
+    exp_of(log_decay[row, t, head], x[DECAY])
 
 
 @inlined
@@ -113,14 +65,6 @@ def _sum_products(left, right, total):
         left0, left1, right0, right1 = left[i], left[i + 1], right[i], right[i + 1]
         for j in range(total.size):
             total[j] += left0[j] * right0[j] + left1[j] * right1[j]
-
-
-@inlined
-def _add_outer(matrix, factors, vector):
-    for i in range(matrix.shape[0]):
-        row, factor = matrix[i], factors[i]
-        for j in range(row.size):
-            row[j] += factor * vector[j]
 
 
 @inlined
@@ -135,7 +79,7 @@ def _decay_and_add(matrix, decay, factors, vector):
 @inlined
 def _step(matrix, x):
     """Turn the state before a token into that after it; write x[REMOVED]."""
-    _dot_rows(matrix, x[A], x[REMOVED])
+    dot_rows(matrix, x[A], x[REMOVED])
     removed, value, w, b, k = x[REMOVED], x[VALUE], x[DECAY], x[B], x[KEY]
     for i in range(matrix.shape[0]):
         row, u, v = matrix[i], removed[i], value[i]
@@ -149,13 +93,13 @@ def _step_back(grad, before, after, x, g):
 
     x[OUTPUT] is the gradient of the output.
     """
-    _add_outer(grad, x[OUTPUT], x[RECEPTANCE])
-    _sum_rows(after, x[OUTPUT], g[RECEPTANCE])
-    _dot_rows(grad, x[KEY], g[VALUE])
-    _sum_rows(grad, x[VALUE], g[KEY])
-    _dot_rows(grad, x[B], g[REMOVED])
-    _sum_rows(grad, x[REMOVED], g[B])
-    _sum_rows(before, g[REMOVED], g[A])
+    add_outer(grad, x[OUTPUT], x[RECEPTANCE])
+    sum_rows(after, x[OUTPUT], g[RECEPTANCE])
+    dot_rows(grad, x[KEY], g[VALUE])
+    sum_rows(grad, x[VALUE], g[KEY])
+    dot_rows(grad, x[B], g[REMOVED])
+    sum_rows(grad, x[REMOVED], g[B])
+    sum_rows(before, g[REMOVED], g[A])
     _sum_products(before, grad, g[DECAY])
     _decay_and_add(grad, x[DECAY], g[REMOVED], x[A])
 
@@ -169,8 +113,8 @@ def _forward_task(row, head, receptance, log_decay, key, value, a, b, state, out
     for t in range(T):
         _fill(x, row, t, head, receptance, log_decay, key, value, a, b)
         _step(matrix, x)
-        _dot_rows(matrix, x[RECEPTANCE], x[OUTPUT])
-        _give(x[OUTPUT], output[row, t, head])
+        dot_rows(matrix, x[RECEPTANCE], x[OUTPUT])
+        give(x[OUTPUT], output[row, t, head])
     last[row, head] = matrix[:N, :N]
 
 
@@ -206,13 +150,13 @@ def _backward_task(
             _step(kept[i + 1], xs[i])
         for i in range(tokens - 1, -1, -1):
             t, x = first + i, xs[i]
-            _take(grad_output[row, t, head], x[OUTPUT])
+            take(grad_output[row, t, head], x[OUTPUT])
             _step_back(grad, kept[i], kept[i + 1], x, g)
             g[DECAY] *= x[DECAY]
-            _give(g[RECEPTANCE], grad_receptance[row, t, head])
-            _give(g[DECAY], grad_log_decay[row, t, head])
-            _give(g[KEY], grad_key[row, t, head])
-            _give(g[VALUE], grad_value[row, t, head])
-            _give(g[A], grad_a[row, t, head])
-            _give(g[B], grad_b[row, t, head])
+            give(g[RECEPTANCE], grad_receptance[row, t, head])
+            give(g[DECAY], grad_log_decay[row, t, head])
+            give(g[KEY], grad_key[row, t, head])
+            give(g[VALUE], grad_value[row, t, head])
+            give(g[A], grad_a[row, t, head])
+            give(g[B], grad_b[row, t, head])
     grad_first[row, head] = grad[:N, :N]

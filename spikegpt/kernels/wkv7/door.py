@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..backends import choose_backend, fast_kernels
+from ..checks import check_heads
 from ..operators import custom_operator, declare_cost, new_like
 from . import reference
 from .gpu import HEAD_SIZES, wrong_head_size
@@ -42,46 +43,13 @@ def wkv7(
     Raises:
         ValueError: a shape, dtype or device does not fit; the message names what was found and wanted.
     """
-    state = check_wkv7("wkv7", receptance, log_decay, key, value, a, b, state)
+    state = check_heads("wkv7", key, log_decay, state, receptance=receptance, value=value, a=a, b=b)
     chosen, N = choose_backend(backend, "wkv7", key), key.shape[-1]
     if chosen == "cupy" and N not in HEAD_SIZES and backend == "auto":
         warnings.warn(f"{wrong_head_size(N)}; using the slow plain-torch reference", RuntimeWarning, stacklevel=2)
         chosen = "reference"
     implementation = reference.wkv7 if chosen == "reference" else wkv7_operator
     return implementation(receptance, log_decay.to(state.dtype), key, value, a, b, state)
-
-
-def check_wkv7(
-    operation: str,
-    receptance: Tensor,
-    log_decay: Tensor,
-    key: Tensor,
-    value: Tensor,
-    a: Tensor,
-    b: Tensor,
-    state: Tensor | None,
-) -> Tensor:
-    """Return the state (B, H, N, N), zeros for None.
-
-    Raises:
-        ValueError: a shape, dtype or device does not fit.
-    """
-    named = {"receptance": receptance, "log_decay": log_decay, "key": key, "value": value, "a": a, "b": b}
-    if key.dim() != 4 or 0 in key.shape or not key.is_floating_point():
-        raise ValueError(f"{operation}: key must be floating point (B, T, H, N), got {key.dtype} {tuple(key.shape)}")
-    state_dtype = torch.float64 if key.dtype == torch.float64 else torch.float32
-    for name, tensor in named.items():
-        is_kind = tensor.dtype == key.dtype or (name == "log_decay" and tensor.is_floating_point())
-        if tensor.shape != key.shape or not is_kind or tensor.device != key.device:
-            found = f"{operation}: {name} is {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
-            raise ValueError(f"{found}, key is {key.dtype} {tuple(key.shape)} on {key.device}; they must agree")
-    B, _, H, N = key.shape
-    if state is None:
-        return torch.zeros(B, H, N, N, dtype=state_dtype, device=key.device)
-    if state.shape != (B, H, N, N) or state.dtype != state_dtype or state.device != key.device:
-        found = f"{operation}: state is {state.dtype} {tuple(state.shape)} on {state.device}"
-        raise ValueError(f"{found}, want {state_dtype} {(B, H, N, N)} on {key.device} for {key.dtype} keys")
-    return state
 
 
 @custom_operator("spikegpt::wkv7", mutates_args=())

@@ -7,6 +7,8 @@ from .attention import FeedForward
 from .contract import Mixed, Mixer, NeuronFactory, Rows, Site, product_of, rate_scales, undecayed, weights_of
 from .elite import attention_half
 from .rwkv4 import ChannelMix, TimeMix
+from .rwkv5 import ChannelMix5, TimeMix5
+from .rwkv6 import ChannelMix6, TimeMix6
 from .rwkv7 import ChannelMix7, TimeMix7
 
 # makes one: a class, or a function that chooses it
@@ -15,6 +17,8 @@ Half = Callable[[ModelConfig, NeuronFactory], Mixer]
 # name -> (first half of a block, second half); each is made from (ModelConfig, NeuronFactory)
 MIXERS: dict[str, tuple[Half, Half]] = {
     "rwkv4": (TimeMix, ChannelMix),
+    "rwkv5": (TimeMix5, ChannelMix5),
+    "rwkv6": (TimeMix6, ChannelMix6),
     "rwkv7": (TimeMix7, ChannelMix7),
     "attention": (attention_half, FeedForward),
 }

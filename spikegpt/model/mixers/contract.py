@@ -39,16 +39,19 @@ class Site:
 
 
 class Rows(NamedTuple):
-    """A parameter (in, out) of an owner whose product `x @ parameter` reads spikes, as the layer that it could be."""
+    """A parameter (in, out) of an owner whose product `x @ parameter` reads spikes, as the layer that it could be.
+
+    Of several such matrices in one, (parts, in, out), each reads its own part of the inputs, (parts * in,) together.
+    """
 
     parameter: nn.Parameter
 
     @property
     def weight(self) -> Tensor:
         """(out, in), in the memory of the parameter, as its gradient is in that of the parameter's."""
-        weight = self.parameter.detach().t().requires_grad_(self.parameter.requires_grad)
+        weight = self.parameter.detach().flatten(0, -2).t().requires_grad_(self.parameter.requires_grad)
         if self.parameter.grad is not None:
-            weight.grad = self.parameter.grad.t()
+            weight.grad = self.parameter.grad.flatten(0, -2).t()
         return weight
 
 

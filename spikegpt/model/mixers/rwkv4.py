@@ -41,6 +41,8 @@ class _Half(Mixer):
 
     projections: ClassVar[tuple[str, ...]]
     """the products that read the stream"""
+    mix_prefix: ClassVar[str] = "time_mix"
+    """of the parameters that mix their tokens, before the first letter of a projection"""
     has_events: bool
     shares_neurons: bool
     time_mix: nn.Parameter
@@ -50,7 +52,7 @@ class _Half(Mixer):
     def _make_mixes(self, config: ModelConfig) -> None:
         self.has_events = config.spiking == "input"
         self.shares_neurons = self.has_events and config.shared_neurons
-        for name in ("time_mix",) if self.shares_neurons else map(_mix_name, self.projections):
+        for name in ("time_mix",) if self.shares_neurons else map(self._mix_name, self.projections):
             self.register_parameter(name, nn.Parameter(torch.empty(1, 1, config.n_embd)))
 
     def _input_sites(self, config: ModelConfig) -> list[Site]:
@@ -69,28 +71,27 @@ class _Half(Mixer):
 
     def mix_of(self, projection: str) -> Tensor:
         """Return how much of its own token each channel keeps in what a projection reads, (1, 1, C)."""
-        return getattr(self, "time_mix" if self.shares_neurons else _mix_name(projection))
+        return getattr(self, "time_mix" if self.shares_neurons else self._mix_name(projection))
+
+    def _mix_name(self, projection: str) -> str:
+        return f"{self.mix_prefix}_{projection[0]}"
 
     def _fill_mixes(self, **mixes: Tensor) -> None:
         """Let each projection's mix of tokens be the (C,) given by its name, or the shared one their mean."""
         if self.shares_neurons:
             mixes = {"all": torch.stack(list(mixes.values())).mean(dim=0)}
         for name, mix in mixes.items():
-            self.mix_of(name).copy_(mix.view(1, 1, -1))
+            self.get_parameter("time_mix" if self.shares_neurons else self._mix_name(name)).copy_(mix.view(1, 1, -1))
 
     def own_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         if not self.shares_neurons:
             return weights
         own = dict(weights)
-        mixes = torch.stack([own.pop(_mix_name(name)) for name in self.projections])
+        mixes = torch.stack([own.pop(self._mix_name(name)) for name in self.projections])
         # how much a change of a channel changes the outcome of a product
         energies = torch.stack([own[f"{name}.weight"].square().sum(dim=0) for name in self.projections])
         energies = energies.clamp(min=1e-30).view_as(mixes)
         return {**own, "time_mix": (mixes * energies).sum(dim=0) / energies.sum(dim=0)}
-
-
-def _mix_name(projection: str) -> str:
-    return f"time_mix_{projection[0]}"
 
 
 class TimeMix(_Half):
@@ -136,7 +137,7 @@ class TimeMix(_Half):
     @torch.no_grad()
     def initialise(self, layer: int, n_layer: int) -> None:
         """Source: RWKV-v4neo `__init__` and `generate_init_weight`: zigzag time_first, power-law time_decay."""
-        channel, depth, ramp = _ramp(self.key.in_features, layer, n_layer)
+        channel, depth, ramp = ramp_of(self.key.in_features, layer, n_layer)
         C = len(channel)
         self.time_decay.copy_(-5 + 8 * (channel / max(C - 1, 1)) ** (0.7 + 1.3 * depth))
         self.time_first.copy_(math.log(0.3) + 0.5 * ((channel + 1) % 3 - 1))
@@ -154,6 +155,8 @@ class ChannelMix(_Half):
 
     projections = "key", "receptance"
     last_product = "value"
+    key_gain: ClassVar[float] = 2.0
+    """of the key's orthogonal matrix at the beginning"""
 
     def __init__(self, config: ModelConfig, make_neuron: NeuronFactory):
         super().__init__()
@@ -176,18 +179,18 @@ class ChannelMix(_Half):
     @torch.no_grad()
     def initialise(self, layer: int, n_layer: int) -> None:
         """Source: RWKV-v4neo `__init__` and `generate_init_weight`."""
-        _, _, ramp = _ramp(self.key.in_features, layer, n_layer)
+        _, _, ramp = ramp_of(self.key.in_features, layer, n_layer)
         self._fill_mixes(key=ramp, receptance=ramp)
         if self.has_events:
             fill_for_spikes(self.key, self.value, self.receptance, last=self.value)
             return
         for matrix in (self.value, self.receptance):
             nn.init.zeros_(matrix.weight)
-        nn.init.orthogonal_(self.key.weight, gain=2.0)
+        nn.init.orthogonal_(self.key.weight, gain=self.key_gain)
 
 
-def _ramp(channels: int, layer: int, n_layer: int) -> tuple[Tensor, float, Tensor]:
-    """(channel numbers (C,), depth from 0 to 1, how much of this token the channels of a layer begin with)."""
+def ramp_of(channels: int, layer: int, n_layer: int) -> tuple[Tensor, float, Tensor]:
+    """Return (channel numbers (C,), depth from 0 to 1, how much of this token the channels of a layer begin with)."""
     channel = torch.arange(channels, dtype=torch.float64)
     return channel, layer / max(n_layer - 1, 1), (channel / channels) ** (1 - layer / n_layer)
 

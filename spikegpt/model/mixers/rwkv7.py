@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from ...config import ModelConfig
 from ...kernels import EventWKV7State, event_wkv7, wkv7
 from .contract import Firing, Mixed, Mixer, NeuronFactory, Site, token_shift_cost
+from .heads import PAIR_STD, HeadedMixer, norm_of_heads, per_channel
 from .rwkv4 import HIDDEN_RATE, OUTPUT_RATE, ChannelMixState, fill_for_spikes
 
 # pairs of matrices of few inner channels, whose product is added to a parameter -> inner channels / sqrt(n_embd)
@@ -26,10 +27,6 @@ STREAM_SITES = "receptance_neuron", "w1_neuron", "key_neuron", "value_neuron", "
 STATE_SITES = "wkv_receptance_neuron", "wkv_key_neuron"
 # scale of keys at the beginning, as published
 KEY_GAIN = 0.1
-# of what spikes add to decay, rate of learning and the share of the first values at the beginning
-PAIR_STD = 0.3
-# times the square of 8, whatever the size of a head is
-NORM_EPS = 64e-5
 
 
 class TimeMix7State(NamedTuple):
@@ -40,7 +37,7 @@ class TimeMix7State(NamedTuple):
     neurons: dict[str, Any] | None
 
 
-class TimeMix7(Mixer):
+class TimeMix7(HeadedMixer):
     """output((norm(wkv) + bonus) * gate): decay, value, rate of learning and gate are functions of the token."""
 
     last_product = "output"
@@ -57,16 +54,16 @@ class TimeMix7(Mixer):
         self.head_size = N
         self.has_events = config.spiking == "input"
         self.has_state_neurons = self.has_events and config.state_neurons
-        self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g = (_per_channel(C) for _ in range(6))
-        self.w0, self.a0, self.v0, self.k_k, self.k_a = (_per_channel(C) for _ in range(5))
+        self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g = (per_channel(C) for _ in range(6))
+        self.w0, self.a0, self.v0, self.k_k, self.k_a = (per_channel(C) for _ in range(5))
         w, a, v, g = config.lora_ranks or published_ranks(C)
         self.w1, self.a1, self.v1, self.g1 = (nn.Parameter(torch.empty(C, rank)) for rank in (w, a, v, g))
         self.w2, self.a2, self.v2, self.g2 = (nn.Parameter(torch.empty(rank, C)) for rank in (w, a, v, g))
         self.r_k = nn.Parameter(torch.empty(C // N, N))
         self.receptance, self.key, self.value, self.output = (nn.Linear(C, C, bias=False) for _ in range(4))
-        self.ln_x = nn.GroupNorm(C // N, C, eps=NORM_EPS)
+        self.ln_x = norm_of_heads(config)
         if self.has_state_neurons:
-            self.r_worth, self.k_worth = _per_channel(C), _per_channel(C)
+            self.r_worth, self.k_worth = per_channel(C), per_channel(C)
         if self.has_events:
             self.place_neurons(self._sites(config, (w, a, v, g)), make_neuron)
 
@@ -99,18 +96,18 @@ class TimeMix7(Mixer):
         rate = torch.sigmoid(self.a0 + self.product("a2", inner))
         inner = fire("g2_neuron", torch.sigmoid(self.product("g1", for_g)))
         gate = self.product("g2", inner)
-        removed = F.normalize(self._heads(k * self.k_k), dim=-1)
+        removed = F.normalize(self.heads(k * self.k_k), dim=-1)
         k = k * (1 + (rate - 1) * self.k_a)
-        parts = *map(self._heads, (r, k, v)), -removed, removed * self._heads(rate)
+        parts = *map(self.heads, (r, k, v)), -removed, removed * self.heads(rate)
         # under autocast the products of matrices are in its precision, what parameters are added to is not
         r_heads, k_heads, v_heads, a, b = (part.to(dtype) for part in parts)
-        inputs = r_heads, self._heads(log_decay), k_heads, v_heads, a, b
+        inputs = r_heads, self.heads(log_decay), k_heads, v_heads, a, b
         if self.has_state_neurons:
             y, matrices = event_wkv7(*inputs, cast(EventWKV7State | None, matrices))
         else:
             y, matrices = wkv7(*inputs, cast(Tensor | None, matrices))
-        bonus = (self._heads(r * k) * self.r_k).sum(dim=-1, keepdim=True) * self._heads(v)
-        y = self.ln_x(y.flatten(0, 1).flatten(1)).view_as(x) + bonus.flatten(2)
+        bonus = (self.heads(r * k) * self.r_k).sum(dim=-1, keepdim=True) * self.heads(v)
+        y = self.normed(y) + bonus.flatten(2)
         y = self.output(fire("output_neuron", y * gate))
         after = TimeMix7State(x[:, -1], matrices, fire.after)
         return Mixed(y, after, fire.spikes, v if first is None else first)
@@ -125,9 +122,6 @@ class TimeMix7(Mixer):
         if not self.has_state_neurons:
             return weights
         return {**weights, "r_worth": torch.ones_like(self.r_worth), "k_worth": torch.ones_like(self.k_worth)}
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_size))
 
     @torch.no_grad()
     def initialise(self, layer: int, n_layer: int) -> None:
@@ -149,8 +143,7 @@ class TimeMix7(Mixer):
         self.k_k.copy_(0.71 - 0.1 * (along - 0.5))
         self.k_a.fill_(1.02)
         self.r_k.fill_(-0.04)
-        self.ln_x.weight.fill_(((layer + 1) / n_layer) ** 0.7)
-        nn.init.zeros_(self.ln_x.bias)
+        self.fill_norm(layer, n_layer)
         if self.has_events:
             fill_for_spikes(self.receptance, self.key, self.value, self.output, last=self.output)
             self.scale("key", KEY_GAIN)
@@ -206,10 +199,6 @@ class ChannelMix7(Mixer):
         # a gain of 1 for sides of any ratio, as published
         nn.init.orthogonal_(self.key.weight)
         nn.init.zeros_(self.value.weight)
-
-
-def _per_channel(channels: int) -> nn.Parameter:
-    return nn.Parameter(torch.empty(1, 1, channels))
 
 
 def published_ranks(n_embd: int) -> tuple[int, ...]:
