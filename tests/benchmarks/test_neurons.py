@@ -1,11 +1,9 @@
 """What neurons.py says of neurons: worked out by hand, and that each learns as the others do."""
 
 import json
-import sys
 from argparse import Namespace
 from pathlib import Path
 
-import processes
 import pytest
 import torch
 
@@ -14,7 +12,6 @@ from spikegpt.common.errors import SpikegptError
 from spikegpt.config import INPUT_NEURON, ModelConfig
 from spikegpt.model.network import SpikeGPT
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "neurons.py"
 MINE = """
 from spikegpt import LIF
 NEURONS = {"mine": lambda site: LIF(site.channels, site.neuron)}
@@ -88,14 +85,17 @@ def test_a_file_without_neurons_is_refused(tmp_path, text):
         neurons.factories_of(tmp_path / "mine.py")
 
 
-@pytest.mark.slow
-def test_quick_runs_through_with_neurons_of_a_file(tmp_path):
-    (tmp_path / "mine.py").write_text(MINE)
-    text = tmp_path / "text.txt"
-    text.write_text("It was the best of times, it was the worst of times.\n" * 400)
-    quick = "--quick", "--steps", "2", "--jobs", "1", "--file", tmp_path / "mine.py", "--data", text
-    done = processes.run([sys.executable, SCRIPT, *quick])
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    ours, mine = found["neurons"]["-8 to 8"], found["neurons"]["mine"]
-    assert ours["bits"] > 0 and mine["unit_spikes"] > 0 and "binary_tax_at_0.10" in found
+def test_neurons_of_a_file_are_trained_go_on_and_are_examined(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file, text, run = tmp_path / "mine.py", tmp_path / "text.txt", tmp_path / "run"
+    file.write_text(MINE)
+    text.write_text("It was the best of times, it was the worst of times.\n" * 40)
+    sizes = {"n_layer": 1, "n_embd": 16, "ctx_len": 16, "batch_size": 2}
+    configuration = {**sizes, "data": [str(text)], "steps": 2, "spiking": "input", "synop_budget": 0.5, "levels": 3}
+    assert neurons.train_own(file, "mine", run, configuration) > 0
+    # it is done, so that going on with it changes nothing
+    neurons.train_own(file, "mine", run, configuration)
+    facts = neurons.examine(run, [str(text)], file, "mine")
+    assert facts["bits"] > 0 and 0 < facts["firing"] < 1 and facts["unit_spikes"] > 0
+    assert "bits_without_memory" not in facts
+    assert json.loads((run / "config.json").read_text())["model"]["neuron"]["levels"] == 3
