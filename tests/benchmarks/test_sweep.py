@@ -72,7 +72,7 @@ def test_killed_sweep_leaves_nobody_behind_and_goes_on(tmp_path, cache):
     rest = {key: configuration[key] for key in configuration if key not in sizes}
     unbroken = train(
         model_preset("tiny", **sizes),
-        train_preset("tiny", threads=1, precision=words_of({})[-1], **rest),
+        train_preset("tiny", "input", threads=1, precision=words_of({})[-1], **rest),
         tmp_path / "unbroken",
         cache=cache,
         quiet=True,

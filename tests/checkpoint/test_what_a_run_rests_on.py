@@ -162,7 +162,7 @@ def test_a_twin_is_found_although_the_text_was_moved(text, cache, tmp_path):
     "keys, to, found",
     [
         (("train", "lr"), 0.063, "train.lr is 0.063, but 0.003"),
-        (("model", "neuron", "levels"), 6, "model.neuron.levels is 6, but 4"),
+        (("model", "neuron", "levels"), 6, "model.neuron.levels is 6, but 8"),
         (("train", "steps"), 12.0, "train.steps is 12.0, but 12"),
         (("train", "grad_clip"), True, "train.grad_clip is true, but 1.0"),
         (("corpus", "text_sha256"), "0", 'corpus.text_sha256 is "0", but "'),
@@ -187,7 +187,7 @@ def test_a_run_from_before_checkpoints_held_a_copy_is_held_to_its_model(broken, 
     resume(shutil.copytree(broken, broken.parent / "old"), cache=cache, quiet=True)
     assert "its configuration and log are taken as they are" in capsys.readouterr().err
     change(broken / "config.json", "model", "neuron", "levels", to=6)
-    with pytest.raises(SpikegptError, match=r"levels is 6, but 4 in .*step-00000008/config.json"):
+    with pytest.raises(SpikegptError, match=r"levels is 6, but 8 in .*step-00000008/config.json"):
         read_run_config(broken)
 
 

@@ -188,10 +188,11 @@ def test_nobody_leaves_while_the_main_process_evaluates(make_run, monkeypatch, c
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("teaching", [[], ["--self-teacher", "1"]], ids=["untaught", "its own teacher"])
+@pytest.mark.parametrize("teaching", [["--self-teacher", "0"], []], ids=["untaught", "its own teacher"])
 def test_two_processes_train_like_one_with_the_doubled_batch(tmp_path, cache, teaching):
     common = ["--steps", "6", "--dropout", "0", "--log-every", "1", "--warmup-steps", "0"]
-    common += ["--precision", "no", *teaching]
+    # Muon multiplies in bfloat16, which makes much of what is little; the commitment is a share of each batch's energy
+    common += ["--precision", "no", "--optimizer", "adamw", "--commitment", "0", *teaching]
     one = [sys.executable, *command(tmp_path / "one", cache, *common, "--batch-size", "8")]
     # accelerate's word for several processes of one machine; without a GPU they talk by gloo
     launch = [
@@ -220,7 +221,7 @@ def test_two_processes_train_like_one_with_the_doubled_batch(tmp_path, cache, te
         assert done.returncode == 0, done.stderr[-2000:]
     lines = [[line for line in read_metrics(tmp_path / name) if line["kind"] == "train"] for name in ("one", "two")]
     losses = [[loss for line in run for loss in (line["loss"], *line["losses"].values())] for run in lines]
-    assert len(losses[0]) == 6 * (5 if teaching else 3)
+    assert len(losses[0]) == 6 * (3 if teaching else 5)
     # float32 sums in another order; a spike that flips by rounding moves a loss by far more than this
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     ours, theirs = (load_file(latest_checkpoint(tmp_path / name) / "model.safetensors") for name in ("one", "two"))
