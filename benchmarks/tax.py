@@ -195,14 +195,16 @@ def draw(found: dict[str, dict], seed: int, title: str, path: Path) -> None:
             axes.annotate(text, (across, up), textcoords="offset points", xytext=(6, 6), fontsize=9)
 
     students = [name for name in found if name.startswith(f"student-{seed}-")]
-    curve(students, "o-", "C0", "spike-driven, begun dense, taught")
+    curve(students, "o-", "C0", "spike-driven, its own teacher")
     dense = [name for name in found if name.startswith("narrow-")] + [f"twin-{seed}"]
     curve(dense, "s-", "C7", "dense, as many tokens")
     twin = found[f"twin-{seed}"]["bits"]
     axes.axhline(1.03 * twin, color="C7", linewidth=0.8, linestyle=":", label="the twin + 3 %")
-    axes.set(ylabel="bits per byte, valid split", title=title, xlim=(0, None))
+    # room for the words at the last point
+    right = 1.15 * max(facts["macs"] + facts["acs"] for facts in found.values()) / 1e3
+    axes.set(ylabel="bits per byte, valid split", title=title, xlim=(0, right))
     axes.set_xlabel("operations per token in matrix products as built (thousands)")
-    axes.margins(x=0.1, y=0.1)
+    axes.margins(y=0.1)
     axes.legend()
     figure.savefig(path, dpi=120)
 
