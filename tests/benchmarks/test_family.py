@@ -1,13 +1,9 @@
 """What family.py compares: as many parameters and tokens on both sides; what its runs come to, worked out by hand."""
 
-import json
 import math
-import sys
 from argparse import Namespace
-from pathlib import Path
 
 import numpy as np
-import processes
 import pytest
 import torch
 
@@ -17,7 +13,6 @@ from spikegpt.model.mixers import MIXERS
 from spikegpt.model.network import SpikeGPT, parameters_of
 
 SIZES = tax.SIZES["2.0M"]
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "family.py"
 
 
 def test_every_mixer_that_is_compared_has_as_many_parameters():
@@ -99,19 +94,3 @@ def test_a_text_too_short_for_positions_is_refused():
     model = SpikeGPT(ModelConfig(n_layer=1, n_embd=16))
     with pytest.raises(family.SpikegptError, match="has 20 tokens, --long needs 8,193"):
         family.bits_by_position(model, np.zeros(20, dtype=np.int64))
-
-
-@pytest.mark.slow
-def test_quick_runs_through_and_publishes_nothing(tmp_path):
-    text = tmp_path / "text.txt"
-    text.write_text("It was the best of times, it was the worst of times.\n" * 400)
-    results = SCRIPT.parent / "results"
-    before = {path.name: path.stat().st_mtime_ns for path in results.iterdir()}
-    few = "--quick", "--steps", "2", "--jobs", "1", "--mixers", "rwkv7"
-    done = processes.run([sys.executable, SCRIPT, *few, "--data", text])
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])["rwkv7"]
-    assert found["dense_bits"] > 0 and 0 < found["firing"] < 1
-    assert found["operations"]["spiking"]["weights"] < found["operations"]["dense"]["weights"]
-    assert all(part > 0 for side in found["tokens_per_s"].values() for part in side.values())
-    assert {path.name: path.stat().st_mtime_ns for path in results.iterdir()} == before
