@@ -5,35 +5,31 @@
 
 Attention, the dense twin and the spike-driven block are trained at each of RATES, on equal tokens, and the best on the
 valid split is kept; EliteKV converts the best attention at two cache ratios and trains on for 200 steps. Then all are
-measured on the same windows of the test split by every policy. A goal that is missed is printed as missed. Trainings
-are single-threaded, `--side-by-side` of them at once; what exists is resumed. Writes results/context.json, every point
+measured on the same windows of the test split by every policy. A goal that is missed is printed as missed. One thread
+each, `--jobs` at once; what exists is kept, what was broken off goes on. Writes results/context.json, every point
 of the picture, and context.png. Last line: JSON with the goals.
 """
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-from measure import RESULTS, write_result
+from measure import RESULTS, commit, write_result
+from sweep import Configuration, trained
+from tax import evaluate
 
 from neuromorphic.report.canvas import to_png
-from spikegpt.checkpoint.weights import load_model
-from spikegpt.data.prepare import prepare
-from spikegpt.evaluate.perplexity import evaluate_stream
+from spikegpt.common.errors import SpikegptError
 from spikegpt.measure.context import CONSTANT, ContextPoint, measure_context
 from spikegpt.measure.context_figures import bits_against_bytes
 
 # heads of a power of two channels, as RotateKV rotates them
-BLOCKS = {
-    "attention": ["--mixer", "attention", "--spiking", "none", "--n-head", "6"],
-    "dense": ["--spiking", "none"],
-    "spiking": ["--spiking", "input"],
+BLOCKS: dict[str, Configuration] = {
+    "attention": {"mixer": "attention", "spiking": "none", "n_head": 6},
+    "dense": {"spiking": "none"},
+    "spiking": {"spiking": "input"},
 }
 RATES = (2e-3, 4e-3, 8e-3)
 BUDGETS = (4, 8, 16, 32, 64, 128, 256, 512)
@@ -43,47 +39,29 @@ ELITE = {"elite-50": (6, 120), "elite-25": (3, 60)}
 ELITE_STEPS = 200
 
 
-def train(name: str, flags: list[str], options) -> Path:
-    """Train into RUNS/name unless it is there."""
-    run = options.runs / name
-    if (run / "checkpoints" / f"step-{options.steps_of(name):08d}").exists():
-        return run
-    command = [sys.executable, "-m", "spikegpt", "train"]
-    if (run / "config.json").exists():
-        command += ["--resume", str(run)]
-    else:
-        command += ["--out", str(run), "--data", *options.data, "--steps", str(options.steps_of(name)), *flags]
-        command += ["--batch-size", "4", "--dropout", "0", "--threads", "1", "--precision", "no", "--sample-every", "0"]
-    options.runs.mkdir(parents=True, exist_ok=True)
-    with open(options.runs / f"{name}.log", "a") as log:
-        subprocess.run(command, check=True, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    return run
-
-
-def valid_bits(run: Path, options) -> float:
-    model, tokenizer = load_model(run)
-    tokens = np.asarray(prepare(options.data, tokenizer).split("valid"))[: options.eval_tokens]
-    return evaluate_stream(model, tokens, tokenizer).bits_per_byte
-
-
-def best_of_rates(options) -> dict[str, dict]:
-    """Block -> its best run, and the bits of every rate."""
-    sizes = ["--n-layer", str(options.layers), "--n-embd", str(options.width), "--ctx-len", str(options.ctx_len)]
-    jobs = [(block, rate) for block in BLOCKS for rate in options.rates]
-    with ThreadPoolExecutor(options.side_by_side) as pool:
-        runs = list(
-            pool.map(
-                lambda job: train(f"{job[0]}-lr{job[1]:g}", [*BLOCKS[job[0]], *sizes, "--lr", str(job[1])], options),
-                jobs,
-            )
-        )
-    found: dict[str, dict] = {block: {"bits_by_rate": {}} for block in BLOCKS}
-    for (block, rate), run in zip(jobs, runs, strict=True):
-        bits = valid_bits(run, options)
-        if bits < min(found[block]["bits_by_rate"].values(), default=float("inf")):
-            found[block]["run"] = run
-        found[block]["bits_by_rate"][rate] = bits
+def best_of_rates(options: argparse.Namespace, always: Configuration) -> dict[str, dict]:
+    """Return block -> its best run, and the bits of every rate."""
+    sizes = {"n_layer": options.layers, "n_embd": options.width, "ctx_len": options.ctx_len, "steps": options.steps}
+    names = {(block, rate): f"{block}-lr{rate:g}" for block in BLOCKS for rate in options.rates}
+    wanted = {name: {**sizes, **always, **BLOCKS[block], "lr": rate} for (block, rate), name in names.items()}
+    trained(options.runs, wanted, options.jobs, commit())
+    found = {}
+    for block in BLOCKS:
+        bits = {rate: evaluate(options.runs / names[block, rate], options.data)["bits"] for rate in options.rates}
+        found[block] = {"run": options.runs / names[block, min(bits, key=bits.__getitem__)], "bits_by_rate": bits}
     return found
+
+
+def elite_runs(attention: Path, options: argparse.Namespace, always: Configuration, steps: int) -> list[Path]:
+    """Return the runs of ELITE, each of which begins with `attention`."""
+    share = options.width // 6
+    wanted = {}
+    for name, (pairs, kv_dim) in ELITE.items():
+        # a smaller model keeps the same shares
+        sizes = {"elite_pairs": max(pairs * share // 32, 1), "kv_dim": kv_dim * options.width // 192}
+        wanted[name] = {"from": str(attention), **always, **sizes, "steps": steps}
+    trained(options.runs, wanted, options.jobs, commit())
+    return [options.runs / name for name in ELITE]
 
 
 def policies_of(options) -> list[str]:
@@ -129,26 +107,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", default=["python-docs"])
     parser.add_argument("--runs", type=Path, default=Path("runs/context"))
-    parser.add_argument("--side-by-side", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--texts", type=int, default=16, help="windows of each length")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
-    options.layers, options.width, options.ctx_len, options.steps, options.eval_tokens = 4, 192, 512, 2000, None
+    options.layers, options.width, options.ctx_len, options.steps = 4, 192, 512, 2000
     options.rates, options.lengths, elite_steps = RATES, [128, 512, 2048], ELITE_STEPS
     options.budgets = BUDGETS
     if options.quick:
-        options.layers, options.width, options.ctx_len, options.steps, options.eval_tokens = 2, 48, 64, 10, 512
+        options.layers, options.width, options.ctx_len, options.steps = 2, 48, 64, 10
         options.runs, options.texts, options.budgets = Path(tempfile.mkdtemp()), 1, (4, 16)
         options.rates, options.lengths, elite_steps = RATES[1:2], [64], 10
-    options.steps_of = lambda name: elite_steps if name in ELITE else options.steps
-    best = best_of_rates(options)
-    share = options.width // 6
-    elite = []
-    for name, (pairs, kv_dim) in ELITE.items():
-        # a smaller model keeps the same shares
-        sizes = max(pairs * share // 32, 1), kv_dim * options.width // 192
-        flags = ["--from", str(best["attention"]["run"]), "--elite-pairs", str(sizes[0]), "--kv-dim", str(sizes[1])]
-        elite.append(train(name, flags, options))
+    options.runs = options.runs.absolute()
+    options.data = [str(Path(given).absolute()) if Path(given).exists() else given for given in options.data]
+    always = {"data": options.data, "batch_size": 4, "sample_every": 0, "eval_every": 0, "keep": 1}
+    try:
+        best = best_of_rates(options, {**always, "dropout": 0.0})
+        elite = elite_runs(best["attention"]["run"], options, always, elite_steps)
+    except SpikegptError as error:
+        sys.exit(f"error: {error}")
     runs = [best[block]["run"] for block in BLOCKS]
     points = measure_context(runs, policies_of(options), options.lengths, texts=options.texts)
     points += measure_context(elite, ["full", "roco:16", "roco:64"], options.lengths, texts=options.texts)
@@ -158,7 +135,8 @@ def main() -> None:
         else {}
     )
     goals = goals_of(points, best, options)
-    for name, goal in goals.items():
+    # models of a few steps say nothing of them
+    for name, goal in () if options.quick else goals.items():
         print(f"{'met   ' if goal['met'] else 'MISSED'} {name}: {goal['reached']:+.2%}, wanted {goal['wanted']:.2%}")
     if not options.quick:
         blocks = {block: {**found, "run": found["run"].name} for block, found in best.items()}

@@ -63,8 +63,6 @@ NEURONS: dict[str, Configuration] = {
 # the best that remembers and sends one bit at a time
 BINARY = "-8 to 8, learned leak, never reset"
 NEURON_AT_SMALL = (BINARY,)
-# a leak that forgets everything, as the logarithm of its odds
-FORGETS = -40.0
 
 
 def run_of(neuron: str, seed: int, budget: float = COMPARED) -> str:
@@ -141,10 +139,10 @@ def unit_spikes(model: SpikeGPT, spikes: dict[str, torch.Tensor]) -> float:
 
 
 def forget(model: SpikeGPT) -> bool:
-    """Let neurons whose leak is learned keep nothing from token to token; return whether there are any."""
-    leaky = [module for module in model.modules() if isinstance(module, LIF) and module.config.learnable_decay]
+    """Let all neurons of ours that remember keep nothing from token to token; return whether there are any."""
+    leaky = [module for module in model.modules() if isinstance(module, LIF) and not module.is_memoryless]
     for neuron in leaky:
-        neuron.decay_logit.fill_(FORGETS)
+        neuron.config = dataclasses.replace(neuron.config, membrane_decay=0.0, learnable_decay=False)
     return bool(leaky)
 
 

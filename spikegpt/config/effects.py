@@ -99,6 +99,8 @@ def _idle_in_neurons(model: ModelConfig, begins_with: Spiking | None) -> dict[st
     if neuron.is_memoryless:
         nothing_kept = "at membrane_decay 0 no potential is kept from token to token"
         idle |= dict.fromkeys(("reset", "decay_input", "detach_reset"), nothing_kept)
+    elif neuron.reset == "none":
+        idle["detach_reset"] = "nothing is reset"
     return idle
 
 

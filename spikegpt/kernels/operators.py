@@ -48,6 +48,17 @@ class Operator:
         output = self._function.apply(sizes, *_flat(sizes, inputs))
         return list(output) if self._gives_list else output
 
+    def differentiate_by(self, backward: "Operator") -> None:
+        """Let `backward` give the gradients: of the gradients of all outcomes and of all inputs, which are tensors."""
+
+        def save(ctx, inputs, output):
+            ctx.save_for_backward(*inputs)
+
+        def gradients(ctx, *grads):
+            return tuple(backward(*grads, *ctx.saved_tensors))
+
+        self.register_autograd(gradients, setup_context=save)
+
     def register_autograd(self, backward: Callable[..., Any], *, setup_context: Callable[..., None]) -> None:
         """As of torch's custom operators: the gradient of each input, of a list as a list."""
         self.definition.register_autograd(backward, setup_context=setup_context)

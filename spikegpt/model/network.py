@@ -354,3 +354,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
+
+
+@torch.no_grad()
+def time_mix_inputs(model: SpikeGPT, ids: Tensor) -> list[Tensor]:
+    """Return what the first half of each block is given, (B, T, C), when `model` reads ids (B, T)."""
+    found: list[Tensor] = []
+    hooks = [block.att.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0])) for block in model.blocks]
+    try:
+        model(ids)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found

@@ -17,7 +17,7 @@ def frequencies(channels: int, base: float = BASE) -> Tensor:
 
 
 def turns(positions: Tensor, thetas: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Return (cos, sin) (..., pairs) of whole `positions` (...): what `rotate` takes."""
+    """Return (cos, sin) (..., pairs) of whole `positions` (...) and thetas (..., pairs): what `rotate` takes."""
     # float64: at position 1,000,000 a float32 angle is off by a sixteenth of a radian
     angles = positions.to(torch.float64).unsqueeze(-1) * thetas.to(positions.device)
     return angles.cos().to(dtype), angles.sin().to(dtype)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..model.mixers.attention import Attention
-from ..model.network import SpikeGPT
+from ..model.network import SpikeGPT, time_mix_inputs
 from ..model.rope import BASE, frequencies
 
 # tokens of a text that pairs are chosen by
@@ -74,21 +74,9 @@ def joint_factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def elite_weights(model: SpikeGPT, ids: Tensor, elite_pairs: int, kv_dim: int) -> dict[str, Tensor]:
     """Return the weights of a model with `elite_pairs` and `kv_dim` that stands for `model`, by texts ids (B, T)."""
     found = dict(model.state_dict())
-    seen: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def watch(layer: int, half: Attention, inputs: tuple) -> None:
-        seen[layer] = half.project(inputs[0])[:2]
-
-    hooks = [
-        block.att.register_forward_pre_hook(lambda half, inputs, layer=layer: watch(layer, half, inputs))
-        for layer, block in enumerate(model.blocks)
-    ]
-    model(ids[:, :TOKENS])
-    for hook in hooks:
-        hook.remove()
-    for layer, block in enumerate(model.blocks):
-        attention, prefix = cast(Attention, block.att), f"blocks.{layer}.att."
-        queries, keys = seen[layer]
+    for layer, x in enumerate(time_mix_inputs(model, ids[:, :TOKENS])):
+        attention, prefix = cast(Attention, model.blocks[layer].att), f"blocks.{layer}.att."
+        queries, keys, _ = attention.project(x)
         heads = [chosen_pairs(queries[:, head], keys[:, head], elite_pairs)[0] for head in range(attention.n_head)]
         found |= {prefix + name: tensor for name, tensor in _converted(attention, heads, kv_dim).items()}
     return found

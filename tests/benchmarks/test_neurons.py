@@ -63,10 +63,11 @@ def test_a_spike_of_two_is_two_and_what_no_product_reads_is_none():
     assert neurons.unit_spikes(model, spikes) == 1.5
 
 
-def test_a_neuron_that_forgets_emits_what_one_without_memory_does():
+@pytest.mark.parametrize("learnable_decay", [False, True])
+def test_a_neuron_that_forgets_emits_what_one_without_memory_does(learnable_decay):
     torch.manual_seed(0)
     config = ModelConfig(n_layer=1, n_embd=8, vocab_size=7)
-    leaky = {**INPUT_NEURON.to_dict(), "membrane_decay": 0.5, "learnable_decay": True}
+    leaky = {**INPUT_NEURON.to_dict(), "membrane_decay": 0.5, "learnable_decay": learnable_decay}
     model = SpikeGPT(ModelConfig.from_dict({**config.to_dict(), "neuron": leaky})).eval()
     memoryless = SpikeGPT(config).eval()
     memoryless.load_state_dict(model.state_dict(), strict=False)

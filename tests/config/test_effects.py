@@ -43,6 +43,13 @@ def test_only_memoryless_neurons_of_whole_spikes_commit(model):
     assert "commitment" not in idle(train={"commitment": 1.0})
 
 
+def test_what_is_never_reset_keeps_no_gradient_from_its_reset():
+    def neuron(reset: str) -> dict:
+        return {"neuron": dataclasses.replace(INPUT_NEURON, membrane_decay=0.5, reset=reset)}
+
+    assert "detach_reset" in idle(neuron("none")) and "detach_reset" not in idle(neuron("subtract"))
+
+
 def test_a_scale_beyond_the_layers():
     shape = {"spiking": "none", "rescale_every": 6}
     assert "rescale_every" in idle_in_blocks(ModelConfig(n_layer=1, **shape))

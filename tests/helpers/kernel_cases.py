@@ -36,6 +36,26 @@ def event_wkv_inputs(B, T, C, dtype=torch.float32, rate=0.3, spikes="signed") ->
     return [time_decay, time_first, key.to(dtype), value.to(dtype), numerator, denominator]
 
 
+def wkv6_inputs(B, T, H, N, dtype=torch.float32) -> list[Tensor]:
+    """Return [receptance, log_decay, key, value, time_first, state], with gradients."""
+    generator = torch.Generator().manual_seed(B * 10000 + T * 100 + N)
+    r, d, k, v = torch.randn(4, B, T, H, N, generator=generator)
+    u, state = torch.randn(H, N, generator=generator), torch.randn(B, H, N, N, generator=generator)
+    r, k, v = (x.to(dtype) for x in (r, k / math.sqrt(N), v))
+    return [x.requires_grad_() for x in (r, -torch.exp(2 * d - 1), k, v, u, state)]
+
+
+def wkv7_inputs(B, T, H, N, dtype=torch.float32) -> list[Tensor]:
+    """Return [receptance, log_decay, key, value, a, b, state], with gradients; decays and keys are bounded."""
+    generator = torch.Generator().manual_seed(B * 10000 + T * 100 + N)
+    r, d, k, v, direction, rate = torch.randn(6, B, T, H, N, generator=generator)
+    direction = torch.nn.functional.normalize(direction, dim=-1)
+    log_decay = -math.exp(-0.5) * torch.sigmoid(3 * d)
+    tensors = [x.to(dtype) for x in (r, k / math.sqrt(N), v, -direction, direction * torch.sigmoid(rate))]
+    inputs = [tensors[0], log_decay, *tensors[1:], torch.randn(B, H, N, N, generator=generator)]
+    return [x.requires_grad_() for x in inputs]
+
+
 def event_wkv7_inputs(B, T, H, N, firing, dtype=torch.float32) -> list[Tensor]:
     """Return [receptance, log_decay, key, value, a, b] as in a model whose receptances and keys are spikes."""
     generator = torch.Generator().manual_seed(B * 10000 + T * 100 + N)

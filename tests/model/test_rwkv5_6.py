@@ -4,12 +4,12 @@ The weights of the first are drawn, none is 0.
 """
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from counting import count
+from golden import GOLDEN, load, relative_error, slopes, stored_config
 from torch.nn import functional as F
 
 from spikegpt.checkpoint.weights import load_model
@@ -20,33 +20,22 @@ from spikegpt.model.mixers import rwkv5
 from spikegpt.model.network import SpikeGPT
 from spikegpt.train.optimizer import make_optimizer
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 STORED = {mixer: np.load(GOLDEN / f"{mixer}_a.npz") for mixer in ("rwkv5", "rwkv6")}
-RANKS = {"rwkv5": (), "rwkv6": (32, 64)}
 TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-9}
 MIXERS = pytest.mark.parametrize("mixer", list(STORED))
 DTYPES = pytest.mark.parametrize("dtype", list(TOLERANCES))
 
 
 def config(mixer: str, **changes) -> ModelConfig:
-    sizes = {"n_layer": 2, "n_embd": 64, "head_size": 16, "lora_ranks": RANKS[mixer], "vocab_size": 67}
-    return ModelConfig(**{"mixer": mixer, "spiking": "none", "dropout": 0.0, **sizes, **changes})
+    return stored_config(f"{mixer}_a", **{"vocab_size": 67, "n_embd": 64, **changes})
 
 
 def authors(mixer: str, dtype) -> SpikeGPT:
-    model, stored = SpikeGPT(config(mixer), init=False).to(dtype), STORED[mixer]
-    weights = {name.removeprefix("param."): stored[name] for name in stored.files if name.startswith("param.")}
-    model.load_state_dict({name: torch.from_numpy(array).to(dtype) for name, array in weights.items()})
-    return model
+    return load(f"{mixer}_a", dtype)[0]
 
 
 def text_of(mixer: str) -> tuple[torch.Tensor, torch.Tensor]:
-    return tuple(torch.from_numpy(STORED[mixer][name]).long() for name in ("idx", "targets"))
-
-
-def relative_error(found: torch.Tensor, wanted: np.ndarray) -> float:
-    wanted = torch.from_numpy(wanted).double()
-    return ((found.detach().double() - wanted).abs().max() / wanted.abs().max()).item()
+    return load(f"{mixer}_a", torch.float32)[2:]
 
 
 @MIXERS
@@ -78,19 +67,8 @@ def test_float64_gradient_is_that_of_finite_differences(mixer):
     generator = torch.Generator().manual_seed(0)
     directions = [0.1 * torch.randn(p.shape, generator=generator).double() for p in chosen]
 
-    def loss(distance: float = 0.0) -> torch.Tensor:
-        with torch.no_grad():
-            for parameter, direction in zip(chosen, directions, strict=True):
-                parameter += distance * direction
-        return F.cross_entropy(model(ids).logits.flatten(0, 1), targets.flatten())
-
-    grads = torch.autograd.grad(loss(), chosen)
-    slope = sum((grad * direction).sum() for grad, direction in zip(grads, directions, strict=True))
-    with torch.no_grad():
-        # at -2, -1, 1 and 2 steps, each reached from the one before
-        far_behind, behind, ahead, far_ahead = loss(-2e-5), loss(1e-5), loss(2e-5), loss(1e-5)
-    difference = (8 * (ahead - behind) - (far_ahead - far_behind)) / 12e-5
-    assert difference.item() == pytest.approx(slope.item(), abs=1e-9)
+    slope, difference = slopes(model, ids, targets, chosen, directions, step=1e-5)
+    assert difference == pytest.approx(slope, abs=1e-9)
 
 
 @MIXERS

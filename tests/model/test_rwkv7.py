@@ -4,12 +4,12 @@ The weights of the first are drawn, none is 0.
 """
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from counting import count
+from golden import GOLDEN, load, relative_error, slopes, stored_config
 from torch.nn import functional as F
 
 from spikegpt.checkpoint.weights import load_model
@@ -20,28 +20,18 @@ from spikegpt.model.mixers import rwkv7
 from spikegpt.model.network import SpikeGPT
 from spikegpt.train.optimizer import make_optimizer
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-STORED, BEGINNING = np.load(GOLDEN / "rwkv7_a.npz"), np.load(GOLDEN / "rwkv7_init_a.npz")
+NAME, LOGITS = "rwkv7_a", {torch.float32: 1e-4, torch.float64: 1e-9}
+STORED, BEGINNING = (np.load(GOLDEN / f"{name}.npz") for name in (NAME, "rwkv7_init_a"))
 SAID = json.loads((GOLDEN / "rwkv7_init_a.json").read_text())
-LOGITS = {torch.float32: 1e-4, torch.float64: 1e-9}
-IDS, TARGETS = (torch.from_numpy(STORED[name]).long() for name in ("idx", "targets"))
+_, _, IDS, TARGETS = load(NAME, torch.float32)
 
 
 def small(**changes) -> ModelConfig:
-    sizes = {"n_layer": 3, "n_embd": 36, "head_size": 12, "lora_ranks": (7, 5, 3, 11), "vocab_size": 61}
-    return ModelConfig(**{"mixer": "rwkv7", "spiking": "none", "dropout": 0.0, **sizes, **changes})
+    return stored_config(NAME, **{"vocab_size": 61, "n_embd": 36, **changes})
 
 
 def authors(dtype) -> SpikeGPT:
-    model = SpikeGPT(small(), init=False).to(dtype)
-    weights = {name.removeprefix("param."): STORED[name] for name in STORED.files if name.startswith("param.")}
-    model.load_state_dict({name: torch.from_numpy(array).to(dtype) for name, array in weights.items()})
-    return model
-
-
-def relative_error(found: torch.Tensor, wanted: np.ndarray) -> float:
-    wanted = torch.from_numpy(wanted).double()
-    return ((found.detach().double() - wanted).abs().max() / wanted.abs().max()).item()
+    return load(NAME, dtype)[0]
 
 
 @pytest.mark.parametrize("dtype", LOGITS)
@@ -77,19 +67,8 @@ def test_float64_gradient_is_that_of_finite_differences():
         torch.randn(p.shape, generator=torch.Generator().manual_seed(i)).double() for i, p in enumerate(chosen)
     ]
 
-    def loss(distance: float = 0.0) -> torch.Tensor:
-        with torch.no_grad():
-            for parameter, direction in zip(chosen, directions, strict=True):
-                parameter += distance * direction
-        return F.cross_entropy(model(IDS).logits.flatten(0, 1), TARGETS.flatten())
-
-    grads = torch.autograd.grad(loss(), chosen)
-    slope = sum((grad * direction).sum() for grad, direction in zip(grads, directions, strict=True))
-    with torch.no_grad():
-        # at -2, -1, 1 and 2 steps, each reached from the one before
-        far_behind, behind, ahead, far_ahead = loss(-2e-5), loss(1e-5), loss(2e-5), loss(1e-5)
-    difference = (8 * (ahead - behind) - (far_ahead - far_behind)) / 12e-5
-    assert difference.item() == pytest.approx(slope.item(), rel=1e-8)
+    slope, difference = slopes(model, IDS, TARGETS, chosen, directions, step=1e-5)
+    assert difference == pytest.approx(slope, rel=1e-8)
 
 
 @pytest.mark.parametrize("pieces", [[20, 17], [1] * 37])

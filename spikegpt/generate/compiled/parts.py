@@ -267,6 +267,14 @@ def add_to_stream(neurons, layer, outcomes, work, first, last):
 
 
 @fused
+def end_half(product, neurons, layer, values, work, first, last, out, meetings):
+    """Multiply, as `multiply`, add the outcomes to the streams, as `add_to_stream`, and meet."""
+    multiply(product, layer, values, work, first, last, out)
+    add_to_stream(neurons, layer, out, work, first, last)
+    return meet_again(work, meetings)
+
+
+@fused
 def meet_again(work, meetings):
     """Wait for the other threads, and return the number of the next meeting."""
     meetings = meet(work.team, meetings)

@@ -191,17 +191,42 @@ def memory_of_texts(rows: Any, names: Sequence[str], texts: slice) -> Any:
     )
 
 
+def products_of(halves: Any, left_out: Sequence[str] = ()) -> dict[str, Product]:
+    """Return the matrix products of a NamedTuple of halves by their names in a block, but for those `left_out`."""
+    return {
+        f"{half}.{name}": part
+        for half, rows in halves._asdict().items()
+        for name, part in rows._asdict().items()
+        if isinstance(part, Product) and name not in left_out
+    }
+
+
 def neurons_of(packer: Packer, halves: Sequence[Mixer], sites: Sequence[str]) -> dict[str, Any]:
     """Return the neurons at these sites of the same half of every layer."""
     return {site: packer.neurons(halves, site) for site in sites}
 
 
-def with_potentials(rows: Any, sites: Sequence[str], halves: Sequence[Any], texts: int) -> dict[str, Any]:
+def _with_potentials(rows: Any, sites: Sequence[str], halves: Sequence[Any], texts: int) -> dict[str, Any]:
     """Return the neurons at these sites of `rows` with what they carry in the states of the half of every layer."""
     return {
         site: getattr(rows, site).with_potentials([(half.neurons or {}).get(site) for half in halves], texts)
         for site in sites
     }
+
+
+def remembering(rows: Any, sites: Sequence[str], halves: Sequence[Any], behind: Sequence[Tensor | None]) -> Any:
+    """Return `rows`, of the same half of every layer, with its tokens before and with what neurons carry, copied.
+
+    Args:
+        halves: the states of that half.
+        behind: what the neurons behind it carry.
+    """
+    texts = len(halves[0].shift)
+    return rows._replace(
+        shift=memory_of([half.shift for half in halves], rows.shift.dtype),
+        **_with_potentials(rows, sites, halves, texts),
+        neuron_behind=rows.neuron_behind.with_potentials(behind, texts),
+    )
 
 
 def potentials(rows: Any, sites: Sequence[str], layer: int) -> dict[str, Tensor | None] | None:

@@ -11,6 +11,7 @@ from .held import held_value
 from .parts import (
     add_to_stream,
     begin_token,
+    end_half,
     end_token,
     exp,
     fire,
@@ -133,9 +134,7 @@ def _time_mix(rows, layer, work, meetings):
         remember(rows.value_neuron, rows.mix_v, layer, text, previous, work, first, last)
         remember(rows.receptance_neuron, rows.mix_r, layer, text, previous, work, first, last)
         keep_token(text, previous, work, first, last)
-    multiply(rows.output, layer, shared.mixed, work, first, last, shared.projected)
-    add_to_stream(rows.neuron_behind, layer, shared.projected, work, first, last)
-    return meet_again(work, meetings)
+    return end_half(rows.output, rows.neuron_behind, layer, shared.mixed, work, first, last, shared.projected, meetings)
 
 
 @fused

@@ -22,7 +22,7 @@ from .rows import (
     memory_of_texts,
     neurons_of,
     potentials,
-    with_potentials,
+    remembering,
 )
 
 TIME_MIX_SITES = "input_neuron", "key_neuron", "value_neuron", "receptance_neuron", "wkv_neuron", "output_neuron"
@@ -187,20 +187,17 @@ def products(layers: Layers) -> dict[str, Product]:
 
 def take(layers: Layers, state: State) -> Layers:
     """Return the layers with the memory of `state`, copied."""
-    dtype, texts = layers.att.decay.dtype, len(state[0].time_mix.shift)
     time_mixes = [cast(TimeMixState, block.time_mix) for block in state]
-    att = layers.att
+    att = remembering(layers.att, TIME_MIX_SITES, time_mixes, [block.time_mix_neuron for block in state])
+    dtype = att.shift.dtype
     sums = [cast(WKVState | EventWKVState, half.wkv) for half in time_mixes]
     has_scale = isinstance(sums[0], WKVState)
     att = att._replace(
-        shift=memory_of([half.shift for half in time_mixes], dtype),
         numerator=memory_of([part.numerator for part in sums], dtype),
         denominator=memory_of([part.denominator for part in sums], dtype),
         max_exponent=memory_of([part.max_exponent for part in cast(list[WKVState], sums)], dtype)
         if has_scale
         else att.max_exponent,
-        **with_potentials(att, TIME_MIX_SITES, time_mixes, texts),
-        neuron_behind=att.neuron_behind.with_potentials([block.time_mix_neuron for block in state], texts),
     )
     return Layers(att, take_channel_mix(layers.ffn, state))
 
@@ -208,12 +205,7 @@ def take(layers: Layers, state: State) -> Layers:
 def take_channel_mix(ffn: ChannelMixRows, state: State) -> ChannelMixRows:
     """Return the channel mixes with the memory of `state`, copied."""
     halves = [cast(ChannelMixState, block.channel_mix) for block in state]
-    texts = len(cast(Tensor, halves[0].shift))
-    return ffn._replace(
-        shift=memory_of([half.shift for half in halves], ffn.mix_k.dtype),
-        **with_potentials(ffn, CHANNEL_MIX_SITES, halves, texts),
-        neuron_behind=ffn.neuron_behind.with_potentials([block.channel_mix_neuron for block in state], texts),
-    )
+    return remembering(ffn, CHANNEL_MIX_SITES, halves, [block.channel_mix_neuron for block in state])
 
 
 def of_texts(layers: Layers, texts: slice) -> Layers:

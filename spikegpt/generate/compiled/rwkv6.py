@@ -9,9 +9,9 @@ from .clock import GATE, LISTS, NEURONS, WKV, mark
 from .held import held_value
 from .lists import list_active
 from .parts import (
-    add_to_stream,
     begin_token,
     count_inputs,
+    end_half,
     end_token,
     exp,
     fire,
@@ -20,7 +20,6 @@ from .parts import (
     list_inputs,
     list_mix,
     meet_again,
-    multiply,
     multiply_inner,
     multiply_listed,
     normalise,
@@ -218,9 +217,7 @@ def _time_mix(rows, layer, work, meetings):
         mark(work.clock, GATE)
     meetings = meet_again(work, meetings)
 
-    multiply(rows.output, layer, shared.mixed, work, first, last, shared.projected)
-    add_to_stream(rows.neuron_behind, layer, shared.projected, work, first, last)
-    return meet_again(work, meetings)
+    return end_half(rows.output, rows.neuron_behind, layer, shared.mixed, work, first, last, shared.projected, meetings)
 
 
 @fused

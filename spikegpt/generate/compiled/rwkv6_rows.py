@@ -24,7 +24,8 @@ from .rows import (
     memory_of_texts,
     neurons_of,
     potentials,
-    with_potentials,
+    products_of,
+    remembering,
 )
 from .rwkv4_rows import ChannelMixRows, give_channel_mix, pack_channel_mix, take_channel_mix
 
@@ -150,14 +151,7 @@ def share(layers: Layers, texts: int) -> Shared:
 
 def products(layers: Layers) -> dict[str, Product]:
     """Return the matrix products by their names in a block."""
-    halves: dict[str, Any] = layers._asdict()
-    left_out = () if layers.att.has_pairs else PAIRS
-    return {
-        f"{half}.{name}": part
-        for half, rows in halves.items()
-        for name, part in rows._asdict().items()
-        if isinstance(part, Product) and name not in left_out
-    }
+    return products_of(layers, () if layers.att.has_pairs else PAIRS)
 
 
 # --- state ---------------------------------------------------------------------------------------------------------
@@ -165,15 +159,10 @@ def products(layers: Layers) -> dict[str, Product]:
 
 def take(layers: Layers, state: State) -> Layers:
     """Return the layers with the memory of `state`, copied."""
-    att, dtype, texts = layers.att, layers.att.maa.dtype, len(state[0].time_mix.shift)
     halves = [cast(TimeMix5State, block.time_mix) for block in state]
-    att = att._replace(
-        shift=memory_of([half.shift for half in halves], dtype),
-        wkv=att.wkv._replace(matrix=memory_of([half.wkv for half in halves], dtype)),
-        **with_potentials(att, TIME_MIX_SITES, halves, texts),
-        neuron_behind=att.neuron_behind.with_potentials([block.time_mix_neuron for block in state], texts),
-    )
-    return Layers(att, take_channel_mix(layers.ffn, state))
+    att = remembering(layers.att, TIME_MIX_SITES, halves, [block.time_mix_neuron for block in state])
+    wkv = att.wkv._replace(matrix=memory_of([half.wkv for half in halves], att.shift.dtype))
+    return Layers(att._replace(wkv=wkv), take_channel_mix(layers.ffn, state))
 
 
 def of_texts(layers: Layers, texts: slice) -> Layers:

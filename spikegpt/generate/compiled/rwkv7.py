@@ -14,10 +14,10 @@ from .clock import GATE, NEURONS, WKV, mark
 from .held import held_value
 from .lists import list_active
 from .parts import (
-    add_to_stream,
     begin_token,
     copy,
     count_inputs,
+    end_half,
     end_token,
     exp,
     fire,
@@ -27,7 +27,6 @@ from .parts import (
     list_inputs,
     list_mix,
     meet_again,
-    multiply,
     multiply_inner,
     multiply_listed,
     normalise,
@@ -278,9 +277,7 @@ def _time_mix(rows, layer, work, meetings):
         mark(work.clock, GATE)
     meetings = meet_again(work, meetings)
 
-    multiply(rows.output, layer, shared.mixed, work, first, last, shared.projected)
-    add_to_stream(rows.neuron_behind, layer, shared.projected, work, first, last)
-    return meet_again(work, meetings)
+    return end_half(rows.output, rows.neuron_behind, layer, shared.mixed, work, first, last, shared.projected, meetings)
 
 
 @fused
@@ -302,9 +299,7 @@ def _channel_mix(rows, layer, work, meetings):
         previous = rows.shift[text, layer]
         remember(rows.key_neuron, rows.x_k, layer, text, previous, work, first, last)
         keep_token(text, previous, work, first, last)
-    multiply(rows.value, layer, shared.projected, work, first, last, shared.mixed)
-    add_to_stream(rows.neuron_behind, layer, shared.mixed, work, first, last)
-    return meet_again(work, meetings)
+    return end_half(rows.value, rows.neuron_behind, layer, shared.projected, work, first, last, shared.mixed, meetings)
 
 
 @fused

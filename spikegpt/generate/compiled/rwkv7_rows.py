@@ -22,7 +22,8 @@ from .rows import (
     memory_of_texts,
     neurons_of,
     potentials,
-    with_potentials,
+    products_of,
+    remembering,
 )
 
 TIME_MIX_SITES = *STREAM_SITES, *STATE_SITES, "w2_neuron", "v2_neuron", "a2_neuron", "g2_neuron", "output_neuron"
@@ -170,13 +171,7 @@ def share(layers: Layers, texts: int) -> Shared:
 
 def products(layers: Layers) -> dict[str, Product]:
     """Return the matrix products by their names in a block."""
-    halves: dict[str, Any] = layers._asdict()
-    return {
-        f"{half}.{name}": part
-        for half, rows in halves.items()
-        for name, part in rows._asdict().items()
-        if isinstance(part, Product)
-    }
+    return products_of(layers)
 
 
 # --- state ---------------------------------------------------------------------------------------------------------
@@ -184,8 +179,6 @@ def products(layers: Layers) -> dict[str, Product]:
 
 def take(layers: Layers, state: State) -> Layers:
     """Return the layers with the memory of `state`, copied."""
-    att, ffn = layers.att, layers.ffn
-    dtype, texts = att.mixes.dtype, len(state[0].time_mix.shift)
     time_mixes = [cast(TimeMix7State, block.time_mix) for block in state]
     channel_mixes = [cast(ChannelMixState, block.channel_mix) for block in state]
     matrices = [cast(Tensor | EventWKV7State, half.wkv) for half in time_mixes]
@@ -193,21 +186,13 @@ def take(layers: Layers, state: State) -> Layers:
         part if isinstance(part, EventWKV7State) else EventWKV7State(part, torch.zeros(part.shape[:-1]))
         for part in matrices
     ]
-    att = att._replace(
-        shift=memory_of([half.shift for half in time_mixes], dtype),
-        wkv=att.wkv._replace(
-            matrix=memory_of([part.matrix.mT for part in events], dtype),
-            waiting=memory_of([part.waiting.flatten(1) for part in events], dtype),
-        ),
-        **with_potentials(att, TIME_MIX_SITES, time_mixes, texts),
-        neuron_behind=att.neuron_behind.with_potentials([block.time_mix_neuron for block in state], texts),
+    att = remembering(layers.att, TIME_MIX_SITES, time_mixes, [block.time_mix_neuron for block in state])
+    ffn = remembering(layers.ffn, CHANNEL_MIX_SITES, channel_mixes, [block.channel_mix_neuron for block in state])
+    wkv = att.wkv._replace(
+        matrix=memory_of([part.matrix.mT for part in events], att.shift.dtype),
+        waiting=memory_of([part.waiting.flatten(1) for part in events], att.shift.dtype),
     )
-    ffn = ffn._replace(
-        shift=memory_of([half.shift for half in channel_mixes], dtype),
-        **with_potentials(ffn, CHANNEL_MIX_SITES, channel_mixes, texts),
-        neuron_behind=ffn.neuron_behind.with_potentials([block.channel_mix_neuron for block in state], texts),
-    )
-    return Layers(att, ffn)
+    return Layers(att._replace(wkv=wkv), ffn)
 
 
 def of_texts(layers: Layers, texts: slice) -> Layers:

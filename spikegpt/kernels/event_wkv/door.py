@@ -100,15 +100,7 @@ def _(grad_output, grad_numerator, grad_denominator, *inputs):
     return tuple(map(new_like, inputs))
 
 
-def _save_for_backward(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
-
-
-def _backward(ctx, grad_output, grad_numerator, grad_denominator):
-    return event_wkv_backward_operator(grad_output, grad_numerator, grad_denominator, *ctx.saved_tensors)
-
-
-event_wkv_operator.register_autograd(_backward, setup_context=_save_for_backward)
+event_wkv_operator.differentiate_by(event_wkv_backward_operator)
 
 
 def _op_cost(args: tuple, kwargs: dict, output: tuple[Tensor, ...]) -> dict[str, int | str]:

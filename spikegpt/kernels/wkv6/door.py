@@ -3,6 +3,8 @@
 The equations are in `reference.wkv6`. Nothing is computed here.
 """
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,8 @@ from ..backends import choose_backend, fast_kernels
 from ..checks import check_heads
 from ..operators import custom_operator, declare_cost, new_like
 from . import reference
+
+NO_GPU = "wkv6: there is no kernel for a GPU"
 
 
 def wkv6(
@@ -33,7 +37,7 @@ def wkv6(
         time_first: (H, N), what the token's own key is multiplied by.
         state: (B, H, N, N), rows are channels of keys, columns of values, carried in from the tokens before; None
             (zeros) at the start of a text. float32, or float64 with float64 keys.
-        backend: there is no kernel for a GPU; "auto" is the reference there.
+        backend: there is no kernel for a GPU; "auto" is the reference there, with a warning.
 
     Returns:
         output (B, T, H, N) in the dtype of `key`; the state after the last token.
@@ -47,10 +51,13 @@ def wkv6(
             f"wkv6: time_first is {time_first.dtype} {tuple(time_first.shape)} on {time_first.device}, want floating "
             f"point {tuple(key.shape[2:])} on {key.device}"
         )
-    if key.is_cuda and backend == "cupy":
-        raise ValueError("wkv6: there is no kernel for a GPU; use backend='auto'")
-    is_slow = key.is_cuda or choose_backend(backend, "wkv6", key) == "reference"
-    implementation = reference.wkv6 if is_slow else wkv6_operator
+    chosen = choose_backend(backend, "wkv6", key)
+    if chosen == "cupy":
+        if backend != "auto":
+            raise ValueError(f"{NO_GPU}; use backend='auto'")
+        warnings.warn(f"{NO_GPU}; using the slow plain-torch reference", RuntimeWarning, stacklevel=2)
+        chosen = "reference"
+    implementation = reference.wkv6 if chosen == "reference" else wkv6_operator
     return implementation(receptance, log_decay.to(state.dtype), key, value, time_first.to(state.dtype), state)
 
 
@@ -88,15 +95,7 @@ def _(grad_output, grad_state, *inputs):
     return list(map(new_like, inputs))
 
 
-def _save_for_backward(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
-
-
-def _backward(ctx, grad_output, grad_state):
-    return tuple(wkv6_backward_operator(grad_output, grad_state, *ctx.saved_tensors))
-
-
-wkv6_operator.register_autograd(_backward, setup_context=_save_for_backward)
+wkv6_operator.differentiate_by(wkv6_backward_operator)
 
 
 def _op_cost(args: tuple, kwargs: dict, output: tuple[Tensor, ...]) -> dict[str, int | str]:

@@ -87,15 +87,7 @@ def _(grad_output, grad_state, *inputs):
     return list(map(new_like, inputs))
 
 
-def _save_for_backward(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
-
-
-def _backward(ctx, grad_output, grad_state):
-    return tuple(wkv7_backward_operator(grad_output, grad_state, *ctx.saved_tensors))
-
-
-wkv7_operator.register_autograd(_backward, setup_context=_save_for_backward)
+wkv7_operator.differentiate_by(wkv7_backward_operator)
 
 
 def _op_cost(args: tuple, kwargs: dict, output: tuple[Tensor, ...]) -> dict[str, int | str]:

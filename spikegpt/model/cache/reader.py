@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ...config.values import check
 from ..mixers.attention import Attention
 from ..mixers.elite import EliteAttention
-from ..network import SpikeGPT
+from ..network import SpikeGPT, time_mix_inputs
 from ..rope import frequencies, rotate, turns
 from .contract import Cache, New, by_kv_head
 from .eviction import Roco
@@ -296,17 +296,9 @@ def orders_of(model: SpikeGPT, storage: Rotate, ids: Tensor) -> list[tuple[int, 
     Source: RotateKV, channel reordering: signed sums, over all tokens of a text for calibration.
     """
     check(storage.order is None, "this storage has an order already")
-    sums: list[Tensor] = []
-
-    def watch(half: nn.Module, inputs: tuple) -> None:
-        keys = cast(Attention, half).project(inputs[0])[1]
-        keys = _side_by_side(keys) if isinstance(half, EliteAttention) else keys
-        sums.append(storage.turned(keys).sum(dim=(0, 2)).flatten())
-
-    hooks = [block.att.register_forward_pre_hook(watch) for block in model.blocks]
-    try:
-        model(ids)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [tuple(layer.argsort().tolist()) for layer in sums]
+    orders = []
+    for block, x in zip(model.blocks, time_mix_inputs(model, ids), strict=True):
+        keys = cast(Attention, block.att).project(x)[1]
+        keys = _side_by_side(keys) if isinstance(block.att, EliteAttention) else keys
+        orders.append(tuple(storage.turned(keys).sum(dim=(0, 2)).flatten().argsort().tolist()))
+    return orders

@@ -65,8 +65,7 @@ class Attention(Mixer):
 
     def angles(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return (cos, sin) (B, 1, T, pairs) of positions (B, T), the same for all heads."""
-        cos, sin = turns(positions, frequencies(self.query.in_features // self.n_head), dtype)
-        return cos.unsqueeze(1), sin.unsqueeze(1)
+        return turns(positions.unsqueeze(1), frequencies(self.query.in_features // self.n_head), dtype)
 
     def turned(self, query: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Return queries (B, H, T, d) turned by their positions."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...config import ModelConfig
-from ..rope import frequencies, rotate
+from ..rope import frequencies, rotate, turns
 from .attention import Attention
 from .contract import NeuronFactory
 
@@ -48,8 +48,7 @@ class EliteAttention(Attention):
     def angles(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return (cos, sin) (B, H, T, r) of positions (B, T)."""
         thetas = frequencies(self.head_size).to(positions.device)[self.pairs.round().long()]
-        angles = positions.to(torch.float64)[:, None, :, None] * thetas.unsqueeze(1)
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+        return turns(positions.unsqueeze(1), thetas.unsqueeze(1), dtype)
 
     def turned(self, query: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         turned, other = query.split([self.turned_channels, query.shape[-1] - self.turned_channels], dim=-1)
