@@ -45,10 +45,15 @@ def check_folder(folder: Path) -> None:
         raise ReportError(
             f"{folder} is no report: {stranger} is none of its files; give another folder, or move it away"
         )
+    check_place(folder, "the report")
+
+
+def check_place(folder: Path, what: str) -> None:
+    """Raise ReportError, which says `what` is to be written, if no folder can be made there."""
     # what is there of the way to it
     parent = next(path for path in folder.absolute().parents if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise ReportError(f"cannot write the report {folder}: {parent} is no folder to write in; give another folder")
+        raise ReportError(f"cannot write {what} {folder}: {parent} is no folder to write in; give another folder")
 
 
 def write_report(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from neuromorphic.count.text import csv_table
 from neuromorphic.report.canvas import to_png
+from neuromorphic.report.folder import check_place
 
 from ..checkpoint.run import run_of
 from ..common.errors import SpikegptError
@@ -28,13 +29,17 @@ def context_folder(run: Path) -> Path:
 
 
 def check_context_folder(folder: Path) -> None:
-    """Raise SpikegptError if `folder` is a file, or holds what would not be replaced by ours."""
+    """Raise an error if `folder` is a file, holds what would not be replaced by ours, or cannot be made.
+
+    Worth asking before a long measurement.
+    """
     ours = {JSON_NAME, CSV_NAME, *FIGURES}
     if folder.exists() and not folder.is_dir():
         raise SpikegptError(f"{folder} is a file; give another --out")
     strangers = sorted(path.name for path in folder.iterdir() if path.name not in ours) if folder.is_dir() else []
     if strangers:
         raise SpikegptError(f"{folder} holds {strangers[0]}, which is none of what context writes; give another --out")
+    check_place(folder, "the points")
 
 
 def write_context(folder: Path, points: Sequence[ContextPoint], made: Mapping[str, str]) -> None:

@@ -138,6 +138,12 @@ def test_the_verb_writes_points_tables_and_figures(base, tmp_path, capsys):
     (out / "mine.txt").write_text("mine")
     assert main(["context", *words, "--file", str(base / "text.txt"), "--out", str(out)]) == 1
     assert "holds mine.txt, which is none of what context writes" in capsys.readouterr().err
+    # before anything is measured
+    nowhere = out / "mine.txt" / "x"
+    assert main(["context", str(base / "dense"), "--file", str(base / "text.txt"), "--out", str(nowhere)]) == 1
+    said = capsys.readouterr()
+    assert f"cannot write the points {nowhere}: {out / 'mine.txt'} is no folder to write in" in said.err
+    assert "constant state" not in said.out
 
 
 @pytest.mark.parametrize(
