@@ -21,9 +21,10 @@ from sweep import Configuration, trained
 from tax import evaluate
 
 from neuromorphic.report.canvas import to_png
+from neuromorphic.report.context import CONSTANT, ContextPoint
+from neuromorphic.report.context_figures import bits_against_bytes
 from spikegpt.common.errors import SpikegptError
-from spikegpt.measure.context import CONSTANT, ContextPoint, measure_context
-from spikegpt.measure.context_figures import bits_against_bytes
+from spikegpt.measure.context import measure_context
 
 # heads of a power of two channels, as RotateKV rotates them
 BLOCKS: dict[str, Configuration] = {

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..count.counts import ELEMENTWISE
+from .context import ContextPoint
 from .measurement import Measurement, NeuronPlace
 
 PREFILL = "prefill"
@@ -98,6 +99,12 @@ def state_bytes(measurement: Measurement) -> float:
 def cache_bytes_per_token(measurement: Measurement) -> float:
     """Return the bytes that a Transformer of the same layers and width keeps for every token of its context."""
     return measurement.key_value_elements_per_token * STATE_BITS / 8
+
+
+def context_points(measurements: Sequence[Measurement]) -> list[ContextPoint]:
+    """Return the points of what memory costs and buys, each once: runs measured together have the same ones."""
+    found = {(p.model, p.policy, p.context): p for measurement in measurements for p in measurement.context}
+    return list(found.values())
 
 
 def estimates(measurement: Measurement, phase: str = PREFILL) -> dict[str, Estimate]:

@@ -20,9 +20,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ..count.text import csv_table
-from . import figures, firing_figures
+from . import context_figures, figures, firing_figures
 from .canvas import to_png
-from .derived import spiking
+from .derived import context_points, spiking
 from .html import page
 from .measurement import Claims, LayerOps, Measurement
 from .tables import comparison_table
@@ -154,6 +154,9 @@ def _figures(measurements: Sequence[Measurement]) -> dict[str, Figure]:
         "quality_against_operations": figures.quality_against_operations(measurements),
         "state_memory": figures.state_memory(measurements),
     }
+    if points := context_points(measurements):
+        drawn["bits_against_bytes"] = context_figures.bits_against_bytes(points)
+        drawn["operations_against_context"] = context_figures.operations_against_context(points)
     if spiking(measurements):
         drawn["firing_rates"] = firing_figures.firing_rates(measurements)
     for index, measurement in enumerate(spiking(measurements)):

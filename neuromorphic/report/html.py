@@ -7,14 +7,16 @@ from matplotlib.figure import Figure
 
 from ..count.text import printable
 from .canvas import WIDTH, inline_svg
-from .derived import built_work, dense_work, effective_ops, phases, spiking, twin_of
+from .derived import built_work, context_points, dense_work, effective_ops, phases, spiking, twin_of
 from .formats import percent, shorten, si, times
 from .measurement import Claims, Measurement
 from .tables import (
+    CONTEXT_HEADER,
     FIRING_HEADER,
     LAYER_HEADER,
     block_cell,
     comparison_rows,
+    context_rows,
     firing_rows,
     layer_rows,
     term_rows,
@@ -74,6 +76,9 @@ CAPTIONS = {
     "work has no price in that table, so that the truth is higher; where most operations have none, there is no point.",
     "state_memory": "What is kept between two tokens. The dashed line is the key-value cache of a Transformer of the "
     "same layers and width.",
+    "bits_against_bytes": "A curve joins what one way of keeping a key-value cache reaches with one model; a model "
+    "whose state does not grow is a point.",
+    "operations_against_context": "Products and all elementwise work, what a cache policy does included.",
     "firing_rates": "Mean over neurons and tokens. "
     "Dead neurons never fired on this text, saturated ones fired at every token.",
 }
@@ -105,6 +110,7 @@ def page(
         "<h2>Energy (estimated) and memory</h2>",
         f'<div class="pair">{pictures["energy"]}{pictures["state_memory"]}</div>',
         _energy(measurements),
+        _context(measurements, pictures),
         _firing(measurements, pictures.get("firing_rates", ""), rasters),
         "<h2>What was counted, and what was not</h2>",
         *(f"<p>{escape(text)}</p>" for text in _method(measurements)),
@@ -321,6 +327,22 @@ def _energy_terms(measurements: Sequence[Measurement], profile: str) -> str:
     ]
     text = "".join(f'<p class="small">{escape(line)}</p>' for line in lines)
     return f"<details><summary>{summary}</summary>{text}{''.join(tables)}</details>"
+
+
+def _context(measurements: Sequence[Measurement], pictures: Mapping[str, str]) -> str:
+    points = context_points(measurements)
+    if not points:
+        return ""
+    drawn = "".join(pictures[name] for name in ("bits_against_bytes", "operations_against_context"))
+    caption = (
+        "A window of each length is read, the tokens of its second half are predicted one by one. Bytes are those that "
+        "one text carries after all of it, operations those of its last token, counted"
+    )
+    table = _table(CONTEXT_HEADER, context_rows(points), caption)
+    return (
+        f'<h2>What a text\'s memory costs, and what it buys</h2><div class="pair">{drawn}</div>'
+        f"<details><summary>{len(points)} points</summary>{table}</details>"
+    )
 
 
 def _assumptions(measurements: Sequence[Measurement], profile: str) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from ..count.counts import MAXIMA, SPIKES, Counts, Tally
 from ..energy.published import idealised_ops
+from .context import ContextPoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +108,8 @@ class Measurement:
     """phase -> measured on this host, by torch on its threads; says nothing of other hardware"""
     host: str
     uncounted: tuple[dict[str, Any], ...] = ()
+    context: tuple[ContextPoint, ...] = ()
+    """what memory costs and buys by length, of this model and of those beside it; where that was measured"""
     notes: tuple[str, ...] = field(default=())
     """what else is to be known of the model, one sentence each: how far its training came, for instance"""
     wording: Wording = field(default=Wording())

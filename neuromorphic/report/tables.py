@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from .context import ContextPoint
 from .derived import (
     PREFILL,
     STATE_BITS,
@@ -21,6 +22,25 @@ from .measurement import Measurement
 
 # what a terminal shows: the field's convention, arithmetic with memory, and a neuromorphic instruction set
 TERMINAL_PROFILES = ("convention-4.6-0.9", "horowitz45-fp32", "seneca22")
+
+
+CONTEXT_HEADER = ["", "keeps", "context", "bits per byte", "bytes per text", "operations per token"]
+
+
+def context_rows(points: Sequence[ContextPoint]) -> list[list[str]]:
+    """Return what memory costs and buys, a row per model, policy and length, the longest context first."""
+    ordered = sorted(points, key=lambda point: -point.context)
+    return [
+        [
+            point.model,
+            point.policy,
+            f"{point.context:,}",
+            "not predicted" if point.bits_per_byte is None else f"{point.bits_per_byte:.4f}",
+            si(point.bytes_per_text, "B"),
+            si(point.operations_per_token),
+        ]
+        for point in ordered
+    ]
 
 
 def comparison_rows(measurements: Sequence[Measurement], profiles: Sequence[str] | None = None) -> list[list[str]]:

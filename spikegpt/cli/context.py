@@ -23,7 +23,7 @@ def context_verb(arguments: list[str]) -> int:
     from ..measure.context import measure_context, table
     from ..measure.context_folder import check_context_folder, context_folder, write_context
 
-    folder = options.out or context_folder(options.runs[0])
+    folder = options.out or context_folder(options.runs[0], options.recall)
     check_context_folder(folder)
     points = measure_context(
         options.runs,
@@ -35,6 +35,8 @@ def context_verb(arguments: list[str]) -> int:
         cache=options.cache,
         device=options.device,
         dtype=getattr(torch, options.cache_dtype),
+        recall=options.letters if options.recall else None,
+        seed=options.seed,
     )
     write_context(folder, points, made={"command": command("context", *arguments), "spikegpt": tree_version()})
     if options.json:

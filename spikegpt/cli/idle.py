@@ -46,21 +46,31 @@ def warn_of_idle_sampling(options: Generate) -> None:
     warn_of_idle(sampling, vars(type(sampling)()), idle_in_sampling(sampling))
 
 
-def idle_in_data(options: Data, is_corpus: bool) -> dict[str, str]:
-    """Return option -> why it changes nothing; `is_corpus`: one of ours is named."""
+def idle_in_data(options: Data, is_corpus: bool, is_recall: bool) -> dict[str, str]:
+    """Return option -> why it changes nothing; `is_corpus`: one of ours is named; `is_recall`: what is drawn."""
     of_tokens, of_rows = ("tokenizer", "end_token", "processes"), ("config", "split", "separator", "limit_bytes")
+    of_recall = ("pairs", "letters", "seed")
     if options.name is None:
-        others = ("out", "binidx", "column", "cache", *of_tokens, *of_rows)
+        others = ("out", "binidx", "column", "cache", *of_tokens, *of_rows, *of_recall)
         return dict.fromkeys(others, "no text is named, so the corpora are listed")
+    idle = {} if is_recall else dict.fromkeys(of_recall, "only recall is drawn")
     if options.binidx is not None:
-        return dict.fromkeys(("out", *of_rows), "--binidx writes the tokens of a text")
-    idle = dict.fromkeys(of_tokens, "only --binidx writes tokens")
+        return idle | dict.fromkeys(("out", *of_rows), "--binidx writes the tokens of a text")
+    idle |= dict.fromkeys(of_tokens, "only --binidx writes tokens")
+    if is_recall:
+        return idle | dict.fromkeys(("column", "config", "split", "separator"), "recall is no data set of rows")
     return idle | (dict.fromkeys(("column", *of_rows), f"{options.name} is no data set of rows") if is_corpus else {})
 
 
 def idle_in_reading(options: Evaluate | Measuring | Context) -> dict[str, str]:
     """Return option -> why it changes nothing in what is read and shown."""
     idle = {} if options.file is None else {"split": f"{options.file} is read"}
+    if isinstance(options, Context):
+        idle |= (
+            dict.fromkeys(("split", "file", "cache"), "--recall reads no text")
+            if options.recall
+            else dict.fromkeys(("letters", "seed"), "a text is read; --recall draws keys and values")
+        )
     if isinstance(options, Evaluate) and (options.json or options.last_word is not None):
         idle["layers"] = "JSON holds every layer" if options.json else "--last-word has no table of layers"
     return idle

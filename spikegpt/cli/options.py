@@ -119,7 +119,10 @@ class Data:
 
     name: Annotated[
         Positional[str | None],
-        arg(help="a corpus by name, OWNER/NAME on Hugging Face, or with --binidx any text; none: list"),
+        arg(
+            help="a corpus by name, recall (keys and values, drawn), OWNER/NAME on Hugging Face, or with --binidx any "
+            "text; none: list"
+        ),
     ] = None
     out: Annotated[Path | None, arg(help="folder to write; by default in the cache")] = None
     column: Annotated[str, arg(help="column of a data set, or key of JSONL lines, that holds the text")] = "text"
@@ -129,7 +132,12 @@ class Data:
         arg(help="only this split of a data set, cut into 90/5/5 percent; by default its own three, or train"),
     ] = None
     separator: Annotated[str, arg(help="between the texts of a data set; \\n is a newline, \\t a tab")] = "\\n"
-    limit_bytes: Annotated[int | None, arg(help="read about so many bytes of each split of a data set")] = None
+    limit_bytes: Annotated[
+        int | None, arg(help="read about so many bytes of each split of a data set; of recall: write so many in all")
+    ] = None
+    pairs: Annotated[int, arg(help="of recall: at most so many keys in a line, each told once and asked once")] = 16
+    letters: Annotated[int, arg(help="of recall: of a key, and of a value")] = 2
+    seed: Annotated[int, arg(help="of recall: which keys and values")] = 0
     binidx: Annotated[
         Path | None,
         arg(help="write PREFIX.bin and PREFIX.idx with the tokens of NAME, a document per file or JSONL line"),
@@ -230,8 +238,13 @@ class Context:
     ] = "float16"
     split: Annotated[Literal["train", "valid", "test"], arg(help="part of the run's own text")] = "test"
     file: Annotated[Path | None, arg(help="read this text file instead")] = None
+    recall: Annotated[
+        bool, arg(help="ask for values of keys that were told in the first half of a window, in place of a text")
+    ] = False
+    letters: Annotated[int, arg(help="of a key and of a value, as in what the run learned (spikegpt data recall)")] = 2
+    seed: Annotated[int, arg(help="which keys and values")] = 0
     out: Annotated[
-        Path | None, arg(help="folder for context.json, context.csv and figures; by default RUN/context")
+        Path | None, arg(help="folder for context.json, context.csv and figures; by default RUN/context, or RUN/recall")
     ] = None
     cache: Annotated[Path | None, arg(help="where token files are kept")] = None
     device: Device = "auto"

@@ -68,22 +68,28 @@ def data_verb(arguments: list[str]) -> int:
     options = parse(Data, "data", arguments)
     from ..data import corpora
 
-    warn_of_idle_options(options, idle_in_data(options, is_corpus=options.name in corpora.CORPORA))
-    if options.name is None:
+    name, is_recall = options.name, options.name == corpora.RECALL
+    warn_of_idle_options(options, idle_in_data(options, name in corpora.CORPORA, is_recall))
+    if name is None:
         print(json.dumps(list(corpora.CORPORA)) if options.json else corpora.listing())
         return 0
+    drawn = {"pairs": options.pairs, "letters": options.letters, "seed": options.seed, "size": options.limit_bytes}
     if options.binidx is not None:
-        return _write_tokens(options.name, options.binidx, options)
-    folder = corpora.obtain(
-        options.name,
-        options.out,
-        options.cache,
-        column=options.column,
-        config=options.config,
-        split=options.split,
-        separator=options.separator.replace("\\n", "\n").replace("\\t", "\t"),
-        limit_bytes=options.limit_bytes,
-    )
+        source = corpora.recall_corpus(cache_dir=options.cache, **drawn) if is_recall else name
+        return _write_tokens(str(source), options.binidx, options)
+    if is_recall:
+        folder = corpora.recall_corpus(options.out, options.cache, **drawn)
+    else:
+        folder = corpora.obtain(
+            name,
+            options.out,
+            options.cache,
+            column=options.column,
+            config=options.config,
+            split=options.split,
+            separator=options.separator.replace("\\n", "\n").replace("\\t", "\t"),
+            limit_bytes=options.limit_bytes,
+        )
     print(
         json.dumps({"folder": str(folder)})
         if options.json

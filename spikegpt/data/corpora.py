@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..common.download import fetch
 from ..common.errors import SpikegptError, Warn, warn_on_stderr
 from ..common.files import atomic_path, sha256_of, write_atomically
@@ -19,6 +21,7 @@ from ..common.progress import Progress
 from .folders import NOTES
 from .hub_rows import check_files, own_splits, split_names, texts
 from .reading import BLOCK_BYTES, plain_start
+from .recall import LEAST_RECALL_BYTES, RECALL, RECALL_BYTES, make_episode, recall_text
 from .sources import Corpus, cache_folder
 from .splits import SPLITS
 from .text import Text
@@ -96,6 +99,8 @@ CORPORA = {
 def obtain(name: str, out: Path | None = None, cache_dir: Path | None = None, **hub_options: Any) -> Path:
     """Return the folder of the corpus `name`: one of CORPORA, or else a data set (`hub_corpus`, with its options).
 
+    Keys and values are drawn by `recall_corpus`, with options of its own.
+
     Raises:
         SpikegptError: nothing has this name; or as `named_corpus` and `hub_corpus`.
     """
@@ -120,9 +125,11 @@ def obtain(name: str, out: Path | None = None, cache_dir: Path | None = None, **
 def listing() -> str:
     """Return the named corpora as text, one per line."""
     width = max(map(len, CORPORA))
-    return "\n".join(
+    lines = [
         f"{name:<{width}}  {corpus.size / 1e6:>5.1f} MB to fetch  {corpus.about}" for name, corpus in CORPORA.items()
-    )
+    ]
+    drawn = "keys with values, then the same keys again: what only memory predicts; drawn by --seed"
+    return "\n".join([*lines, f"{RECALL:<{width}}  {RECALL_BYTES / 1e6:>5.1f} MB drawn     {drawn}"])
 
 
 def named_corpus(
@@ -150,6 +157,35 @@ def named_corpus(
             source = _unzipped(archive, *corpus.members) if corpus.members else Text.of_file(archive).blocks()
             # exactly by bytes: the figures of others are of these splits
             _write_split(folder, source, between_characters=False)
+    return folder
+
+
+def recall_corpus(
+    out: Path | None = None,
+    cache_dir: Path | None = None,
+    *,
+    pairs: int = 16,
+    letters: int = 2,
+    seed: int = 0,
+    size: int | None = None,
+) -> Path:
+    """Return a folder with lines of keys and values (`recall.recall_text`), `size` bytes or RECALL_BYTES in all.
+
+    Raises:
+        SpikegptError: a number is out of its range, or the folder cannot be written or holds something else.
+    """
+    size = RECALL_BYTES if size is None else size
+    request = {"corpus": RECALL, "pairs": pairs, "letters": letters, "seed": seed, "size": size}
+    if size < LEAST_RECALL_BYTES:
+        raise SpikegptError(f"recall needs at least {LEAST_RECALL_BYTES:,} bytes, got {size}")
+    try:
+        make_episode(pairs, 0, letters, np.random.default_rng(seed))
+    except ValueError as error:
+        raise SpikegptError(f"recall cannot be drawn by seed {seed}: {error}") from None
+    folder = out or cache_folder(cache_dir) / "corpora" / f"{RECALL}-{pairs}-{letters}-{seed}-{size}"
+    if not _is_there(folder, request):
+        with _writing(folder, request):
+            _write_split(folder, recall_text(pairs, letters, seed, size), between_characters=True)
     return folder
 
 

@@ -1,26 +1,25 @@
 """What a text's memory costs and what it buys: bits per byte, bytes, operations and pace by length of the context.
 
-A window of each length is read; its first half is the prompt, the tokens of its second half are predicted one by one.
+A window of each length is read; its first half is the prompt, the tokens of its second half are predicted one by one:
+of a text, or of keys and values that were told in the first half (`recall`).
 A model with a key-value cache is read once per policy, one with a constant state once. Bytes are those of what one text
 carries after the whole window, by what they are; operations are those that its last token costs, counted.
 """
 
-import math
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from neuromorphic import OpCounter
+from neuromorphic.report.context import CONSTANT, ContextPoint
 
 from ..checkpoint.weights import load_model
 from ..common.devices import finish
@@ -30,7 +29,6 @@ from ..common.printing import one_line
 from ..common.progress import Progress
 from ..common.tables import columns
 from ..config.values import Range
-from ..data.tokenizers import Tokenizer
 from ..evaluate.runs import check_reading, read_text
 from ..generate.engine import Engine
 from ..model.cache import CachedReader, CachePolicy, parse_policy
@@ -40,81 +38,37 @@ from ..model.cache.storage import Rotate
 from ..model.mixers.attention import Attention
 from ..model.network import SpikeGPT, evaluating
 from ..model.state import State, select_texts
+from .context_windows import Score, Windows, bits_per_byte, recall_windows, text_windows
 
 LENGTHS = Range(2, 2**24, "half of a window is read, half of it predicted")
 TEXTS = Range(1, 4096)
 # tokens that a constant state reads at once, and that name an order of channels
 CHUNK, CALIBRATION = 1024, 4096
-CONSTANT = "constant state"
 PACE_ROUNDS = 9
-
-
-@dataclass(frozen=True, kw_only=True)
-class ContextPoint:
-    """One model by one policy at one length."""
-
-    model: str
-    mixer: str
-    spiking: str
-    policy: str
-    """what is kept of a text; "constant state" where nothing grows"""
-    budget: float | None
-    """the number of the policy: tokens, bits, or a share"""
-    context: int
-    bytes_by_part: dict[str, float]
-    """what one text carries after `context` tokens"""
-    operations: dict[str, int]
-    """of the last token: products that are multiply-accumulates and accumulates, and elementwise ones by class"""
-    bits_per_byte: float | None
-    """of the second half of the windows; None where the text is shorter than one"""
-    predicted_tokens: int
-    texts: int
-    tokens_per_s: float
-    notes: tuple[str, ...] = field(default=())
-
-    @property
-    def bytes_per_text(self) -> float:
-        return sum(self.bytes_by_part.values())
-
-    @property
-    def operations_per_token(self) -> int:
-        return sum(self.operations.values())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values; `bits` are those per byte."""
-        totals = {"bytes_per_text": self.bytes_per_text, "operations_per_token": self.operations_per_token}
-        return {**asdict(self), **totals, "bits": self.bits_per_byte}
-
-
-class Reading(NamedTuple):
-    """What predicting windows gave: nats in sum, and what one text carries before its last token."""
-
-    nats: float
-    state: Any
 
 
 class ConstantState:
     """A model whose state does not grow."""
 
-    policy, budget = CONSTANT, None
+    policy, budget, reads_one_by_one = CONSTANT, None, False
 
     def __init__(self, model: SpikeGPT):
         self.module: nn.Module = model
         self._model = model
 
-    def predict(self, windows: Tensor, first: int) -> Reading:
-        """Read windows (B, L) but for their last tokens, and predict those from `first` on."""
+    def predict(self, ids: Tensor, first: int, score: Score) -> State:
+        """Read texts (B, L) up to their last tokens, score those from `first` on; return the first text's state."""
         state: State | None = None
-        nats, read = 0.0, windows.shape[1] - 1
+        read = ids.shape[1] - 1
         for start in range(0, read, CHUNK):
             end = min(start + CHUNK, read)
-            output = self._model(windows[:, start:end], state)
+            output = self._model(ids[:, start:end], state)
             state = output.state
             skipped = max(first - 1 - start, 0)
             if skipped < end - start:
-                nats += _nats(output.logits[:, skipped:], windows[:, start + 1 + skipped : end + 1])
+                score.add(output.logits[:, skipped:], start + 1 + skipped)
         assert state is not None
-        return Reading(nats, select_texts(state, [0]))
+        return select_texts(state, [0])
 
     def bytes_by_part(self, ids: Tensor, before: State) -> dict[str, float]:
         """Return part -> bytes after one more token, of all layers: the parts are those that the mixers name."""
@@ -142,20 +96,22 @@ class Cached:
         number = spec.partition("+")[0].partition(":")[2].partition(",")[0]
         self.budget = float(number) if number else None
 
-    def predict(self, windows: Tensor, first: int) -> Reading:
-        # texts that get caches of different lengths are read one by one
-        if isinstance(self._reader.policy.prompt, DynamicKV) and len(windows) > 1:
-            readings = [self.predict(window, first) for window in windows.split(1)]
-            return Reading(sum(reading.nats for reading in readings), readings[0].state)
-        logits, state = self._reader(windows[:, :first])
-        nats = _nats(logits, windows[:, first : first + 1])
-        for token in range(first, windows.shape[1] - 1):
-            logits, state = self._reader(windows[:, token : token + 1], state)
-            nats += _nats(logits, windows[:, token + 1 : token + 2])
+    @property
+    def reads_one_by_one(self) -> bool:
+        """Whether texts get caches of different lengths."""
+        return isinstance(self._reader.policy.prompt, DynamicKV)
+
+    def predict(self, ids: Tensor, first: int, score: Score) -> ReaderState:
+        """Read texts (B, L) up to their last tokens, score those from `first` on; return the first text's state."""
+        logits, state = self._reader(ids[:, :first])
+        score.add(logits, first)
+        for token in range(first, ids.shape[1] - 1):
+            logits, state = self._reader(ids[:, token : token + 1], state)
+            score.add(logits, token + 1)
         caches = tuple(
             tree_map(lambda part: part[:1] if isinstance(part, Tensor) else part, cache) for cache in state.caches
         )
-        return Reading(nats, ReaderState(caches, state.read))
+        return ReaderState(caches, state.read)
 
     def bytes_by_part(self, ids: Tensor, before: ReaderState) -> dict[str, float]:
         """Return part -> bytes after one more token, of all layers."""
@@ -176,6 +132,8 @@ def measure_context(
     cache: Path | None = None,
     device: str | torch.device = "auto",
     dtype: torch.dtype = torch.float16,
+    recall: int | None = None,
+    seed: int = 0,
 ) -> list[ContextPoint]:
     """Return the points of all runs, in the order given, at all lengths: one per policy, or one for a constant state.
 
@@ -184,10 +142,12 @@ def measure_context(
         texts: windows of each length that are read, as far as the text has so many.
         split, file: the text, as in `evaluate.read_text`.
         dtype: of rows that are cached as they are.
+        recall: in place of a text read keys and values of so many letters (`data.recall`), drawn by `seed`.
 
     Raises:
         SpikegptError: no run is given, or a run has no cache and policies are given for it alone, or a length is beyond
             the text of a model with a cache, or a policy does not fit a length.
+            With `recall` also if a length has no room for a pair, or a run's tokens are no letters.
         ValueError: a policy or a number is none.
     """
     if isinstance(runs, str | Path) or not runs:
@@ -197,7 +157,7 @@ def measure_context(
     for length in lengths:
         LENGTHS.check("lengths", length)
     parsed = [parse_policy(spec, dtype) for spec in policies or ("full",)]
-    runs = [to_path("run", run) for run in runs]
+    runs, wanted = [to_path("run", run) for run in runs], sorted(set(lengths))
     loaded = [(run, *load_model(run, device=device)) for run in runs]
     if policies and not any(_has_cache(model) for _, model, _ in loaded):
         raise SpikegptError(
@@ -209,22 +169,32 @@ def measure_context(
             _check_prompt(policy, length)
     points = []
     for run, model, tokenizer in loaded:
-        tokens, source = read_text(run, tokenizer, split=split, file=file, cache=cache)
+        if recall is None:
+            tokens, source = read_text(run, tokenizer, split=split, file=file, cache=cache)
+            windows = [text_windows(tokens, length, texts, tokenizer) for length in wanted]
+        else:
+            source = f"keys and values of {recall} letters"
+            # others, for whoever looks at a text before
+            tokens = recall_windows(wanted[-1], texts, recall, seed + 1, tokenizer).ids.ravel()
+            windows = [recall_windows(length, texts, recall, seed, tokenizer) for length in wanted]
         print(one_line(f"reading {source} with {run}"), file=sys.stderr, flush=True)
         if not _has_cache(model):
             carriers: list[ConstantState | Cached] = [ConstantState(model)]
         else:
-            _check_lengths(run, model, lengths, len(tokens))
-            if any(isinstance(policy.storage, Rotate) for policy in parsed):
-                known = tokens if file else read_text(run, tokenizer, split="train", limit=CALIBRATION, cache=cache)[0]
-            else:
-                known = tokens
-            carriers = [_cached(model, policy, max(lengths), known) for policy in parsed]
-        wanted = [(carrier, length) for carrier in carriers for length in sorted(set(lengths))]
-        with torch.inference_mode(), evaluating(model), Progress(run.name, len(wanted), "points") as progress:
-            for carrier, length in wanted:
-                points.append(_measured(run, model, tokenizer, carrier, tokens, length, texts))
-                progress.advance(1)
+            _check_lengths(run, model, wanted, len(tokens) if recall is None else None)
+            known = tokens
+            if any(isinstance(policy.storage, Rotate) for policy in parsed) and file is None and recall is None:
+                known = read_text(run, tokenizer, split="train", limit=CALIBRATION, cache=cache)[0]
+            carriers = [_cached(model, policy, wanted[-1], known) for policy in parsed]
+        with (
+            torch.inference_mode(),
+            evaluating(model),
+            Progress(run.name, len(carriers) * len(windows), "points") as progress,
+        ):
+            for carrier in carriers:
+                for some in windows:
+                    points.append(_measured(run, model, carrier, some, len(tokens)))
+                    progress.advance(1)
     return points
 
 
@@ -245,9 +215,9 @@ def _check_prompt(policy: CachePolicy, length: int) -> None:
         ) from None
 
 
-def _check_lengths(run: Path, model: SpikeGPT, lengths: Sequence[int], tokens: int) -> None:
+def _check_lengths(run: Path, model: SpikeGPT, lengths: Sequence[int], tokens: int | None) -> None:
     longest, trained = max(lengths), model.config.ctx_len
-    if longest > tokens:
+    if tokens is not None and longest > tokens:
         raise SpikegptError(
             f"a length of {longest:,} is beyond the text, which has {tokens:,} tokens for {run}; "
             "give shorter --lengths or a longer text with --file"
@@ -270,27 +240,25 @@ def _cached(model: SpikeGPT, policy: CachePolicy, longest: int, tokens: np.ndarr
 
 
 def _measured(
-    run: Path,
-    model: SpikeGPT,
-    tokenizer: Tokenizer,
-    carrier: ConstantState | Cached,
-    tokens: np.ndarray,
-    length: int,
-    texts: int,
+    run: Path, model: SpikeGPT, carrier: ConstantState | Cached, windows: Windows, text_tokens: int
 ) -> ContextPoint:
-    count = min(texts, len(tokens) // length)
-    notes = () if count else (f"the text has {len(tokens):,} tokens and is repeated; nothing is predicted",)
-    # evenly over the text; one that is too short is read again and again
-    starts = [place * (len(tokens) - length) // max(count - 1, 1) for place in range(count)] or [0]
-    windows = np.stack([np.resize(tokens[start:], length) for start in starts])
-    first = length // 2
-    reading = carrier.predict(_ids(model, windows), first)
-    last = _ids(model, windows[:1, -1:])
+    ids, length = torch.from_numpy(windows.ids.astype(np.int64)).to(model.device), windows.ids.shape[1]
+    nats, right, answers = 0.0, 0, 0
+    states: list[Any] = []
+    parts = range(len(ids)) if carrier.reads_one_by_one else [slice(None)]
+    for texts in (slice(part, part + 1) if isinstance(part, int) else part for part in parts):
+        score = Score(ids[texts], windows.asked[texts])
+        states.append(carrier.predict(ids[texts], windows.first, score))
+        nats += score.nats()
+        if windows.answer is not None:
+            found, of_all = score.answers(windows.answer)
+            right, answers = right + found, answers + of_all
+    state, last = states[0], ids[:1, -1:]
     with OpCounter(carrier.module) as counter:
-        carrier.module(last, reading.state)
+        carrier.module(last, state)
     counts = counter.tally().total(phase="decode")
     operations = {"macs": counts.effective_macs, "acs": counts.effective_acs, **counts.elementwise}
-    predicted = sum(len(tokenizer.decode(window[first:])) for window in windows)
+    is_read = bool(windows.predicted_bytes)
     return ContextPoint(
         model=run.resolve().name,
         mixer=model.config.mixer,
@@ -298,13 +266,14 @@ def _measured(
         policy=carrier.policy,
         budget=carrier.budget,
         context=length,
-        bytes_by_part=carrier.bytes_by_part(last, reading.state),
+        bytes_by_part=carrier.bytes_by_part(last, state),
         operations={name: number for name, number in operations.items() if number},
-        bits_per_byte=reading.nats / math.log(2) / predicted if count else None,
-        predicted_tokens=(length - first) * count,
-        texts=count,
-        tokens_per_s=_pace(carrier.pace(last, reading.state), model.device),
-        notes=notes,
+        bits_per_byte=bits_per_byte(nats, windows.predicted_bytes),
+        predicted_tokens=int(windows.asked.sum()),
+        texts=len(ids) if is_read else 0,
+        tokens_per_s=_pace(carrier.pace(last, state), model.device),
+        recalled=right / answers if answers else None,
+        notes=() if is_read else (f"the text has {text_tokens:,} tokens and is repeated; nothing is predicted",),
     )
 
 
@@ -324,19 +293,15 @@ def _ids(model: SpikeGPT, tokens: np.ndarray) -> Tensor:
     return torch.from_numpy(tokens.astype(np.int64)).to(model.device)
 
 
-def _nats(logits: Tensor, targets: Tensor) -> float:
-    """Cross-entropy in sum of logits (B, T, V) and targets (B, T)."""
-    losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
-    return losses.double().sum().item()
-
-
 def _bytes_of(part: Any) -> int:
     return part.numel() * part.element_size() if isinstance(part, Tensor) else 0
 
 
 def table(points: Sequence[ContextPoint]) -> str:
     """Return the points as text, a line each."""
-    rows = [["run", "keeps", "context", "bits/byte", "bytes/text", "of which", "operations/token", "tokens/s"]]
+    is_recall = any(point.recalled is not None for point in points)
+    first = ["run", "keeps", "context", *(["recalled"] if is_recall else []), "bits/byte"]
+    rows = [[*first, "bytes/text", "of which", "operations/token", "tokens/s"]]
     for point in points:
         parts = ", ".join(f"{name} {size:,.0f}" for name, size in point.bytes_by_part.items())
         rows.append(
@@ -344,6 +309,7 @@ def table(points: Sequence[ContextPoint]) -> str:
                 point.model,
                 point.policy,
                 f"{point.context:,}",
+                *([f"{point.recalled:.1%}"] if point.recalled is not None else []),
                 "-" if point.bits_per_byte is None else f"{point.bits_per_byte:.4f}",
                 f"{point.bytes_per_text:,.0f}",
                 parts,

@@ -1,5 +1,6 @@
 """What `context` writes: context.json and context.csv for programs, two figures for people."""
 
+import dataclasses
 import datetime
 import json
 from collections.abc import Mapping, Sequence
@@ -7,25 +8,30 @@ from pathlib import Path
 
 from neuromorphic.count.text import csv_table
 from neuromorphic.report.canvas import to_png
+from neuromorphic.report.context import ContextPoint
+from neuromorphic.report.context_figures import bits_against_bytes, operations_against_context, recall_against_bytes
 from neuromorphic.report.folder import check_place
 
 from ..checkpoint.run import run_of
 from ..common.errors import SpikegptError
 from ..common.files import write_atomically
-from .context import ContextPoint
-from .context_figures import bits_against_bytes, operations_against_context
+from ..common.json_text import parse_json
 
 JSON_NAME, CSV_NAME = "context.json", "context.csv"
-FIGURES = {"bits_against_bytes.png": bits_against_bytes, "operations_against_context.png": operations_against_context}
+FIGURES = {
+    "bits_against_bytes.png": bits_against_bytes,
+    "recall_against_bytes.png": recall_against_bytes,
+    "operations_against_context.png": operations_against_context,
+}
 COLUMNS = (
-    *("model", "mixer", "spiking", "policy", "budget", "context", "bits", "bytes_per_text"),
+    *("model", "mixer", "spiking", "policy", "budget", "context", "recalled", "bits", "bytes_per_text"),
     *("operations_per_token", "tokens_per_s", "predicted_tokens", "texts"),
 )
 
 
-def context_folder(run: Path) -> Path:
+def context_folder(run: Path, is_recall: bool = False) -> Path:
     """Return where the points of a run or of one of its checkpoints are kept: in the run, never in a checkpoint."""
-    return (run_of(run) or run) / "context"
+    return (run_of(run) or run) / ("recall" if is_recall else "context")
 
 
 def check_context_folder(folder: Path) -> None:
@@ -57,5 +63,28 @@ def write_context(folder: Path, points: Sequence[ContextPoint], made: Mapping[st
         for row in rows
     ]
     write_atomically(folder / CSV_NAME, csv_table([*COLUMNS, *(f"{part}_bytes" for part in parts)], flat))
+    unused = "bits_against_bytes.png" if points[0].recalled is not None else "recall_against_bytes.png"
     for name, draw in FIGURES.items():
-        write_atomically(folder / name, to_png(draw(points)))
+        if name != unused:
+            write_atomically(folder / name, to_png(draw(points)))
+    (folder / unused).unlink(missing_ok=True)
+
+
+def read_context(folder: Path) -> list[ContextPoint]:
+    """Return the points that `write_context` wrote into `folder`; none if there is no such folder.
+
+    Raises:
+        SpikegptError: the file is not as it was written.
+    """
+    path, names = folder / JSON_NAME, [field.name for field in dataclasses.fields(ContextPoint)]
+    try:
+        rows = parse_json(path.read_text(encoding="utf-8"))["points"]
+        points = [ContextPoint(**{name: row[name] for name in names}) for row in rows]
+        return [dataclasses.replace(point, notes=tuple(point.notes)) for point in points]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SpikegptError(
+            f"cannot read the points in {path}: {type(error).__name__}: {error}; measure them anew with spikegpt "
+            "context, or move the file away"
+        ) from error

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from neuromorphic import (
     Claims,
@@ -31,6 +32,7 @@ from neuromorphic import (
     raster,
 )
 from neuromorphic.energy.published import AC_PJ, MAC_PJ
+from neuromorphic.report.context import ContextPoint
 
 from ..checkpoint.run import locate, progress_of, run_of, training_of
 from ..checkpoint.weights import load_model
@@ -38,11 +40,14 @@ from ..common.devices import finish
 from ..common.errors import SpikegptError
 from ..common.files import to_path
 from ..common.printing import one_line
+from ..config import ModelConfig
 from ..data.tokenizers import Tokenizer
 from ..evaluate.perplexity import evaluate_stream, named_if_not_finite
 from ..evaluate.runs import check_reading, read_text
 from ..generate.engine import Engine
 from ..model.network import ModelOutput, SpikeGPT
+from ..model.state import State
+from .context_folder import context_folder, read_context
 
 # the published arithmetic has no row for the head
 LEFT_OUT = ("head",)
@@ -82,6 +87,7 @@ def measure_runs(
     cache, file = cache and to_path("cache", cache), file and to_path("file", file)
     check_reading(split, limit)
     loaded = [(*load_model(run, device=device), run) for run in runs]
+    contexts = [tuple(read_context(context_folder(run))) for run in runs]
     for _, tokenizer, _ in loaded:
         # what cannot be read is found before the long part
         _raster_text(tokenizer, prompt)
@@ -99,8 +105,8 @@ def measure_runs(
     _say(f"measuring {', '.join(map(str, runs))} on {texts[0][1]}: {len(texts[0][0]):,} tokens")
     speeds = measure_speed([model for model, _, _ in loaded], [tokens for tokens, _ in texts])
     measurements = []
-    for (model, tokenizer, run), (tokens, source), name, speed in zip(
-        loaded, texts, _short_names(runs), speeds, strict=True
+    for (model, tokenizer, run), (tokens, source), name, speed, context in zip(
+        loaded, texts, _short_names(runs), speeds, contexts, strict=True
     ):
         with named_if_not_finite(run):
             measurement = measure_model(
@@ -113,6 +119,7 @@ def measure_runs(
                 profiles=profiles,
                 tokens_per_s=speed,
                 notes=_training_notes(run),
+                context=context,
             )
         measurements.append(measurement)
     return measurements
@@ -146,8 +153,12 @@ def measure_model(
     profiles: Sequence[Profile] = (),
     tokens_per_s: dict[str, float] | None = None,
     notes: tuple[str, ...] = (),
+    context: tuple[ContextPoint, ...] = (),
 ) -> Measurement:
-    """Return the measurement of `model` on `tokens` (N,): read at once in chunks, then some of them one by one."""
+    """Return the measurement of `model` on `tokens` (N,): read at once in chunks, then some of them one by one.
+
+    `context` is what `measure_context` found before.
+    """
     config = model.config
     # rates by token are for vocabularies that a person can look through
     has_small_vocabulary = config.vocab_size <= LARGEST_LISTED_VOCABULARY
@@ -188,14 +199,33 @@ def measure_model(
             phase: {profile.name: estimate(tally, profile, phase).to_dict() for profile in profiles} for phase in phases
         },
         state_elements=tally.footprint.state,
-        key_value_elements_per_token=2 * config.n_layer * config.n_embd,
+        key_value_elements_per_token=cached_per_token(config),
         parameter_bits=8 * model.head.weight.element_size(),
         tokens_per_s=tokens_per_s or {},
         host=_host(model.device),
         uncounted=tuple(item._asdict() for item in tally.uncounted),
+        context=context,
         notes=notes,
         wording=Wording(block=BLOCKS[config.spiking], places=neuron_places(model, evaluation.firing_rates)),
     )
+
+
+def cached_per_token(config: ModelConfig) -> int:
+    """Return how many numbers an attention model of the same layers and width caches for a token of its context.
+
+    Counted in the state of such a model, whose weights nobody needs.
+    """
+    # heads have an even number of channels
+    width = config.n_embd + config.n_embd % 2
+    twin = ModelConfig(n_layer=config.n_layer, n_embd=width, spiking="none", mixer="attention", n_head=1)
+    with torch.no_grad(), torch.device("meta"):
+        model = SpikeGPT(twin, init=False).eval()
+        one, two = (model(torch.zeros(1, length, dtype=torch.long)).state for length in (1, 2))
+    return _elements(two) - _elements(one)
+
+
+def _elements(state: State) -> int:
+    return sum(part.numel() for part in tree_leaves(state) if part is not None)
 
 
 def neuron_places(model: SpikeGPT, layers: Iterable[str]) -> dict[str, NeuronPlace]:

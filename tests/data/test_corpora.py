@@ -12,7 +12,7 @@ from http_server import Reply, serving
 
 from spikegpt.common.errors import SpikegptError
 from spikegpt.data import corpora
-from spikegpt.data.corpora import CORPORA, hub_corpus, listing, named_corpus, obtain
+from spikegpt.data.corpora import CORPORA, RECALL, hub_corpus, listing, named_corpus, obtain
 from spikegpt.data.prepare import prepare
 from spikegpt.data.sources import read_corpus
 
@@ -119,7 +119,7 @@ def test_files_of_others_are_not_overwritten(name, content, tmp_path):
 
 def test_every_checksum_is_a_sha256_and_every_corpus_is_listed():
     assert all(len(corpus.sha256) == 64 and int(corpus.sha256, 16) for corpus in CORPORA.values())
-    assert [line.split()[0] for line in listing().splitlines()] == list(CORPORA)
+    assert [line.split()[0] for line in listing().splitlines()] == [*CORPORA, RECALL]
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():

@@ -3,6 +3,7 @@
 import dataclasses
 
 from neuromorphic import LayerOps, Measurement, NeuronPlace, Raster, Wording
+from neuromorphic.report.context import ContextPoint
 
 LAYER = LayerOps(
     module="blocks.0.att.key",
@@ -90,6 +91,24 @@ def model(name="spiking", block="output", **changes):
         "wording": WORDING if is_spiking else Wording(block="dense"),
     }
     return Measurement(**values | changes)
+
+
+def memory_point(policy="roco:16", context=64, bits=2.0, **changes):
+    values = {
+        "model": "attention",
+        "mixer": "attention",
+        "spiking": "none",
+        "policy": policy,
+        "budget": None,
+        "context": context,
+        "bytes_by_part": {"keys": 2000.0, "values": 2000.0},
+        "operations": {"macs": 3000, "exp": 500},
+        "bits_per_byte": bits,
+        "predicted_tokens": context // 2,
+        "texts": 1,
+        "tokens_per_s": 100.0,
+    }
+    return ContextPoint(**values | changes)
 
 
 PAIR = (model(), model("dense", "none"))

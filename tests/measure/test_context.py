@@ -18,6 +18,8 @@ from spikegpt.common.errors import SpikegptError
 from spikegpt.config import ModelConfig
 from spikegpt.data.tokenizers import ByteTokenizer
 from spikegpt.measure.context import measure_context
+from spikegpt.measure.context_folder import read_context, write_context
+from spikegpt.measure.context_windows import Score, recall_windows
 
 KINDS = {
     "attention": {"mixer": "attention", "spiking": "none", "n_head": 2},
@@ -144,6 +146,104 @@ def test_the_verb_writes_points_tables_and_figures(base, tmp_path, capsys):
     said = capsys.readouterr()
     assert f"cannot write the points {nowhere}: {out / 'mine.txt'} is no folder to write in" in said.err
     assert "constant state" not in said.out
+
+
+@pytest.mark.parametrize("letters", [1, 2])
+def test_what_recall_asks_was_told_in_the_first_half(letters):
+    windows = recall_windows(41, 5, letters, 0, ByteTokenizer())
+    assert windows.ids.shape == (5, 41) and windows.first == 20
+    for ids, asked in zip(windows.ids, windows.asked, strict=True):
+        text = bytes(ids.astype(np.uint8))
+        told = dict(part.split(b"=") for part in text[:20].strip(b"\n").split(b";")[:-1])
+        questions = [part.split(b"=") for part in text[20:].strip(b"\n").split(b";")[:-1]]
+        # 20 bytes hold five pairs of one letter each and three of two; 21 as many questions
+        assert len(told) == len(questions) == {1: 5, 2: 3}[letters]
+        assert all(told[key] == value for key, value in questions)
+        assert bytes(ids[asked].astype(np.uint8)) == b"".join(value for _, value in questions)
+    assert windows.predicted_bytes == windows.asked.sum()
+
+
+def test_an_answer_is_right_if_all_its_letters_are():
+    ids = torch.tensor([[0, 1, 2, 1, 2, 3, 3]])
+    asked = np.array([[False, False, False, True, True, True, True]])
+    score = Score(ids, asked)
+    score.add(F.one_hot(torch.tensor([[0, 1]]), 4).float(), 1)
+    score.add(10 * F.one_hot(torch.tensor([[1, 2, 3, 0]]), 4).float(), 3)
+    assert score.answers(2) == (1, 2) and score.answers(1) == (3, 4)
+    # three letters are nearly certain, one is as good as excluded
+    assert score.nats() == pytest.approx(4 * math.log(1 + 3 * math.exp(-10)) + 10)
+
+
+def test_recall_is_measured_by_every_policy(base):
+    points = measured(base, ["attention", "spiking"], ["full", "recency:4", "dynamic:12"], lengths=(40,), recall=2)
+    assert [point.policy for point in points] == ["full", "recency:4", "dynamic:12", "constant state"]
+    # three questions of two letters in each of eight windows
+    assert {point.predicted_tokens for point in points} == {8 * 3 * 2}
+    assert all(0 <= point.recalled <= 1 and point.bits_per_byte > 4 for point in points)
+    again = measured(base, ["spiking"], lengths=(40,), recall=2)
+    other = measured(base, ["spiking"], lengths=(40,), recall=2, seed=1)
+    assert again[0].bits_per_byte == points[-1].bits_per_byte != other[0].bits_per_byte
+
+
+def test_a_model_that_remembers_recalls(base, tmp_path):
+    """A table of what followed each key, as an attention that finds it would have it."""
+
+    class Table(torch.nn.Module):
+        def forward(self, ids):
+            logits = torch.zeros(*ids.shape, 256)
+            for row, text in enumerate(ids.tolist()):
+                seen = {}
+                for place, byte in enumerate(text):
+                    logits[row, place, seen.get(tuple(text[max(place - 1, 0) : place + 1]), 0)] = 50.0
+                    if place >= 2:
+                        seen[tuple(text[place - 2 : place])] = byte
+            return logits
+
+    windows = recall_windows(40, 4, 1, 0, ByteTokenizer())
+    ids = torch.from_numpy(windows.ids.astype(np.int64))
+    score = Score(ids, windows.asked)
+    score.add(Table()(ids)[:, 19:-1], 20)
+    right, answers = score.answers(1)
+    assert answers == 4 * 5 and right == answers and score.nats() < 1e-6
+
+
+def test_recall_has_a_folder_of_its_own(base, tmp_path, capsys):
+    words = ["context", str(base / "attention"), "--policy", "full", "recency:4", "--lengths", "40", "--recall"]
+    assert main([*words, "--texts", "2", "--split", "valid"]) == 0
+    said = capsys.readouterr()
+    assert "recalled" in said.out and "--split valid has no effect: --recall reads no text" in said.err
+    folder = base / "attention" / "recall"
+    assert {path.name for path in folder.glob("*.png")} == {
+        "recall_against_bytes.png",
+        "operations_against_context.png",
+    }
+    assert [point.recalled is not None for point in read_context(folder)] == [True, True]
+    assert next(csv.DictReader((folder / "context.csv").open()))["recalled"] != ""
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"lengths": (11,)},
+            "11 has no room for a pair of 6 bytes in each half; give --lengths of at least 12",
+        ),
+        ({"recall": 5}, "letters must be a whole number from 1 to 4"),
+    ],
+)
+def test_recall_that_cannot_be_asked_is_refused(options, message, base):
+    with pytest.raises((SpikegptError, ValueError), match=message):
+        measured(base, ["spiking"], **{"recall": 2, "lengths": (40,), **options})
+
+
+def test_points_that_are_not_as_written_are_refused(base, tmp_path):
+    points = measured(base, ["spiking"], lengths=(8,))
+    write_context(tmp_path / "c", points, made={})
+    assert read_context(tmp_path / "c") == points and read_context(tmp_path / "none") == []
+    for content in ("[]", "{", '{"points": [{}]}', '{"points": 3}'):
+        (tmp_path / "c" / "context.json").write_text(content)
+        with pytest.raises(SpikegptError, match=r"cannot read the points in .*; measure them anew"):
+            read_context(tmp_path / "c")
 
 
 @pytest.mark.parametrize(

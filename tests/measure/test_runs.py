@@ -15,7 +15,9 @@ from spikegpt.config import ModelConfig
 from spikegpt.data.tokenizers import ByteTokenizer
 from spikegpt.evaluate.perplexity import evaluate_stream
 from spikegpt.evaluate.runs import evaluate_run, read_text
-from spikegpt.measure.runs import claims_of, measure_model, measure_runs, neuron_places, report_folder
+from spikegpt.measure.context import measure_context
+from spikegpt.measure.context_folder import context_folder, write_context
+from spikegpt.measure.runs import cached_per_token, claims_of, measure_model, measure_runs, neuron_places, report_folder
 from spikegpt.measure.twins import find_twin, make_twin
 from spikegpt.model.network import SpikeGPT
 from spikegpt.train.trainer import train
@@ -213,6 +215,26 @@ def test_no_run_is_refused(cache):
 def test_a_measurement_is_plain_values(trained, cache):
     (measured,) = measure(trained, cache=cache)
     assert json.loads(json.dumps(measured.to_dict()))["name"] == "trained"
+
+
+@pytest.mark.parametrize("sizes", [(1, 8), (3, 20), (2, 15)])
+def test_a_transformers_cache_is_counted(sizes):
+    layers, width = sizes
+    config = ModelConfig(n_layer=layers, n_embd=width, spiking="none")
+    # a key and a value of each channel and layer; heads have an even number of channels
+    assert cached_per_token(config) == 2 * layers * (width + width % 2)
+
+
+def test_what_context_found_before_is_in_the_report(trained, cache):
+    points = measure_context([trained], lengths=(8,), texts=1, cache=cache)
+    write_context(context_folder(trained), points, made={})
+    try:
+        assert measure_runs([trained], limit=20, cache=cache)[0].context == tuple(points)
+        (context_folder(trained) / "context.json").write_text("{")
+        with pytest.raises(SpikegptError, match="measure them anew with spikegpt context"):
+            measure_runs([trained], limit=20, cache=cache)
+    finally:
+        shutil.rmtree(context_folder(trained))
 
 
 def test_the_report_of_a_checkpoint_lies_in_its_run(trained):

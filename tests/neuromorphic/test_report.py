@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from reports import PAIR, energy, layer_firing, model
+from reports import PAIR, energy, layer_firing, memory_point, model
 
 from neuromorphic import Claims
 from neuromorphic.count.counts import Counts
@@ -119,6 +119,20 @@ def test_figures_lie_beside_the_page(tmp_path):
     drawn = {path.name for path in (tmp_path / "report" / "figures").iterdir()}
     names = ("operations", "energy", "quality_against_operations", "state_memory", "firing_rates", "raster")
     assert drawn == {f"{name}.png" for name in names}
+
+
+def test_what_memory_costs_stands_where_it_was_measured(tmp_path):
+    points = (memory_point(), memory_point("full", 128, None), memory_point("constant state", model="spiking"))
+    # measured together, so both runs have the first point
+    pair = (dataclasses.replace(PAIR[0], context=points), dataclasses.replace(PAIR[1], context=points[:1]))
+    page = write_report(tmp_path / "r", pair, title="a title").read_text()
+    assert "What a text&#x27;s memory costs" in page or "What a text's memory costs" in page
+    assert "3 points" in page and "4.00 kB" in page and "not predicted" in page
+    assert page.index(">full<") < page.index(">roco:16<")
+    assert (tmp_path / "r" / "figures" / "bits_against_bytes.png").is_file()
+    written = json.loads((tmp_path / "r" / "report.json").read_text())["measurements"]
+    assert [len(measurement["context"]) for measurement in written] == [3, 1]
+    assert "memory costs" not in write_report(tmp_path / "s", PAIR, title="a title").read_text()
 
 
 def test_reports_that_are_written_at_once_do_not_stop_each_other(tmp_path):

@@ -1,4 +1,4 @@
-"""The figures of `context`: bits per byte against bytes carried, and operations per token against the context."""
+"""The figures of a text's memory: what it buys against the bytes carried, and operations by how much was read."""
 
 import itertools
 from collections.abc import Sequence
@@ -8,10 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from neuromorphic.report.canvas import DENSE, SPIKING_COLOURS, canvas, log_scale, statement, styled
-from neuromorphic.report.formats import shorten, si
-
+from .canvas import DENSE, SPIKING_COLOURS, canvas, log_scale, statement, styled
 from .context import CONSTANT, ContextPoint
+from .formats import shorten, si
 
 WIDTH = 6.4
 
@@ -31,23 +30,41 @@ def bits_against_bytes(points: Sequence[ContextPoint]) -> Figure:
 
     A curve joins what one kind of policy reaches with one model; a constant state is a point.
     """
-    predicted = [point for point in points if point.bits_per_byte is not None]
-    if not predicted:
+    found = [(point, point.bits_per_byte) for point in points if point.bits_per_byte is not None]
+    if not found:
         return statement("No window is within the text, so nothing was predicted.")
-    longest = max(point.context for point in predicted)
-    shown = [point for point in predicted if point.context == longest]
-    groups = _grouped(shown)
+    longest = max(point.context for point, _ in found)
     title = f"What memory buys: bits per byte behind {longest // 2:,} to {longest:,} tokens"
+    return _against_bytes(found, title, "bits per byte")
+
+
+@styled
+def recall_against_bytes(points: Sequence[ContextPoint]) -> Figure:
+    """Return the share of values that were recalled against the bytes that a text carries, at the longest context."""
+    found = [(point, point.recalled) for point in points if point.recalled is not None]
+    if not found:
+        return statement("Nothing was asked for.")
+    longest = max(point.context for point, _ in found)
+    title = f"What memory buys: values recalled that were told up to {longest:,} tokens before"
+    return _against_bytes(found, title, "share of values recalled")
+
+
+def _against_bytes(found: Sequence[tuple[ContextPoint, float]], title: str, label: str) -> Figure:
+    """`found` are points and what they reach; shown are those of the longest context."""
+    longest = max(point.context for point, _ in found)
+    height = {id(point): value for point, value in found if point.context == longest}
+    shown = [point for point, _ in found if point.context == longest]
+    groups = _grouped(shown)
     figure, [axes] = canvas(title, _height(groups), width=WIDTH)
     keys = []
     for (model, kind), group, colour, marker in groups:
         group = sorted(group, key=lambda point: point.bytes_per_text)
-        x, y = [point.bytes_per_text for point in group], [point.bits_per_byte or 0.0 for point in group]
+        x, y = [point.bytes_per_text for point in group], [height[id(point)] for point in group]
         axes.plot(x, y, marker=marker, color=colour, markersize=7 if kind == CONSTANT else 4.5, linewidth=1.4)
         keys.append(Line2D([], [], marker=marker, color=colour, label=shorten(f"{model}: {kind}", 34)))
     log_scale(axes, "x", "B")
     _few_ticks(axes, [point.bytes_per_text for point in shown])
-    axes.set(xlabel="bytes carried per text", ylabel="bits per byte")
+    axes.set(xlabel="bytes carried per text", ylabel=label)
     axes.grid()
     figure.legend(handles=keys, loc="outside lower left", ncols=2, handlelength=1.6, columnspacing=1.4)
     return figure
