@@ -20,6 +20,8 @@ from ..common.json_text import parse_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+# in the header of weights: the matrices that are there as codes, JSON: name -> bits, outputs, inputs
+LOW_BIT = "low_bit"
 MODEL_FILES = ("model.safetensors", "config.json", "tokenizer.json")
 TRAINING_FILES = ("training.safetensors", "training.json")
 

@@ -28,7 +28,8 @@ from ..config import ModelConfig, TrainConfig
 from ..config.train import BEFORE
 from ..data.tokenizers import Tokenizer
 from ..model.network import SpikeGPT
-from .files import FORMAT, MANIFEST, check_format, fault_of, read_json, save_tensors, write_manifest
+from ..model.quantised import FULL, packed
+from .files import FORMAT, LOW_BIT, MANIFEST, check_format, fault_of, read_json, save_tensors, write_manifest
 
 _Found = TypeVar("_Found")
 # of files that `import` reads
@@ -78,8 +79,20 @@ def save_checkpoint(
 
 
 def save_model(folder: Path, model: SpikeGPT, tokenizer: Tokenizer, weights: dict[str, Tensor] | None = None) -> None:
-    """Write what inference needs into `folder`: model.safetensors, config.json, tokenizer.json."""
-    save_tensors(folder / "model.safetensors", weights or model.state_dict(), metadata={"format": "pt"})
+    """Write what inference needs into `folder`: model.safetensors, config.json, tokenizer.json.
+
+    Raises:
+        SpikegptError: the weights of a model of a few bits are none of those that codes stand for.
+    """
+    tensors, metadata = weights or model.state_dict(), {"format": "pt"}
+    if model.config.weight_bits < FULL:
+        try:
+            tensors, matrices = packed(model, tensors)
+        except ValueError as error:
+            raise SpikegptError(f"cannot write {folder / 'model.safetensors'}: {error}") from None
+        # one entry: the library writes several in any order, and a run ends byte for byte the same
+        metadata = {LOW_BIT: json.dumps(matrices)}
+    save_tensors(folder / "model.safetensors", tensors, metadata)
     write_atomically(folder / "config.json", json.dumps({"format": FORMAT, "model": model.config.to_dict()}, indent=1))
     tokenizer.save(folder / "tokenizer.json")
 

@@ -6,7 +6,7 @@ Nothing here is a pickle; loading runs no code.
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,17 +15,21 @@ from torch import Tensor
 from ..common.devices import find_device
 from ..common.errors import SpikegptError, Warn, warn_on_stderr
 from ..common.files import to_path
+from ..common.json_text import parse_json
 from ..common.shards import fill
 from ..config import ModelConfig
 from ..data.tokenizers import Tokenizer, load_tokenizer
 from ..model.mixers.contract import NeuronFactory
 from ..model.network import SpikeGPT
-from .files import MANIFEST, check_finite, check_format, read_json
+from ..model.quantised import FORMATS, FULL, Quantised, unpack
+from .files import LOW_BIT, MANIFEST, check_finite, check_format, read_json
 from .run import locate, progress_of, read_model_config, read_steadily
 
 
 class TensorFile(Mapping):
     """Name -> tensor of a safetensors file; each is read when asked for, and its part of the file let go with it.
+
+    Matrices of a few bits, which the file holds as codes, come as the numbers that these stand for.
 
     Raises:
         SpikegptError: missing, truncated, or not safetensors; a pickle is named as such and never opened.
@@ -34,7 +38,7 @@ class TensorFile(Mapping):
     def __init__(self, path: Path):
         try:
             with safe_open(path, framework="pt") as file:
-                self._names = set(file.keys())
+                self._names, metadata = set(file.keys()), file.metadata() or {}
         except FileNotFoundError:
             raise SpikegptError(f"{path} does not exist") from None
         except SafetensorError as error:
@@ -45,10 +49,33 @@ class TensorFile(Mapping):
                 ) from None
             raise SpikegptError(f"{path} is not a whole safetensors file ({error}); use another checkpoint") from None
         self._path = path
+        self._low_bit = _low_bit_matrices(metadata, path)
+        for name in self._low_bit:
+            for part in (f"{name}.codes", f"{name}.step"):
+                if part not in self._names:
+                    raise SpikegptError(f"{path}: tensor {part!r} is missing; use another checkpoint")
+                self._names.remove(part)
+            self._names.add(name)
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
             raise KeyError(name)
+        if name not in self._low_bit:
+            return self._read(name)
+        bits, *shape = self._low_bit[name]
+        step = self._read(f"{name}.step")
+        try:
+            if step.shape != (shape[0],) or step.dtype != torch.float32:
+                raise ValueError(f"{shape[0]} steps are float32 ({shape[0]},), got {step.dtype} {tuple(step.shape)}")
+            return Quantised(unpack(self._read(f"{name}.codes"), (shape[0], shape[1]), bits), step).numbers()
+        except ValueError as error:
+            raise SpikegptError(f"{self._path}: {name!r}: {error}; use another checkpoint") from None
+
+    def steps(self) -> dict[str, Tensor]:
+        """Return matrix of a few bits -> its steps (out,)."""
+        return {name: self._read(f"{name}.step") for name in self._low_bit}
+
+    def _read(self, name: str) -> Tensor:
         # opened anew each time: a file that stays open keeps all that was read of it in memory,
         # and a model would be there twice
         with safe_open(self._path, framework="pt") as file:
@@ -56,6 +83,8 @@ class TensorFile(Mapping):
 
     def shape_of(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor without reading it."""
+        if name in self._low_bit:
+            return self._low_bit[name][1:]
         with safe_open(self._path, framework="pt") as file:
             return tuple(file.get_slice(name).get_shape())
 
@@ -64,6 +93,21 @@ class TensorFile(Mapping):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def _low_bit_matrices(metadata: Mapping[str, str], path: Path) -> dict[str, tuple[float, int, int]]:
+    """Name -> bits, outputs and inputs of the matrices that a file holds as codes."""
+    try:
+        found = parse_json(metadata.get(LOW_BIT, "{}"))
+        matrices = {name: (bits, out, inputs) for name, (bits, out, inputs) in found.items()}
+        for bits, *shape in matrices.values():
+            if bits not in FORMATS or any(type(size) is not int or size < 1 for size in shape):
+                raise ValueError(f"there are no matrices of {shape} codes of {bits} bits")
+        return matrices
+    except (ValueError, TypeError, AttributeError) as error:
+        raise SpikegptError(
+            f"{path}: what it says of its codes cannot be read ({error}); use another checkpoint"
+        ) from None
 
 
 def load_model(
@@ -93,6 +137,11 @@ def _read_model(path: Path, neuron: NeuronFactory | None, warn: Warn) -> tuple[S
     check_header(config, weights, folder)
     model = SpikeGPT(config, neuron, init=False)
     load_weights(model, weights, folder / "model.safetensors")
+    if config.weight_bits < FULL and not model.weight_steps:
+        raise SpikegptError(
+            f"{folder}: config.json says weight_bits {config.weight_bits:g}, the weights are no codes; "
+            "the checkpoint is of another configuration"
+        )
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     tokens, rows = tokenizer.vocab_size, model.config.vocab_size
     # released models have a few rows more than tokens; where a manifest says that they belong together, any number
@@ -161,6 +210,8 @@ def load_weights(model: SpikeGPT, weights: Mapping[str, Tensor], source: Path) -
         found = found.to(tensor.dtype)
         check_finite(name, found, source)
         fill(tensor, found)
+    is_full = model.config.weight_bits == FULL or not isinstance(weights, TensorFile)
+    model.weight_steps = {} if is_full else cast(TensorFile, weights).steps()
 
 
 def load_training(checkpoint: Path) -> tuple[TensorFile, dict[str, Any]]:

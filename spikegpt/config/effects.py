@@ -46,6 +46,8 @@ def idle_in_training(
     idle |= idle_in_blocks(model) | _idle_in_losses(model, train) | _idle_in_schedules(train)
     if model.spiking != "none":
         idle |= _idle_in_neurons(model, begins_with)
+    if model.weight_bits == 32:
+        idle["confident"] = "weights of 32 bits have no codes that could change"
     if train.tokenizer != "bpe":
         idle["bpe_vocab_size"] = f"the tokenizer is {train.tokenizer}, not bpe"
     if not has_rows:

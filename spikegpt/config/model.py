@@ -9,6 +9,8 @@ from .values import Config, Range, check
 
 Spiking = Literal["none", "output", "input"]
 SPIKING: tuple[Spiking, ...] = ("none", "output", "input")
+# of weights: float32 numbers, and the formats of `model.quantised`
+WEIGHT_BITS = 32, 8, 4, 3, 2, 1.58
 # mixers with a matrix in every head
 HEADED = "rwkv5", "rwkv6", "rwkv7"
 # mixer -> what its pairs of matrices of few inner channels are for
@@ -73,6 +75,9 @@ class ModelConfig(Config):
     binary_embedding: bool = True
     """output only: the embedding passes through a step, as in the published training. The published inference of the
     216M model leaves it out; False does so too"""
+    weight_bits: float = 32
+    """of the matrices in the blocks: 8, 4, 3, 2, 1.58 (ternary), or 32, which are float32 numbers; the embedding and
+    the head have 8 then. They are learned as they will be used, each as a whole number of steps of its output"""
     rescale_every: int = 0
     """none and output: as in published inference, halve the residual stream after every so many layers, and divide what
     layer l adds to it by 2^(l // rescale_every). Exact for dense RWKV-4; before a neuron it weakens the current. 0:
@@ -88,6 +93,10 @@ class ModelConfig(Config):
         check(
             not self.rescale_every or self.spiking != "input",
             "rescale_every is of published inference; the spike-driven block has none",
+        )
+        check(
+            self.weight_bits in WEIGHT_BITS,
+            f"weight_bits must be one of {', '.join(f'{bits:g}' for bits in WEIGHT_BITS)}, got {self.weight_bits:g}",
         )
         check(
             not self.shared_neurons or self.mixer == "rwkv4",

@@ -108,6 +108,9 @@ class TrainConfig(Config):
     """weight of the cross-entropy of the model with its neurons left out. Above 0 that is the teacher: it reads each
     batch too and learns from the text, the model with its neurons from it (in-place distillation). No token more is
     read than without, in twice the time"""
+    confident: float = 0.0
+    """with weight_bits: only weights within so many levels of a boundary between two codes change, all others stay as
+    they are; 0: all change. For the end of a training, --from a run of as many bits; 0.005 as published"""
     freeze: tuple[str, ...] = ()
     """parameters that stay as they are, by name patterns: "emb.*", "blocks.[0-3].*", "*.att.*" """
     lr_scales: tuple[str, ...] = ()

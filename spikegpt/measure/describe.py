@@ -12,6 +12,7 @@ from ..checkpoint.weights import load_model
 from ..common.errors import SpikegptError
 from ..config import PRESETS, model_preset, train_preset
 from ..model.network import SpikeGPT
+from ..model.quantised import stored_bytes
 
 
 def describe_model(what: str, with_tensors: bool = False) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def describe_model(what: str, with_tensors: bool = False) -> dict[str, Any]:
     return {
         "source": source,
         "parameters": model.count_parameters(),
-        "parameter_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
+        "parameter_bytes": stored_bytes(model),
         "state_bytes": sum(part.numel() * part.element_size() for part in parts),
         "matrix_macs_per_token": sum(
             p.numel() for name, p in model.named_parameters() if p.dim() == 2 and name != "emb.weight"

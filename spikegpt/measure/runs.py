@@ -3,6 +3,7 @@
 The only wing that knows both packages: `neuromorphic` counts any torch model, and nothing of it knows ours.
 """
 
+import math
 import platform
 import statistics
 import sys
@@ -200,7 +201,7 @@ def measure_model(
         },
         state_elements=tally.footprint.state,
         key_value_elements_per_token=cached_per_token(config),
-        parameter_bits=8 * model.head.weight.element_size(),
+        parameter_bits=min(math.ceil(config.weight_bits), 8 * model.head.weight.element_size()),
         tokens_per_s=tokens_per_s or {},
         host=_host(model.device),
         uncounted=tuple(item._asdict() for item in tally.uncounted),

@@ -184,6 +184,8 @@ class SpikeGPT(nn.Module):
         self.config = config
         # False for a run that began when torch drew for every number: it goes on with the same draws
         self.seeded_dropout = True
+        # of weights of a few bits: matrix -> its steps (out,), see quantised.py
+        self.weight_steps: dict[str, Tensor] = {}
         # of the first block and the last, known after the first forward pass
         self._state_forms: tuple[Any, Any] | None = None
         make_neuron = partial(_proven, neuron) if neuron is not None else our_neuron

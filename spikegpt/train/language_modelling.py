@@ -20,6 +20,7 @@ from ..model.network import ModelOutput, SpikeGPT
 from ..model.state import State, detach_state
 from ..neuron.lif import LIF
 from .convert import anneal
+from .latent import LatentWeights
 from .loop import Advice, Forward
 from .losses import Reading, WithoutNeurons, make_terms
 from .precision import autocast, rehearse
@@ -38,17 +39,24 @@ class LanguageModelling:
     """
 
     def __init__(
-        self, model: nn.Module, bare_model: SpikeGPT, data: TokenData, config: TrainConfig, accelerator: "Accelerator"
+        self,
+        model: nn.Module,
+        bare_model: SpikeGPT,
+        data: TokenData,
+        config: TrainConfig,
+        accelerator: "Accelerator",
+        latent: LatentWeights | None = None,
     ):
         """
         Args:
             model: what training calls: `bare_model`, or what accelerate wrapped around it.
+            latent: the weights that are learned, where the model holds their codes.
 
         Raises:
             SpikegptError: the text is too short, or the teacher is missing or has another tokenizer.
         """
         self.model, self.bare_model, self.data, self.config = model, bare_model, data, config
-        self.accelerator, self.synapses = accelerator, bare_model.synapses()
+        self.accelerator, self.synapses, self.latent = accelerator, bare_model.synapses(), latent
         self.sampler = self._make_sampler()
         self.teacher = None if config.teacher is None else self._load_teacher(config.teacher)
         # module of a block -> its stream at the last call, where features are taught

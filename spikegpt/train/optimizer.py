@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from ..common.errors import SpikegptError
 from ..config import TrainConfig
 from ..model.mixers import Mixer, rate_scales, undecayed
+from .latent import LatentWeights
 from .units import CurrentUnits
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Return AdamW, or Muon beside it, with RWKV's groups.
+def make_optimizer(model: nn.Module, config: TrainConfig, latent: LatentWeights | None = None) -> torch.optim.Optimizer:
+    """Return AdamW, or Muon beside it, with RWKV's groups; it steps the `latent` weights of a model of a few bits.
 
     What a mixer's `rate_scales` name learns faster; weight decay is on matrices only, and not on what its `undecayed`
     names. Steps are in the units of `config.learn_in`. What `config.freeze` names asks for no gradient from now on;
@@ -60,10 +61,14 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     if found := options(of_muon=False):
         parts.append(torch.optim.AdamW(found, **adamw))
     optimizer = parts[0] if len(parts) == 1 else Together(parts)
-    if config.learn_in == "currents":
-        units = CurrentUnits(model)
-        optimizer.register_step_pre_hook(units.enter)
-        optimizer.register_step_post_hook(units.leave)
+    units = CurrentUnits(model) if config.learn_in == "currents" else None
+    # latent weights are stored ones, so they come first and go last
+    for part in (latent, units):
+        if part is not None:
+            optimizer.register_step_pre_hook(part.enter)
+    for part in (units, latent):
+        if part is not None:
+            optimizer.register_step_post_hook(part.leave)
     return optimizer
 
 

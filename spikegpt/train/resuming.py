@@ -2,7 +2,7 @@
 
 Optimizer, generators, sampler position, carried state, the best evaluation so far:
 
-    training.safetensors  optimizer.N.*   rng.cpu, rng.cuda, state.N: one row from each process
+    training.safetensors  optimizer.N.*   latent.NAME   rng.cpu, rng.cuda, state.N: one row from each process
     training.json         sampler_position, processes, threads, best, scaler; of the trainer: run, a copy of the run's
                           configuration, marks of its log, put_off, whether a signal put off what the step asked for
 """
@@ -44,6 +44,8 @@ def save_training(
     is_main = accelerator.is_main_process
     tensors = _rows_of_all_processes(objective.state, accelerator)
     tensors |= gathered(optimizer_tensors(optimizer), is_main)
+    if objective.latent is not None:
+        tensors |= {f"latent.{name}": weights for name, weights in objective.latent.tensors.items()}
     weights = gathered(objective.bare_model.state_dict(), is_main)
     if is_main:
         scaler = accelerator.scaler
@@ -84,6 +86,8 @@ def load_training(
     tensors, facts = read_training(checkpoint)
     load_weights(objective.bare_model, TensorFile(checkpoint / "model.safetensors"), checkpoint)
     load_optimizer_tensors(optimizer, own_parts(optimizer, tensors))
+    if objective.latent is not None:
+        objective.latent.load({name: tensors[f"latent.{name}"] for name in objective.latent.tensors})
     objective.best, objective.sampler.position = facts["best"], facts["sampler_position"]
     if facts["scaler"] is not None and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(facts["scaler"])
@@ -95,7 +99,7 @@ def load_training(
             f"with {torch.get_num_threads()}: it goes on, but not bit for bit as it would have"
         )
     if same:
-        rows = (name for name in tensors if not name.startswith("optimizer."))
+        rows = (name for name in tensors if not name.startswith(("optimizer.", "latent.")))
         own = {name: tensors[name][accelerator.process_index] for name in rows}
         if "state.0" in own:
             objective.state = _carried_state(own, objective.bare_model, accelerator.device)

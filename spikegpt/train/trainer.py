@@ -27,10 +27,12 @@ from ..evaluate.perplexity import Evaluation, mean_firing_rate
 from ..generate.stream import generate
 from ..model.mixers import NeuronFactory
 from ..model.network import SpikeGPT
+from ..model.quantised import FULL
 from ..neuron import firing_rate, verified_spikes
 from .basis import check_facts, facts_of, keep_places, prepare_data, with_absolute_paths, with_places
 from .beginning import make_accelerator, make_model
 from .language_modelling import LanguageModelling
+from .latent import LatentWeights, start_latent
 from .loop import Loop, StepDone
 from .optimizer import make_optimizer
 from .precision import Choice, agree_on_precision
@@ -162,6 +164,10 @@ class _Trainer(Loop):
     def __init__(self, order: _Order, accelerator: "Accelerator", begun: dict[str, Any] | None):
         model_config, config, run, start, neuron, cache, quiet, shard = order
         self.is_sharded = wants_shards(accelerator, shard)
+        if self.is_sharded and model_config.weight_bits < FULL:
+            raise SpikegptError(
+                f"weight_bits {model_config.weight_bits:g} needs whole matrices, which --shard divides; leave out one"
+            )
         use_threads(config.threads)
         newest = None if begun is None else ckpt.latest_checkpoint(run)
         # one process prepares the token file, the others find it done
@@ -176,7 +182,10 @@ class _Trainer(Loop):
             if begun is not None:
                 check_facts(run, begun, facts, data.header)
             shards = accelerator if self.is_sharded else None
-            return facts, make_model(model_config, config, data, weights, neuron, start is not None, shards)
+            model = make_model(model_config, config, data, weights, neuron, start is not None, shards)
+            if weights is not None and model.config.weight_bits < FULL:
+                start_latent(model, weights, config.confident)
+            return facts, model
 
         facts, made = ckpt.read_steadily(start or run, begin)
         made.seeded_dropout = begun is None or begun.get("seeded_dropout", False)
@@ -186,13 +195,14 @@ class _Trainer(Loop):
         if begun is None and config.precision == "auto":
             self.precision = agree_on_precision(made, config.batch_size, accelerator, self.is_sharded)
             config = dataclasses.replace(config, precision=self.precision.precision)
+        latent = LatentWeights(made, config.confident) if made.config.weight_bits < FULL else None
         if self.is_sharded:
             model, optimizer = made, accelerator.prepare_optimizer(make_optimizer(made, config))
         else:
-            model, optimizer = accelerator.prepare(made, make_optimizer(made, config))
+            model, optimizer = accelerator.prepare(made, make_optimizer(made, config, latent))
         # without accelerate's own autocast: what is evaluated are the float32 weights
         bare_model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-        objective = LanguageModelling(model, bare_model, data, config, accelerator)
+        objective = LanguageModelling(model, bare_model, data, config, accelerator, latent)
         super().__init__(objective, model, optimizer, config, accelerator)
         # dropout must differ between processes, and be the same when the run is repeated
         torch.manual_seed((config.seed + 1 + accelerator.process_index) % 2**64)
@@ -304,9 +314,12 @@ class _Trainer(Loop):
         tokens = self.objective.tokens_per_step
         bits = done.cross_entropy / math.log(2) * self.objective.tokens_per_byte("train")
         self.log.progress(self.step, done.cross_entropy, bits, tokens / done.seconds, firing)
+        latent = self.objective.latent
+        codes = {} if latent is None else {"codes_changed": latent.changed}
         self.log.record(
             self.step,
             kind="train",
+            **codes,
             loss=done.cross_entropy,
             losses=done.losses,
             bits_per_byte=bits,

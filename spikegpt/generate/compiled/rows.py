@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...model.mixers import Mixer, Rows
 from ...model.network import SpikeGPT
+from ...model.quantised import Quantised, codes_of, low_bit_matrices, quantise
 from ...neuron.lif import LIF
 from .pages import in_huge_pages
 from .team import Team
@@ -113,6 +114,9 @@ class Packer:
     def __init__(self, model: SpikeGPT, weights: str):
         self.model, self.weights, self.places = model, weights, 0
         self.real = torch.float64 if model.emb.weight.dtype == torch.float64 else torch.float32
+        low_bit = low_bit_matrices(model, model.config.weight_bits) if model.weight_steps else {}
+        # a view of other rows is a new tensor each time, and lives as long as it is looked up
+        self._low_bit = {id(matrix): (name, bits) for name, (matrix, bits) in low_bit.items()}
 
     @property
     def dtype(self) -> np.dtype:
@@ -130,17 +134,29 @@ class Packer:
 
     def product(self, *products: Sequence[nn.Linear | Rows]) -> Product:
         """The same product of every layer, or several of the same inputs, side by side; it has a place of its own."""
+        place, self.places = self.places, self.places + 1
+        # of a model of a few bits what has no codes stays as it is
+        is_coded = not self._low_bit or all(id(matrix.weight) in self._low_bit for part in products for matrix in part)
+        if self.weights == "int8" and is_coded:
+            found = [[self._codes(matrix) for matrix in matrices] for matrices in products]
+            codes = torch.cat([torch.stack([layer.codes.T for layer in part]) for part in found], dim=2).contiguous()
+            steps = torch.cat([torch.stack([layer.step for layer in part]) for part in found], dim=1)
+            return Product(in_huge_pages(codes.numpy()), steps.numpy(), place)
         stacks = [torch.stack([matrix.weight.detach().T for matrix in matrices]) for matrices in products]
         stack = stacks[0].contiguous() if len(stacks) == 1 else torch.cat(stacks, dim=2)
-        place, self.places = self.places, self.places + 1
         if self.weights == "bfloat16":
             words = stack.to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
             return Product(in_huge_pages(words), None, place)
-        if self.weights == "int8":
-            scales = (stack.abs().amax(dim=1) / 127).clamp(min=1e-30)
-            words = (stack / scales.unsqueeze(1)).round().to(torch.int8).numpy()
-            return Product(in_huge_pages(words), scales.numpy(), place)
         return Product(in_huge_pages(stack.numpy()), None, place)
+
+    def _codes(self, matrix: nn.Linear | Rows) -> Quantised:
+        """Those that a matrix of a few bits was made of, or eight bits for the engine alone."""
+        weight = matrix.weight
+        if id(weight) not in self._low_bit:
+            return quantise(weight.detach(), 8)
+        name, bits = self._low_bit[id(weight)]
+        step = self.model.weight_steps[name].to(weight.device)
+        return Quantised(codes_of(name, weight, step, bits), step)
 
     def neurons(self, owners: Sequence[nn.Module], site: str) -> Neurons:
         """The neurons at `site` of the same half of every layer."""
