@@ -7,7 +7,8 @@ Each learns as many tokens by the same recipe (tax.py's student at COMPARED of t
 numbers of steps from the first step on; float32 are the students of tax.py, whose runs are shared if --runs are its
 own. With --settle once more, the last CONFIDENT_SHARE of the steps with `--confident`, which settles the codes. Bits of
 the whole valid split, read once with carried state; `changed` is the share of codes that a step changed, mean over the
-last tenth. Writes results/low_bit.json. Last line: JSON with, by bits, tax, changed and file_bytes, and the same of the settled.
+last tenth. Writes results/low_bit.json. Last line: JSON with, by bits, tax, changed and file_bytes, and settled_tax,
+settled_changed.
 """
 
 import argparse
@@ -90,12 +91,9 @@ def main() -> None:
     options = parser.parse_args()
     options.sizes = SIZES["2.0M"]
     if options.quick:
-        options.sizes, options.steps, options.seeds = (
-            {"n_layer": 1, "n_embd": 32, "ctx_len": 16, "batch_size": 4},
-            20,
-            [0],
-        )
-        options.bits, options.settle, options.runs = True, Path(tempfile.mkdtemp())
+        options.sizes, options.steps = {"n_layer": 1, "n_embd": 32, "ctx_len": 16, "batch_size": 4}, 20
+        options.seeds, options.bits, options.settle = [0], [4.0, 1.58], True
+        options.runs = Path(tempfile.mkdtemp())
     out = (options.runs or Path(f"runs/tax-{options.steps}")).absolute()
     options.data = [str(Path(name).absolute()) if Path(name).exists() else name for name in options.data]
     options.bits = [int(bits) if bits == int(bits) else bits for bits in options.bits]
