@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ..count.counts import ELEMENTWISE
 from .context import ContextPoint
-from .measurement import Measurement, NeuronPlace
+from .measurement import QUANTISED, Measurement, NeuronPlace
 
 PREFILL = "prefill"
 STATE_BITS = 32
@@ -155,8 +155,9 @@ def phases(measurements: Sequence[Measurement]) -> list[str]:
 
 
 def twin_of(measurements: Sequence[Measurement]) -> Measurement | None:
-    """Return the first model without spikes."""
-    return next((measurement for measurement in measurements if measurement.firing_rate is None), None)
+    """Return the first model without spikes that is not a spiking one with every product done."""
+    dense = (measurement for measurement in measurements if measurement.firing_rate is None)
+    return next((measurement for measurement in dense if measurement.block != QUANTISED), None)
 
 
 def spiking(measurements: Sequence[Measurement]) -> list[Measurement]:

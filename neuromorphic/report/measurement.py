@@ -8,6 +8,9 @@ from ..count.counts import MAXIMA, SPIKES, Counts, Tally
 from ..energy.published import idealised_ops
 from .context import ContextPoint
 
+# `block` of the same model run as a quantised network, see `count.every_product`
+QUANTISED = "quantised"
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerOps:

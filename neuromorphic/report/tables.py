@@ -18,11 +18,12 @@ from .derived import (
     tokens_per_byte,
 )
 from .formats import joule, joule_range, percent, shorten, si
-from .measurement import Measurement
+from .measurement import QUANTISED, Measurement
 
 # what a terminal shows: the field's convention, arithmetic with memory, and a neuromorphic instruction set
 TERMINAL_PROFILES = ("convention-4.6-0.9", "horowitz45-fp32", "seneca22")
-
+# and where a quantised network stands beside them: products of small integers
+INTEGER_PROFILE = "horowitz45-int8"
 
 CONTEXT_HEADER = ["", "keeps", "context", "bits per byte", "bytes per text", "operations per token"]
 
@@ -110,12 +111,13 @@ def speed_cell(measurement: Measurement, phase: str) -> str:
 
 def comparison_table(measurements: Sequence[Measurement]) -> str:
     """Return the side-by-side table for a terminal of 120 columns: three models to a row, more of them below."""
-    blocks = [_text_table(measurements[first : first + 3]) for first in range(0, len(measurements), 3)]
+    profiles = _terminal_profiles(measurements)
+    blocks = [_text_table(measurements[first : first + 3], profiles) for first in range(0, len(measurements), 3)]
     notes = [
         "energies are estimates from price tables; > means that some terms have no price there, "
         "not priced: most operations",
         f"state at {STATE_BITS} bits",
-        *sending_notes(measurements, TERMINAL_PROFILES),
+        *sending_notes(measurements, profiles),
     ]
     return "\n\n".join(blocks) + "\n" + "\n".join(notes)
 
@@ -131,10 +133,15 @@ def sending_notes(measurements: Sequence[Measurement], profiles: Sequence[str] |
     return [f"integer spikes in {', '.join(names)}: {said}" for said, names in tables.items()]
 
 
-def _text_table(measurements: Sequence[Measurement]) -> str:
+def _terminal_profiles(measurements: Sequence[Measurement]) -> tuple[str, ...]:
+    has_quantised = any(measurement.block == QUANTISED for measurement in measurements)
+    return (*TERMINAL_PROFILES, INTEGER_PROFILE) if has_quantised else TERMINAL_PROFILES
+
+
+def _text_table(measurements: Sequence[Measurement], profiles: Sequence[str]) -> str:
     cells = [
         ["", *(shorten(measurement.name, 28) for measurement in measurements)],
-        *comparison_rows(measurements, TERMINAL_PROFILES),
+        *comparison_rows(measurements, profiles),
     ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(

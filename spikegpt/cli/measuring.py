@@ -69,6 +69,7 @@ def _measure(
         profiles=profiles,
         cache=options.cache,
         device=options.device,
+        quantised_twin=isinstance(options, Compare) and options.quantised_twin,
     )
     if options.prompt is not None and all(measurement.firing is None for measurement in measurements):
         warn_of_idle_options(options, {"prompt": "a dense model has no raster"})

@@ -214,6 +214,9 @@ class Compare(Measuring):
 
     runs: Annotated[Positional[tuple[Path, ...]], arg(help="folders of runs or checkpoints")]
     twin: Annotated[bool, arg(help="add the dense twin of the first run: found beside it, or trained now")] = False
+    quantised_twin: Annotated[
+        bool, arg(help="add each spiking run as a quantised network: the same numbers, every product done")
+    ] = False
 
 
 @dataclass(kw_only=True)

@@ -3,6 +3,7 @@
 The only wing that knows both packages: `neuromorphic` counts any torch model, and nothing of it knows ours.
 """
 
+import dataclasses
 import math
 import platform
 import statistics
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,8 +34,11 @@ from neuromorphic import (
     published_saving,
     raster,
 )
+from neuromorphic.count.counts import SPIKES, Tally
+from neuromorphic.count.every_product import every_product, level_bits
 from neuromorphic.energy.published import AC_PJ, MAC_PJ
 from neuromorphic.report.context import ContextPoint
+from neuromorphic.report.measurement import QUANTISED
 
 from ..checkpoint.run import locate, progress_of, run_of, training_of
 from ..checkpoint.weights import load_model
@@ -70,6 +75,7 @@ def measure_runs(
     profiles: Sequence[Profile] = (),
     cache: Path | None = None,
     device: str | torch.device = "auto",
+    quantised_twin: bool = False,
 ) -> list[Measurement]:
     """Return the measurements of the models in `runs`, all on the same text, in the order given.
 
@@ -77,6 +83,7 @@ def measure_runs(
         split, file, limit: the text, as in `evaluate.read_text`; at most `limit` tokens.
         prompt: text for the spike raster; the beginning of the measured text if None.
         profiles: price tables for the energy estimates.
+        quantised_twin: behind them all, each spiking model once more as a quantised network (`as_quantised`).
 
     Raises:
         SpikegptError: no run is given, one is not whole, the device is not there, or the runs would be measured on
@@ -105,12 +112,12 @@ def measure_runs(
             )
     _say(f"measuring {', '.join(map(str, runs))} on {texts[0][1]}: {len(texts[0][0]):,} tokens")
     speeds = measure_speed([model for model, _, _ in loaded], [tokens for tokens, _ in texts])
-    measurements = []
+    measurements, quantised = [], []
     for (model, tokenizer, run), (tokens, source), name, speed, context in zip(
         loaded, texts, _short_names(runs), speeds, contexts, strict=True
     ):
         with named_if_not_finite(run):
-            measurement = measure_model(
+            measurement, tally = _measured(
                 model,
                 tokenizer,
                 tokens,
@@ -123,7 +130,9 @@ def measure_runs(
                 context=context,
             )
         measurements.append(measurement)
-    return measurements
+        if quantised_twin and measurement.firing_rate is not None:
+            quantised.append(as_quantised(measurement, tally, profiles))
+    return measurements + quantised
 
 
 def _training_notes(run: Path) -> tuple[str, ...]:
@@ -142,7 +151,6 @@ def _short_names(runs: Sequence[Path]) -> list[str]:
     return [name if names.count(name) == 1 else str(run) for name, run in zip(names, runs, strict=True)]
 
 
-@torch.inference_mode()
 def measure_model(
     model: SpikeGPT,
     tokenizer: Tokenizer,
@@ -160,6 +168,35 @@ def measure_model(
 
     `context` is what `measure_context` found before.
     """
+    return _measured(
+        model,
+        tokenizer,
+        tokens,
+        name=name,
+        source=source,
+        prompt=prompt,
+        profiles=profiles,
+        tokens_per_s=tokens_per_s,
+        notes=notes,
+        context=context,
+    )[0]
+
+
+@torch.inference_mode()
+def _measured(
+    model: SpikeGPT,
+    tokenizer: Tokenizer,
+    tokens: np.ndarray,
+    *,
+    name: str,
+    source: str,
+    prompt: str | None,
+    profiles: Sequence[Profile],
+    tokens_per_s: dict[str, float] | None,
+    notes: tuple[str, ...],
+    context: tuple[ContextPoint, ...],
+) -> tuple[Measurement, Tally]:
+    """The measurement, and the counts that it is made of."""
     config = model.config
     # rates by token are for vocabularies that a person can look through
     has_small_vocabulary = config.vocab_size <= LARGEST_LISTED_VOCABULARY
@@ -178,8 +215,7 @@ def measure_model(
             _decode(model, _ids(model, tokens[: DECODED + 1])[:, :-1])
     tally = counter.tally()
     is_spiking = evaluation.firing_rate is not None
-    phases = tuple(tally.tokens)
-    return Measurement(
+    measurement = Measurement(
         name=name,
         block=config.spiking,
         text=source,
@@ -190,15 +226,9 @@ def measure_model(
         bits_per_byte=evaluation.bits_per_byte,
         firing_rate=evaluation.firing_rate,
         layers=layer_ops(tally, "prefill", evaluation.firing_rate, LEFT_OUT),
-        per_token={phase: per_token(tally.total(phase=phase), tally.token_count(phase)) for phase in phases},
-        by_kind={
-            kind: per_token(counts, tally.token_count("prefill")) for kind, counts in tally.by_kind("prefill").items()
-        },
+        **_counted(tally, profiles),
         firing=firing.to_dict(arrays=True) if is_spiking else None,
         rasters=_rasters(model, tokenizer, tokens, prompt) if is_spiking else (),
-        energy={
-            phase: {profile.name: estimate(tally, profile, phase).to_dict() for profile in profiles} for phase in phases
-        },
         state_elements=tally.footprint.state,
         key_value_elements_per_token=cached_per_token(config),
         parameter_bits=min(math.ceil(config.weight_bits), 8 * model.head.weight.element_size()),
@@ -208,6 +238,45 @@ def measure_model(
         context=context,
         notes=notes,
         wording=Wording(block=BLOCKS[config.spiking], places=neuron_places(model, evaluation.firing_rates)),
+    )
+    return measurement, tally
+
+
+def _counted(tally: Tally, profiles: Sequence[Profile]) -> dict[str, Any]:
+    """What of a measurement is counts and prices alone."""
+    phases = tuple(tally.tokens)
+    return {
+        "per_token": {phase: per_token(tally.total(phase=phase), tally.token_count(phase)) for phase in phases},
+        "by_kind": {
+            kind: per_token(counts, tally.token_count("prefill")) for kind, counts in tally.by_kind("prefill").items()
+        },
+        "energy": {
+            phase: {profile.name: estimate(tally, profile, phase).to_dict() for profile in profiles} for phase in phases
+        },
+    }
+
+
+def as_quantised(measurement: Measurement, tally: Tally, profiles: Sequence[Profile] = ()) -> Measurement:
+    """Return what a spiking model costs as a quantised network, which does every product: the same predictions."""
+    every, bits = every_product(tally), level_bits(tally)
+    layers = [
+        dataclasses.replace(layer, alphabet=f"integers of {bits} bits" if layer.alphabet in SPIKES else layer.alphabet)
+        for layer in layer_ops(every, "prefill", None)
+    ]
+    note = f"the numbers of {measurement.name}: every product done, its spikes as integers of at most {bits} bits"
+    return dataclasses.replace(
+        measurement,
+        name=f"{measurement.name}, quantised",
+        block=QUANTISED,
+        firing_rate=None,
+        layers=tuple(layers),
+        **_counted(every, profiles),
+        firing=None,
+        rasters=(),
+        tokens_per_s={},
+        context=(),
+        notes=(note,),
+        wording=Wording(block="quantised: every product is done"),
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from runs import MODEL, TRAIN
 
 from neuromorphic import OpCounter, estimate, load_profile
+from neuromorphic.report.derived import twin_of
 from spikegpt.checkpoint.weights import load_model
 from spikegpt.common.errors import SpikegptError
 from spikegpt.config import ModelConfig
@@ -215,6 +216,27 @@ def test_no_run_is_refused(cache):
 def test_a_measurement_is_plain_values(trained, cache):
     (measured,) = measure(trained, cache=cache)
     assert json.loads(json.dumps(measured.to_dict()))["name"] == "trained"
+
+
+def test_the_quantised_twin_does_every_product(trained, make_run, cache):
+    dense = make_run("dense", DENSE)
+    spiking, twin, quantised = measure(trained, dense, cache=cache, quantised_twin=True)
+    assert quantised.name == f"{spiking.name}, quantised" and quantised.block == "quantised"
+    assert quantised.bits_per_byte == spiking.bits_per_byte and quantised.firing_rate is None
+    assert twin_of([spiking, quantised]) is None and twin_of([spiking, twin, quantised]) is twin
+    reads_spikes = {layer.module for layer in spiking.layers if layer.is_spike_driven}
+    assert len(reads_spikes) == 7 * 2
+    for own, other in zip(quantised.layers, spiking.layers, strict=True):
+        # the head reads real numbers in both, and skips their zeros in both
+        assert own.built_macs == (own.dense_ops if own.module in reads_spikes else other.built_macs)
+        assert own.built_acs == 0 and own.dense_ops == other.dense_ops
+    # up to 16 unit spikes of a hidden neuron: five bits and a sign, if one emitted that many
+    assert any(layer.alphabet.startswith("integers of ") for layer in quantised.layers)
+    terms = {term["name"]: term for term in quantised.energy["decode"]["horowitz45-fp32"]["terms"]}
+    assert terms["mac"]["count"] > 0 and "ac" not in terms
+    # one by one every weight of each product is fetched, for each of the tokens
+    fetched = sum(layer.dense_ops for layer in quantised.layers if layer.module in reads_spikes)
+    assert terms["weights"]["count"] >= fetched
 
 
 @pytest.mark.parametrize("sizes", [(1, 8), (3, 20), (2, 15)])
