@@ -92,7 +92,7 @@ def tokens_per_byte(measurement: Measurement) -> float:
 
 
 def state_bytes(measurement: Measurement) -> float:
-    """Return the bytes carried for one text, at any length."""
+    """Return the bytes carried for one text, at any length, or after `state_tokens`."""
     return measurement.state_elements * STATE_BITS / 8
 
 
@@ -154,10 +154,16 @@ def phases(measurements: Sequence[Measurement]) -> list[str]:
     return list(dict.fromkeys(phase for measurement in measurements for phase in measurement.energy))
 
 
-def twin_of(measurements: Sequence[Measurement]) -> Measurement | None:
-    """Return the first model without spikes that is not a spiking one with every product done."""
-    dense = (measurement for measurement in measurements if measurement.firing_rate is None)
-    return next((measurement for measurement in dense if measurement.block != QUANTISED), None)
+def twin_of(model: Measurement, measurements: Sequence[Measurement]) -> Measurement | None:
+    """Return the first dense model of the family of `model`; a spiking one with every product done is none."""
+    return next(
+        (
+            measurement
+            for measurement in measurements
+            if measurement.firing_rate is None and measurement.block != QUANTISED and measurement.family == model.family
+        ),
+        None,
+    )
 
 
 def spiking(measurements: Sequence[Measurement]) -> list[Measurement]:

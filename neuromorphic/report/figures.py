@@ -243,8 +243,9 @@ def _quality_point(axes: Axes, model: Measurement, colour: str, height: float, f
 
 
 def _quality_title(measurements: Sequence[Measurement]) -> str:
-    twin, models = twin_of(measurements), spiking(measurements)
-    if twin is None or len(models) != 1 or not effective_ops(twin):
+    models = spiking(measurements)
+    twin = twin_of(models[0], measurements) if len(models) == 1 else None
+    if twin is None or not effective_ops(twin):
         return "Quality against operations: lower and further left is better" + (
             "; open circles are hypothetical" if models else ""
         )
@@ -275,7 +276,9 @@ def state_memory(measurements: Sequence[Measurement]) -> Figure:
     low, high = np.log10(axes.get_ylim())
     heights = 10 ** np.array(spread([math.log10(state_bytes(model)) for model, _ in shown], 0.09 * (high - low)))
     for (model, colour), height in zip(shown, heights, strict=True):
-        axes.plot(lengths, [state_bytes(model)] * 2, color=colour, linewidth=1.6)
+        full = model.state_tokens or 1
+        grown = [state_bytes(model) / full, *[state_bytes(model)] * 2]
+        axes.plot([1, full, lengths[1]], grown, color=colour, linewidth=1.6)
         axes.annotate(
             f"{shorten(model.name, 16)} {si(state_bytes(model), 'B')}",
             (lengths[1], height),
@@ -290,6 +293,8 @@ def state_memory(measurements: Sequence[Measurement]) -> Figure:
 
 def _state_title(measurements: Sequence[Measurement]) -> str:
     for model in spiking(measurements) or measurements:
+        if model.state_tokens is not None:
+            continue
         cache = cache_bytes_per_token(model)
         if cache and model.state_elements:
             passed = math.floor(state_bytes(model) / cache) + 1

@@ -201,14 +201,13 @@ def _cell(text: str) -> str:
 
 def _summary(measurements: Sequence[Measurement]) -> list[str]:
     """Plain words, computed from the counts; a paragraph per spiking model, as HTML."""
-    twin = twin_of(measurements)
     if not spiking(measurements):
         model = measurements[0]
         return [
             f"{_strong(model)} has no spikes: "
             f"a token costs {si(dense_work(model).macs)} multiply-accumulates, zeros included."
         ]
-    return [_summary_of(model, twin) for model in spiking(measurements)]
+    return [_summary_of(model, twin_of(model, measurements)) for model in spiking(measurements)]
 
 
 def _summary_of(model: Measurement, twin: Measurement | None) -> str:

@@ -102,7 +102,7 @@ class Measurement:
     energy: dict[str, dict[str, dict[str, Any]]]
     """phase -> profile -> EnergyEstimate.to_dict()"""
     state_elements: int
-    """carried for one text, at any length"""
+    """carried for one text, at any length, or after `state_tokens`"""
     key_value_elements_per_token: int
     """what a Transformer of the same layers and width would keep for every token of its context"""
     parameter_bits: int
@@ -110,6 +110,10 @@ class Measurement:
     tokens_per_s: dict[str, float]
     """phase -> measured on this host, by torch on its threads; says nothing of other hardware"""
     host: str
+    family: str = ""
+    """equal for models that differ in how spikes enter alone: a dense one is the twin of the spiking ones"""
+    state_tokens: int | None = None
+    """tokens of the context with which the state grows; None if it is as large at any length"""
     uncounted: tuple[dict[str, Any], ...] = ()
     context: tuple[ContextPoint, ...] = ()
     """what memory costs and buys by length, of this model and of those beside it; where that was measured"""

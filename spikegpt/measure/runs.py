@@ -230,6 +230,8 @@ def _measured(
         firing=firing.to_dict(arrays=True) if is_spiking else None,
         rasters=_rasters(model, tokenizer, tokens, prompt) if is_spiking else (),
         state_elements=tally.footprint.state,
+        family=f"{config.mixer} of {config.n_layer} layers of width {config.n_embd}",
+        state_tokens=config.ctx_len if config.mixer == "attention" else None,
         key_value_elements_per_token=cached_per_token(config),
         parameter_bits=min(math.ceil(config.weight_bits), 8 * model.head.weight.element_size()),
         tokens_per_s=tokens_per_s or {},

@@ -223,7 +223,8 @@ def test_the_quantised_twin_does_every_product(trained, make_run, cache):
     spiking, twin, quantised = measure(trained, dense, cache=cache, quantised_twin=True)
     assert quantised.name == f"{spiking.name}, quantised" and quantised.block == "quantised"
     assert quantised.bits_per_byte == spiking.bits_per_byte and quantised.firing_rate is None
-    assert twin_of([spiking, quantised]) is None and twin_of([spiking, twin, quantised]) is twin
+    assert twin_of(spiking, [spiking, quantised]) is None
+    assert twin_of(spiking, [spiking, quantised, twin]) is twin
     reads_spikes = {layer.module for layer in spiking.layers if layer.is_spike_driven}
     assert len(reads_spikes) == 7 * 2
     for own, other in zip(quantised.layers, spiking.layers, strict=True):
@@ -237,6 +238,15 @@ def test_the_quantised_twin_does_every_product(trained, make_run, cache):
     # one by one every weight of each product is fetched, for each of the tokens
     fetched = sum(layer.dense_ops for layer in quantised.layers if layer.module in reads_spikes)
     assert terms["weights"]["count"] >= fetched
+
+
+def test_attention_is_no_twin_and_its_state_grows(trained, make_run, cache):
+    attention = make_run("attention", dataclasses.replace(DENSE, mixer="attention", n_head=2), steps=1)
+    baseline, spiking = measure(attention, trained, cache=cache)
+    assert twin_of(spiking, [baseline, spiking]) is None
+    assert (baseline.state_tokens, spiking.state_tokens) == (16, None)
+    # full, it has a key and a value of each channel, layer and token; the newest is no state yet
+    assert baseline.state_elements in (2 * 2 * 16 * 16, 2 * 2 * 16 * 15)
 
 
 @pytest.mark.parametrize("sizes", [(1, 8), (3, 20), (2, 15)])
