@@ -12,8 +12,6 @@ from .canvas import DENSE, SPIKING_COLOURS, canvas, log_scale, statement, styled
 from .context import CONSTANT, ContextPoint
 from .formats import shorten, si
 
-WIDTH = 6.4
-
 
 class Group(NamedTuple):
     """What is drawn alike: (model, kind of policy), its points, and how."""
@@ -55,13 +53,13 @@ def _against_bytes(found: Sequence[tuple[ContextPoint, float]], title: str, labe
     height = {id(point): value for point, value in found if point.context == longest}
     shown = [point for point, _ in found if point.context == longest]
     groups = _grouped(shown)
-    figure, [axes] = canvas(title, _height(groups), width=WIDTH)
+    figure, [axes] = canvas(title, _height(groups))
     keys = []
     for (model, kind), group, colour, marker in groups:
         group = sorted(group, key=lambda point: point.bytes_per_text)
         x, y = [point.bytes_per_text for point in group], [height[id(point)] for point in group]
         axes.plot(x, y, marker=marker, color=colour, markersize=7 if kind == CONSTANT else 4.5, linewidth=1.4)
-        keys.append(Line2D([], [], marker=marker, color=colour, label=shorten(f"{model}: {kind}", 34)))
+        keys.append(Line2D([], [], marker=marker, color=colour, label=shorten(f"{model}: {kind}", 28)))
     log_scale(axes, "x", "B")
     _few_ticks(axes, [point.bytes_per_text for point in shown])
     axes.set(xlabel="bytes carried per text", ylabel=label)
@@ -74,7 +72,7 @@ def _against_bytes(found: Sequence[tuple[ContextPoint, float]], title: str, labe
 def operations_against_context(points: Sequence[ContextPoint]) -> Figure:
     """Return the operations of a token against how many were read before, by model and policy."""
     groups = _grouped(points)
-    figure, [axes] = canvas("Operations of one token by how many were read before", _height(groups), width=WIDTH)
+    figure, [axes] = canvas("Operations of one token by how many were read before", _height(groups))
     keys = []
     for (model, kind), group, colour, marker in groups:
         for policy in dict.fromkeys(point.policy for point in group):
@@ -87,11 +85,11 @@ def operations_against_context(points: Sequence[ContextPoint]) -> Figure:
                 markersize=4.5,
                 linewidth=1.4,
             )
-        keys.append(Line2D([], [], marker=marker, color=colour, label=shorten(f"{model}: {kind}", 34)))
+        keys.append(Line2D([], [], marker=marker, color=colour, label=shorten(f"{model}: {kind}", 28)))
     for which, values in (("x", [p.context for p in points]), ("y", [p.operations_per_token for p in points])):
         log_scale(axes, which)
         _few_ticks(axes, values, which)
-    axes.set(xlabel="context in tokens", ylabel="products and elementwise operations")
+    axes.set(xlabel="context in tokens", ylabel="operations of one token")
     axes.grid()
     figure.legend(handles=keys, loc="outside lower left", ncols=2, handlelength=1.6, columnspacing=1.4)
     return figure
