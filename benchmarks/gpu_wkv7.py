@@ -15,7 +15,7 @@ from measure import alternate, ratio
 from torch.nn import functional as F
 
 from spikegpt.kernels import event_wkv7, wkv7
-from spikegpt.kernels.wkv7.gpu import HEAD_SIZES
+from spikegpt.kernels.gpu import HEAD_SIZES
 
 if TYPE_CHECKING:
     from gpu import Machine

@@ -18,6 +18,10 @@ from .backends import what_to_install
 
 # the macro ELEMENT of cuda/elements.cuh
 ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+# channels of a head that kernels of cuda/heads.cuh are compiled for
+HEAD_SIZES = 32, 64, 128
+# what these read at once, in bytes
+ALIGNMENT = 16
 # few, because there are few neurons and many multiprocessors
 THREADS = 64
 
@@ -79,6 +83,18 @@ def _module(source: str, element: torch.dtype, device_index: int):
     return import_cupy().RawModule(
         code=read_source(source), options=(f"-DELEMENT={ELEMENTS[element]}",), backend="nvrtc"
     )
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """Return `tensor` without gaps in memory, from a place on that kernels of cuda/heads.cuh can read."""
+    tensor = tensor.contiguous()
+    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
+
+
+def wrong_head_size(operation: str, channels: int) -> str:
+    """Return what to say of heads that an operation has no kernel for."""
+    sizes = ", ".join(map(str, HEAD_SIZES))
+    return f"{operation}: the kernel for a GPU takes heads of {sizes} channels, got {channels}"
 
 
 def _as_argument(value: Tensor | float | None) -> np.generic:

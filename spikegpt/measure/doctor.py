@@ -13,7 +13,7 @@ from ..common.devices import available_devices, find_device, finish
 from ..common.version import __version__
 from ..config import model_preset
 from ..generate.engine import GATHERED_TEXTS, SHARED_WEIGHTS, Engine
-from ..kernels import event_matvec, event_wkv, event_wkv7, integer_lif, lif, wkv, wkv7
+from ..kernels import event_matvec, event_wkv, event_wkv7, integer_lif, lif, wkv, wkv6, wkv7
 from ..kernels.backends import FAST_BACKEND, is_installed, what_to_install
 from ..kernels.gpu import installed_cupy
 from ..model.network import SpikeGPT
@@ -33,7 +33,7 @@ PACKAGES = (
     "spikingjelly",
 )
 SHAPE = (4, 256, 512)
-# channels of a head of `wkv7` and `event_wkv7`
+# channels of a head of `wkv6`, `wkv7` and `event_wkv7`
 HEAD_SIZE = 64
 DECODED = 32
 # texts at once whose sharing among threads is shown beside that of one
@@ -179,6 +179,20 @@ def wkv_of(inputs: list[torch.Tensor], backend: str) -> torch.Tensor:
     return wkv(time_decay, time_first, key, value, backend=backend)[0]
 
 
+def _wkv6_inputs(dtype: torch.dtype) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    B, T, C = SHAPE
+    receptance, log_decay, key, value = torch.randn(4, B, T, C // HEAD_SIZE, HEAD_SIZE, generator=generator)
+    time_first = torch.randn(C // HEAD_SIZE, HEAD_SIZE, generator=generator)
+    tensors = receptance, -log_decay.exp(), key / HEAD_SIZE**0.5, value, time_first
+    return [tensor.to(dtype) for tensor in tensors]
+
+
+def wkv6_of(inputs: list[torch.Tensor], backend: str) -> torch.Tensor:
+    receptance, log_decay, key, value, time_first = inputs
+    return wkv6(receptance, log_decay, key, value, time_first, backend=backend)[0]
+
+
 def _wkv7_inputs(dtype: torch.dtype) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     B, T, C = SHAPE
@@ -224,6 +238,7 @@ KERNELS: dict[str, tuple[Callable, Callable]] = {
     "integer_lif": (_lif_inputs, integer_lif_of),
     "wkv": (_wkv_inputs, wkv_of),
     "event_wkv": (_event_wkv_inputs, event_wkv_of),
+    "wkv6": (_wkv6_inputs, wkv6_of),
     "wkv7": (_wkv7_inputs, wkv7_of),
     "event_wkv7": (_event_wkv7_inputs, event_wkv7_of),
     "event_matvec": (_event_matvec_inputs, event_matvec_of),

@@ -69,7 +69,7 @@ def test_wkv7_matches_reference_at_every_size(host, size):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("N", cuda_wkv7.HEAD_SIZES)
+@pytest.mark.parametrize("N", gpu.HEAD_SIZES)
 def test_wkv7_matches_reference_in_every_dtype(host, N, dtype):
     assert_matches_reference(make_inputs(2, 37, 1, N, dtype))
 
@@ -147,7 +147,7 @@ def test_inputs_need_not_be_contiguous_nor_begin_at_whole_16_bytes(host, monkeyp
 def test_the_source_and_python_agree():
     text = gpu.read_source("wkv7")
     assert int(re.search(r"#define CHUNK (\d+)", text)[1]) == cuda_wkv7.CHUNK
-    assert tuple(map(int, re.findall(r"walk\(Channel<(\d+)>", text))) == cuda_wkv7.HEAD_SIZES
+    assert tuple(map(int, re.findall(r"walk\(Channel<(\d+)>", text))) == gpu.HEAD_SIZES
 
 
 def take_the_way_of(backend, monkeypatch):

@@ -7,12 +7,23 @@ import math
 
 import pytest
 import torch
-from kernel_cases import event_wkv7_inputs, event_wkv7_state
+from kernel_cases import event_wkv7_inputs, event_wkv7_state, wkv6_inputs
 from torch.nn import functional as F
 
 from spikegpt.config import ModelConfig, model_preset
 from spikegpt.generate.engine import Engine
-from spikegpt.kernels import EventWKV7State, EventWKVState, WKVState, event_wkv, event_wkv7, integer_lif, lif, wkv, wkv7
+from spikegpt.kernels import (
+    EventWKV7State,
+    EventWKVState,
+    WKVState,
+    event_wkv,
+    event_wkv7,
+    integer_lif,
+    lif,
+    wkv,
+    wkv6,
+    wkv7,
+)
 from spikegpt.model.network import SpikeGPT
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -104,6 +115,16 @@ def test_kernels_match_the_float64_reference(operation, size, dtype):
         assert wrong.double().mean() <= (1e-3 if "lif" in operation else 0)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("size", HEADS, ids=str)
+def test_wkv6_matches_the_float64_reference(size, dtype):
+    inputs = [tensor.detach() for tensor in wkv6_inputs(*size, dtype)]
+    found = outputs_and_gradients(wkv6, leaves(inputs, DEVICE), "cupy")
+    wanted = outputs_and_gradients(wkv6, leaves(inputs, DEVICE, torch.float64), "reference")
+    for ours, exact in zip(found, wanted, strict=True):
+        assert (ours.double() - exact).abs().max() <= TOLERANCE[dtype] * exact.abs().max().clamp(min=1e-6)
+
+
 def wkv7_inputs(B, T, H, N, dtype):
     generator = torch.Generator().manual_seed(B * 10000 + T * 100 + N)
     r, d, k, v, direction, rate = torch.randn(6, B, T, H, N, generator=generator)
@@ -114,7 +135,11 @@ def wkv7_inputs(B, T, H, N, dtype):
 
 
 def run_wkv7(inputs, backend: str):
-    outputs = wkv7(*inputs, backend=backend)
+    return outputs_and_gradients(wkv7, inputs, backend)
+
+
+def outputs_and_gradients(operation, inputs, backend: str):
+    outputs = operation(*inputs, backend=backend)
     generator = torch.Generator().manual_seed(1)
     cotangents = [torch.randn(out.shape, generator=generator).to(out) for out in outputs]
     return [*(out.detach() for out in outputs), *torch.autograd.grad(outputs, inputs, cotangents)]

@@ -52,16 +52,3 @@ def test_a_bonus_of_other_heads_is_named():
     inputs[4] = inputs[4][:1]
     with pytest.raises(ValueError, match=r"time_first is torch.float32 \(1, 4\)"):
         wkv6(*inputs)
-
-
-def test_on_a_gpu_it_says_that_it_is_slow(monkeypatch):
-    """`choose_backend` stands for the GPU."""
-    from spikegpt.kernels.wkv6 import door
-
-    inputs = wkv6_inputs(1, 3, 1, 4)
-    wanted = wkv6(*inputs, backend="reference")
-    monkeypatch.setattr(door, "choose_backend", lambda *given: "cupy")
-    with pytest.warns(RuntimeWarning, match="no kernel for a GPU; using the slow plain-torch reference"):
-        assert all(map(torch.equal, wkv6(*inputs), wanted))
-    with pytest.raises(ValueError, match="no kernel for a GPU; use backend='auto'"):
-        wkv6(*inputs, backend="cupy")

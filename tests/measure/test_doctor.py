@@ -43,7 +43,7 @@ def small_shape(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["wkv7", "event_wkv7"])
+@pytest.mark.parametrize("name", ["wkv6", "wkv7", "event_wkv7"])
 def test_wkv7_is_examined_and_right(small_shape, name):
     make, run = KERNELS[name]
     assert doctor._examine(make, run, "cpu")["is_right"]

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from ..backends import choose_backend, fast_kernels
 from ..checks import check_heads
+from ..gpu import HEAD_SIZES, wrong_head_size
 from ..operators import custom_operator, declare_cost, new_like
 from . import reference
-
-NO_GPU = "wkv6: there is no kernel for a GPU"
 
 
 def wkv6(
@@ -37,7 +36,7 @@ def wkv6(
         time_first: (H, N), what the token's own key is multiplied by.
         state: (B, H, N, N), rows are channels of keys, columns of values, carried in from the tokens before; None
             (zeros) at the start of a text. float32, or float64 with float64 keys.
-        backend: there is no kernel for a GPU; "auto" is the reference there, with a warning.
+        backend: on a GPU the kernel serves heads of HEAD_SIZES channels; others "auto" leaves to the reference.
 
     Returns:
         output (B, T, H, N) in the dtype of `key`; the state after the last token.
@@ -51,11 +50,10 @@ def wkv6(
             f"wkv6: time_first is {time_first.dtype} {tuple(time_first.shape)} on {time_first.device}, want floating "
             f"point {tuple(key.shape[2:])} on {key.device}"
         )
-    chosen = choose_backend(backend, "wkv6", key)
-    if chosen == "cupy":
-        if backend != "auto":
-            raise ValueError(f"{NO_GPU}; use backend='auto'")
-        warnings.warn(f"{NO_GPU}; using the slow plain-torch reference", RuntimeWarning, stacklevel=2)
+    chosen, N = choose_backend(backend, "wkv6", key), key.shape[-1]
+    if chosen == "cupy" and N not in HEAD_SIZES and backend == "auto":
+        message = f"{wrong_head_size('wkv6', N)}; using the slow plain-torch reference"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
         chosen = "reference"
     implementation = reference.wkv6 if chosen == "reference" else wkv6_operator
     return implementation(receptance, log_decay.to(state.dtype), key, value, time_first.to(state.dtype), state)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..backends import choose_backend, fast_kernels
 from ..checks import check_heads
+from ..gpu import HEAD_SIZES, wrong_head_size
 from ..operators import custom_operator, declare_cost, new_like
 from . import reference
-from .gpu import HEAD_SIZES, wrong_head_size
 
 
 def wkv7(
@@ -46,7 +46,8 @@ def wkv7(
     state = check_heads("wkv7", key, log_decay, state, receptance=receptance, value=value, a=a, b=b)
     chosen, N = choose_backend(backend, "wkv7", key), key.shape[-1]
     if chosen == "cupy" and N not in HEAD_SIZES and backend == "auto":
-        warnings.warn(f"{wrong_head_size(N)}; using the slow plain-torch reference", RuntimeWarning, stacklevel=2)
+        message = f"{wrong_head_size('wkv7', N)}; using the slow plain-torch reference"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
         chosen = "reference"
     implementation = reference.wkv7 if chosen == "reference" else wkv7_operator
     return implementation(receptance, log_decay.to(state.dtype), key, value, a, b, state)

@@ -4,14 +4,11 @@ import torch
 from torch import Tensor
 
 from .. import gpu
+from ..gpu import HEAD_SIZES, aligned, wrong_head_size
 from ..operators import new_like
 
-# channels of a head that cuda/wkv7.cu is compiled for
-HEAD_SIZES = 32, 64, 128
 # tokens between two states that the backward pass keeps: CHUNK of cuda/wkv7.cu
 CHUNK = 32
-# what the kernels read at once, in bytes
-ALIGNMENT = 16
 
 
 def wkv7_forward(
@@ -40,7 +37,7 @@ def wkv7_backward(
     B, T, H, N = key.shape
     inputs = _inputs(receptance, log_decay, key, value, a, b, state)
     receptance, decay, key, value, a, b, state = inputs
-    grad_output, grad_last = _aligned(grad_output), _aligned(grad_state)
+    grad_output, grad_last = aligned(grad_output), aligned(grad_state)
     removed, grad_removed, terms, grad_log_decay = (torch.empty_like(decay) for _ in range(4))
     grad_receptance, grad_key, grad_value, grad_a, grad_b = (torch.empty_like(key) for _ in range(5))
     checkpoints, grad_first = torch.empty(-(-T // CHUNK), B, H, N, N, device=key.device), torch.empty_like(state)
@@ -53,11 +50,6 @@ def wkv7_backward(
     return grad_receptance, grad_log_decay, grad_key, grad_value, grad_a, grad_b, grad_first
 
 
-def wrong_head_size(channels: int) -> str:
-    """Return what to say of heads that there is no kernel for."""
-    return f"wkv7: the kernel for a GPU takes heads of {', '.join(map(str, HEAD_SIZES))} channels, got {channels}"
-
-
 def _launch(kernel: str, key: Tensor, *tensors: Tensor | None) -> None:
     B, T, H, N = key.shape
     gpu.launch("wkv7", kernel, key.dtype, B * H * N, *tensors, B, T, H, N)
@@ -66,10 +58,5 @@ def _launch(kernel: str, key: Tensor, *tensors: Tensor | None) -> None:
 def _inputs(receptance: Tensor, log_decay: Tensor, key: Tensor, *others: Tensor) -> list[Tensor]:
     """Return the inputs as the kernels take them: the decay in the place of its logarithm."""
     if key.shape[-1] not in HEAD_SIZES:
-        raise ValueError(f"{wrong_head_size(key.shape[-1])}; use backend='auto'")
-    return [_aligned(tensor) for tensor in (receptance, log_decay.detach().exp(), key, *others)]
-
-
-def _aligned(tensor: Tensor) -> Tensor:
-    tensor = tensor.contiguous()
-    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
+        raise ValueError(f"{wrong_head_size('wkv7', key.shape[-1])}; use backend='auto'")
+    return [aligned(tensor) for tensor in (receptance, log_decay.detach().exp(), key, *others)]

@@ -1,0 +1,162 @@
+"""The CUDA kernels of the WKV of RWKV-5 and -6, run on the CPU by `cuda_on_host`, and behind the door."""
+
+import importlib
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cuda_on_host import needs_compiler
+from kernel_cases import assert_all_close, cotangents_of, wkv6_inputs
+from tolerances import TOLERANCE
+from torch.nn import functional as F
+
+from spikegpt.kernels import gpu, wkv6
+from spikegpt.kernels.wkv6 import gpu as cuda_wkv6
+from spikegpt.kernels.wkv6 import reference
+from spikegpt.kernels.wkv6.door import wkv6_operator
+
+pytestmark = needs_compiler
+# odd on purpose, on either side of a chunk of 16 tokens, and with a block of threads that is not full
+SIZES = [(1, 1, 1, 32), (3, 2, 1, 32), (1, 17, 3, 32), (2, 15, 2, 64), (1, 32, 1, 64), (2, 50, 1, 64), (1, 37, 2, 128)]
+LOG_DECAY = 1
+GOLDEN = Path(__file__).parents[1] / "golden"
+STORED = np.load(GOLDEN / "wkv6_a.npz")
+CASES = list(json.loads((GOLDEN / "wkv6_a.json").read_text())["cases"])
+NAMES = "r", "w_raw", "k", "v", "u", "S0"
+
+
+def make_inputs(*size, dtype=torch.float32):
+    return [tensor.detach() for tensor in wkv6_inputs(*size, dtype)]
+
+
+def everything(inputs):
+    """Return (output, state, six gradients) under a fixed random cotangent."""
+    results = cuda_wkv6.wkv6_forward(*inputs)
+    return [*results, *cuda_wkv6.wkv6_backward(*cotangents_of(results), *inputs)]
+
+
+def everything_of_reference(inputs):
+    """The same in float64, then rounded."""
+    cotangents = cotangents_of([inputs[2], inputs[5]])
+    leaves = [tensor.double().requires_grad_() for tensor in inputs]
+    results = reference.wkv6(*leaves)
+    grads = torch.autograd.grad(results, leaves, [cotangent.double() for cotangent in cotangents])
+    kinds = [inputs[2], inputs[5], *inputs]
+    return [x.detach().to(kind.dtype) for x, kind in zip((*results, *grads), kinds, strict=True)]
+
+
+def assert_matches_reference(inputs):
+    assert_all_close(everything(inputs), everything_of_reference(inputs), inputs[2].dtype)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_wkv6_matches_reference_at_every_size(host, size):
+    assert_matches_reference(make_inputs(*size))
+    assert host.ran == ["wkv6_forward", "wkv6_backward_columns", "wkv6_backward_state", "wkv6_backward_rows"]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("N", gpu.HEAD_SIZES)
+def test_wkv6_matches_reference_in_every_dtype(host, N, dtype):
+    assert_matches_reference(make_inputs(2, 37, 1, N, dtype=dtype))
+
+
+@pytest.mark.parametrize("log_decay", [0.0, -1e-4, -3.0, -100.0, -1e4])
+def test_wkv6_matches_reference_at_extreme_decays(host, log_decay):
+    inputs = make_inputs(1, 40, 1, 32)
+    inputs[LOG_DECAY].fill_(log_decay)
+    assert_matches_reference(inputs)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_wkv6_is_the_authors(host, case):
+    stored = {name: torch.from_numpy(STORED[f"{case}.{name}"]).float() for name in (*NAMES, "gy", "gST")}
+    N = stored["r"].shape[-1]
+    # channels of zeros more, which no other hears of
+    wide = {
+        name: F.pad(x, (0, 32 - N, 0, 32 - N) if x.dim() == 4 and "S" in name else (0, 32 - N))
+        for name, x in stored.items()
+    }
+    wide["w_raw"] = wide["w_raw"].expand_as(wide["r"])
+    inputs = [wide["r"], -torch.exp(wide["w_raw"]), *(wide[name] for name in ("k", "v", "u", "S0"))]
+    results = cuda_wkv6.wkv6_forward(*inputs)
+    grads = cuda_wkv6.wkv6_backward(wide["gy"], wide["gST"], *inputs)
+    names = ("y", "ST", "gr", "gk", "gv", "gu", "gS0")
+    for name, found in zip(names, (*results, grads[0], *grads[2:]), strict=True):
+        wanted = torch.from_numpy(STORED[f"{case}.{name}"])
+        narrow = found[..., :N, :N] if "S" in name else found[..., :N]
+        assert (narrow - wanted).abs().max() <= 1e-5 * max(wanted.abs().max().item(), 1e-2), name
+
+
+def test_two_pieces_are_the_whole(host):
+    r, w, k, v, u, state = make_inputs(2, 40, 2, 32)
+    whole, last = cuda_wkv6.wkv6_forward(r, w, k, v, u, state)
+    first, carried = cuda_wkv6.wkv6_forward(*(x[:, :21] for x in (r, w, k, v)), u, state)
+    second, end = cuda_wkv6.wkv6_forward(*(x[:, 21:] for x in (r, w, k, v)), u, carried)
+    assert torch.equal(torch.cat([first, second], dim=1), whole) and torch.equal(end, last)
+
+
+def test_a_sick_head_leaves_the_others_well(host):
+    inputs = make_inputs(2, 37, 2, 32)
+    wanted = everything(inputs)
+    inputs[3][1, 5, 0, 7] = math.nan
+    found = everything(inputs)
+    assert found[0][1, 5:, 0, 7].isnan().all() and found[0][1, :5].isfinite().all()
+    for ours, well in zip(found, wanted, strict=True):
+        # the bonus is of all texts
+        if well.dim() == 2:
+            assert torch.equal(ours[1], well[1])
+            continue
+        if well.shape[1] != 2:
+            ours, well = ours.transpose(1, 2), well.transpose(1, 2)
+        assert torch.equal(ours[0], well[0]) and torch.equal(ours[1, 1], well[1, 1])
+
+
+def test_inputs_need_not_be_contiguous_nor_begin_at_whole_16_bytes(host):
+    inputs = make_inputs(2, 33, 2, 32, dtype=torch.bfloat16)
+    wanted = everything(inputs)
+    apart = [torch.stack([tensor, tensor], dim=-1)[..., 0] for tensor in inputs]
+    late = [torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view(tensor.shape) for tensor in inputs]
+    for moved in (apart, late):
+        assert all(map(torch.equal, everything(moved), wanted))
+
+
+def test_the_source_and_python_agree():
+    text = gpu.read_source("wkv6")
+    assert int(re.search(r"#define CHUNK (\d+)", text)[1]) == cuda_wkv6.CHUNK
+    assert tuple(map(int, re.findall(r"walk\(Channel<(\d+)>", text))) == gpu.HEAD_SIZES
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """From here on the door sends tensors on the CPU to the CUDA kernels."""
+    door = importlib.import_module("spikegpt.kernels.wkv6.door")
+    monkeypatch.setattr(door, "choose_backend", lambda asked, *_: "cupy" if asked == "auto" else asked)
+    monkeypatch.setattr(door, "fast_kernels", lambda *_: cuda_wkv6)
+
+
+def test_the_operator_declares_the_shapes_and_strides_it_returns(host, on_gpu):
+    inputs = [tensor.requires_grad_() for tensor in make_inputs(1, 5, 2, 32)]
+    checks = "test_schema", "test_faketensor", "test_autograd_registration"
+    torch.library.opcheck(wkv6_operator.definition, inputs, test_utils=checks)
+
+
+@pytest.mark.parametrize("N", [1, 33, 256])
+def test_other_head_sizes_are_served_by_the_reference_and_said_so(host, on_gpu, N):
+    inputs = make_inputs(1, 3, 2, N)
+    with pytest.warns(RuntimeWarning, match=f"wkv6: .* heads of 32, 64, 128 channels, got {N}; using the slow"):
+        found = wkv6(*inputs)
+    assert all(map(torch.equal, found, wkv6(*inputs, backend="reference"))) and host.ran == []
+    with pytest.raises(ValueError, match=f"heads of 32, 64, 128 channels, got {N}; use backend='auto'"):
+        wkv6(*inputs, backend="cupy")
+
+
+def test_a_decay_of_all_tokens_is_read_as_one_of_each(host, on_gpu):
+    """RWKV-5's: a view expanded over the tokens."""
+    r, w, k, v, u, state = make_inputs(2, 9, 2, 32)
+    fixed = w[:1, :1].expand_as(w)
+    assert torch.equal(wkv6(r, fixed, k, v, u, state)[0], wkv6(r, fixed.contiguous(), k, v, u, state)[0])
