@@ -8,7 +8,6 @@ GET  /runs  /runs/NAME/curve  /runs/NAME/report  POST /watch   POST /session
 
 import asyncio
 import json
-import mimetypes
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -36,6 +35,7 @@ try:
 except ModuleNotFoundError as error:
     raise SpikegptError(f"spikegpt serve needs {error.name}; pip install 'spikegpt[serve]'") from None
 
+KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 # refusals of a body that was not read to its end
 UNREAD = 408, 413, 415
 PAGE = Path(__file__).parent / "page"
@@ -206,8 +206,7 @@ class Server:
         file = request.path_params.get("file", "index.html")
         if file not in self._files:
             raise Refused(404, "no such file")
-        kind = mimetypes.guess_type(file)[0] or "application/octet-stream"
-        return Response(self._files[file], media_type=kind, headers={"cache-control": "no-cache"})
+        return Response(self._files[file], media_type=KINDS[Path(file).suffix], headers={"cache-control": "no-cache"})
 
     async def _show_runs(self, _request: Request) -> Response:
         return JSONResponse({"runs": [run.facts() for run in self.runs.values()]})
