@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from ..config import ClassifyConfig, ModelConfig, SamplingConfig, TrainConfig
-from ..config.serving import ServeConfig
+from ..config import ClassifyConfig, ModelConfig, SamplingConfig, ServeConfig, TrainConfig
 from ..config.values import THREADS, TOKENS, WINDOW, Range
 
 # option of any verb -> what its number may be; those of the configurations are checked there

@@ -16,7 +16,7 @@ from typing import Any
 from ..common.errors import SpikegptError
 from ..common.memory import resident_bytes
 from ..common.version import __version__
-from ..config.serving import ServeConfig
+from ..config import ServeConfig
 from .answers import Completion
 from .guard import Guard, Hosts, body_of, session_cookie
 from .refusals import Refused

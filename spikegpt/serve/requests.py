@@ -12,8 +12,7 @@ import numpy as np
 
 from ..common.errors import SpikegptError
 from ..common.json_text import parse_json
-from ..config import SamplingConfig
-from ..config.serving import ServeConfig
+from ..config import SamplingConfig, ServeConfig
 from ..data.tokenizers import Tokenizer
 from .refusals import Refused
 

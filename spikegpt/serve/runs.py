@@ -8,7 +8,7 @@ from typing import Any
 from ..checkpoint.run import configs_of, progress_of, read_run_config, run_of
 from ..checkpoint.weights import load_model
 from ..common.errors import SpikegptError
-from ..config.serving import ServeConfig
+from ..config import ServeConfig
 from .refusals import Refused
 from .scheduler import Scheduler
 from .spectator import Operations

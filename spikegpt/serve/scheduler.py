@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..common.errors import SpikegptError
-from ..config.serving import ServeConfig
+from ..config import ServeConfig
 from ..data.tokenizers import Tokenizer
 from ..generate.stream import has_token
 from ..model.network import SpikeGPT

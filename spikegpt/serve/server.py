@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..common.errors import SpikegptError, in_words, warn_on_stderr
 from ..common.printing import one_line
-from ..config.serving import ServeConfig
+from ..config import ServeConfig
 from .app import Server
 from .connections import protocol_with_patience
 from .guard import Hosts, is_loopback

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from spikegpt.config.serving import ServeConfig
+from spikegpt.config import ServeConfig
 from spikegpt.serve.app import Server
 from spikegpt.serve.guard import Hosts
 from spikegpt.serve.runs import load_runs
