@@ -39,7 +39,7 @@ from spikegpt.model import SpikeGPT
 
 SIZES = {"n_layer": 6, "n_embd": 256, "ctx_len": 256}
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness, "
-FIRSTS = 30
+FIRSTS, REQUESTS = 30, 2000
 # bytes that a slow reader takes at a time, and how long it then waits
 SIP_BYTES, SIP_S = 200, 0.02
 
@@ -189,8 +189,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--run", type=Path)
+    parser.add_argument("--requests", type=int, default=REQUESTS, help="with another number, no result file")
     options = parser.parse_args()
-    clients, number, tokens = (5, 60, 12) if options.quick else (50, 2000, 24)
+    clients, number, tokens = (5, 60, 12) if options.quick else (50, options.requests, 24)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         run = options.run
@@ -209,7 +210,7 @@ def main() -> None:
         finally:
             server.send_signal(signal.SIGINT)
             server.wait()
-    if not options.quick:
+    if number == REQUESTS:
         write_result("serve", result)
     print(json.dumps(result))
 

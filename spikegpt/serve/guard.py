@@ -124,7 +124,7 @@ class Hosts:
         self._names = {"localhost", "127.0.0.1", "::1", host.lower(), *(name.lower() for name in more)}
         self._takes_addresses = not is_loopback(host)
         if self._takes_addresses:
-            self._names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
+            self._names.add(socket.gethostname().lower())
 
     def knows(self, header: str) -> bool:
         """Whether a Host header names this server."""

@@ -191,7 +191,10 @@ def _prompt(given: Any, tokenizer: Tokenizer, vocab_size: int, most: int) -> Pro
         if not isinstance(given, list) or not all(is_token(one) and 0 <= one < vocab_size for one in given):
             raise Refused(400, f"prompt must be text, or token ids from 0 to {vocab_size - 1:,}", "prompt")
         ids = np.asarray(given, np.int64)
-        text = tokenizer.decode(ids[ids < tokenizer.vocab_size]).decode("utf-8", "replace")
+        nothing = [int(one) for one in ids if one >= tokenizer.vocab_size or not tokenizer.has_token[one]]
+        if nothing:
+            raise Refused(400, f"prompt holds {nothing[0]}, for which the tokenizer has no token", "prompt")
+        text = tokenizer.decode(ids).decode("utf-8", "replace")
     if not len(ids):
         raise Refused(400, "prompt is empty; the model needs at least one token to continue, a newline say", "prompt")
     if len(ids) > most:

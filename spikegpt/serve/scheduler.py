@@ -144,6 +144,7 @@ class Scheduler:
     def _wait(self) -> bool:
         """Wait for work; False when there is to be none."""
         with self._change:
+            self._open = {job for job in self._open if not job.is_done}
             while not self._is_closed and not self._places and not self._waiting:
                 self._change.wait()
             return not self._is_closed
@@ -169,7 +170,6 @@ class Scheduler:
                     self._give_up(job, Refused(503, message, code="queue_timeout"))
             if any(job.is_gone for job, _ in self._waiting):
                 self._waiting = deque(entry for entry in self._waiting if not entry[0].is_gone)
-            self._open = {job for job in self._open if not job.is_done}
 
     def _give_up(self, job: Job, why: Refused) -> None:
         job.is_gone = True

@@ -67,7 +67,7 @@ def make_web(server: Server) -> Web:
         ws="none",
         lifespan="off",
         log_config=None,
-        log_level="critical",
+        log_level="error",
         access_log=False,
         server_header=False,
         limit_concurrency=CONNECTIONS,

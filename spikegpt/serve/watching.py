@@ -4,7 +4,7 @@ import base64
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+import torch
 
 from .answers import label
 from .runs import ServedRun
@@ -21,32 +21,24 @@ class Watching:
         """Return tokens in order. Of each: the text that it completes, its surprise in bits, the unit spikes of every
         layer, which neurons fired (bits, the layers one behind the other, in base64), and accumulates of its spikes."""
         layers = {name: event.spikes[name].cpu() for name in self._run.layers}
-        n = len(event.tokens)
-        units = np.stack([_units(fired) for fired in layers.values()], axis=1) if layers else np.zeros((n, 0))
-        masks = [fired.numpy() != 0 for fired in layers.values()]
-        bits = np.packbits(np.concatenate(masks, axis=1), axis=1) if masks else np.zeros((n, 0), np.uint8)
+        # in front of a dense model's, which has none
+        nothing = torch.zeros(len(event.tokens), 0)
+        units = torch.stack([fired.abs().sum(dim=-1) for fired in layers.values()], dim=1) if layers else nothing
+        masks = torch.cat([nothing, *layers.values()], dim=1) != 0
+        bits = np.packbits(masks.numpy(), axis=1)
         synapses = np.asarray([self._run.operations.synapses.get(name, 0) for name in layers])
         return {
             "type": "tokens",
             "is_prompt": event.is_prompt,
             "tokens": [
-                {
-                    **self._token(one),
-                    "units": units[n].tolist(),
-                    "acs": float(units[n] @ synapses),
-                    "fired": _words(row),
-                }
-                for n, (one, row) in enumerate(zip(event.tokens, bits, strict=True))
+                {**self._token(one), "units": spikes.tolist(), "acs": float(spikes @ synapses), "fired": _words(row)}
+                for one, spikes, row in zip(event.tokens, units.double().numpy(), bits, strict=True)
             ],
         }
 
     def _token(self, one: Score) -> dict[str, Any]:
         text, name = self._stream.push(one.token), label(self._run.tokenizer, one.token)
         return {"id": one.token, "label": name, "text": text, "bits": one.bits}
-
-
-def _units(fired: Tensor) -> np.ndarray:
-    return fired.abs().sum(dim=-1).double().numpy()
 
 
 def _words(row: np.ndarray) -> str:

@@ -4,7 +4,7 @@ import { ask } from "./stream.js";
 
 const EVERY_MS = 2000;
 const SVG = "http://www.w3.org/2000/svg";
-const [WIDTH, HEIGHT, LEFT, BOTTOM] = [600, 240, 44, 26];
+const [WIDTH, HEIGHT, LEFT, BOTTOM] = [600, 240, 64, 30];
 
 export class Curve {
   constructor(details, facts) {
@@ -62,10 +62,10 @@ export class Curve {
       shape("polyline", { class: "train", points: line(of("train")) }),
       shape("polyline", { class: "valid", points: line(of("valid")) }),
       ...of("valid").map((point) => shape("circle", { cx: x(point.step), cy: y(point.bits_per_byte), r: 3 })),
-      words(high.toFixed(2), 4, 14),
-      words(low.toFixed(2), 4, HEIGHT - BOTTOM),
-      words("bits per byte; dots: on text it has not seen", LEFT + 8, 20),
-      words(`step ${end.toLocaleString("en")}`, WIDTH - 110, HEIGHT - 6),
+      words(high.toFixed(2), LEFT - 6, 26, "end"),
+      words(low.toFixed(2), LEFT - 6, HEIGHT - BOTTOM, "end"),
+      words("bits per byte; dots: on text it has not seen", LEFT + 16, 26),
+      words(`step ${end.toLocaleString("en")}`, WIDTH - 8, HEIGHT - 6, "end"),
     );
     const valid = of("valid").at(-1);
     const seen = valid ? `, ${valid.bits_per_byte.toFixed(3)} bits per byte on unseen text at step ${valid.step}` : "";
@@ -81,8 +81,8 @@ function shape(name, attributes) {
   return made;
 }
 
-function words(text, x, y) {
-  const made = shape("text", { x, y });
+function words(text, x, y, anchor = "start") {
+  const made = shape("text", { x, y, "text-anchor": anchor });
   made.textContent = text;
   return made;
 }

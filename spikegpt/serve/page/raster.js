@@ -71,7 +71,7 @@ export class Raster {
     this.layers.forEach((layer, n) => {
       const top = GAP + n * BAND;
       pen.fillStyle = n === chosen?.layer ? colour("--chosen") : colour("--muted");
-      pen.fillText(this.name(layer), 0, top + (BAND - GAP) / 2, this.left - 6);
+      pen.fillText(this.name(layer, width < 480), 0, top + (BAND - GAP) / 2, this.left - 6);
       pen.fillStyle = layer.half === "channel mix" ? colour("--spike-other") : colour("--spike");
       this.bands[n].forEach((neuron, row) => {
         shown.forEach((token, column) => {
@@ -105,12 +105,11 @@ export class Raster {
     }
   }
 
-  /** A layer in few letters, fewer on a phone. */
-  name(layer) {
-    const half = layer.half === "time mix" ? "time" : layer.half === "channel mix" ? "channel" : layer.half;
-    const site = this.width < 480 ? layer.site.slice(0, 6) : layer.site;
+  /** A layer in few letters: block, half and site; in fewer on a phone. */
+  name(layer, isShort = false) {
+    const half = layer.half.replace(" mix", "");
     const place = layer.block === null ? "" : `${layer.block} `;
-    return `${place}${this.width < 480 ? half.slice(0, 2) : half} ${site}`.trim();
+    return `${place}${isShort ? `${half.slice(0, 2)} ${layer.site.slice(0, 6)}` : `${half} ${layer.site}`}`.trim();
   }
 }
 
