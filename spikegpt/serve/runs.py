@@ -9,9 +9,9 @@ from ..checkpoint.run import configs_of, progress_of, read_run_config, run_of
 from ..checkpoint.weights import load_model
 from ..common.errors import SpikegptError
 from ..config import ServeConfig
+from .operations import dense_macs, synapses
 from .refusals import Refused
 from .scheduler import Scheduler
-from .spectator import Operations
 
 # of metrics.jsonl, at a time
 CURVE_BYTES = 1 << 20
@@ -29,7 +29,7 @@ class ServedRun:
         self.name, self.path, self.folder = name, path, run_of(path) or path
         self.model, self.tokenizer = load_model(path, device=device)
         self.scheduler = Scheduler(self.model, self.tokenizer, limits)
-        self.operations = Operations(self.model)
+        self.synapses, self.dense_macs = synapses(self.model), dense_macs(self.model)
         # the binary embedding is no layer of neurons
         self.layers = tuple(self.model.sites())
 
@@ -43,8 +43,7 @@ class ServedRun:
             "n_layer": config.n_layer,
             "n_embd": config.n_embd,
             "parameters": self.model.count_parameters(),
-            "dense_macs": self.operations.dense_macs,
-            "macs": self.operations.macs,
+            "dense_macs": self.dense_macs,
             "layers": [
                 {
                     "name": name,
@@ -52,7 +51,7 @@ class ServedRun:
                     "half": HALVES[placed[name].half] if placed[name].half or placed[name].block is None else "",
                     "site": placed[name].site.name.removesuffix("_neuron").replace("_", " "),
                     "channels": placed[name].site.channels,
-                    "synapses": self.operations.synapses.get(name, 0),
+                    "synapses": self.synapses.get(name, 0),
                 }
                 for name in self.layers
             ],

@@ -199,7 +199,8 @@ class Scheduler:
             self._news.append((job, PromptRead(text.prompt, tuple(reading.scores))))
             if job.request.watched:
                 fired = {name: torch.cat(parts) for name, parts in reading.spikes.items()}
-                self._news.append((job, Spikes(tuple(reading.scores), fired, is_prompt=True)))
+                macs = torch.cat(reading.macs)
+                self._news.append((job, Spikes(tuple(reading.scores), fired, macs, is_prompt=True)))
         with self._change:
             texts.popleft()
             self._waiting.popleft()

@@ -4,6 +4,7 @@ How a token is drawn, and where a text ends: generate/. When its turn is: schedu
 """
 
 import asyncio
+import contextlib
 import math
 import time
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from ..data.tokenizers import Tokenizer
 from ..generate.stream import PREFILL_CHUNK, Row
 from ..model.network import SpikeGPT
 from ..model.state import State
+from .operations import Multiplications
 from .refusals import Refused
 from .requests import Prompt, Request
 
@@ -63,10 +65,11 @@ class PromptRead(NamedTuple):
 
 
 class Spikes(NamedTuple):
-    """What tokens (N,) of a watched text fired: layer of neurons -> (N, channels)."""
+    """What tokens (N,) of a watched text fired: layer of neurons -> (N, channels); and macs (N,), see operations.py."""
 
     tokens: tuple[Score, ...]
     spikes: dict[str, Tensor]
+    macs: Tensor
     is_prompt: bool
 
 
@@ -94,6 +97,7 @@ class Reading:
         self.logits, self.state = torch.empty(0), cast(State, None)
         self.scores = [] if scored is None else [Score(int(prompt.ids[0]), None)]
         self.spikes: dict[str, list[Tensor]] = {}
+        self.macs: list[Tensor] = []
 
     @property
     def is_done(self) -> bool:
@@ -103,10 +107,14 @@ class Reading:
         """Read the next piece, as long as `generate` reads at once, for the same numbers to come out; return whether it
         was the last."""
         ids = self._ids[self._read : self._read + PREFILL_CHUNK]
-        x, self.state, spikes = self._model.hidden(ids[None], self.state)
-        if self._keeps_spikes:
-            # the neurons of a head fire too
-            self._model.read_out(x, spikes)
+        counting = Multiplications(self._model) if self._keeps_spikes else None
+        with counting or contextlib.nullcontext():
+            x, self.state, spikes = self._model.hidden(ids[None], self.state)
+            if counting is not None:
+                # the neurons of a head fire too
+                self._model.read_out(x, spikes)
+        if counting is not None:
+            self.macs.append(counting.macs)
             for name, fired in spikes.items():
                 self.spikes.setdefault(name, []).append(fired[0])
         self.logits = self._model.read_out(x[:, -1:], {})[:, -1]

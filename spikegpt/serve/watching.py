@@ -19,22 +19,24 @@ class Watching:
 
     def tokens(self, event: Spikes) -> dict[str, Any]:
         """Return tokens in order. Of each: the text that it completes, its surprise in bits, the unit spikes of every
-        layer, which neurons fired (bits, the layers one behind the other, in base64), and accumulates of its spikes."""
+        layer, which neurons fired (bits, the layers one behind the other, in base64), and its accumulates and
+        multiply-accumulates (operations.py)."""
         layers = {name: event.spikes[name].cpu() for name in self._run.layers}
         # in front of a dense model's, which has none
         nothing = torch.zeros(len(event.tokens), 0)
         units = torch.stack([fired.abs().sum(dim=-1) for fired in layers.values()], dim=1) if layers else nothing
         masks = torch.cat([nothing, *layers.values()], dim=1) != 0
         bits = np.packbits(masks.numpy(), axis=1)
-        synapses = np.asarray([self._run.operations.synapses.get(name, 0) for name in layers])
-        return {
-            "type": "tokens",
-            "is_prompt": event.is_prompt,
-            "tokens": [
-                {**self._token(one), "units": spikes.tolist(), "acs": float(spikes @ synapses), "fired": _words(row)}
-                for one, spikes, row in zip(event.tokens, units.double().numpy(), bits, strict=True)
-            ],
-        }
+        synapses = np.asarray([self._run.synapses.get(name, 0) for name in layers])
+        costs = [
+            {"units": spikes.tolist(), "acs": float(spikes @ synapses), "macs": int(macs)}
+            for spikes, macs in zip(units.double().numpy(), event.macs, strict=True)
+        ]
+        tokens = [
+            {**self._token(one), **cost, "fired": _words(row)}
+            for one, cost, row in zip(event.tokens, costs, bits, strict=True)
+        ]
+        return {"type": "tokens", "is_prompt": event.is_prompt, "tokens": tokens}
 
     def _token(self, one: Score) -> dict[str, Any]:
         text, name = self._stream.push(one.token), label(self._run.tokenizer, one.token)

@@ -72,7 +72,7 @@ def test_both_runs_write_what_the_server_writes(open_page, served, pair):
         # the last character may be half written
         shown = page.locator(".run .text").nth(number).evaluate("element => element.textContent")
         assert wanted.startswith(shown) and len(shown) > 10
-    assert "of the dense twin's" in page.locator("[data-figure=operations]").first.inner_text()
+    assert "dense, zeros included" in page.locator("[data-figure=operations]").first.inner_text()
     assert page.locator(".run .text .prompt").count() == 12
 
 

@@ -112,7 +112,7 @@ export class View {
   show(token, isPrompt) {
     token.fired = Uint8Array.from(atob(token.fired), (sign) => sign.charCodeAt(0));
     token.rates = this.layers.map((layer) => this.rate(token, layer));
-    token.operations = this.facts.macs + token.acs;
+    token.operations = token.macs + token.acs;
     this.history.push(token);
     token.rates.forEach((rate, n) => { this.totals[n] += rate; });
     this.shown.tokens += 1;
@@ -163,8 +163,8 @@ export class View {
       const fired = this.layers.reduce((sum, layer, n) => sum + last.rates[n] * layer.channels, 0);
       set("rate", this.layers.length ? percent(fired / this.neurons) : "–");
       const share = last.operations / this.facts.dense_macs;
-      set("operations", `${short(last.operations)} of the dense twin's ${short(this.facts.dense_macs)} (${percent(share)})`);
-      this.find(".macs").style.width = `${(100 * this.facts.macs) / this.facts.dense_macs}%`;
+      set("operations", `${short(last.operations)}; dense, zeros included: ${short(this.facts.dense_macs)} (${percent(share)})`);
+      this.find(".macs").style.width = `${(100 * last.macs) / this.facts.dense_macs}%`;
       this.find(".acs").style.width = `${(100 * last.acs) / this.facts.dense_macs}%`;
     }
     if (this.layers.length) {
