@@ -24,5 +24,12 @@ def pair(tmp_path_factory, trained):
 
 @pytest.fixture(scope="session")
 def served(pair):
-    with serving_runs(*pair, texts=8, queue=64, most_tokens=400, max_prompt=2000, client_s=1.0) as server:
+    with serving_runs(*pair, texts=8, queue=64, most_tokens=400, max_prompt=2000) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def hasty(pair):
+    """A server that waits a second for its clients, no longer."""
+    with serving_runs(pair[0], most_tokens=100_000, client_s=1.0) as server:
         yield server

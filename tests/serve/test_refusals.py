@@ -199,16 +199,16 @@ def test_large_heads_are_refused(served):
     [b"", b"GET", b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nX-a: b\r\n"],
     ids=["nothing", "verb", "headers"],
 )
-def test_a_head_that_does_not_end_ends_the_connection(served, beginning):
-    connection = served.open(beginning)
+def test_a_head_that_does_not_end_ends_the_connection(hasty, beginning):
+    connection = hasty.open(beginning)
     with pytest.raises(ConnectionError):
         if connection.recv(1) == b"":
             raise ConnectionError
 
 
-def test_a_body_that_does_not_come_is_a_408(served):
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\nContent-Type: application/json\r\n"
-    connection = served.open(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+def test_a_body_that_does_not_come_is_a_408(hasty):
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:{hasty.port}\r\nContent-Type: application/json\r\n"
+    connection = hasty.open(f"{head}Content-Length: 100\r\n\r\n{{".encode())
     assert connection.recv(100).split()[1] == b"408"
 
 

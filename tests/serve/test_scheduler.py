@@ -18,7 +18,7 @@ def wait_until(is_so, seconds=30):
 @pytest.fixture(scope="module")
 def narrow(pair):
     """Room for two texts, and a queue of four."""
-    with serving_runs(pair[0], texts=2, queue=4, most_tokens=100_000, queue_s=2.0, client_s=1.0) as server:
+    with serving_runs(pair[0], texts=2, queue=4, most_tokens=100_000, queue_s=2.0) as server:
         yield server
 
 
@@ -65,14 +65,14 @@ def test_a_client_that_is_killed_frees_its_place(narrow):
     wait_until(lambda: of(narrow).running == 0)
 
 
-def test_a_client_that_does_not_read_is_cut_off(narrow):
+def test_a_client_that_does_not_read_is_cut_off(hasty):
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    connection.connect(("127.0.0.1", narrow.port))
-    connection.sendall(narrow.post("/v1/completions", LONG | {"logprobs": 20}))
-    wait_until(lambda: of(narrow).running == 1)
-    wait_until(lambda: of(narrow).running == 0)
-    assert narrow.complete(prompt="It", max_tokens=1)
+    connection.connect(("127.0.0.1", hasty.port))
+    connection.sendall(hasty.post("/v1/completions", LONG | {"logprobs": 20}))
+    wait_until(lambda: of(hasty).running == 1)
+    wait_until(lambda: of(hasty).running == 0)
+    assert hasty.complete(prompt="It", max_tokens=1)
 
 
 def test_beyond_the_queue_there_is_a_429_that_says_when_to_come_again(narrow):
@@ -111,11 +111,12 @@ def test_a_request_of_many_texts_holds_up_nobody(pair):
 
 
 def test_texts_that_are_watched_are_bounded(pair):
-    with serving_runs(pair[0], most_tokens=10**6) as server:
+    # the watchers do not read; on a busy machine it takes a while until all are there
+    with serving_runs(pair[0], most_tokens=10**6, client_s=3600.0) as server:
         fields = {"prompt": "It", "max_tokens": 10**6}
         watchers = [begin(server, fields, "/watch") for _ in range(8)]
-        status, values = server.json("POST", "/watch", fields)
-        assert status == 429 and "8 texts are watched" in values["error"]["message"]
+        one_more = server.open(server.post("/watch", fields))
+        assert one_more.recv(4000).startswith(b"HTTP/1.1 429")
         assert server.complete(prompt="It", max_tokens=2)
         for connection in watchers:
             connection.close()
