@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from ..config import ClassifyConfig, ModelConfig, SamplingConfig, TrainConfig
+from ..config import ClassifyConfig, ModelConfig, SamplingConfig, ServeConfig, TrainConfig
 from ..config.values import THREADS, TOKENS, WINDOW, Range
 
 # option of any verb -> what its number may be; those of the configurations are checked there
@@ -19,6 +19,7 @@ RANGES = {
     "texts": Range(1, 4096),
     "end-token": Range(0, 2**31 - 1),
     "processes": Range(1, 1024),
+    "port": Range(0, 65535),
     "rescale-every": ModelConfig.ranges["rescale_every"],
 }
 # all other texts name something
@@ -159,6 +160,28 @@ class Generate:
     device: Device = "auto"
     threads: Threads = 0
     json: Annotated[bool, arg(help="print prompts and texts as JSON, at the end")] = False
+
+
+@dataclass(kw_only=True)
+class Serve:
+    """Show runs live on a page, and answer many clients at once by OpenAI's API for completions.
+
+    spikegpt serve RUN [RUN ...]
+    """
+
+    runs: Annotated[Positional[tuple[Path, ...]], arg(help="folders of runs or checkpoints")]
+    host: Annotated[str, arg(help="address to listen on; 0.0.0.0 is every one of this machine")] = "127.0.0.1"
+    port: Annotated[int, arg(help="0 takes one that is free")] = 8000
+    api_key: Annotated[
+        str | None,
+        arg(help="what clients must send as Authorization: Bearer KEY; @FILE reads it, for others see this line"),
+    ] = None
+    allow_host: Annotated[
+        UseAppendAction[tuple[str, ...]], arg(help="another name by which the server is reached; repeatable")
+    ] = ()
+    serving: ServeConfig = field(default_factory=ServeConfig)
+    device: Device = "auto"
+    threads: Threads = 0
 
 
 @dataclass(kw_only=True)

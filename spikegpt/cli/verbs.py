@@ -1,6 +1,7 @@
 """The command line: one verb per function; parse, call, print. What a verb takes: options.py.
 
-`train` has a file of its own, training.py, so have `measure` and `compare`, measuring.py, and `context`, context.py.
+`train` has a file of its own, training.py, so have `measure` and `compare`, measuring.py, `context`, context.py,
+and `serve`, serving.py.
 """
 
 import difflib
@@ -39,6 +40,7 @@ from .options import (
     Info,
 )
 from .parsing import HELP, UsageError, parse
+from .serving import serve_verb
 from .training import convert_verb, train_verb
 
 USAGE = f"""spikegpt {__version__}: train spiking language models, and compare them with their dense RWKV twin
@@ -50,6 +52,7 @@ USAGE = f"""spikegpt {__version__}: train spiking language models, and compare t
   spikegpt convert RUN            turn a dense model into a spike-driven one, healed while the dense one teaches it
   spikegpt data [NAME]            list corpora, or fetch one: enwik8, wikitext-103, ..., OWNER/NAME of Hugging Face
   spikegpt generate RUN "Once"    write text, token by token
+  spikegpt serve RUN...           a live page: spikes as they fire, beside the twin; OpenAI's API for many clients
   spikegpt evaluate RUN...        bits per byte, perplexities, firing rates, of runs side by side; --last-word FILE
   spikegpt lm-eval ...            EleutherAI's lm_eval, which then knows: --model spikegpt --model_args pretrained=RUN
   spikegpt finetune-classify RUN  SST-2, SST-5, MR, Subj or your own TSV, CSV, JSONL files, with seeds; the twin beside
@@ -308,6 +311,7 @@ VERBS = {
     "convert": convert_verb,
     "data": data_verb,
     "generate": generate_verb,
+    "serve": serve_verb,
     "evaluate": evaluate_verb,
     "lm-eval": lm_eval_verb,
     "finetune-classify": finetune_classify_verb,

@@ -8,13 +8,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_MEMINFO, _GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+_MEMINFO, _STATM, _GROUP = Path("/proc/meminfo"), Path("/proc/self/statm"), Path("/sys/fs/cgroup")
 
 
 def available_bytes() -> int | None:
     """Return the bytes of main memory that are free, swap included, within a container's limit; None if unknown."""
     known = (free for free in (_free_of_machine(), _free_of_group()) if free is not None)
     return min(known, default=None)
+
+
+def resident_bytes() -> int:
+    """Return the bytes of main memory that this process occupies; where the system does not say, the most it ever
+    did."""
+    try:
+        return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        # in kilobytes, but on macOS
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _free_of_machine() -> int | None:

@@ -1,9 +1,10 @@
-"""Frozen configurations of models, neurons, training and sampling, and the presets. Standard library only."""
+"""Frozen configurations of models, neurons, training, sampling and serving, and the presets. Standard library only."""
 
 from .model import SPIKING, ModelConfig, Spiking, default_neuron
 from .neuron import INPUT_NEURON, NeuronConfig
 from .presets import HEALING, PRESETS, model_preset, train_preset
 from .sampling import SamplingConfig
+from .serving import ServeConfig
 from .train import ClassifyConfig, TrainConfig
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "ModelConfig",
     "NeuronConfig",
     "SamplingConfig",
+    "ServeConfig",
     "Spiking",
     "TrainConfig",
     "default_neuron",

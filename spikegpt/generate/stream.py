@@ -83,10 +83,10 @@ def stream(
             )
     draws = range(len(prompts)) if draws is None else draws
     rows = [
-        _Row(index, draw, tokenizer, sampling, torch.from_numpy(ids.astype("int64")), model.config.vocab_size)
+        Row(index, draw, tokenizer, sampling, torch.from_numpy(ids.astype("int64")), model.config.vocab_size)
         for index, (draw, ids) in enumerate(zip(draws, encoded, strict=True))
     ]
-    no_token = ~_has_token(tokenizer, model.config.vocab_size)
+    no_token = ~has_token(tokenizer, model.config.vocab_size)
     with evaluating(model):
         # each prompt alone: padding would put foreign tokens into a recurrent state
         logits, states = zip(*(_read_prompt(model, row.prompt_ids.to(model.device)) for row in rows), strict=True)
@@ -134,7 +134,7 @@ def _encode(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
         ) from None
 
 
-def _has_token(tokenizer: Tokenizer, vocab_size: int) -> Tensor:
+def has_token(tokenizer: Tokenizer, vocab_size: int) -> Tensor:
     """(vocab_size,) bool: released models have a few rows more than their tokenizer has tokens."""
     has_token = torch.zeros(vocab_size, dtype=torch.bool)
     known = torch.from_numpy(tokenizer.has_token)[:vocab_size]
@@ -151,7 +151,7 @@ def _read_prompt(model: SpikeGPT, ids: Tensor) -> tuple[Tensor, State]:
     return output.logits[:, -1], output.state
 
 
-class _Row:
+class Row:
     """One prompt of the batch: its generator, the tokens it has seen, its decoder and stop strings."""
 
     def __init__(

@@ -7,7 +7,8 @@ from pathlib import Path
 import processes
 import pytest
 
-from spikegpt.common.memory import pages_kept
+from spikegpt.common import memory
+from spikegpt.common.memory import pages_kept, resident_bytes
 
 # above all that the C library keeps of its own accord
 MIB = 64
@@ -18,7 +19,8 @@ needs_gnu = pytest.mark.skipif(
 
 SCRIPT = f"""
 import resource, torch
-from spikegpt.common.memory import pages_kept
+from spikegpt.common import memory
+from spikegpt.common.memory import pages_kept, resident_bytes
 
 def new_pages():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -52,7 +54,8 @@ def test_memory_is_kept_for_the_next_step_and_given_back_at_the_end():
 HUGE_SCRIPT = f"""
 import re, torch
 from pathlib import Path
-from spikegpt.common.memory import pages_kept
+from spikegpt.common import memory
+from spikegpt.common.memory import pages_kept, resident_bytes
 
 def huge():
     return sum(map(int, re.findall(r"AnonHugePages: +([0-9]+) kB", Path("/proc/self/smaps").read_text()))) >> 10
@@ -92,3 +95,14 @@ def test_elsewhere_nothing_is_different(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     with pages_kept():
         pass
+
+
+def test_resident_memory_grows_with_what_is_written():
+    before = resident_bytes()
+    block = bytearray(b"x" * (64 << 20))
+    assert resident_bytes() - before > len(block) // 2
+
+
+def test_resident_memory_is_known_where_there_is_no_proc(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "_STATM", tmp_path / "missing")
+    assert resident_bytes() > 1 << 20
