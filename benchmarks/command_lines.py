@@ -70,6 +70,7 @@ BASES = {
     "finetune-classify": "run --train rows.tsv --test rows.tsv --epochs 1 --seeds 0 --out classified",
     "measure": "run --tokens 16 --cache cache --prices seneca22",
     "compare": "run --tokens 16 --cache cache --prices seneca22",
+    "context": "run --lengths 8 --texts 1 --cache cache",
     "import": "run --out imported",
     "export": "run exported",
     "info": "run",
@@ -88,7 +89,7 @@ PATHS = [
     "run/config.json",
 ]
 # how often a verb is tried: what takes seconds, seldom
-WEIGHTS = {"doctor": 0.1, "measure": 0.5, "compare": 0.5, "finetune-classify": 0.5}
+WEIGHTS = {"doctor": 0.1, "measure": 0.5, "compare": 0.5, "context": 0.5, "finetune-classify": 0.5}
 
 
 def flags_of(verb: str) -> list[str]:
