@@ -68,6 +68,7 @@ class Start:
     Of `convert` it is `mixer` alone.
     """
 
+    config: Path | None = None
     preset: str | None = None
     from_: Annotated[Path | None, arg(name="from")] = None
     spiking: str | None = None
@@ -82,9 +83,13 @@ class Start:
 class Train(Resume):
     """Train a model, fine-tune or convert one, or continue a run.
 
-    spikegpt train [--preset NAME | --from RUN | --resume RUN] [flags]
+    spikegpt train [--preset NAME | --from RUN | --config FILE | --resume RUN] [flags]
     """
 
+    config: Annotated[
+        Path | None,
+        arg(help="take what no flag says from this file; RUN/run.yaml trains that run once more, with another --out"),
+    ] = None
     preset: Annotated[
         Literal["tiny", "small", "spikegpt-46m", "spikegpt-216m"], arg(help="sizes and optimizer defaults")
     ] = "tiny"

@@ -5,6 +5,7 @@ from .neuron import INPUT_NEURON, NeuronConfig
 from .presets import HEALING, PRESETS, model_preset, train_preset
 from .sampling import SamplingConfig
 from .train import ClassifyConfig, TrainConfig
+from .values import known_keys
 
 __all__ = [
     "HEALING",
@@ -18,6 +19,7 @@ __all__ = [
     "Spiking",
     "TrainConfig",
     "default_neuron",
+    "known_keys",
     "model_preset",
     "train_preset",
 ]
