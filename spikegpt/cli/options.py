@@ -19,6 +19,8 @@ RANGES = {
     "texts": Range(1, 4096),
     "end-token": Range(0, 2**31 - 1),
     "processes": Range(1, 1024),
+    "neurons": Range(1, 65_536),
+    "tokens-per-s": Range(0.1, 50.0),
     "rescale-every": ModelConfig.ranges["rescale_every"],
 }
 # all other texts name something
@@ -255,6 +257,32 @@ class Context:
     device: Device = "auto"
     threads: Threads = 0
     json: Annotated[bool, arg(help="print the points as JSON instead of a table")] = False
+
+
+@dataclass(kw_only=True)
+class Spikes:
+    """Draw which neurons fire at which token of a text: a picture, or a film that reads it.
+
+    spikegpt raster RUN "some text" [-o spikes.png]
+    """
+
+    run: Annotated[Positional[Path], arg(help="folder of a run or of a checkpoint")]
+    text: Annotated[Positional[str], arg(help="what is read")]
+    out: Annotated[Path, arg(aliases=("-o",), help="a picture, .png or .svg, or a film, .gif or .webp")] = Path(
+        "spikes.png"
+    )
+    sites: Annotated[
+        tuple[str, ...],
+        arg(
+            help='layers of neurons by name, "blocks.0.*"; by default the last of both halves of the first, the middle '
+            "and the last block"
+        ),
+    ] = ()
+    neurons: Annotated[int, arg(help="at most so many of each layer, drawn at random")] = 48
+    tokens_per_s: Annotated[float, arg(help="pace of a film")] = 8.0
+    device: Device = "auto"
+    threads: Threads = 0
+    json: Annotated[bool, arg(help="print the name of the picture as JSON")] = False
 
 
 @dataclass(kw_only=True)

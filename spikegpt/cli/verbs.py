@@ -39,6 +39,7 @@ from .options import (
     Info,
 )
 from .parsing import HELP, UsageError, parse
+from .pictures import raster_verb
 from .training import convert_verb, train_verb
 
 USAGE = f"""spikegpt {__version__}: train spiking language models, and compare them with their dense RWKV twin
@@ -56,6 +57,7 @@ USAGE = f"""spikegpt {__version__}: train spiking language models, and compare t
   spikegpt measure RUN            count what a run computes, estimate its energy, write RUN/report/report.html
   spikegpt compare RUN --twin     the same beside its dense twin, which is found or trained; or: compare RUN RUN...
   spikegpt context RUN...         what a text's memory costs and buys: bytes, operations, bits; by length and --policy
+  spikegpt raster RUN "Once"      the spikes of a text as a picture (-o spikes.png) or a film (.gif, .webp)
   spikegpt import FILE            published SpikeGPT or RWKV-4 weights (.pth, Hugging Face folder) become a run
   spikegpt export RUN FILE        and back
   spikegpt info RUN|PRESET        sizes and configuration
@@ -314,6 +316,7 @@ VERBS = {
     "measure": measure_verb,
     "compare": compare_verb,
     "context": context_verb,
+    "raster": raster_verb,
     "import": import_verb,
     "export": export_verb,
     "info": info_verb,

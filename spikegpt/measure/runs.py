@@ -23,13 +23,11 @@ from neuromorphic import (
     NeuronPlace,
     OpCounter,
     Profile,
-    Raster,
     Wording,
     estimate,
     layer_ops,
     per_token,
     published_saving,
-    raster,
 )
 from neuromorphic.energy.published import AC_PJ, MAC_PJ
 from neuromorphic.report.context import ContextPoint
@@ -48,13 +46,14 @@ from ..generate.engine import Engine
 from ..model.network import ModelOutput, SpikeGPT
 from ..model.state import State
 from .context_folder import context_folder, read_context
+from .rasters import encoded_text, text_rasters
 
 # the published arithmetic has no row for the head
 LEFT_OUT = ("head",)
 BLOCKS = {"none": "dense", "output": "spikes added to the residual", "input": "spikes into every product"}
 HALVES = {"att": "time mix", "ffn": "channel mix"}
 DECODED = 64
-RASTER_TOKENS, RASTER_NEURONS = 96, 48
+RASTER_TOKENS = 96
 SPEED_ROUNDS = 5
 LARGEST_LISTED_VOCABULARY = 4096
 
@@ -90,7 +89,8 @@ def measure_runs(
     contexts = [tuple(read_context(context_folder(run))) for run in runs]
     for _, tokenizer, _ in loaded:
         # what cannot be read is found before the long part
-        _raster_text(tokenizer, prompt)
+        if prompt is not None:
+            encoded_text(tokenizer, prompt)
     texts = [
         read_text(run, tokenizer, split=split, file=file, limit=limit, cache=cache) for _, tokenizer, run in loaded
     ]
@@ -194,7 +194,7 @@ def measure_model(
             kind: per_token(counts, tally.token_count("prefill")) for kind, counts in tally.by_kind("prefill").items()
         },
         firing=firing.to_dict(arrays=True) if is_spiking else None,
-        rasters=_rasters(model, tokenizer, tokens, prompt) if is_spiking else (),
+        rasters=text_rasters(model, tokenizer, _raster_text(tokenizer, tokens, prompt)) if is_spiking else (),
         energy={
             phase: {profile.name: estimate(tally, profile, phase).to_dict() for profile in profiles} for phase in phases
         },
@@ -310,47 +310,9 @@ def _processor() -> str:
     return next(named, platform.processor() or platform.machine())
 
 
-def _rasters(model: SpikeGPT, tokenizer: Tokenizer, tokens: np.ndarray, prompt: str | None) -> tuple[Raster, ...]:
-    """The spikes of one layer of both halves of the first, middle and last block while the prompt is read."""
-    given = _raster_text(tokenizer, prompt)
-    read = np.asarray((tokens if given is None else given)[:RASTER_TOKENS])
-    spikes = model(_ids(model, read)).spikes
-    labels = tuple(tokenizer.decode([token]).decode("utf-8", "replace") for token in read)
-    rasters = []
-    for layer in _shown_layers(model):
-        n_neurons = min(RASTER_NEURONS, spikes[layer].shape[-1])
-        at, neurons = raster(spikes[layer][0], n_neurons)
-        rasters.append(
-            Raster(
-                layer=layer,
-                prompt=labels,
-                tokens=tuple(at.tolist()),
-                neurons=tuple(neurons.tolist()),
-                n_neurons=n_neurons,
-            )
-        )
-    return tuple(rasters)
-
-
-def _raster_text(tokenizer: Tokenizer, prompt: str | None) -> np.ndarray | None:
-    """The tokens (N,) of `prompt`, None without one; SpikegptError if it has none."""
-    if prompt is None:
-        return None
-    read = tokenizer.encode(prompt.encode()) if isinstance(prompt, str) else ()
-    if not len(read):
-        what = f"a {type(prompt).__name__}" if prompt else "empty"
-        raise SpikegptError(f"the prompt of the raster is {what}; give some text, or leave it out")
-    return np.asarray(read)
-
-
-def _shown_layers(model: SpikeGPT) -> list[str]:
-    """Names of the last layer of neurons in both halves of the first, the middle and the last block."""
-    names = []
-    for layer in sorted({0, model.config.n_layer // 2, model.config.n_layer - 1}):
-        block = model.blocks[layer]
-        halves = ("att.", block.att.sites[-1:]), ("ffn.", block.ffn.sites[-1:]), ("", block.sites)
-        names += [f"blocks.{layer}.{half}{site.name}" for half, sites in halves for site in sites]
-    return names
+def _raster_text(tokenizer: Tokenizer, tokens: np.ndarray, prompt: str | None) -> np.ndarray:
+    """The tokens of `prompt`, or of the measured text, that a report shows spikes of."""
+    return (tokens if prompt is None else encoded_text(tokenizer, prompt))[:RASTER_TOKENS]
 
 
 def report_folder(run: Path) -> Path:
