@@ -2,6 +2,7 @@
 
 import io
 
+import numpy as np
 import pytest
 from command_line import spikegpt
 from PIL import Image
@@ -62,10 +63,11 @@ def test_a_film_shows_a_token_more_in_each_frame_and_ends_as_the_picture(suffix)
     inked = []
     for frame in range(len(bands[0].prompt)):
         film.seek(frame)
-        above_labels = film.convert("L").crop((0, 0, film.width, int(0.6 * film.height)))
-        inked.append(sum(above_labels.histogram()[:160]))
+        above_labels = np.asarray(film.convert("RGB").crop((0, 0, film.width, int(0.6 * film.height)))).astype(int)
+        inked.append(int((above_labels[..., 2] - above_labels[..., 0] > 60).sum()))
     # spikes come with tokens 0 and 2
-    assert inked[0] == inked[1] < inked[2] == inked[-1]
+    assert 0 < inked[0] < 0.7 * inked[2]
+    assert inked[::2] == pytest.approx([inked[1], inked[-1], inked[-1]], rel=0.2)
 
 
 def test_a_film_needs_spikes_a_format_and_a_pace():
