@@ -25,8 +25,7 @@ def raster_verb(arguments: list[str]) -> int:
 
     from ..checkpoint.weights import load_model
     from ..common.files import write_atomically
-    from ..measure.rasters import encoded_text, text_rasters
-    from ..measure.runs import neuron_places
+    from ..measure.rasters import encoded_text, neuron_places, text_rasters
 
     model, tokenizer = load_model(options.run, device=options.device)
     bands = text_rasters(model, tokenizer, encoded_text(tokenizer, options.text), options.sites, options.neurons)

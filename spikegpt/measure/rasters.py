@@ -1,11 +1,11 @@
-"""Which neurons fire at which token of a text, as what a picture is drawn from."""
+"""What pictures of neurons are drawn from: which fire at which token of a text, and how their layers are called."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 
-from neuromorphic import Raster, raster
+from neuromorphic import NeuronPlace, Raster, raster
 
 from ..common.errors import SpikegptError
 from ..data.tokenizers import Tokenizer
@@ -13,6 +13,7 @@ from ..model.network import SpikeGPT
 from ..model.sites import matching_sites
 
 RASTER_NEURONS = 48
+HALVES = {"att": "time mix", "ffn": "channel mix"}
 
 
 @torch.inference_mode()
@@ -36,7 +37,7 @@ def text_rasters(
         raise SpikegptError("the model is dense: no neurons of it fire; take one that spikes")
     shown = matching_sites(model, sites) if sites else _shown_layers(model)
     spikes = model(torch.from_numpy(tokens.astype(np.int64)).to(model.device)[None]).spikes
-    labels = tuple(tokenizer.decode([token]).decode("utf-8", "replace") for token in tokens)
+    labels = labels_of(tokenizer, tokens)
     rasters = []
     for layer in shown:
         n_neurons = min(neurons, spikes[layer].shape[-1])
@@ -53,6 +54,22 @@ def text_rasters(
     return tuple(rasters)
 
 
+def neuron_places(model: SpikeGPT, layers: Iterable[str]) -> dict[str, NeuronPlace]:
+    """Return where `layers` that emit spikes stand in `model`.
+
+    blocks.3.att.key_neuron is "att key" of block 3, in the time mix.
+    """
+    sites = model.sites()
+    places = {}
+    for layer in layers:
+        placed = sites.get(layer)
+        inside = layer if placed is None or placed.block is None else layer.removeprefix(f"blocks.{placed.block}.")
+        part = inside.removesuffix("_neuron").replace("_", " ").replace(".", " ")
+        half = HALVES[placed.half] if placed is not None and placed.half else "outside the blocks"
+        places[layer] = NeuronPlace(half, part, None if placed is None else placed.block)
+    return places
+
+
 def encoded_text(tokenizer: Tokenizer, text: str) -> np.ndarray:
     """Return the tokens (N,) of a text for a raster; SpikegptError if it has none."""
     read = tokenizer.encode(text) if isinstance(text, str) else ()
@@ -60,6 +77,11 @@ def encoded_text(tokenizer: Tokenizer, text: str) -> np.ndarray:
         what = f"a {type(text).__name__}" if text else "empty"
         raise SpikegptError(f"the prompt of the raster is {what}; give some text, or leave it out")
     return np.asarray(read)
+
+
+def labels_of(tokenizer: Tokenizer, tokens: np.ndarray) -> tuple[str, ...]:
+    """Return the text of each token, U+FFFD where it is a part of a character."""
+    return tuple(tokenizer.decode([token]).decode("utf-8", "replace") for token in tokens)
 
 
 def _shown_layers(model: SpikeGPT) -> list[str]:

@@ -7,7 +7,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from neuromorphic import (
     Claims,
     FiringStatistics,
     Measurement,
-    NeuronPlace,
     OpCounter,
     Profile,
     Wording,
@@ -40,18 +39,17 @@ from ..common.files import to_path
 from ..common.printing import one_line
 from ..config import ModelConfig
 from ..data.tokenizers import Tokenizer
-from ..evaluate.perplexity import evaluate_stream, named_if_not_finite
+from ..evaluate.perplexity import check_length, evaluate_stream, named_if_not_finite
 from ..evaluate.runs import check_reading, read_text
 from ..generate.engine import Engine
 from ..model.network import ModelOutput, SpikeGPT
 from ..model.state import State
 from .context_folder import context_folder, read_context
-from .rasters import encoded_text, text_rasters
+from .rasters import encoded_text, neuron_places, text_rasters
 
 # the published arithmetic has no row for the head
 LEFT_OUT = ("head",)
 BLOCKS = {"none": "dense", "output": "spikes added to the residual", "input": "spikes into every product"}
-HALVES = {"att": "time mix", "ffn": "channel mix"}
 DECODED = 64
 RASTER_TOKENS = 96
 SPEED_ROUNDS = 5
@@ -141,6 +139,45 @@ def _short_names(runs: Sequence[Path]) -> list[str]:
     return [name if names.count(name) == 1 else str(run) for name, run in zip(names, runs, strict=True)]
 
 
+def measure_models(
+    models: Mapping[str, SpikeGPT],
+    tokenizer: Tokenizer,
+    text: str | bytes,
+    *,
+    prompt: str | None = None,
+    profiles: Sequence[Profile] = (),
+    with_speed: bool = False,
+) -> list[Measurement]:
+    """Return the measurements of `models`, by name, that share a tokenizer, on one text: they need be no runs.
+
+    Args:
+        prompt, profiles: as of `measure_runs`.
+        with_speed: how fast each reads and writes too; takes six rounds.
+
+    Raises:
+        SpikegptError: no model is given, or the text has fewer than two tokens.
+    """
+    if not isinstance(models, Mapping) or not models:
+        raise SpikegptError(f"models must be a dictionary of at least one, name -> model; got {models!r:.80}")
+    tokens = tokenizer.encode(text)
+    check_length(tokens)
+    texts = [tokens] * len(models)
+    speeds: list[dict[str, float]] = measure_speed(list(models.values()), texts) if with_speed else [{} for _ in models]
+    return [
+        measure_model(
+            model,
+            tokenizer,
+            tokens,
+            name=name,
+            source=f"a text of {len(tokens):,} tokens",
+            prompt=prompt,
+            profiles=profiles,
+            tokens_per_s=speed,
+        )
+        for (name, model), speed in zip(models.items(), speeds, strict=True)
+    ]
+
+
 @torch.inference_mode()
 def measure_model(
     model: SpikeGPT,
@@ -226,22 +263,6 @@ def cached_per_token(config: ModelConfig) -> int:
 
 def _elements(state: State) -> int:
     return sum(part.numel() for part in tree_leaves(state) if part is not None)
-
-
-def neuron_places(model: SpikeGPT, layers: Iterable[str]) -> dict[str, NeuronPlace]:
-    """Return where `layers` that emit spikes stand in `model`.
-
-    blocks.3.att.key_neuron is "att key" of block 3, in the time mix.
-    """
-    sites = model.sites()
-    places = {}
-    for layer in layers:
-        placed = sites.get(layer)
-        inside = layer if placed is None or placed.block is None else layer.removeprefix(f"blocks.{placed.block}.")
-        part = inside.removesuffix("_neuron").replace("_", " ").replace(".", " ")
-        half = HALVES[placed.half] if placed is not None and placed.half else "outside the blocks"
-        places[layer] = NeuronPlace(half, part, None if placed is None else placed.block)
-    return places
 
 
 def _ids(model: SpikeGPT, tokens: np.ndarray) -> Tensor:
