@@ -25,7 +25,6 @@ EVERYDAY = (
     "--out",
     "--spiking",
     "--from",
-    "--config",
     "--resume",
     "--tokenizer",
     "--steps",
