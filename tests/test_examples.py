@@ -19,12 +19,12 @@ def test_a_script_runs(script, tmp_path, monkeypatch, capsys):
 
 
 @pytest.fixture
-def kernel_environment(monkeypatch):
+def kernel_environment(monkeypatch, tmp_path_factory):
     """Kernels are processes of their own: the tree comes first there, and one thread is enough."""
     before = os.environ.get("PYTHONPATH", "")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(TREE), before))))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("IPYTHONDIR", os.devnull)
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path_factory.mktemp("ipython")))
 
 
 def _without_outputs(notebook):

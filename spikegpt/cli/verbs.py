@@ -17,6 +17,7 @@ from ..common.version import __version__
 from ..config import PRESETS, ModelConfig
 from ..config.effects import idle_in_blocks
 from .beginning import check_runs, use_threads
+from .completion import completion_script
 from .context import context_verb
 from .ending import ended
 from .idle import (
@@ -62,6 +63,7 @@ USAGE = f"""spikegpt {__version__}: train spiking language models, and compare t
   spikegpt export RUN FILE        and back
   spikegpt info RUN|PRESET        sizes and configuration
   spikegpt doctor                 what is installed, which kernels run here, how fast
+  spikegpt completion bash|zsh    what your shell completes: source <(spikegpt completion bash)
 
 spikegpt VERB --help shows the flags of a verb."""
 
@@ -289,6 +291,14 @@ def doctor_verb(arguments: list[str]) -> int:
     return 0 if report["healthy"] else 1
 
 
+def _say_version() -> int:
+    from ..kernels.backends import kernel_for
+
+    print(__version__)
+    print("".join(f"kernels on {device}: {kernel_for(device)}\n" for device in ("cpu", "cuda")), end="")
+    return 0
+
+
 def _show(values: dict[str, Any], as_json: bool, indent: str = "") -> None:
     if as_json:
         print(json.dumps(values))
@@ -349,7 +359,9 @@ def _run(words: list[str]) -> int:
         print(USAGE)
         return 0
     if verb in ("version", "--version", "-V"):
-        print(__version__)
+        return _say_version()
+    if verb == "completion":
+        print(completion_script(arguments, VERBS))
         return 0
     if verb in VERBS:
         return VERBS[verb](arguments)
