@@ -46,9 +46,9 @@ format: .venv/test
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i cuda/*.cu cuda/*.cuh
 
-# the pages of docs/ are read as they are; this looks up every link, heading and file that they name
+# the pages, the reference and a gallery as a site, in build/site; its search needs a server: python -m http.server -d build/site
 docs: .venv/test
-	$(BIN)/python -m pytest tests/test_docs.py -k "not runs"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --config-file docs/site/mkdocs.yml
 
 .venv/base: pyproject.toml constraints.txt
 	@echo "--- installing into .venv: torch and a few more, 200 MB or more to fetch; half a minute to some minutes, in silence ---"
@@ -59,7 +59,7 @@ docs: .venv/test
 # spikingjelly and neurobench ask for torchvision and torchaudio, which the tests do not need and which would bring another torch
 .venv/test: .venv/base
 	@echo "--- installing what the tests need: a minute or more, in silence ---"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,hf,eval,serve]' snntorch loguru scipy tqdm
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,hf,eval,serve,docs]' snntorch loguru scipy tqdm
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps spikingjelly neurobench
 	touch $@
 

@@ -27,6 +27,10 @@ _HOME = {
     "SnnTorchNeuron": "neuron",
     "SpikingJellyNeuron": "neuron",
     "SpikeGPT": "model",
+    "replaced": "model",
+    "silenced": "model",
+    "stimulated": "model",
+    "trace": "model",
     "Engine": "generate",
     "load_model": "checkpoint",
     "load_tokenizer": "data.tokenizers",
@@ -45,7 +49,7 @@ if TYPE_CHECKING:
     from .evaluate import evaluate_stream, evaluate_windows
     from .generate import Engine
     from .kernels import event_wkv, integer_lif, lif, wkv
-    from .model import SpikeGPT
+    from .model import SpikeGPT, replaced, silenced, stimulated, trace
     from .neuron import LIF, SnnTorchNeuron, SpikingJellyNeuron
 
 

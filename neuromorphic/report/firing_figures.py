@@ -29,26 +29,37 @@ from .canvas import (
 )
 from .derived import LayerFiring, firing_layers
 from .formats import percent, shorten, visible
-from .measurement import Measurement, NeuronPlace, Raster
+from .measurement import Measurement, NeuronPlace, Raster, Wording
 
 MOST_TOKENS = 160
 """tokens of a prompt that a raster shows"""
+_UNWORDED = Wording()
 LINES = ("-", ":", "--", "-.")
 
 
-@styled
 def raster(measurement: Measurement) -> Figure:
-    """Return the spikes of a prompt: its tokens along x, one band per layer, one row per neuron."""
-    bands = measurement.rasters
+    """Return the spikes of a measurement's prompt, see `spike_raster`."""
+    return spike_raster(measurement.rasters, measurement.name, measurement.wording)
+
+
+@styled
+def spike_raster(bands: Sequence[Raster], name: str, wording: Wording = _UNWORDED) -> Figure:
+    """Return the spikes of a prompt: its tokens along x, one band per layer, one row per neuron.
+
+    Args:
+        bands: layers that read the same prompt.
+        name: of the model.
+        wording: where the layers stand, for names and colours.
+    """
     if not bands:
-        return statement(f"{measurement.name} has no spikes to show.")
+        return statement(f"{name} has no spikes to show.")
     prompt = [visible(label) for label in bands[0].prompt[:MOST_TOKENS]]
     is_text = all(len(label) == 1 for label in prompt)
     height = 0.75 + len(bands) * min(max(0.3, 3.6 / len(bands)), 0.7)
     figure, [axes] = canvas(
-        _raster_title(measurement), height, width=max(WIDTH, 1.2 + (0.095 if is_text else 0.17) * len(prompt))
+        _raster_title(bands, name), height, width=max(WIDTH, 1.2 + (0.095 if is_text else 0.17) * len(prompt))
     )
-    places = [measurement.wording.place(band.layer) for band in bands]
+    places = [wording.place(band.layer) for band in bands]
     shades = group_colours(places)
     for top, (band, place) in enumerate(zip(bands, places, strict=True)):
         axes.axhspan(top, top + 0.86, color=BAND, linewidth=0)
@@ -74,10 +85,10 @@ def _spikes(band: Raster, top: float, pitch: float, n_tokens: int, colour: str) 
     return PathPatch(outline, fill=False, edgecolor=colour, linewidth=2.6, capstyle="butt")
 
 
-def _raster_title(measurement: Measurement) -> str:
-    cells = sum(band.n_neurons * len(band.prompt) for band in measurement.rasters)
-    share = sum(len(band.tokens) for band in measurement.rasters) / cells if cells else 0.0
-    return f"{shorten(measurement.name, 40)}: {percent(share)} of the neurons shown fire at a token"
+def _raster_title(bands: Sequence[Raster], name: str) -> str:
+    cells = sum(band.n_neurons * len(band.prompt) for band in bands)
+    share = sum(len(band.tokens) for band in bands) / cells if cells else 0.0
+    return f"{shorten(name, 40)}: {percent(share)} of the neurons shown fire at a token"
 
 
 def _reading(band: Raster) -> str:

@@ -1,5 +1,7 @@
 """One folder that says all that was measured: report.html for people, report.json and report.csv for programs, figures.
 
+comparison.csv and comparison.tex are the side-by-side table, for a spreadsheet and a paper.
+
 The HTML needs nothing else: no network, no scripts, figures and style inside. The folder is written under another name
 and then renamed, so it is whole or not there.
 """
@@ -25,11 +27,13 @@ from .canvas import to_png
 from .derived import context_points, spiking
 from .html import page
 from .measurement import Claims, LayerOps, Measurement
-from .tables import comparison_table
+from .tables import comparison_csv, comparison_latex, comparison_table
 
 __all__ = ["ReportError", "check_folder", "comparison_table", "write_report"]
 
 JSON_NAME, HTML_NAME, CSV_NAME = "report.json", "report.html", "report.csv"
+TABLE_CSV, TABLE_LATEX = "comparison.csv", "comparison.tex"
+FILES = (JSON_NAME, HTML_NAME, CSV_NAME, TABLE_CSV, TABLE_LATEX)
 
 
 class ReportError(ValueError):
@@ -88,6 +92,8 @@ def write_report(
             page(measurements, drawn, title=title, claims=claims, made=made), encoding="utf-8", errors="replace"
         )
         (unfinished / CSV_NAME).write_text(_csv(measurements), encoding="utf-8", errors="replace", newline="")
+        for name, table in ((TABLE_CSV, comparison_csv), (TABLE_LATEX, comparison_latex)):
+            (unfinished / name).write_text(table(measurements), encoding="utf-8", errors="replace", newline="")
         content = {
             "title": title,
             "made": made,
@@ -108,7 +114,7 @@ def _stranger(folder: Path) -> Path | None:
     if not folder.is_dir():
         return folder if folder.exists() else None
     inside = {path for path in folder.iterdir() if path.name != "figures"} | set((folder / "figures").glob("*"))
-    ours = {path for path in inside if path.name in (JSON_NAME, HTML_NAME, CSV_NAME) or path.match("figures/*.png")}
+    ours = {path for path in inside if path.name in FILES or path.match("figures/*.png")}
     if inside and folder / JSON_NAME not in ours:
         return min(inside)
     return min(inside - ours, default=None)

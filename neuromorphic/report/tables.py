@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from ..count.text import csv_table, harmless, latex_table
 from .context import ContextPoint
 from .derived import (
     PREFILL,
@@ -120,6 +121,18 @@ def comparison_table(measurements: Sequence[Measurement]) -> str:
         *sending_notes(measurements, profiles),
     ]
     return "\n\n".join(blocks) + "\n" + "\n".join(notes)
+
+
+def comparison_csv(measurements: Sequence[Measurement], profiles: Sequence[str] | None = None) -> str:
+    """Return the rows of the side-by-side table for a spreadsheet, a column for each model, all price tables."""
+    columns = ["quantity", *(harmless(measurement.name) for measurement in measurements)]
+    return csv_table(columns, [dict(zip(columns, row, strict=True)) for row in comparison_rows(measurements, profiles)])
+
+
+def comparison_latex(measurements: Sequence[Measurement], profiles: Sequence[str] | None = None) -> str:
+    """Return the same as a tabular of LaTeX."""
+    header = ["", *(measurement.name for measurement in measurements)]
+    return latex_table([header, *comparison_rows(measurements, profiles)])
 
 
 def sending_notes(measurements: Sequence[Measurement], profiles: Sequence[str] | None = None) -> list[str]:

@@ -1,6 +1,6 @@
 """Checkpoints on disk: what a run folder holds, how it is written so that it survives a crash, how it is read back.
 
-    RUN/config.json  tokenizer.json  metrics.jsonl  samples.txt
+    RUN/config.json  run.yaml  tokenizer.json  metrics.jsonl  samples.txt
     RUN/checkpoints/step-00000250/   model.safetensors  config.json  tokenizer.json       (all that inference needs)
                                      training.safetensors  training.json                  (what resuming needs besides)
                                      manifest.json                                        (size and sha256 of each file)
@@ -30,6 +30,7 @@ from ..data.tokenizers import Tokenizer
 from ..model.network import SpikeGPT
 from ..model.quantised import FULL, packed
 from .files import FORMAT, LOW_BIT, MANIFEST, check_format, fault_of, read_json, save_tensors, write_manifest
+from .run_file import write_run_file
 
 _Found = TypeVar("_Found")
 # of files that `import` reads
@@ -323,7 +324,8 @@ def make_room(run: Path) -> None:
     warn_on_stderr(f"{run} holds a run that ended before its first checkpoint; a new one takes its place")
     for log in ("metrics.jsonl", "samples.txt"):
         (run / log).unlink(missing_ok=True)
-    shutil.rmtree(run / "tensorboard", ignore_errors=True)
+    for folder in ("tensorboard", "wandb"):
+        shutil.rmtree(run / folder, ignore_errors=True)
 
 
 def create_run(run: Path, model: ModelConfig, train: TrainConfig, tokenizer: Tokenizer, facts: dict[str, Any]) -> None:
@@ -337,6 +339,7 @@ def create_run(run: Path, model: ModelConfig, train: TrainConfig, tokenizer: Tok
     try:
         run.mkdir(parents=True, exist_ok=True)
         tokenizer.save(run / "tokenizer.json")
+        write_run_file(run, model, train, facts.get("started_from"))
         # last: a folder that has it is a whole run
         write_atomically(run / "config.json", json.dumps(values, indent=1))
     except OSError as error:

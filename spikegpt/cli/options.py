@@ -20,6 +20,8 @@ RANGES = {
     "end-token": Range(0, 2**31 - 1),
     "processes": Range(1, 1024),
     "port": Range(0, 65535),
+    "neurons": Range(1, 65_536),
+    "tokens-per-s": Range(0.1, 50.0),
     "rescale-every": ModelConfig.ranges["rescale_every"],
 }
 # all other texts name something
@@ -69,6 +71,7 @@ class Start:
     Of `convert` it is `mixer` alone.
     """
 
+    config: Path | None = None
     preset: str | None = None
     from_: Annotated[Path | None, arg(name="from")] = None
     spiking: str | None = None
@@ -83,9 +86,13 @@ class Start:
 class Train(Resume):
     """Train a model, fine-tune or convert one, or continue a run.
 
-    spikegpt train [--preset NAME | --from RUN | --resume RUN] [flags]
+    spikegpt train [--preset NAME | --from RUN | --config FILE | --resume RUN] [flags]
     """
 
+    config: Annotated[
+        Path | None,
+        arg(help="take what no flag says from this file; RUN/run.yaml trains that run once more, with another --out"),
+    ] = None
     preset: Annotated[
         Literal["tiny", "small", "spikegpt-46m", "spikegpt-216m"], arg(help="sizes and optimizer defaults")
     ] = "tiny"
@@ -276,6 +283,32 @@ class Context:
     device: Device = "auto"
     threads: Threads = 0
     json: Annotated[bool, arg(help="print the points as JSON instead of a table")] = False
+
+
+@dataclass(kw_only=True)
+class Spikes:
+    """Draw which neurons fire at which token of a text: a picture, or a film that reads it.
+
+    spikegpt raster RUN "some text" [-o spikes.png]
+    """
+
+    run: Annotated[Positional[Path], arg(help="folder of a run or of a checkpoint")]
+    text: Annotated[Positional[str], arg(help="what is read")]
+    out: Annotated[Path, arg(aliases=("-o",), help="a picture, .png or .svg, or a film, .gif or .webp")] = Path(
+        "spikes.png"
+    )
+    sites: Annotated[
+        tuple[str, ...],
+        arg(
+            help='layers of neurons by name, "blocks.0.*"; by default the last of both halves of the first, the middle '
+            "and the last block"
+        ),
+    ] = ()
+    neurons: Annotated[int, arg(help="at most so many of each layer, drawn at random")] = 48
+    tokens_per_s: Annotated[float, arg(help="pace of a film")] = 8.0
+    device: Device = "auto"
+    threads: Threads = 0
+    json: Annotated[bool, arg(help="print the name of the picture as JSON")] = False
 
 
 @dataclass(kw_only=True)

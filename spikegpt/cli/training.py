@@ -1,5 +1,6 @@
 """The verbs `train` and `convert`. Their flags are read twice: first those that decide the defaults of the others."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,8 +53,7 @@ def train_verb(arguments: list[str]) -> int:
         )
     else:
         _warn(options, defaults, options.from_)
-        name = options.from_.resolve().name + "-tuned" if options.from_ else options.preset
-        out = options.out or Path("runs") / f"{name}-{options.model.spiking}"
+        out = options.out or Path("runs") / _name_of(options)
         result = train.train(
             options.model,
             options.train,
@@ -62,6 +62,16 @@ def train_verb(arguments: list[str]) -> int:
             **_how(options),
         )
     return _tell(result, options.json)
+
+
+def _name_of(options: Train) -> str:
+    """The name of a run that was given none."""
+    from ..checkpoint.run_file import NAME
+
+    if options.config is not None and options.config.name == NAME:
+        return f"{options.config.resolve().parent.name}-again"
+    name = options.from_.resolve().name + "-tuned" if options.from_ else options.preset
+    return f"{options.config.stem if options.config else name}-{options.model.spiking}"
 
 
 def convert_verb(arguments: list[str]) -> int:
@@ -157,17 +167,66 @@ def _has_rows(data: tuple[str, ...]) -> bool:
 
 
 def _train_defaults(start: Start) -> Train:
-    """The defaults that `--preset`, `--from` and `--spiking` ask for, so that other flags change those.
+    """The defaults that `--config`, `--preset`, `--from` and `--spiking` ask for, so that other flags change those."""
+    if start.config is None:
+        return _defaults_without_file(start)
+    from ..checkpoint.run_file import read_run_file
 
-    Each block has its own neuron, and the spike-driven one is its own teacher unless another is asked for.
-    """
+    file = read_run_file(start.config)
+    if file.preset not in (None, *PRESETS):
+        raise UsageError(f"{start.config}: preset is {file.preset!r}; known: {', '.join(PRESETS)}")
+    # flags come before the file
+    model, training = dict(file.model), dict(file.train)
+    if start.spiking not in (None, model.get("spiking")):
+        # each block has its own neuron
+        model.pop("neuron", None)
+    if _is_taught_otherwise(start):
+        training.pop("self_teacher", None)
+    model |= {name: value for name in ("spiking", "mixer") if (value := getattr(start, name)) is not None}
+    begun = start
+    if start.preset is None and start.from_ is None:
+        begun = dataclasses.replace(start, preset=file.preset, from_=file.start)
+    begun = dataclasses.replace(
+        begun,
+        spiking=model.get("spiking"),
+        mixer=model.get("mixer"),
+        teacher=start.teacher or training.get("teacher"),
+        carry_state=start.carry_state or bool(training.get("carry_state")),
+        anneal=start.anneal or training.get("anneal"),
+    )
+    defaults = _defaults_without_file(begun)
+    try:
+        return Train(
+            config=start.config,
+            from_=begun.from_,
+            model=ModelConfig.from_dict(_overlaid(defaults.model.to_dict(), model)),
+            train=TrainConfig.from_dict(_overlaid(defaults.train.to_dict(), training)),
+        )
+    except ValueError as error:
+        raise UsageError(f"{start.config}: {error}") from None
+
+
+def _overlaid(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`below` with the values of `above`, those of a dictionary in it one by one."""
+    return below | {
+        key: _overlaid(below[key], value) if isinstance(value, dict) and isinstance(below.get(key), dict) else value
+        for key, value in above.items()
+    }
+
+
+def _is_taught_otherwise(start: Start) -> bool:
+    """Whether a flag asks for what a model that is its own teacher cannot have."""
+    return start.teacher is not None or start.carry_state or start.anneal is not None
+
+
+def _defaults_without_file(start: Start) -> Train:
+    """Each block has its own neuron, and the spike-driven one is its own teacher unless another is asked for."""
     # an unknown name is left to the parser, which lists the known ones
     changes = {"spiking": start.spiking} if start.spiking in SPIKING else {}
     if start.from_ is None:
         name = start.preset if start.preset in PRESETS else "tiny"
         model = model_preset(name, **changes)
-        is_taught_otherwise = start.teacher is not None or start.carry_state or start.anneal is not None
-        others = {"self_teacher": 0.0} if is_taught_otherwise else {}
+        others = {"self_teacher": 0.0} if _is_taught_otherwise(start) else {}
         return Train(model=model, train=train_preset(name, model.spiking, **others))
     if start.preset is not None:
         raise UsageError(f"the sizes are those of {start.from_}; leave out --preset")

@@ -18,6 +18,7 @@ from ..common.version import __version__
 from ..config import PRESETS, ModelConfig
 from ..config.effects import idle_in_blocks
 from .beginning import check_runs, use_threads
+from .completion import completion_script
 from .context import context_verb
 from .ending import ended
 from .idle import (
@@ -40,6 +41,7 @@ from .options import (
     Info,
 )
 from .parsing import HELP, UsageError, parse
+from .pictures import raster_verb
 from .serving import serve_verb
 from .training import convert_verb, train_verb
 
@@ -59,10 +61,12 @@ USAGE = f"""spikegpt {__version__}: train spiking language models, and compare t
   spikegpt measure RUN            count what a run computes, estimate its energy, write RUN/report/report.html
   spikegpt compare RUN --twin     the same beside its dense twin, which is found or trained; or: compare RUN RUN...
   spikegpt context RUN...         what a text's memory costs and buys: bytes, operations, bits; by length and --policy
+  spikegpt raster RUN "Once"      the spikes of a text as a picture (-o spikes.png) or a film (.gif, .webp)
   spikegpt import FILE            published SpikeGPT or RWKV-4 weights (.pth, Hugging Face folder) become a run
   spikegpt export RUN FILE        and back
   spikegpt info RUN|PRESET        sizes and configuration
   spikegpt doctor                 what is installed, which kernels run here, how fast
+  spikegpt completion bash|zsh    what your shell completes: source <(spikegpt completion bash)
 
 spikegpt VERB --help shows the flags of a verb."""
 
@@ -290,6 +294,14 @@ def doctor_verb(arguments: list[str]) -> int:
     return 0 if report["healthy"] else 1
 
 
+def _say_version() -> int:
+    from ..kernels.backends import kernel_for
+
+    print(__version__)
+    print("".join(f"kernels on {device}: {kernel_for(device)}\n" for device in ("cpu", "cuda")), end="")
+    return 0
+
+
 def _show(values: dict[str, Any], as_json: bool, indent: str = "") -> None:
     if as_json:
         print(json.dumps(values))
@@ -318,6 +330,7 @@ VERBS = {
     "measure": measure_verb,
     "compare": compare_verb,
     "context": context_verb,
+    "raster": raster_verb,
     "import": import_verb,
     "export": export_verb,
     "info": info_verb,
@@ -350,7 +363,9 @@ def _run(words: list[str]) -> int:
         print(USAGE)
         return 0
     if verb in ("version", "--version", "-V"):
-        print(__version__)
+        return _say_version()
+    if verb == "completion":
+        print(completion_script(arguments, VERBS))
         return 0
     if verb in VERBS:
         return VERBS[verb](arguments)

@@ -6,6 +6,7 @@ from .presets import HEALING, PRESETS, model_preset, train_preset
 from .sampling import SamplingConfig
 from .serving import ServeConfig
 from .train import ClassifyConfig, TrainConfig
+from .values import known_keys
 
 __all__ = [
     "HEALING",
@@ -20,6 +21,7 @@ __all__ = [
     "Spiking",
     "TrainConfig",
     "default_neuron",
+    "known_keys",
     "model_preset",
     "train_preset",
 ]

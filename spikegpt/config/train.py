@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from .values import SEEDS, THREADS, Config, Range, check, is_number
 
 Precision = Literal["auto", "no", "bf16", "fp16"]
+Tracker = Literal["tensorboard", "wandb"]
 # setting -> what it was before it was one: for the configurations of older runs, which lack it
 BEFORE = {"optimizer": "adamw", "schedule": "cosine", "learn_in": "spikes"}
 
@@ -140,7 +141,16 @@ class TrainConfig(Config):
     keep: int = 2
     """newest checkpoints kept, besides the best"""
     log_every: int = 10
+    log_with: tuple[Tracker, ...] = ()
+    """besides metrics.jsonl: tensorboard, into the run's folder, or wandb, Weights & Biases"""
     tensorboard: bool = False
+    """the same as log_with tensorboard"""
+
+    @property
+    def trackers(self) -> tuple[Tracker, ...]:
+        """What is logged with, each once."""
+        asked: tuple[Tracker, ...] = (*self.log_with, "tensorboard") if self.tensorboard else self.log_with
+        return tuple(dict.fromkeys(asked))
 
     @property
     def has_budget(self) -> bool:

@@ -11,6 +11,7 @@ import numbers
 import os
 import types
 import typing
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -74,18 +75,22 @@ class Config:
             ValueError: `values` is no dictionary, a key is unknown, or a value is of another type or out of range.
         """
         check(isinstance(values, dict), f"{cls.__name__} wants a dictionary, got {_shown(values)}")
-        fields = {item.name: item for item in dataclasses.fields(cls)}
-        for key in values:
-            if key not in fields:
-                near = difflib.get_close_matches(str(key), fields, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(fields)}"
-                raise ValueError(f"{cls.__name__} has no key {key!r}; {hint}")
+        known_keys(cls.__name__, values, [item.name for item in dataclasses.fields(cls)])
         return cls(
             **{
                 key: cls.nested[key].from_dict(value) if key in cls.nested and value is not None else value
                 for key, value in values.items()
             }
         )
+
+
+def known_keys(where: str, values: Iterable[Any], known: Sequence[str]) -> None:
+    """Raise ValueError if `values` of `where` have a key that is not known, with the nearest that is."""
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise ValueError(f"{where} has no key {key!r}; {hint}")
 
 
 def _kinds(cls: type[Config]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..common.shards import is_sharded
 from ..kernels.backends import is_installed
+from ..model.interventions import is_intervened
 from ..model.network import SpikeGPT
 from ..model.state import State, texts_of
 from .compiled import TOKEN_STEPS
@@ -73,7 +74,8 @@ class Engine:
         if self.reason and weights != "float32":
             raise ValueError(f"{weights} weights need decoding by rows, and {self.reason}; use weights='float32'")
         self._decoder = None if self.reason else _make_decoder(model, weights, columns, texts)
-        self._forward = ForwardStep(model, capture_of(model))
+        # what an intervention calls may be no work of the GPU alone
+        self._forward = ForwardStep(model, None if is_intervened(model) else capture_of(model))
         self._texts: int | None = None
         self.by_rows, self._is_chosen = False, True
 
@@ -176,6 +178,8 @@ def why_not_by_rows(model: SpikeGPT) -> str:
         return "its weights lie in several processes"
     if type(model).forward is not SpikeGPT.forward:
         return f"{type(model).__name__} has a forward pass of its own"
+    if is_intervened(model):
+        return "neurons of it are silenced, stimulated or replaced"
     if device == "cuda":
         if not model.synapses():
             return "no product of it reads spikes"

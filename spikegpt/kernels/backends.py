@@ -100,6 +100,14 @@ def what_to_install(backend: str) -> str:
     return f"cupy-cuda{version.split('.')[0]}x" if backend == "cupy" else PACKAGE[backend]
 
 
+def kernel_for(device: str) -> str:
+    """Return what computes on cpu or cuda, in words."""
+    backend = FAST_BACKEND[device]
+    if is_installed(backend):
+        return backend
+    return f"reference (slow); pip install {what_to_install(backend)} for the fast one"
+
+
 @functools.cache
 def _warn_once(message: str) -> None:
     warnings.warn(message, RuntimeWarning, stacklevel=4)

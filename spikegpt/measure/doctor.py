@@ -14,7 +14,7 @@ from ..common.version import __version__
 from ..config import model_preset
 from ..generate.engine import GATHERED_TEXTS, SHARED_WEIGHTS, Engine
 from ..kernels import event_matvec, event_wkv, event_wkv7, integer_lif, lif, wkv, wkv6, wkv7
-from ..kernels.backends import FAST_BACKEND, is_installed, what_to_install
+from ..kernels.backends import kernel_for
 from ..kernels.gpu import installed_cupy
 from ..model.network import SpikeGPT
 from .processes import training
@@ -54,7 +54,7 @@ def examine() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES} | (installed_cupy() or {"cupy": _version("cupy")}),
         "devices": devices,
-        "kernels": {device: _kernel_for(device) for device in ("cpu", "cuda")},
+        "kernels": {device: kernel_for(device) for device in ("cpu", "cuda")},
         f"checked at (B, T, C) = {SHAPE}, forward and backward": examined,
         "decoding": decoding(),
         "training": training(),
@@ -133,15 +133,6 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _kernel_for(device: str) -> str:
-    backend = FAST_BACKEND[device]
-    return (
-        backend
-        if is_installed(backend)
-        else f"reference (slow); pip install {what_to_install(backend)} for the fast one"
-    )
 
 
 def _lif_inputs(dtype: torch.dtype) -> list[torch.Tensor]:

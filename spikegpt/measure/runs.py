@@ -9,7 +9,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,13 @@ from neuromorphic import (
     Claims,
     FiringStatistics,
     Measurement,
-    NeuronPlace,
     OpCounter,
     Profile,
-    Raster,
     Wording,
     estimate,
     layer_ops,
     per_token,
     published_saving,
-    raster,
 )
 from neuromorphic.count.counts import SPIKES, Tally
 from neuromorphic.count.every_product import every_product, level_bits
@@ -48,19 +45,19 @@ from ..common.files import to_path
 from ..common.printing import one_line
 from ..config import ModelConfig
 from ..data.tokenizers import Tokenizer
-from ..evaluate.perplexity import evaluate_stream, named_if_not_finite
+from ..evaluate.perplexity import check_length, evaluate_stream, named_if_not_finite
 from ..evaluate.runs import check_reading, read_text
 from ..generate.engine import Engine
 from ..model.network import ModelOutput, SpikeGPT
 from ..model.state import State
 from .context_folder import context_folder, read_context
+from .rasters import encoded_text, neuron_places, text_rasters
 
 # the published arithmetic has no row for the head
 LEFT_OUT = ("head",)
 BLOCKS = {"none": "dense", "output": "spikes added to the residual", "input": "spikes into every product"}
-HALVES = {"att": "time mix", "ffn": "channel mix"}
 DECODED = 64
-RASTER_TOKENS, RASTER_NEURONS = 96, 48
+RASTER_TOKENS = 96
 SPEED_ROUNDS = 5
 LARGEST_LISTED_VOCABULARY = 4096
 
@@ -98,7 +95,8 @@ def measure_runs(
     contexts = [tuple(read_context(context_folder(run))) for run in runs]
     for _, tokenizer, _ in loaded:
         # what cannot be read is found before the long part
-        _raster_text(tokenizer, prompt)
+        if prompt is not None:
+            encoded_text(tokenizer, prompt)
     texts = [
         read_text(run, tokenizer, split=split, file=file, limit=limit, cache=cache) for _, tokenizer, run in loaded
     ]
@@ -149,6 +147,45 @@ def _short_names(runs: Sequence[Path]) -> list[str]:
     """The folders' names, or their whole paths where two are the same."""
     names = [run.resolve().name for run in runs]
     return [name if names.count(name) == 1 else str(run) for name, run in zip(names, runs, strict=True)]
+
+
+def measure_models(
+    models: Mapping[str, SpikeGPT],
+    tokenizer: Tokenizer,
+    text: str | bytes,
+    *,
+    prompt: str | None = None,
+    profiles: Sequence[Profile] = (),
+    with_speed: bool = False,
+) -> list[Measurement]:
+    """Return the measurements of `models`, by name, that share a tokenizer, on one text: they need be no runs.
+
+    Args:
+        prompt, profiles: as of `measure_runs`.
+        with_speed: how fast each reads and writes too; takes six rounds.
+
+    Raises:
+        SpikegptError: no model is given, or the text has fewer than two tokens.
+    """
+    if not isinstance(models, Mapping) or not models:
+        raise SpikegptError(f"models must be a dictionary of at least one, name -> model; got {models!r:.80}")
+    tokens = tokenizer.encode(text)
+    check_length(tokens)
+    texts = [tokens] * len(models)
+    speeds: list[dict[str, float]] = measure_speed(list(models.values()), texts) if with_speed else [{} for _ in models]
+    return [
+        measure_model(
+            model,
+            tokenizer,
+            tokens,
+            name=name,
+            source=f"a text of {len(tokens):,} tokens",
+            prompt=prompt,
+            profiles=profiles,
+            tokens_per_s=speed,
+        )
+        for (name, model), speed in zip(models.items(), speeds, strict=True)
+    ]
 
 
 def measure_model(
@@ -228,7 +265,7 @@ def _measured(
         layers=layer_ops(tally, "prefill", evaluation.firing_rate, LEFT_OUT),
         **_counted(tally, profiles),
         firing=firing.to_dict(arrays=True) if is_spiking else None,
-        rasters=_rasters(model, tokenizer, tokens, prompt) if is_spiking else (),
+        rasters=text_rasters(model, tokenizer, _raster_text(tokenizer, tokens, prompt)) if is_spiking else (),
         state_elements=tally.footprint.state,
         family=f"{config.mixer} of {config.n_layer} layers of width {config.n_embd}",
         state_tokens=config.ctx_len if config.mixer == "attention" else None,
@@ -300,22 +337,6 @@ def _elements(state: State) -> int:
     return sum(part.numel() for part in tree_leaves(state) if part is not None)
 
 
-def neuron_places(model: SpikeGPT, layers: Iterable[str]) -> dict[str, NeuronPlace]:
-    """Return where `layers` that emit spikes stand in `model`.
-
-    blocks.3.att.key_neuron is "att key" of block 3, in the time mix.
-    """
-    sites = model.sites()
-    places = {}
-    for layer in layers:
-        placed = sites.get(layer)
-        inside = layer if placed is None or placed.block is None else layer.removeprefix(f"blocks.{placed.block}.")
-        part = inside.removesuffix("_neuron").replace("_", " ").replace(".", " ")
-        half = HALVES[placed.half] if placed is not None and placed.half else "outside the blocks"
-        places[layer] = NeuronPlace(half, part, None if placed is None else placed.block)
-    return places
-
-
 def _ids(model: SpikeGPT, tokens: np.ndarray) -> Tensor:
     """`tokens` (T,) as ids (1, T), where the model is."""
     return torch.from_numpy(tokens.astype(np.int64)).to(model.device)[None]
@@ -382,47 +403,9 @@ def _processor() -> str:
     return next(named, platform.processor() or platform.machine())
 
 
-def _rasters(model: SpikeGPT, tokenizer: Tokenizer, tokens: np.ndarray, prompt: str | None) -> tuple[Raster, ...]:
-    """The spikes of one layer of both halves of the first, middle and last block while the prompt is read."""
-    given = _raster_text(tokenizer, prompt)
-    read = np.asarray((tokens if given is None else given)[:RASTER_TOKENS])
-    spikes = model(_ids(model, read)).spikes
-    labels = tuple(tokenizer.decode([token]).decode("utf-8", "replace") for token in read)
-    rasters = []
-    for layer in _shown_layers(model):
-        n_neurons = min(RASTER_NEURONS, spikes[layer].shape[-1])
-        at, neurons = raster(spikes[layer][0], n_neurons)
-        rasters.append(
-            Raster(
-                layer=layer,
-                prompt=labels,
-                tokens=tuple(at.tolist()),
-                neurons=tuple(neurons.tolist()),
-                n_neurons=n_neurons,
-            )
-        )
-    return tuple(rasters)
-
-
-def _raster_text(tokenizer: Tokenizer, prompt: str | None) -> np.ndarray | None:
-    """The tokens (N,) of `prompt`, None without one; SpikegptError if it has none."""
-    if prompt is None:
-        return None
-    read = tokenizer.encode(prompt.encode()) if isinstance(prompt, str) else ()
-    if not len(read):
-        what = f"a {type(prompt).__name__}" if prompt else "empty"
-        raise SpikegptError(f"the prompt of the raster is {what}; give some text, or leave it out")
-    return np.asarray(read)
-
-
-def _shown_layers(model: SpikeGPT) -> list[str]:
-    """Names of the last layer of neurons in both halves of the first, the middle and the last block."""
-    names = []
-    for layer in sorted({0, model.config.n_layer // 2, model.config.n_layer - 1}):
-        block = model.blocks[layer]
-        halves = ("att.", block.att.sites[-1:]), ("ffn.", block.ffn.sites[-1:]), ("", block.sites)
-        names += [f"blocks.{layer}.{half}{site.name}" for half, sites in halves for site in sites]
-    return names
+def _raster_text(tokenizer: Tokenizer, tokens: np.ndarray, prompt: str | None) -> np.ndarray:
+    """The tokens of `prompt`, or of the measured text, that a report shows spikes of."""
+    return (tokens if prompt is None else encoded_text(tokenizer, prompt))[:RASTER_TOKENS]
 
 
 def report_folder(run: Path) -> Path:

@@ -23,6 +23,7 @@ _OWN_SETTINGS = {
     "save_every",
     "keep",
     "log_every",
+    "log_with",
     "tensorboard",
 }
 _SPIKE_SETTINGS = {

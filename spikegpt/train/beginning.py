@@ -17,18 +17,22 @@ from ..model.network import SpikeGPT, check_sizes
 from .convert import check_shape, read_model_config, spread_windows, start_from
 from .schedules import synop_budget
 from .sharding import make_sharded
+from .trackers import check_trackers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def make_accelerator(config: TrainConfig, device: str) -> "Accelerator":
-    """Return what holds the processes of a training together, on `device`: auto, cpu, cuda or cuda:N.
+def make_accelerator(config: TrainConfig, device: str, run: Path) -> "Accelerator":
+    """Return what holds the processes of a training into `run` together, on `device`: auto, cpu, cuda or cuda:N.
 
     Raises:
-        SpikegptError: the device is not there, or cannot do what `config` asks.
+        SpikegptError: the device is not there, or cannot do what `config` asks, or what it logs with is not installed.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.utils import ProjectConfiguration
+
+    check_trackers(config)
 
     place = find_device(device)
     if config.precision == "fp16" and place.type != "cuda":
@@ -42,7 +46,14 @@ def make_accelerator(config: TrainConfig, device: str) -> "Accelerator":
     scaled = "fp16" if config.precision == "fp16" else "no"
     # else the gradients are there twice; other settings made no step faster (benchmarks/train_processes.py)
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-    accelerator = Accelerator(cpu=cpu, mixed_precision=scaled, gradient_accumulation_steps=steps, kwargs_handlers=[ddp])
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision=scaled,
+        gradient_accumulation_steps=steps,
+        log_with=list(config.trackers) or None,
+        project_config=ProjectConfiguration(str(run), logging_dir=str(run / "tensorboard")),
+        kwargs_handlers=[ddp],
+    )
     if place.index is not None and accelerator.num_processes > 1:
         raise SpikegptError(f"{device} is one GPU for {accelerator.num_processes} processes; leave --device out")
     return accelerator

@@ -118,20 +118,21 @@ class Loop:
             ) from error
 
     def train_steps(self) -> None:
-        """Train until the last step, or until some process is asked to stop."""
+        """Train until the last step, or until some process is asked to stop or `after_step` says that it is over."""
         while self.step < self.config.steps:
             done = self.train_step()
-            self.after_step(done)
-            if done.stopping:
+            if self.after_step(done) or done.stopping:
                 return
             # the spikes of this step: their memory is the next one's
             del done
 
-    def after_step(self, done: StepDone) -> None:
+    def after_step(self, done: StepDone) -> bool:
+        """Evaluate if that is due; return whether the training is over before its last step."""
         is_last = self.step == self.config.steps
         if self.evaluation_is_due() and (is_last or not done.stopping):
             with self.says_if_it_diverged():
                 self.objective.evaluate(self.step)
+        return False
 
     def evaluation_is_due(self) -> bool:
         every = self.config.eval_every

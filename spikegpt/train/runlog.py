@@ -1,14 +1,14 @@
-"""What a run says while it trains: the progress line, metrics.jsonl, samples.txt, TensorBoard, and its warnings."""
+"""What a run says while it trains: the progress line, metrics.jsonl, samples.txt, trackers, and its warnings."""
 
 import json
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..common.errors import SpikegptError
 from ..common.printing import printable
 from ..model.network import EMBEDDING
 from .journal import metrics_journal, samples_journal
@@ -26,25 +26,31 @@ class RunLog:
         step: optimizer steps already done.
         steps: optimizer steps in all.
         marks: what `marks` was when the checkpoint of `step` was written; empty without one.
+        track: hands (name -> number, step) to the trackers; None where there are none.
     """
 
     def __init__(
-        self, run: Path, step: int, steps: int, marks: dict[str, Any], tensorboard: bool = False, quiet: bool = False
+        self,
+        run: Path,
+        step: int,
+        steps: int,
+        marks: dict[str, Any],
+        track: Callable[[dict[str, float], int], None] | None = None,
+        quiet: bool = False,
     ):
         self.run, self.steps, self.first_step, self.quiet = run, steps, step, quiet
         self.metrics = metrics_journal(run, step, marks.get("metrics"))
         self.samples = samples_journal(run, step, marks.get("samples"))
         self.started = time.monotonic()
         self.on_terminal, self.is_mid_line = sys.stdout.isatty(), False
-        self.board = _open_tensorboard(run) if tensorboard else None
+        self.track = track
         self.warned: set[tuple[str, str]] = set()
 
-    def record(self, step: int, **values: Any) -> None:
-        """Add one line to metrics.jsonl, and its numbers to TensorBoard."""
-        self.metrics.add(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
-        if self.board is not None:
-            for name, value in _flat(values):
-                self.board.add_scalar(name, value, step)
+    def record(self, step: int, *, kind: str, **values: Any) -> None:
+        """Add one line to metrics.jsonl, and its numbers, as KIND/NAME, to the trackers."""
+        self.metrics.add(json.dumps({"step": step, "kind": kind, **values}, allow_nan=False) + "\n")
+        if self.track is not None:
+            self.track(dict(_flat(values, f"{kind}/")), step)
 
     def introduce(self, objective: LanguageModelling, step: int) -> None:
         """Say what is trained on what, where, and into which folder."""
@@ -112,25 +118,13 @@ class RunLog:
         return {"metrics": self.metrics.mark, "samples": self.samples.mark}
 
     def close(self) -> None:
-        if self.board is not None:
-            self.board.close()
         if self.is_mid_line:
             print()
 
 
-def _flat(values: dict[str, Any], prefix: str = ""):
+def _flat(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
     for name, value in values.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name}/")
         elif isinstance(value, int | float):
             yield f"{prefix}{name}", value
-
-
-def _open_tensorboard(run: Path):
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise SpikegptError(
-            "tensorboard is not installed; pip install 'spikegpt[tensorboard]' or leave the option out"
-        ) from None
-    return SummaryWriter(str(run / "tensorboard"))

@@ -7,7 +7,7 @@ carried state are all in the checkpoint, and nothing else decides what a step do
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from ..model.quantised import FULL
 from ..neuron import firing_rate, verified_spikes
 from .basis import check_facts, facts_of, keep_places, prepare_data, with_absolute_paths, with_places
 from .beginning import make_accelerator, make_model
+from .callbacks import Callback, EvaluationFacts, StepFacts, checked_callbacks
 from .language_modelling import LanguageModelling
 from .latent import LatentWeights, start_latent
 from .loop import Loop, StepDone
@@ -39,6 +40,7 @@ from .precision import Choice, agree_on_precision
 from .resuming import load_training, save_training
 from .runlog import RunLog
 from .sharding import wants_shards
+from .trackers import begin_tracking
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -46,10 +48,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended: the folder, steps done, the last evaluation, whether a signal stopped it, and which.
+    """How a run ended: the folder, steps done, the last evaluation, whether it stopped before its last step.
 
     And whether this process is the one that speaks (with several processes, only the main one evaluates and
-    reports). `signal` is None where the signal reached another process.
+    reports). `signal` is the one that stopped it, None where a callback did, or where it reached another process.
     """
 
     run: Path
@@ -71,6 +73,7 @@ def train(
     quiet: bool = False,
     device: str = "auto",
     shard: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> TrainResult:
     """Train a new model into the folder `run`. The vocabulary size is the tokenizer's.
 
@@ -80,6 +83,8 @@ def train(
                 `TrainConfig.anneal`.
         device: auto, cpu, cuda or cuda:N; not part of the run, which may go on elsewhere.
         shard: each of several processes holds a share of the model only, see `sharding.py`; not part of the run either.
+        callbacks: told of every step and every evaluation, and may end the training, see `callbacks.py`; no part of the
+            run. Of several processes all are given the same.
 
     Raises:
         SpikegptError: the folder holds a run already, is in use or cannot be written, the text is too short, the
@@ -97,7 +102,8 @@ def train(
         warn_on_stderr(doubt)
     train_config, start = with_absolute_paths(train_config), start and to_path("start", start).absolute()
     cache = cache and to_path("cache", cache)
-    return _train_alone(_Order(model_config, train_config, run, start, neuron, cache, quiet, shard), device, None)
+    told = checked_callbacks(callbacks)
+    return _train_alone(_Order(model_config, train_config, run, start, neuron, cache, quiet, shard, told), device, None)
 
 
 def resume(
@@ -110,12 +116,14 @@ def resume(
     quiet: bool = False,
     device: str = "auto",
     shard: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> TrainResult:
     """Continue the run in the folder `run` from its newest whole checkpoint, or from the start if it has none yet.
 
     Args:
         data, teacher: where the text and the teacher lie that the run began with, if no longer where they were; the run
             writes it down.
+        callbacks: as of `train`.
 
     Raises:
         SpikegptError: there is no run, it cannot go on (see `train`), or what lies there is not what it began with.
@@ -130,7 +138,8 @@ def resume(
     values = with_places(run, values, texts, None if teacher is None else str(teacher))
     model_config, train_config = ckpt.configs_of(run, values)
     start = Path(values["started_from"]) if values.get("started_from") else None
-    return _train_alone(_Order(model_config, train_config, run, start, neuron, cache, quiet, shard), device, values)
+    order = _Order(model_config, train_config, run, start, neuron, cache, quiet, shard, checked_callbacks(callbacks))
+    return _train_alone(order, device, values)
 
 
 class _Order(NamedTuple):
@@ -144,12 +153,13 @@ class _Order(NamedTuple):
     cache: Path | None
     quiet: bool
     shard: bool
+    callbacks: tuple[Callback, ...]
 
 
 def _train_alone(order: _Order, device: str, begun: dict[str, Any] | None) -> TrainResult:
     """Train while no other process writes into the run; `begun` is its configuration if it goes on, None if new."""
     run = order.run
-    accelerator = make_accelerator(order.config, device)
+    accelerator = make_accelerator(order.config, device, run)
     with locked(run) if accelerator.is_main_process else nullcontext():
         if begun is None:
             ckpt.make_room(run)
@@ -162,7 +172,7 @@ class _Trainer(Loop):
     objective: LanguageModelling
 
     def __init__(self, order: _Order, accelerator: "Accelerator", begun: dict[str, Any] | None):
-        model_config, config, run, start, neuron, cache, quiet, shard = order
+        model_config, config, run, start, neuron, cache, quiet, shard, self.callbacks = order
         self.is_sharded = wants_shards(accelerator, shard)
         if self.is_sharded and model_config.weight_bits < FULL:
             raise SpikegptError(
@@ -235,9 +245,10 @@ class _Trainer(Loop):
             print(f"{self.run} has no whole checkpoint yet: starting from step 0")
         # whether a signal came when an evaluation or a sample was due
         self.is_put_off = kept.get("put_off", False)
+        track = begin_tracking(self.accelerator, self.config, self.run, self.run_config, self.step)
         if self.is_main:
             marks = kept.get("marks", {})
-            self.log = RunLog(self.run, self.step, self.config.steps, marks, self.config.tensorboard, quiet)
+            self.log = RunLog(self.run, self.step, self.config.steps, marks, track, quiet)
             ckpt.prune_checkpoints(self.run, self.config.keep, self.objective.best.get("step"), self.step)
 
     @property
@@ -256,17 +267,19 @@ class _Trainer(Loop):
                     self.log.introduce(self.objective, self.step)
                     if self.precision is not None:
                         self.log.record(self.step, kind="precision", asked="auto", **self.precision._asdict())
+                is_over = False
                 if self.is_put_off:
-                    self._conclude_step()
+                    is_over = self._conclude_step()
                 elif self.step == self.config.steps:
                     # a run that was complete already is only evaluated, and written down is nothing
                     self.valid = self._measure()
                 elif self.begins_trained:
-                    self._evaluate()
+                    is_over = self._evaluate()
                     self._save()
                 if self.chooses_threads and self.step < self.config.steps:
                     self._choose_threads()
-                self.train_steps()
+                if not is_over:
+                    self.train_steps()
                 # nobody takes the connections down while the main process still evaluates
                 self.accelerator.wait_for_everyone()
         finally:
@@ -276,31 +289,67 @@ class _Trainer(Loop):
         is_unfinished = self.step < self.config.steps
         return TrainResult(self.run, self.step, self.valid, is_unfinished, self.is_main, self.signals.number)
 
-    def after_step(self, done: StepDone) -> None:
+    def after_step(self, done: StepDone) -> bool:
         if self.is_main:
             self.log.step_done(self.step)
             # the third is the first with an estimate of the time
             if self.step % self.config.log_every == 0 or self.step in (1, 3, self.config.steps):
                 self._log(done)
-        self._conclude_step(stopping=done.stopping and self.step < self.config.steps)
+        stopping = done.stopping and self.step < self.config.steps
+        is_over = self._conclude_step(stopping, self._tell_step(done))
         if self.chooses_threads and not done.stopping and self.pace.changes(done.seconds):
             self._choose_threads()
+        return is_over
 
-    def _conclude_step(self, stopping: bool = False) -> None:
-        """Evaluate, sample and save, as is due; who is asked to stop only saves, and does the rest when resumed."""
+    def _conclude_step(self, stopping: bool = False, is_over: bool = False) -> bool:
+        """Evaluate, sample and save, as is due; who is asked to stop only saves, and does the rest when resumed.
+
+        Return whether a callback ends the training here; `is_over`: one has, when it was told of the step.
+        """
         evaluates = self.evaluation_is_due()
         samples = self.config.sample_every > 0 and self.step % self.config.sample_every == 0
-        saves = evaluates or stopping or self.step % self.config.save_every == 0
+        saves = evaluates or stopping or is_over or self.step % self.config.save_every == 0
         if self.computes and (saves or samples):
             # a model that computes nothing finite is not worth a checkpoint
             with self.says_if_it_diverged():
                 self.objective.check_finite()
         if evaluates and not stopping:
-            self.valid = self._evaluate()
+            is_over = self._evaluate() or is_over
         if samples and not stopping:
             self._sample()
         if saves:
             self._save(put_off=stopping and (evaluates or samples))
+        return is_over
+
+    def _tell(self, hear: Callable[[Callback], bool | None]) -> bool:
+        """Let every callback hear something; return, in all processes alike, whether one ends the training."""
+        said = [bool(hear(callback)) for callback in self.callbacks] if self.is_main else []
+        if not self.callbacks or self.accelerator.num_processes == 1:
+            return any(said)
+        ended = torch.tensor(float(any(said)), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(ended, "sum") > 0)
+
+    def _tell_step(self, done: StepDone) -> bool:
+        if not self.callbacks:
+            return False
+        facts = StepFacts(
+            run=self.run,
+            model=self.objective.bare_model,
+            step=self.step,
+            steps=self.config.steps,
+            tokens=self.step * self.objective.tokens_per_step,
+            loss=done.cross_entropy,
+            losses=done.losses,
+            bits_per_byte=self._bits_per_byte(done),
+            learning_rate=done.learning_rate,
+            gradient_norm=done.gradient_norm,
+            seconds=done.seconds,
+            spikes=done.spikes,
+        )
+        return self._tell(lambda callback: callback.on_step(facts))
+
+    def _bits_per_byte(self, done: StepDone) -> float:
+        return done.cross_entropy / math.log(2) * self.objective.tokens_per_byte("train")
 
     def _choose_threads(self) -> None:
         """Go on with as many threads as are fastest at present, and write down and say how many."""
@@ -312,7 +361,7 @@ class _Trainer(Loop):
         rates = {name: firing_rate(spike.detach()).item() for name, spike in done.spikes.items()}
         firing = mean_firing_rate(rates, self.objective.synapses)
         tokens = self.objective.tokens_per_step
-        bits = done.cross_entropy / math.log(2) * self.objective.tokens_per_byte("train")
+        bits = self._bits_per_byte(done)
         self.log.progress(self.step, done.cross_entropy, bits, tokens / done.seconds, firing)
         latent = self.objective.latent
         codes = {} if latent is None else {"codes_changed": latent.changed}
@@ -340,9 +389,9 @@ class _Trainer(Loop):
         with self.says_if_it_diverged():
             return self.objective.evaluate(self.step)
 
-    def _evaluate(self) -> Evaluation | None:
-        """Measure the valid split, and write down and say what was found."""
-        valid = self._measure()
+    def _evaluate(self) -> bool:
+        """Measure the valid split, write down and say what was found; return whether a callback ends the training."""
+        self.valid = valid = self._measure()
         if valid is not None and self.is_main:
             self.log.record(
                 self.step,
@@ -355,7 +404,27 @@ class _Trainer(Loop):
             firing = "" if valid.firing_rate is None else f", firing {valid.firing_rate:.2%}"
             self.log.say(f"valid at step {self.step}: {valid.bits_per_byte:.4f} bits/byte{firing}")
             self.log.watch_firing(self.step, valid.firing_rates)
-        return valid
+        return self._tell_evaluation(valid)
+
+    def _tell_evaluation(self, valid: Evaluation | None) -> bool:
+        best = self.objective.best
+
+        def hear(callback: Callback) -> bool | None:
+            # the main process, which alone is asked, has measured
+            assert valid is not None
+            return callback.on_evaluation(
+                EvaluationFacts(
+                    run=self.run,
+                    model=self.objective.bare_model,
+                    step=self.step,
+                    steps=self.config.steps,
+                    valid=valid,
+                    best_step=best.get("step"),
+                    best_bits_per_byte=best.get("bits_per_byte"),
+                )
+            )
+
+        return self._tell(hear)
 
     def _save(self, put_off: bool = False) -> None:
         more: dict[str, Any] = {}

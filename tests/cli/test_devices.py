@@ -49,11 +49,11 @@ def test_the_device_is_no_part_of_a_run(tmp_path, cache):
 
 
 @pytest.mark.parametrize(("device", "is_cpu"), [("cpu", True), ("auto", False), ("cuda", False)])
-def test_training_asks_accelerate_for_the_device(device, is_cpu, monkeypatch):
+def test_training_asks_accelerate_for_the_device(device, is_cpu, monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(accelerate, "Accelerator", lambda **options: asked.append(options["cpu"]))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    make_accelerator(TrainConfig(), device)
+    make_accelerator(TrainConfig(), device, tmp_path)
     assert asked == [is_cpu]

@@ -6,11 +6,13 @@ import io
 import pytest
 import torch
 from counting import Computes, count
+from reports import PAIR, model
 from torch import nn
 
 from neuromorphic import Counts, OpCounter, total
 from neuromorphic.count.counts import MAXIMA, QUANTITIES
 from neuromorphic.count.text import harmless, latex_table, text_table
+from neuromorphic.report import comparison_csv, comparison_latex
 
 
 class Network(nn.Module):
@@ -152,3 +154,11 @@ def test_all_close_names_are_said(tally):
 def test_a_module_goes_by_its_path(tally, module):
     with pytest.raises(ValueError, match=r"there is no module"):
         tally.total(module=module)
+
+
+def test_models_side_by_side_are_a_table_for_a_spreadsheet_and_for_a_paper():
+    rows = list(csv.reader(io.StringIO(comparison_csv([*PAIR, model("=1+1")]))))
+    assert rows[0] == ["quantity", "spiking", "dense", "'=1+1"]
+    assert ["bits per byte", "1.5000", "1.5000", "1.5000"] in rows and {len(row) for row in rows} == {4}
+    latex = comparison_latex(PAIR)
+    assert r" & spiking & dense \\" in latex and r"bits per byte & 1.5000 & 1.5000 \\" in latex

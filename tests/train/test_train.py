@@ -68,6 +68,7 @@ def test_run_folder_holds_all_that_explains_it(trained):
     assert "python" in json.dumps(values["corpus"]["metadata"]).lower()
     assert {path.name for path in trained.iterdir()} == {
         "config.json",
+        "run.yaml",
         "tokenizer.json",
         "metrics.jsonl",
         "samples.txt",

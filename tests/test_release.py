@@ -1,0 +1,110 @@
+"""A release: built as source and as wheel without a network, installed into an empty environment, where it works."""
+
+import os
+import shutil
+import site
+import sys
+import tarfile
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+
+import processes
+import pytest
+from command_line import spikegpt
+
+from spikegpt.cli.completion import completion_script
+from spikegpt.cli.parsing import UsageError
+from spikegpt.cli.verbs import VERBS
+from spikegpt.common.version import __version__
+
+TREE = Path(__file__).parents[1]
+BUILD = "import os, sys; from setuptools import build_meta as b; os.chdir(sys.argv[1]); print(b.build_{}(sys.argv[2]))"
+
+
+def test_the_version_stands_in_one_place():
+    project = tomllib.loads((TREE / "pyproject.toml").read_text())
+    assert "version" not in project["project"] and project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"]["attr"] == "spikegpt.common.version.__version__"
+
+
+def test_version_says_which_kernels_run():
+    said = spikegpt("--version").stdout.splitlines()
+    assert said[:2] == [__version__, "kernels on cpu: numba"] and said[2].startswith("kernels on cuda: ")
+
+
+def test_a_shell_completes_verbs_and_the_flags_of_each():
+    script = completion_script(["bash"], VERBS)
+    assert f'-W "{" ".join(VERBS)} help version"' in script
+    (train,) = (line for line in script.splitlines() if line.strip().startswith("train)"))
+    assert {"--preset", "--config", "--log-with", "--adam-eps"} <= set(train.split('"')[1].split())
+    assert completion_script(["zsh"], VERBS).endswith(script)
+    with pytest.raises(UsageError, match="name your shell, bash or zsh"):
+        completion_script(["fish"], VERBS)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+@pytest.mark.slow
+def test_bash_takes_the_script():
+    asks = 'COMP_WORDS=(spikegpt raster --ne); COMP_CWORD=2; _spikegpt; echo "${COMPREPLY[*]}"'
+    done = processes.run(["bash", "-c", f"{completion_script(['bash'], VERBS)}\n{asks}"])
+    assert (done.stdout, done.stderr) == ("--neurons\n", "")
+
+
+def built(kind: str, tree: Path, out: Path) -> Path:
+    """Return the sdist or wheel of `tree`, made by setuptools as pip calls it, with what is installed here."""
+    done = processes.run([sys.executable, "-c", BUILD.format(kind), tree, out])
+    assert done.returncode == 0, done.stderr
+    return out / done.stdout.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_wheel_of_the_source_release_works_in_an_environment_of_its_own(tmp_path):
+    tree = tmp_path / "tree"
+    shutil.copytree(TREE, tree, ignore=shutil.ignore_patterns(".*", "*.egg-info", "build", "runs", "tests", "results"))
+    packed = built("sdist", tree, tmp_path)
+    with tarfile.open(packed) as archive:
+        archive.extractall(tmp_path / "source", filter="data")
+    (source,) = (tmp_path / "source").iterdir()
+    wheel = built("wheel", source, tmp_path)
+    assert source.name == f"spikegpt-{__version__}" and wheel.name.startswith(f"spikegpt-{__version__}-py3")
+    modules = {
+        path.relative_to(TREE).as_posix() for top in ("spikegpt", "neuromorphic") for path in (TREE / top).rglob("*.py")
+    }
+    assert not modules - set(zipfile.ZipFile(wheel).namelist())
+    home = tmp_path / "home"
+    venv.create(home)
+    python = home / "bin" / "python"
+    install = ["-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel]
+    assert processes.run([sys.executable, *install]).returncode == 0
+    # what it needs is here already; a path in such a file brings modules, and none of the packages' own
+    inside = next(home.glob("lib/python*/site-packages"))
+    (inside / "dependencies.pth").write_text("\n".join(site.getsitepackages()))
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+
+    def run(*words):
+        done = processes.run([home / "bin" / "spikegpt", *words], env=env, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    where = processes.run([python, "-c", "import spikegpt; print(spikegpt.__file__)"], env=env, cwd=tmp_path).stdout
+    assert where.startswith(str(home)) and run("--version").startswith(__version__)
+    run(
+        "train",
+        "--n-layer",
+        "1",
+        "--n-embd",
+        "16",
+        "--steps",
+        "2",
+        "--eval-tokens",
+        "200",
+        "--out",
+        "a",
+        "--cache",
+        "c",
+    )
+    run("measure", "a", "--tokens", "200", "--cache", "c")
+    run("raster", "a", "It was")
+    assert (tmp_path / "spikes.png").exists() and (tmp_path / "a" / "report" / "comparison.tex").exists()
