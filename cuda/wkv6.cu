@@ -1,8 +1,8 @@
 // The WKV of RWKV-5 and -6 over a sequence: spikegpt/kernels/wkv6/reference.py, wkv6.
 //
 // S is the state of a head after a token, G its gradient without what the token itself reads. A thread walks through
-// time with one row, a channel of keys, or one column, a channel of values, in registers; neither needs another. Launch:
-// B * H * N threads along x; N, the channels of a head, is 32, 64 or 128.
+// time with one row, a channel of keys, or one column, a channel of values, in registers; neither needs another.
+// Launch: B * H * N threads along x; N, the channels of a head, is 32, 64 or 128.
 //
 //   forward     wkv6_forward             columns of S, forwards
 //   backward    wkv6_backward_columns    columns of G, backwards
