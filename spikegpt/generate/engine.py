@@ -176,6 +176,8 @@ def why_not_by_rows(model: SpikeGPT) -> str:
         return "its weights lie in several processes"
     if type(model).forward is not SpikeGPT.forward:
         return f"{type(model).__name__} has a forward pass of its own"
+    if model.config.perspectives > 1:
+        return f"it reads every text from {model.config.perspectives} perspectives"
     if device == "cuda":
         if not model.synapses():
             return "no product of it reads spikes"
