@@ -36,7 +36,7 @@ def test_gains_are_over_one_perspective_that_was_tuned_as_long():
 
 
 def test_all_are_tuned_alike_from_the_same_base():
-    options = Namespace(data=["x"], seeds=[0, 1], steps=100, sizes={"batch_size": 4}, perspectives=[1, 4])
+    options = Namespace(data=["x"], seeds=[0, 1], steps=100, lr=0.01, sizes={"batch_size": 4}, perspectives=[1, 4])
     base, tuned = perspectives.configurations(options, Path("/runs"))
     assert set(base) == {"twin-0", "twin-1"} and len(tuned) == 4
     one, four = tuned["perspectives-1-1"], tuned["perspectives-4-1"]
