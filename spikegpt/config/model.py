@@ -35,6 +35,7 @@ class ModelConfig(Config):
         "elite_pairs": Range(0, 512),
         "kv_dim": Range(0, 65_536),
         "hidden_levels": Range(1, 127),
+        "perspectives": Range(1, 64),
         "rescale_every": Range(0, 1024),
     }
 
@@ -59,6 +60,9 @@ class ModelConfig(Config):
     """attention only: pairs of channels of a head that its position turns (EliteKV), chosen with --from; 0: all"""
     kv_dim: int = 0
     """attention only, with elite_pairs: numbers per token that all other keys and all values are made of"""
+    perspectives: int = 1
+    """rwkv4 only: streams that read each text with token mixes of their own and share all else; what they predict is
+    weighed token by token (Multiple Temporal Perspectives). Begin with a trained model: --from"""
     spiking: Spiking = "input"
     """none: dense; output: published SpikeGPT, neurons on the output of each half block; input: spike-driven,
     neurons before every matrix product of a block"""
@@ -101,6 +105,10 @@ class ModelConfig(Config):
         check(
             not self.shared_neurons or self.mixer == "rwkv4",
             f"shared_neurons is of the mixer rwkv4, not of {self.mixer}; leave it out",
+        )
+        check(
+            self.perspectives == 1 or self.mixer == "rwkv4",
+            f"perspectives is of the mixer rwkv4, not of {self.mixer}; leave it out",
         )
         # of another mixer they are idle
         pairs = LORA_PAIRS.get(self.mixer, LORA_PAIRS["rwkv7"])

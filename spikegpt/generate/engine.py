@@ -180,6 +180,8 @@ def why_not_by_rows(model: SpikeGPT) -> str:
         return f"{type(model).__name__} has a forward pass of its own"
     if is_intervened(model):
         return "neurons of it are silenced, stimulated or replaced"
+    if model.config.perspectives > 1:
+        return f"it reads every text from {model.config.perspectives} perspectives"
     if device == "cuda":
         if not model.synapses():
             return "no product of it reads spikes"

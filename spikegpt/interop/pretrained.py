@@ -248,6 +248,11 @@ class SpikeGPTPreTrained(PreTrainedModel):
         self, x: Tensor, state: State | None, keeps_layers: bool
     ) -> tuple[Tensor, State, dict[str, Tensor], list[Tensor]]:
         """The network's `hidden_of`, and what each block and the head read if that is wanted."""
+        if keeps_layers and self.spikegpt.config.perspectives > 1:
+            raise ValueError(
+                f"output_hidden_states: between blocks a text has {self.spikegpt.config.perspectives} perspectives, "
+                "each with hidden states of its own; leave it out"
+            )
         layers: list[Tensor] = []
         hooks = [
             block.register_forward_pre_hook(lambda _, inputs: layers.append(inputs[0]))

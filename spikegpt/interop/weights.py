@@ -168,6 +168,11 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
             "a spike-driven model has neurons with parameters, which no other library's layout names; "
             "export it with --layout auto"
         )
+    if config.perspectives > 1:
+        raise SpikegptError(
+            f"layout {layout!r} has one mix of tokens for each product, the model one for each of its "
+            f"{config.perspectives} perspectives; export it with --layout auto"
+        )
     weights = model.state_dict()
     if layout == "pth":
         target.parent.mkdir(parents=True, exist_ok=True)

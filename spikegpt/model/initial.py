@@ -40,6 +40,9 @@ def initialise(
             nn.init.normal_(model.head.weight)
         else:
             nn.init.orthogonal_(model.head.weight, gain=0.5 * math.sqrt(max(config.vocab_size / C, 1)))
+    if config.perspectives > 1:
+        with opened(model.convert3):
+            model.convert3.reset_parameters()
     for layer, block in enumerate(model.blocks):
         for half in (block.att, block.ffn):
             with opened(half):

@@ -21,6 +21,7 @@ from ..neuron.lif import LIF
 from ..neuron.proof import check_neuron
 from .initial import initialise
 from .mixers import MIXERS, Mixer, NeuronFactory, Rows, Site, product_of, weights_of
+from .perspectives import Perspectives, as_rows, as_texts, spikes_of_texts
 from .published import rescale_stream
 from .state import BlockState, State, fault_of, form_of
 
@@ -132,7 +133,8 @@ def parameters_of(config: ModelConfig) -> int:
     C, V = config.n_embd, config.vocab_size
     with torch.device("meta"):
         first, other = (_size(Block(config, layer, our_neuron)) for layer in (0, 1))
-    return first + (config.n_layer - 1) * other + 2 * V * C + 2 * C + (C if config.spiking_head else 0)
+    joining = config.perspectives * C if config.perspectives > 1 else 0
+    return first + (config.n_layer - 1) * other + 2 * V * C + 2 * C + joining + (C if config.spiking_head else 0)
 
 
 def _size(module: nn.Module) -> int:
@@ -145,7 +147,7 @@ def check_sizes(config: ModelConfig, copies: int = 1, tokens: int = 0) -> None:
     The latter is a lower bound: the logits and their gradient, and what the products of every block read.
     """
     C, V = config.n_embd, config.vocab_size
-    elements = tokens * (2 * V + config.n_layer * (7 * C + config.n_ffn))
+    elements = tokens * (2 * V + config.perspectives * config.n_layer * (7 * C + config.n_ffn))
     # what no machine lacks is not worth counting
     if config.n_layer * C * C + V * C > LITTLE:
         elements += copies * parameters_of(config)
@@ -194,6 +196,8 @@ class SpikeGPT(nn.Module):
         # a module list that says what is in it
         self.blocks = cast(Sequence[Block], blocks)
         self.ln_out = nn.LayerNorm(config.n_embd)
+        if config.perspectives > 1:
+            self.convert3 = Perspectives(config.n_embd, config.perspectives)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.head_site: Site | None = None
         if config.spiking == "input" and config.spiking_head:
@@ -213,8 +217,8 @@ class SpikeGPT(nn.Module):
             last_only: compute the logits of the last position only, (B, 1, vocab_size).
 
         Returns:
-            logits (B, T, vocab_size); state; spikes: name of the emitting module -> (B, T, C), in order, empty if
-            dense.
+            logits (B, T, vocab_size); state; spikes: name of the emitting module -> (B, T, C), of all perspectives
+            beside each other, in order, empty if dense.
 
         Raises:
             ValueError: ids are not (B, T) whole numbers or lie outside the vocabulary; the state is another model's, or
@@ -254,16 +258,21 @@ class SpikeGPT(nn.Module):
         if self.has_binary_embedding:
             x = spikes[EMBEDDING] = heaviside(x, "atan", 2.0)
         x = self.blocks[0].ln0(x)
+        P = self.config.perspectives
+        if P > 1:
+            x = x.repeat(P, 1, 1)
         new_state, first = [], None
         for layer, block in enumerate(self.blocks):
-            x, layer_state, emitted, first = block(x, state[layer] if state is not None else None, first)
+            before = as_rows(state[layer], P) if state is not None else None
+            x, layer_state, emitted, first = block(x, before, first)
             if self.training:
                 x = dropout(x, self.config.dropout, "auto" if self.seeded_dropout else "reference")
-            new_state.append(layer_state)
-            spikes |= {f"blocks.{layer}.{name}": spike for name, spike in emitted.items()}
+            new_state.append(as_texts(layer_state, P))
+            spikes |= {f"blocks.{layer}.{name}": spikes_of_texts(spike, P) for name, spike in emitted.items()}
         if self._state_forms is None:
             self._state_forms = form_of(new_state[0]), form_of(new_state[-1])
-        return self.ln_out(x), tuple(new_state), spikes
+        x, after = self.ln_out(x), tuple(new_state)
+        return self.convert3(x, after) if P > 1 else x, after, spikes
 
     def check_state(self, state: State | None, texts: int) -> None:
         """Raise ValueError unless `state` is one of this model, of so many texts."""
@@ -335,8 +344,13 @@ class SpikeGPT(nn.Module):
         """Return layer whose spikes matrix products read -> number of their weights; empty unless `input`.
 
         A spike costs as many synaptic operations as it has synapses, so these are the weights of a mean firing rate.
+        Those in blocks count once for each perspective that reads them.
         """
-        return {name: sum(map(weights_of, placed.products)) for name, placed in self.sites().items() if placed.products}
+        return {
+            name: sum(map(weights_of, placed.products)) * (1 if placed.block is None else self.config.perspectives)
+            for name, placed in self.sites().items()
+            if placed.products
+        }
 
     @property
     def device(self) -> torch.device:

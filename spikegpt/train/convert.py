@@ -23,6 +23,7 @@ from ..common.errors import SpikegptError, Warn, warn_on_stderr
 from ..config import HEALING, ModelConfig, TrainConfig
 from ..model.mixers import Mixer
 from ..model.network import PlacedSite, SpikeGPT
+from ..model.perspectives import Perspectives
 from ..neuron.lif import LIF
 from ..neuron.thresholds import FITTED_CURRENTS, Candidates, tried_thresholds
 from .elite import elite_weights
@@ -100,6 +101,8 @@ def check_shape(model: ModelConfig, start: Path) -> None:
         sizes += ["n_head", "n_kv_head"]
         # whole attention becomes one of chosen pairs, and these stay
         sizes += ["elite_pairs", "kv_dim"] if there.elite_pairs else []
+    # one perspective becomes several, and these stay
+    sizes += ["perspectives"] if there.perspectives > 1 else []
     neurons = ["learnable_decay", "learnable_threshold"]
     pairs = [(name, getattr(there, name), getattr(model, name)) for name in sizes]
     if there.spiking == model.spiking != "none":
@@ -147,10 +150,13 @@ def start_from(model: SpikeGPT, start: Path, ids: Tensor, share: float = 1.0, wa
     Raises:
         SpikegptError: the weights are of other sizes, or of another spiking block.
     """
-    folder, weights = open_model(Path(start), warn)
+    folder, stored = open_model(Path(start), warn)
+    weights: Mapping[str, Tensor] = stored
     path = folder / "model.safetensors"
     config = checkpoint.read_model_config(folder / "config.json")
     there, here = config.spiking, model.config.spiking
+    if model.config.perspectives != config.perspectives:
+        weights = cloned_weights(config, weights, model.config.perspectives)
     if model.config.elite_pairs and not config.elite_pairs:
         whole = SpikeGPT(config, init=False).eval()
         load_weights(whole, weights, path)
@@ -168,6 +174,22 @@ def start_from(model: SpikeGPT, start: Path, ids: Tensor, share: float = 1.0, wa
             f"{start} has --spiking {there}, wanted is {here}; "
             "only dense weights (--spiking none) can become another block's"
         )
+
+
+def cloned_weights(config: ModelConfig, weights: Mapping[str, Tensor], perspectives: int) -> dict[str, Tensor]:
+    """Return `weights` of a model of one perspective as those of so many that are all alike: the same function.
+
+    What joins them is drawn from torch's default generator: by it alone they become different in training.
+    """
+    with torch.device("meta"):
+        several = SpikeGPT(dataclasses.replace(config, perspectives=perspectives), init=False)
+    shapes = {name: tensor.shape for name, tensor in several.state_dict().items()}
+    # a mix of tokens is there once for each perspective, all else is shared
+    cloned = {
+        name: tensor.expand(shapes[name]) if shapes.get(name) == (perspectives, *tensor.shape) else tensor
+        for name, tensor in weights.items()
+    }
+    return cloned | Perspectives(config.n_embd, perspectives).state_dict(prefix="convert3.")
 
 
 def _weights_of_twin(model: SpikeGPT, weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:

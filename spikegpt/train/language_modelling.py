@@ -93,7 +93,7 @@ class LanguageModelling:
         if tokenizer.fingerprint != self.data.tokenizer.fingerprint:
             raise SpikegptError(f"the teacher {folder} has another tokenizer; its tokens are not this run's")
         if self.config.teacher_features:
-            for size in ("n_layer", "n_embd"):
+            for size in ("n_layer", "n_embd", "perspectives"):
                 theirs, ours = getattr(model.config, size), getattr(self.bare_model.config, size)
                 if theirs != ours:
                     raise SpikegptError(

@@ -57,11 +57,16 @@ def make_sharded(
     """
     if neuron is not None:
         raise SpikegptError("a divided model has our own neurons only; leave out the factory, or do not shard")
-    if weights is not None and (there := read_model_config(weights / "config.json").spiking) != config.spiking:
-        raise SpikegptError(
-            f"{weights} has --spiking {there}, wanted is {config.spiking}: one process converts weights; let it, with "
-            "--steps 1, and begin with what it made"
-        )
+    there = config if weights is None else read_model_config(weights / "config.json")
+    for flag, found, wanted in (
+        ("--spiking", there.spiking, config.spiking),
+        ("--perspectives", there.perspectives, config.perspectives),
+    ):
+        if found != wanted:
+            raise SpikegptError(
+                f"{weights} has {flag} {found}, wanted is {wanted}: one process converts weights; let it, with "
+                "--steps 1, and begin with what it made"
+            )
     with torch.device("meta"):
         model = SpikeGPT(config, init=False)
     shard(model, accelerator)
@@ -93,8 +98,9 @@ def shard(model: SpikeGPT, accelerator: "Accelerator") -> None:
     first_norm = model.blocks[0].ln0
     for part in (model.emb, first_norm, *model.blocks):
         fully_shard(part, mesh=mesh)
+    joining = [model.convert3] if model.config.perspectives > 1 else []
     head_neuron = [] if model.head_site is None else [model.head_neuron]
-    fully_shard([model.ln_out, *head_neuron, model.head], mesh=mesh)
+    fully_shard([model.ln_out, *joining, *head_neuron, model.head], mesh=mesh)
     fully_shard(model, mesh=mesh)
     model.to_empty(device=accelerator.device)
 

@@ -17,6 +17,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 MODELS: dict[str, dict[str, Any]] = {
     "spikegpt_train_a": {"spiking": "output"},
     "rwkv4_a": {},
+    "perspectives_a": {"perspectives": 3},
     "rwkv5_a": {"mixer": "rwkv5", "head_size": 16},
     "rwkv6_a": {"mixer": "rwkv6", "head_size": 16, "lora_ranks": (32, 64)},
     "rwkv7_a": {"mixer": "rwkv7", "head_size": 12, "lora_ranks": (7, 5, 3, 11), "n_layer": 3},

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from spikegpt.train.losses import l2wrap
 
-CASES = "spikegpt_train_a", "rwkv4_a"
+CASES = "spikegpt_train_a", "rwkv4_a", "perspectives_a"
 LOGITS = {torch.float32: 1e-4, torch.float64: 1e-9}
 GRADIENTS = {torch.float32: 1e-4, torch.float64: 1e-8}
 
@@ -81,7 +81,7 @@ def test_l2wrap_gradient_is_the_authors(key):
 
 
 # below the last neuron nothing is a step: there finite differences hold for the spiking model too
-SMOOTH = {"rwkv4_a": None, "spikegpt_train_a": {"head.weight", "ln_out.weight", "ln_out.bias"}}
+SMOOTH = {"rwkv4_a": None, "perspectives_a": None, "spikegpt_train_a": {"head.weight", "ln_out.weight", "ln_out.bias"}}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...config import ModelConfig
 from ...kernels import EventWKVState, WKVState, event_wkv, gate, wkv
-from .contract import Firing, Mixed, Mixer, NeuronFactory, Site, token_shift_cost
+from .contract import Firing, Mixed, Mixer, NeuronFactory, Site, mix_tokens, token_shift_cost
 
 # what the blocks add to the residual stream starts almost silent: spikes of untrained neurons there are noise that
 # training has to undo, by making all neurons fire less
@@ -47,13 +47,18 @@ class _Half(Mixer):
     shares_neurons: bool
     time_mix: nn.Parameter
     """(1, 1, C), there if it shares neurons: the one mix of tokens"""
+    # with perspectives they are matrices
+    undecayed = frozenset(("time_mix", "time_mix_k", "time_mix_v", "time_mix_r"))
     op_cost = staticmethod(token_shift_cost)
 
     def _make_mixes(self, config: ModelConfig) -> None:
         self.has_events = config.spiking == "input"
         self.shares_neurons = self.has_events and config.shared_neurons
+        self.perspectives = config.perspectives
+        # one is stored as in the official checkpoints
+        shape = (1, 1, config.n_embd) if self.perspectives == 1 else (self.perspectives, 1, 1, config.n_embd)
         for name in ("time_mix",) if self.shares_neurons else map(self._mix_name, self.projections):
-            self.register_parameter(name, nn.Parameter(torch.empty(1, 1, config.n_embd)))
+            self.register_parameter(name, nn.Parameter(torch.empty(shape)))
 
     def _input_sites(self, config: ModelConfig) -> list[Site]:
         if self.shares_neurons:
@@ -63,14 +68,34 @@ class _Half(Mixer):
     def _project(self, fire: Firing, x: Tensor, shift: Tensor | None) -> list[Tensor]:
         """The outcomes of `projections`, (B, T, out) each."""
         if self.shares_neurons:
-            inputs = fire.shifted(["input_neuron"], x, shift, [self.time_mix]) * len(self.projections)
+            inputs = self._inputs(fire, ["input_neuron"], x, shift, [self.time_mix]) * len(self.projections)
         else:
             sites = [f"{name}_neuron" for name in self.projections]
-            inputs = fire.shifted(sites, x, shift, [self.mix_of(name) for name in self.projections])
+            inputs = self._inputs(fire, sites, x, shift, [self.mix_of(name) for name in self.projections])
         return [getattr(self, name)(spikes) for name, spikes in zip(self.projections, inputs, strict=True)]
 
+    def _inputs(
+        self, fire: Firing, sites: list[str], x: Tensor, shift: Tensor | None, mixes: list[Tensor]
+    ) -> list[Tensor]:
+        """What neurons at `sites` make of their mixes of tokens x; every perspective, a part of the rows, has its own.
+
+        mixes: of each site, (1, 1, C), or of several perspectives (P, 1, 1, C).
+        """
+        if self.perspectives == 1:
+            return fire.shifted(sites, x, shift, mixes)
+        before = [None] * self.perspectives if shift is None else shift.chunk(self.perspectives)
+        own = zip(*mixes, strict=True)
+        parts = [
+            mix_tokens(part, previous, *shares)
+            for part, previous, shares in zip(x.chunk(self.perspectives), before, own, strict=True)
+        ]
+        return [fire(site, torch.cat(mixed)) for site, mixed in zip(sites, zip(*parts, strict=True), strict=True)]
+
     def mix_of(self, projection: str) -> Tensor:
-        """Return how much of its own token each channel keeps in what a projection reads, (1, 1, C)."""
+        """Return how much of its own token each channel keeps in what a projection reads, (1, 1, C).
+
+        Of several perspectives (P, 1, 1, C).
+        """
         return getattr(self, "time_mix" if self.shares_neurons else self._mix_name(projection))
 
     def _mix_name(self, projection: str) -> str:
@@ -90,7 +115,7 @@ class _Half(Mixer):
         mixes = torch.stack([own.pop(self._mix_name(name)) for name in self.projections])
         # how much a change of a channel changes the outcome of a product
         energies = torch.stack([own[f"{name}.weight"].square().sum(dim=0) for name in self.projections])
-        energies = energies.clamp(min=1e-30).view_as(mixes)
+        energies = energies.clamp(min=1e-30).unflatten(0, (-1, *[1] * (mixes.dim() - 2)))
         return {**own, "time_mix": (mixes * energies).sum(dim=0) / energies.sum(dim=0)}
 
 
