@@ -26,6 +26,8 @@ except ModuleNotFoundError as error:
     raise SpikegptError(f"spikegpt serve needs {error.name}; pip install 'spikegpt[serve]'") from None
 
 MOST_BODY = 1 << 20
+# of a larger one so much is read and thrown away: who still sends when the connection closes does not hear why
+MOST_THROWN_AWAY = 8 * MOST_BODY
 COOKIE = "spikegpt"
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -159,20 +161,25 @@ async def body_of(request: Request, seconds: float) -> bytes:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise Refused(415, f"the body is {kind[:80] or 'of no type'}; send Content-Type: application/json")
+    too_large = Refused(413, f"the body is larger than {MOST_BODY:,} bytes")
     announced = request.headers.get("content-length", "0")
-    if not announced.isdecimal() or int(announced[:20]) > MOST_BODY:
-        raise Refused(413, f"the body is larger than {MOST_BODY:,} bytes")
-    body = bytearray()
+    if not announced.isdecimal() or int(announced[:20]) > MOST_THROWN_AWAY:
+        raise too_large
+    body, size = bytearray(), 0
     try:
         async with asyncio.timeout(seconds):
             async for part in request.stream():
-                body += part
-                if len(body) > MOST_BODY:
-                    raise Refused(413, f"the body is larger than {MOST_BODY:,} bytes")
+                size += len(part)
+                if size > MOST_THROWN_AWAY:
+                    raise too_large
+                if size <= MOST_BODY:
+                    body += part
     except TimeoutError:
         raise Refused(408, f"the body did not come within {seconds:g} s") from None
     except ClientDisconnect:
         raise Refused(400, "the body ended early") from None
+    if size > MOST_BODY:
+        raise too_large
     return bytes(body)
 
 

@@ -116,6 +116,8 @@ def test_measure_and_compare_write_a_report(trained, tmp_path, cache):
         "report.html",
         "report.json",
         "report.csv",
+        "comparison.csv",
+        "comparison.tex",
         "figures",
     }
 
