@@ -110,12 +110,13 @@ def measure_runs(
             )
     _say(f"measuring {', '.join(map(str, runs))} on {texts[0][1]}: {len(texts[0][0]):,} tokens")
     speeds = measure_speed([model for model, _, _ in loaded], [tokens for tokens, _ in texts])
-    measurements, quantised = [], []
+    measurements: list[Measurement] = []
+    tallies: list[Tally] = []
     for (model, tokenizer, run), (tokens, source), name, speed, context in zip(
         loaded, texts, _short_names(runs), speeds, contexts, strict=True
     ):
         with named_if_not_finite(run):
-            measurement, tally = _measured(
+            measurement = measure_model(
                 model,
                 tokenizer,
                 tokens,
@@ -126,11 +127,13 @@ def measure_runs(
                 tokens_per_s=speed,
                 notes=_training_notes(run),
                 context=context,
+                counted=tallies.append,
             )
         measurements.append(measurement)
-        if quantised_twin and measurement.firing_rate is not None:
-            quantised.append(as_quantised(measurement, tally, profiles))
-    return measurements + quantised
+    if not quantised_twin:
+        return measurements
+    pairs = zip(measurements, tallies, strict=True)
+    return measurements + [as_quantised(*pair, profiles) for pair in pairs if pair[0].firing_rate is not None]
 
 
 def _training_notes(run: Path) -> tuple[str, ...]:
@@ -188,6 +191,7 @@ def measure_models(
     ]
 
 
+@torch.inference_mode()
 def measure_model(
     model: SpikeGPT,
     tokenizer: Tokenizer,
@@ -200,40 +204,14 @@ def measure_model(
     tokens_per_s: dict[str, float] | None = None,
     notes: tuple[str, ...] = (),
     context: tuple[ContextPoint, ...] = (),
+    counted: Callable[[Tally], None] | None = None,
 ) -> Measurement:
     """Return the measurement of `model` on `tokens` (N,): read at once in chunks, then some of them one by one.
 
-    `context` is what `measure_context` found before.
+    Args:
+        context: what `measure_context` found before.
+        counted: is given the counts that the measurement is made of.
     """
-    return _measured(
-        model,
-        tokenizer,
-        tokens,
-        name=name,
-        source=source,
-        prompt=prompt,
-        profiles=profiles,
-        tokens_per_s=tokens_per_s,
-        notes=notes,
-        context=context,
-    )[0]
-
-
-@torch.inference_mode()
-def _measured(
-    model: SpikeGPT,
-    tokenizer: Tokenizer,
-    tokens: np.ndarray,
-    *,
-    name: str,
-    source: str,
-    prompt: str | None,
-    profiles: Sequence[Profile],
-    tokens_per_s: dict[str, float] | None,
-    notes: tuple[str, ...],
-    context: tuple[ContextPoint, ...],
-) -> tuple[Measurement, Tally]:
-    """The measurement, and the counts that it is made of."""
     config = model.config
     # rates by token are for vocabularies that a person can look through
     has_small_vocabulary = config.vocab_size <= LARGEST_LISTED_VOCABULARY
@@ -278,7 +256,9 @@ def _measured(
         notes=notes,
         wording=Wording(block=BLOCKS[config.spiking], places=neuron_places(model, evaluation.firing_rates)),
     )
-    return measurement, tally
+    if counted is not None:
+        counted(tally)
+    return measurement
 
 
 def _counted(tally: Tally, profiles: Sequence[Profile]) -> dict[str, Any]:

@@ -4,16 +4,19 @@ Every step and every evaluation is told to each callback, on the main process al
 callback changes, the model or the random generators, a run that is resumed will not know.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..common.errors import SpikegptError
 from ..evaluate.perplexity import Evaluation
 from ..model.network import SpikeGPT
+from .language_modelling import LanguageModelling
+from .loop import StepDone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,3 +108,57 @@ def checked_callbacks(callbacks: Sequence[Any]) -> tuple[Callback, ...]:
                 "override on_step or on_evaluation there"
             )
     return tuple(callbacks)
+
+
+class Audience:
+    """The callbacks of a training of `steps` steps. The main process asks them; all learn alike whether one ends it."""
+
+    def __init__(self, callbacks: tuple[Callback, ...], run: Path, objective: LanguageModelling, steps: int):
+        self._callbacks, self._run, self._objective, self._steps = callbacks, run, objective, steps
+
+    def hear_step(self, step: int, done: StepDone) -> bool:
+        """Tell of the optimizer step that was just done; return whether the training ends."""
+        if not self._callbacks:
+            return False
+        facts = StepFacts(
+            run=self._run,
+            model=self._objective.bare_model,
+            step=step,
+            steps=self._steps,
+            tokens=step * self._objective.tokens_per_step,
+            loss=done.cross_entropy,
+            losses=done.losses,
+            bits_per_byte=self._objective.bits_per_byte(done.cross_entropy),
+            learning_rate=done.learning_rate,
+            gradient_norm=done.gradient_norm,
+            seconds=done.seconds,
+            spikes=done.spikes,
+        )
+        return self._ask(lambda callback: callback.on_step(facts))
+
+    def hear_evaluation(self, step: int, valid: Evaluation | None) -> bool:
+        """Tell of an evaluation, which the main process has; return whether the training ends."""
+
+        def hear(callback: Callback) -> bool | None:
+            assert valid is not None
+            best = self._objective.best
+            facts = EvaluationFacts(
+                run=self._run,
+                model=self._objective.bare_model,
+                step=step,
+                steps=self._steps,
+                valid=valid,
+                best_step=best.get("step"),
+                best_bits_per_byte=best.get("bits_per_byte"),
+            )
+            return callback.on_evaluation(facts)
+
+        return self._ask(hear)
+
+    def _ask(self, hear: Callable[[Callback], bool | None]) -> bool:
+        accelerator = self._objective.accelerator
+        said = [bool(hear(callback)) for callback in self._callbacks] if accelerator.is_main_process else []
+        if not self._callbacks or accelerator.num_processes == 1:
+            return any(said)
+        ended = torch.tensor(float(any(said)), device=accelerator.device)
+        return bool(accelerator.reduce(ended, "sum") > 0)

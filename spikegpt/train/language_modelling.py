@@ -3,6 +3,7 @@
 Windows or streams of a text, the next token of each, and what the configuration adds to the loss.
 """
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -118,6 +119,10 @@ class LanguageModelling:
     def tokens_per_byte(self, split: str) -> float:
         facts = self.data.header["splits"][split]
         return facts["tokens"] / facts["bytes"]
+
+    def bits_per_byte(self, cross_entropy: float) -> float:
+        """Return the bits per byte of the train split that so many nats per token are."""
+        return cross_entropy / math.log(2) * self.tokens_per_byte("train")
 
     def forward(self, step: int) -> Forward:
         """Return what the model makes of the sampler's next batch; its neurons spike as often as they do by `step`."""

@@ -1,6 +1,7 @@
 """What a run says while it trains: the progress line, metrics.jsonl, samples.txt, trackers, and its warnings."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -10,9 +11,12 @@ from typing import Any
 import torch
 
 from ..common.printing import printable
+from ..evaluate.perplexity import Evaluation, mean_firing_rate
 from ..model.network import EMBEDDING
+from ..neuron import firing_rate
 from .journal import metrics_journal, samples_journal
 from .language_modelling import LanguageModelling
+from .loop import StepDone
 from .precision import HALVES
 
 DEAD, SATURATED = 0.001, 0.95
@@ -71,6 +75,43 @@ class RunLog:
         """Begin to measure the time per step where the first one ends, which may have compiled."""
         if step == self.first_step + 1:
             self.started = time.monotonic()
+
+    def trained(self, step: int, done: StepDone, objective: LanguageModelling) -> None:
+        """Write down and say what the step that was just done came to."""
+        rates = {name: firing_rate(spike.detach()).item() for name, spike in done.spikes.items()}
+        firing, tokens = mean_firing_rate(rates, objective.synapses), objective.tokens_per_step
+        bits, latent = objective.bits_per_byte(done.cross_entropy), objective.latent
+        self.progress(step, done.cross_entropy, bits, tokens / done.seconds, firing)
+        self.record(
+            step,
+            kind="train",
+            **({} if latent is None else {"codes_changed": latent.changed}),
+            loss=done.cross_entropy,
+            losses=done.losses,
+            bits_per_byte=bits,
+            learning_rate=done.learning_rate,
+            # with a loss scaler it may be infinite, which JSON cannot say
+            gradient_norm=done.gradient_norm if math.isfinite(done.gradient_norm) else None,
+            tokens_per_s=round(tokens / done.seconds),
+            tokens=step * tokens,
+            threads=torch.get_num_threads(),
+            firing_rate=firing,
+            firing_rates=rates,
+        )
+
+    def evaluated(self, step: int, valid: Evaluation) -> None:
+        """Write down and say what was found on the valid split; warn of neurons."""
+        self.record(
+            step,
+            kind="valid",
+            bits_per_byte=valid.bits_per_byte,
+            perplexity=valid.perplexity,
+            firing_rate=valid.firing_rate,
+            firing_rates=valid.firing_rates,
+        )
+        firing = "" if valid.firing_rate is None else f", firing {valid.firing_rate:.2%}"
+        self.say(f"valid at step {step}: {valid.bits_per_byte:.4f} bits/byte{firing}")
+        self.watch_firing(step, valid.firing_rates)
 
     def progress(self, step: int, loss: float, bits: float, tokens_per_s: float, firing_rate: float | None) -> None:
         firing = "dense" if firing_rate is None else f"firing {firing_rate:6.2%}"

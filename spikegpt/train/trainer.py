@@ -6,8 +6,7 @@ carried state are all in the checkpoint, and nothing else decides what a step do
 """
 
 import dataclasses
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +22,15 @@ from ..common.printing import command
 from ..common.threads import Pace, fastest_threads, use_threads
 from ..config import ModelConfig, SamplingConfig, TrainConfig
 from ..config.effects import doubts
-from ..evaluate.perplexity import Evaluation, mean_firing_rate
+from ..evaluate.perplexity import Evaluation
 from ..generate.stream import generate
 from ..model.mixers import NeuronFactory
 from ..model.network import SpikeGPT
 from ..model.quantised import FULL
-from ..neuron import firing_rate, verified_spikes
+from ..neuron import verified_spikes
 from .basis import check_facts, facts_of, keep_places, prepare_data, with_absolute_paths, with_places
 from .beginning import make_accelerator, make_model
-from .callbacks import Callback, EvaluationFacts, StepFacts, checked_callbacks
+from .callbacks import Audience, Callback, checked_callbacks
 from .language_modelling import LanguageModelling
 from .latent import LatentWeights, start_latent
 from .loop import Loop, StepDone
@@ -172,7 +171,7 @@ class _Trainer(Loop):
     objective: LanguageModelling
 
     def __init__(self, order: _Order, accelerator: "Accelerator", begun: dict[str, Any] | None):
-        model_config, config, run, start, neuron, cache, quiet, shard, self.callbacks = order
+        model_config, config, run, start, neuron, cache, quiet, shard, callbacks = order
         self.is_sharded = wants_shards(accelerator, shard)
         if self.is_sharded and model_config.weight_bits < FULL:
             raise SpikegptError(
@@ -214,6 +213,7 @@ class _Trainer(Loop):
         bare_model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         objective = LanguageModelling(model, bare_model, data, config, accelerator, latent)
         super().__init__(objective, model, optimizer, config, accelerator)
+        self.audience = Audience(callbacks, run, objective, config.steps)
         # dropout must differ between processes, and be the same when the run is repeated
         torch.manual_seed((config.seed + 1 + accelerator.process_index) % 2**64)
         self.valid: Evaluation | None = None
@@ -294,9 +294,9 @@ class _Trainer(Loop):
             self.log.step_done(self.step)
             # the third is the first with an estimate of the time
             if self.step % self.config.log_every == 0 or self.step in (1, 3, self.config.steps):
-                self._log(done)
+                self.log.trained(self.step, done, self.objective)
         stopping = done.stopping and self.step < self.config.steps
-        is_over = self._conclude_step(stopping, self._tell_step(done))
+        is_over = self._conclude_step(stopping, self.audience.hear_step(self.step, done))
         if self.chooses_threads and not done.stopping and self.pace.changes(done.seconds):
             self._choose_threads()
         return is_over
@@ -321,66 +321,11 @@ class _Trainer(Loop):
             self._save(put_off=stopping and (evaluates or samples))
         return is_over
 
-    def _tell(self, hear: Callable[[Callback], bool | None]) -> bool:
-        """Let every callback hear something; return, in all processes alike, whether one ends the training."""
-        said = [bool(hear(callback)) for callback in self.callbacks] if self.is_main else []
-        if not self.callbacks or self.accelerator.num_processes == 1:
-            return any(said)
-        ended = torch.tensor(float(any(said)), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(ended, "sum") > 0)
-
-    def _tell_step(self, done: StepDone) -> bool:
-        if not self.callbacks:
-            return False
-        facts = StepFacts(
-            run=self.run,
-            model=self.objective.bare_model,
-            step=self.step,
-            steps=self.config.steps,
-            tokens=self.step * self.objective.tokens_per_step,
-            loss=done.cross_entropy,
-            losses=done.losses,
-            bits_per_byte=self._bits_per_byte(done),
-            learning_rate=done.learning_rate,
-            gradient_norm=done.gradient_norm,
-            seconds=done.seconds,
-            spikes=done.spikes,
-        )
-        return self._tell(lambda callback: callback.on_step(facts))
-
-    def _bits_per_byte(self, done: StepDone) -> float:
-        return done.cross_entropy / math.log(2) * self.objective.tokens_per_byte("train")
-
     def _choose_threads(self) -> None:
         """Go on with as many threads as are fastest at present, and write down and say how many."""
         chosen = fastest_threads(self.objective.rehearse, self.most_threads)
         self.log.say(f"threads {chosen} of {self.most_threads} are fastest at present; --threads {chosen} pins them")
         self.log.record(self.step, kind="threads", threads=chosen)
-
-    def _log(self, done: StepDone) -> None:
-        rates = {name: firing_rate(spike.detach()).item() for name, spike in done.spikes.items()}
-        firing = mean_firing_rate(rates, self.objective.synapses)
-        tokens = self.objective.tokens_per_step
-        bits = self._bits_per_byte(done)
-        self.log.progress(self.step, done.cross_entropy, bits, tokens / done.seconds, firing)
-        latent = self.objective.latent
-        codes = {} if latent is None else {"codes_changed": latent.changed}
-        self.log.record(
-            self.step,
-            kind="train",
-            **codes,
-            loss=done.cross_entropy,
-            losses=done.losses,
-            bits_per_byte=bits,
-            learning_rate=done.learning_rate,
-            # with a loss scaler it may be infinite, which JSON cannot say
-            gradient_norm=done.gradient_norm if math.isfinite(done.gradient_norm) else None,
-            tokens_per_s=round(tokens / done.seconds),
-            tokens=self.step * tokens,
-            threads=torch.get_num_threads(),
-            firing_rate=firing,
-            firing_rates=rates,
-        )
 
     def _measure(self) -> Evaluation | None:
         """Measure the valid split, where this process takes part in it."""
@@ -391,40 +336,10 @@ class _Trainer(Loop):
 
     def _evaluate(self) -> bool:
         """Measure the valid split, write down and say what was found; return whether a callback ends the training."""
-        self.valid = valid = self._measure()
-        if valid is not None and self.is_main:
-            self.log.record(
-                self.step,
-                kind="valid",
-                bits_per_byte=valid.bits_per_byte,
-                perplexity=valid.perplexity,
-                firing_rate=valid.firing_rate,
-                firing_rates=valid.firing_rates,
-            )
-            firing = "" if valid.firing_rate is None else f", firing {valid.firing_rate:.2%}"
-            self.log.say(f"valid at step {self.step}: {valid.bits_per_byte:.4f} bits/byte{firing}")
-            self.log.watch_firing(self.step, valid.firing_rates)
-        return self._tell_evaluation(valid)
-
-    def _tell_evaluation(self, valid: Evaluation | None) -> bool:
-        best = self.objective.best
-
-        def hear(callback: Callback) -> bool | None:
-            # the main process, which alone is asked, has measured
-            assert valid is not None
-            return callback.on_evaluation(
-                EvaluationFacts(
-                    run=self.run,
-                    model=self.objective.bare_model,
-                    step=self.step,
-                    steps=self.config.steps,
-                    valid=valid,
-                    best_step=best.get("step"),
-                    best_bits_per_byte=best.get("bits_per_byte"),
-                )
-            )
-
-        return self._tell(hear)
+        self.valid = self._measure()
+        if self.valid is not None and self.is_main:
+            self.log.evaluated(self.step, self.valid)
+        return self.audience.hear_evaluation(self.step, self.valid)
 
     def _save(self, put_off: bool = False) -> None:
         more: dict[str, Any] = {}

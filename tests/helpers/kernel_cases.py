@@ -91,3 +91,18 @@ def cotangents_of(results) -> list[Tensor]:
 def assert_all_close(found, wanted, dtype: torch.dtype = torch.float32) -> None:
     for ours, theirs in zip(found, wanted, strict=True):
         assert_close(ours, theirs, dtype)
+
+
+def everything_by(forward, backward, inputs) -> list[Tensor]:
+    """Return (output, state, gradients of `inputs`) under a fixed random cotangent, by the functions of a kernel."""
+    results = forward(*inputs)
+    return [*results, *backward(*cotangents_of(results), *inputs)]
+
+
+def everything_by_reference(operation, inputs) -> list[Tensor]:
+    """The same by an operation in plain torch on heads (..., key third, ..., state last), in float64, then rounded."""
+    kinds = [inputs[2], inputs[-1]]
+    leaves = [tensor.double().requires_grad_() for tensor in inputs]
+    results = operation(*leaves)
+    grads = torch.autograd.grad(results, leaves, [cotangent.double() for cotangent in cotangents_of(kinds)])
+    return [x.detach().to(kind.dtype) for x, kind in zip((*results, *grads), (*kinds, *inputs), strict=True)]

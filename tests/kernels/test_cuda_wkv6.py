@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from cuda_on_host import needs_compiler
-from kernel_cases import assert_all_close, cotangents_of, wkv6_inputs
+from kernel_cases import assert_all_close, everything_by, everything_by_reference, wkv6_inputs
 from tolerances import TOLERANCE
 from torch.nn import functional as F
 
@@ -34,19 +34,11 @@ def make_inputs(*size, dtype=torch.float32):
 
 
 def everything(inputs):
-    """Return (output, state, six gradients) under a fixed random cotangent."""
-    results = cuda_wkv6.wkv6_forward(*inputs)
-    return [*results, *cuda_wkv6.wkv6_backward(*cotangents_of(results), *inputs)]
+    return everything_by(cuda_wkv6.wkv6_forward, cuda_wkv6.wkv6_backward, inputs)
 
 
 def everything_of_reference(inputs):
-    """The same in float64, then rounded."""
-    cotangents = cotangents_of([inputs[2], inputs[5]])
-    leaves = [tensor.double().requires_grad_() for tensor in inputs]
-    results = reference.wkv6(*leaves)
-    grads = torch.autograd.grad(results, leaves, [cotangent.double() for cotangent in cotangents])
-    kinds = [inputs[2], inputs[5], *inputs]
-    return [x.detach().to(kind.dtype) for x, kind in zip((*results, *grads), kinds, strict=True)]
+    return everything_by_reference(reference.wkv6, inputs)
 
 
 def assert_matches_reference(inputs):

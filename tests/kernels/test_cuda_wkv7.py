@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from cuda_on_host import needs_compiler
-from kernel_cases import assert_all_close, cotangents_of
+from kernel_cases import assert_all_close, everything_by, everything_by_reference, wkv7_inputs
 from tolerances import TOLERANCE, assert_close
 from torch.nn import functional as F
 
@@ -31,30 +31,16 @@ CASES = list(json.loads((GOLDEN / "wkv7_a.json").read_text())["cases"])
 NAMES = "r", "log_w", "k", "v", "a", "b", "S0"
 
 
-def make_inputs(B, T, H, N, dtype=torch.float32):
-    """Return [receptance, log_decay, key, value, a, b, state] as in a model: decays and keys are bounded."""
-    generator = torch.Generator().manual_seed(B * 10000 + T * 100 + N)
-    r, d, k, v, direction, rate = torch.randn(6, B, T, H, N, generator=generator)
-    direction = F.normalize(direction, dim=-1)
-    log_decay = -math.exp(-0.5) * torch.sigmoid(3 * d)
-    tensors = [x.to(dtype) for x in (r, k / math.sqrt(N), v, -direction, direction * torch.sigmoid(rate))]
-    return [tensors[0], log_decay, *tensors[1:], torch.randn(B, H, N, N, generator=generator)]
+def make_inputs(*size, dtype=torch.float32):
+    return [tensor.detach() for tensor in wkv7_inputs(*size, dtype)]
 
 
 def everything(inputs):
-    """Return (output, state, seven gradients) under a fixed random cotangent."""
-    results = cuda_wkv7.wkv7_forward(*inputs)
-    return [*results, *cuda_wkv7.wkv7_backward(*cotangents_of(results), *inputs)]
+    return everything_by(cuda_wkv7.wkv7_forward, cuda_wkv7.wkv7_backward, inputs)
 
 
 def everything_of_reference(inputs):
-    """The same in float64, then rounded."""
-    cotangents = cotangents_of([inputs[2], inputs[6]])
-    leaves = [tensor.double().requires_grad_() for tensor in inputs]
-    results = reference.wkv7(*leaves)
-    grads = torch.autograd.grad(results, leaves, [cotangent.double() for cotangent in cotangents])
-    kinds = [inputs[2], inputs[6], *inputs]
-    return [x.detach().to(kind.dtype) for x, kind in zip((*results, *grads), kinds, strict=True)]
+    return everything_by_reference(reference.wkv7, inputs)
 
 
 def assert_matches_reference(inputs):
@@ -71,7 +57,7 @@ def test_wkv7_matches_reference_at_every_size(host, size):
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("N", gpu.HEAD_SIZES)
 def test_wkv7_matches_reference_in_every_dtype(host, N, dtype):
-    assert_matches_reference(make_inputs(2, 37, 1, N, dtype))
+    assert_matches_reference(make_inputs(2, 37, 1, N, dtype=dtype))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -129,7 +115,7 @@ def test_a_sick_head_leaves_the_others_well(host):
 
 
 def test_inputs_need_not_be_contiguous_nor_begin_at_whole_16_bytes(host, monkeypatch):
-    inputs = make_inputs(2, 33, 2, 32, torch.bfloat16)
+    inputs = make_inputs(2, 33, 2, 32, dtype=torch.bfloat16)
     wanted, launch = everything(inputs), gpu.launch
 
     def launch_aligned(*arguments):

@@ -3,11 +3,9 @@
 Skipped where there is no GPU; there the same sources run on the CPU in test_cuda*.py.
 """
 
-import math
-
 import pytest
 import torch
-from kernel_cases import event_wkv7_inputs, event_wkv7_state, wkv6_inputs
+from kernel_cases import event_wkv7_inputs, event_wkv7_state, wkv6_inputs, wkv7_inputs
 from torch.nn import functional as F
 
 from spikegpt.config import ModelConfig, model_preset
@@ -99,7 +97,7 @@ def run(operation: str, inputs, backend: str):
 
 
 def leaves(inputs, device, dtype=None):
-    return [tensor.to(device, dtype).requires_grad_() for tensor in inputs]
+    return [tensor.detach().to(device, dtype).requires_grad_() for tensor in inputs]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -118,20 +116,11 @@ def test_kernels_match_the_float64_reference(operation, size, dtype):
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("size", HEADS, ids=str)
 def test_wkv6_matches_the_float64_reference(size, dtype):
-    inputs = [tensor.detach() for tensor in wkv6_inputs(*size, dtype)]
+    inputs = wkv6_inputs(*size, dtype)
     found = outputs_and_gradients(wkv6, leaves(inputs, DEVICE), "cupy")
     wanted = outputs_and_gradients(wkv6, leaves(inputs, DEVICE, torch.float64), "reference")
     for ours, exact in zip(found, wanted, strict=True):
         assert (ours.double() - exact).abs().max() <= TOLERANCE[dtype] * exact.abs().max().clamp(min=1e-6)
-
-
-def wkv7_inputs(B, T, H, N, dtype):
-    generator = torch.Generator().manual_seed(B * 10000 + T * 100 + N)
-    r, d, k, v, direction, rate = torch.randn(6, B, T, H, N, generator=generator)
-    direction = F.normalize(direction, dim=-1)
-    log_decay = -math.exp(-0.5) * torch.sigmoid(3 * d)
-    tensors = [x.to(dtype) for x in (r, k / math.sqrt(N), v, -direction, direction * torch.sigmoid(rate))]
-    return [tensors[0], log_decay, *tensors[1:], torch.randn(B, H, N, N, generator=generator)]
 
 
 def run_wkv7(inputs, backend: str):
@@ -156,7 +145,7 @@ def test_wkv7_matches_the_float64_reference(size, dtype):
 
 
 def test_wkv7_reads_tensors_as_they_mean_wherever_they_begin():
-    inputs = [tensor.to(DEVICE) for tensor in wkv7_inputs(2, 33, 2, 32, torch.bfloat16)]
+    inputs = [tensor.detach().to(DEVICE) for tensor in wkv7_inputs(2, 33, 2, 32, torch.bfloat16)]
     apart = [torch.stack([tensor, tensor], dim=-1)[..., 0] for tensor in inputs]
     late = [torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view(tensor.shape) for tensor in inputs]
     wanted = run_wkv7(leaves(inputs, DEVICE), "cupy")
