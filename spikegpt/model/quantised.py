@@ -127,8 +127,10 @@ def low_bit_matrices(model: SpikeGPT, bits: float) -> dict[str, tuple[nn.Paramet
         if isinstance(module, Mixer):
             layers = {inner: layer for inner, layer in module.named_modules() if isinstance(layer, nn.Linear)}
             found |= {f"{name}.{inner}.weight": (cast(nn.Parameter, at.weight), bits) for inner, at in layers.items()}
-    for name in ("emb", "head"):
-        found[f"{name}.weight"] = cast(nn.Parameter, getattr(model, name).weight), max(bits, LEAST_OUTSIDE)
+    for name, module in {"emb": model.emb, "head": model.head}.items():
+        # a classifier has another head, of its own
+        if isinstance(module, nn.Embedding | nn.Linear):
+            found[f"{name}.weight"] = cast(nn.Parameter, module.weight), max(bits, LEAST_OUTSIDE)
     return found
 
 

@@ -26,6 +26,7 @@ from ..data.labelled import Example, Task
 from ..data.tokenizers import Tokenizer, load_tokenizer
 from ..evaluate.perplexity import NotFinite, mean_firing_rate
 from ..model.network import SpikeGPT
+from .latent import latent_of
 from .loop import Advice, Forward, Loop
 from .optimizer import make_optimizer
 from .stop_signals import stop_now
@@ -241,7 +242,8 @@ def _train(
         precision="no",
     )
     accelerator = Accelerator(cpu=classifier.network.device.type == "cpu")
-    optimizer = accelerator.prepare_optimizer(make_optimizer(classifier, schedule), device_placement=False)
+    optimizer = make_optimizer(classifier, schedule, latent_of(classifier.network))
+    optimizer = accelerator.prepare_optimizer(optimizer, device_placement=False)
     loop = Loop(objective, classifier, optimizer, schedule, accelerator)
     with loop.guarded():
         loop.train_steps()

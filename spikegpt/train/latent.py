@@ -16,7 +16,7 @@ from ..checkpoint.run import read_model_config
 from ..checkpoint.weights import TensorFile
 from ..common.errors import SpikegptError
 from ..model.network import SpikeGPT
-from ..model.quantised import low_bit_matrices, near_another_code, quantise
+from ..model.quantised import FULL, low_bit_matrices, near_another_code, quantise
 
 
 @torch.no_grad()
@@ -65,7 +65,8 @@ class LatentWeights:
     def enter(self, *_: Any) -> None:
         """Put the latent weights into the model, and take the gradient of those that may not change."""
         for name, (matrix, bits) in self._matrices.items():
-            latent = self.tensors[name]
+            # the model may have gone to another device since
+            latent = self.tensors[name] = self.tensors[name].to(matrix.device)
             matrix.copy_(latent)
             if self._confident:
                 self._free[name] = near_another_code(latent, bits, self._confident)
@@ -96,6 +97,11 @@ class LatentWeights:
             self._model.weight_steps[name] = found.step
             weights += matrix.numel()
             if name in self._codes:
-                changed += int(torch.count_nonzero(found.codes != self._codes[name]))
+                changed += int(torch.count_nonzero(found.codes != self._codes[name].to(found.codes.device)))
             self._codes[name] = found.codes
         self.changed = changed / weights
+
+
+def latent_of(model: SpikeGPT, confident: float = 0.0) -> LatentWeights | None:
+    """Return the latent weights of `model`, or None if its weights are float32 numbers."""
+    return LatentWeights(model, confident) if model.config.weight_bits < FULL else None

@@ -32,7 +32,7 @@ from .basis import check_facts, facts_of, keep_places, prepare_data, with_absolu
 from .beginning import make_accelerator, make_model
 from .callbacks import Audience, Callback, checked_callbacks
 from .language_modelling import LanguageModelling
-from .latent import LatentWeights, start_latent
+from .latent import latent_of, start_latent
 from .loop import Loop, StepDone
 from .optimizer import make_optimizer
 from .precision import Choice, agree_on_precision
@@ -204,7 +204,7 @@ class _Trainer(Loop):
         if begun is None and config.precision == "auto":
             self.precision = agree_on_precision(made, config.batch_size, accelerator, self.is_sharded)
             config = dataclasses.replace(config, precision=self.precision.precision)
-        latent = LatentWeights(made, config.confident) if made.config.weight_bits < FULL else None
+        latent = latent_of(made, config.confident)
         if self.is_sharded:
             model, optimizer = made, accelerator.prepare_optimizer(make_optimizer(made, config))
         else:

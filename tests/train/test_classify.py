@@ -116,6 +116,18 @@ def command(monkeypatch, *arguments) -> int:
     return command_line.main()
 
 
+def test_a_model_of_few_bits_stays_one(task, tmp_path, cache):
+    model = dataclasses.replace(MODEL, weight_bits=2)
+    run = pretrain(model, dataclasses.replace(TRAIN, steps=2), tmp_path / "run", cache=cache, quiet=True).run
+    before = load_model(run)[0].state_dict()["blocks.1.ffn.key.weight"]
+    small = dataclasses.replace(task, train=task.train[:64], valid=task.valid[:16], test=task.test[:16])
+    finetune(run, small, dataclasses.replace(QUICK, epochs=2, lr=1e-2), tmp_path / "out")
+    network = load_classifier(next((tmp_path / "out").glob("seed-*")))[0].network
+    after = network.state_dict()["blocks.1.ffn.key.weight"]
+    # four levels an output, which have moved
+    assert all(len(row.unique()) <= 4 for row in after) and not torch.equal(after, before)
+
+
 def test_the_command_sets_runs_beside_each_other(trained, tmp_path, monkeypatch, capsys):
     for name, count in (("train.jsonl", 40), ("valid.jsonl", 20), ("test.jsonl", 20)):
         write_examples(tmp_path / name, count, count)
