@@ -91,6 +91,23 @@ def aligned(tensor: Tensor) -> Tensor:
     return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
 
 
+def head_inputs(operation: str, receptance: Tensor, log_decay: Tensor, key: Tensor, *others: Tensor) -> list[Tensor]:
+    """Return (B, T, H, N) and others as kernels of cuda/heads.cuh take them: the decay in the place of its logarithm.
+
+    Raises:
+        ValueError: N is none of HEAD_SIZES.
+    """
+    if key.shape[-1] not in HEAD_SIZES:
+        raise ValueError(f"{wrong_head_size(operation, key.shape[-1])}; use backend='auto'")
+    return [aligned(tensor) for tensor in (receptance, log_decay.detach().exp(), key, *others)]
+
+
+def launch_heads(operation: str, kernel: str, key: Tensor, *tensors: Tensor | None) -> None:
+    """Run `kernel` of `operation`.cu on a thread for each channel of each head of `key` (B, T, H, N)."""
+    B, T, H, N = key.shape
+    launch(operation, kernel, key.dtype, B * H * N, *tensors, B, T, H, N)
+
+
 def wrong_head_size(operation: str, channels: int) -> str:
     """Return what to say of heads that an operation has no kernel for."""
     sizes = ", ".join(map(str, HEAD_SIZES))

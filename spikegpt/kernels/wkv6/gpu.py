@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from .. import gpu
-from ..gpu import HEAD_SIZES, aligned, wrong_head_size
+from ..gpu import aligned, head_inputs, launch_heads
 from ..operators import new_like
 
 # tokens between two states that the backward pass keeps: CHUNK of cuda/wkv6.cu
@@ -19,9 +18,9 @@ def wkv6_forward(
     Raises:
         ValueError: N is none of HEAD_SIZES.
     """
-    inputs = _inputs(receptance, log_decay, key, value, time_first, state)
+    inputs = head_inputs("wkv6", receptance, log_decay, key, value, time_first, state)
     output, last = new_like(key), new_like(state)
-    _launch("wkv6_forward", key, *inputs, output, last)
+    launch_heads("wkv6", "wkv6_forward", key, *inputs, output, last)
     return output, last
 
 
@@ -35,7 +34,7 @@ def wkv6_backward(
         ValueError: N is none of HEAD_SIZES.
     """
     B, T, H, N = key.shape
-    inputs = _inputs(receptance, log_decay, key, value, time_first, state)
+    inputs = head_inputs("wkv6", receptance, log_decay, key, value, time_first, state)
     receptance, decay, key, value, first, state = inputs
     upstream = aligned(grad_output), aligned(grad_state)
     grad_receptance, grad_key, grad_value = (torch.empty_like(key) for _ in range(3))
@@ -43,20 +42,10 @@ def wkv6_backward(
     grad_first = torch.empty(B, H, N, device=key.device)
     places = -(-T // CHUNK), CHUNK + 1
     checkpoints, kept = (torch.empty(number, B * H * N, N, device=key.device) for number in places)
-    _launch("wkv6_backward_columns", key, *upstream, receptance, decay, key, first, grad_value, grad_before)
-    _launch("wkv6_backward_state", key, upstream[0], *inputs, grad_receptance, grad_first, checkpoints)
+    launch_heads(
+        "wkv6", "wkv6_backward_columns", key, *upstream, receptance, decay, key, first, grad_value, grad_before
+    )
+    launch_heads("wkv6", "wkv6_backward_state", key, upstream[0], *inputs, grad_receptance, grad_first, checkpoints)
     known = receptance, decay, key, value, first, checkpoints
-    _launch("wkv6_backward_rows", key, *upstream, *known, grad_log_decay, grad_key, kept)
+    launch_heads("wkv6", "wkv6_backward_rows", key, *upstream, *known, grad_log_decay, grad_key, kept)
     return grad_receptance, grad_log_decay, grad_key, grad_value, grad_first.sum(dim=0), grad_before
-
-
-def _launch(kernel: str, key: Tensor, *tensors: Tensor) -> None:
-    B, T, H, N = key.shape
-    gpu.launch("wkv6", kernel, key.dtype, B * H * N, *tensors, B, T, H, N)
-
-
-def _inputs(receptance: Tensor, log_decay: Tensor, key: Tensor, *others: Tensor) -> list[Tensor]:
-    """Return the inputs as the kernels take them: the decay in the place of its logarithm."""
-    if key.shape[-1] not in HEAD_SIZES:
-        raise ValueError(f"{wrong_head_size('wkv6', key.shape[-1])}; use backend='auto'")
-    return [aligned(tensor) for tensor in (receptance, log_decay.detach().exp(), key, *others)]

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from .. import gpu
-from ..gpu import HEAD_SIZES, aligned, wrong_head_size
+from ..gpu import aligned, head_inputs, launch_heads
 from ..operators import new_like
 
 # tokens between two states that the backward pass keeps: CHUNK of cuda/wkv7.cu
@@ -19,9 +18,9 @@ def wkv7_forward(
     Raises:
         ValueError: N is none of HEAD_SIZES.
     """
-    inputs = _inputs(receptance, log_decay, key, value, a, b, state)
+    inputs = head_inputs("wkv7", receptance, log_decay, key, value, a, b, state)
     output, last = new_like(key), new_like(state)
-    _launch("wkv7_forward", key, *inputs, output, None, last)
+    launch_heads("wkv7", "wkv7_forward", key, *inputs, output, None, last)
     return output, last
 
 
@@ -35,28 +34,20 @@ def wkv7_backward(
         ValueError: N is none of HEAD_SIZES.
     """
     B, T, H, N = key.shape
-    inputs = _inputs(receptance, log_decay, key, value, a, b, state)
+    inputs = head_inputs("wkv7", receptance, log_decay, key, value, a, b, state)
     receptance, decay, key, value, a, b, state = inputs
     grad_output, grad_last = aligned(grad_output), aligned(grad_state)
     removed, grad_removed, terms, grad_log_decay = (torch.empty_like(decay) for _ in range(4))
     grad_receptance, grad_key, grad_value, grad_a, grad_b = (torch.empty_like(key) for _ in range(5))
     checkpoints, grad_first = torch.empty(-(-T // CHUNK), B, H, N, N, device=key.device), torch.empty_like(state)
-    _launch("wkv7_forward", key, *inputs, None, removed, None)
+    launch_heads("wkv7", "wkv7_forward", key, *inputs, None, removed, None)
     upstream, products = (grad_output, grad_last), (removed, grad_removed)
-    _launch("wkv7_backward_rows", key, *upstream, receptance, decay, key, a, b, grad_value, grad_removed, grad_first)
-    _launch("wkv7_backward_state", key, grad_output, *inputs, *products, grad_receptance, grad_a, terms, checkpoints)
+    launch_heads(
+        "wkv7", "wkv7_backward_rows", key, *upstream, receptance, decay, key, a, b, grad_value, grad_removed, grad_first
+    )
+    launch_heads(
+        "wkv7", "wkv7_backward_state", key, grad_output, *inputs, *products, grad_receptance, grad_a, terms, checkpoints
+    )
     known = *inputs[:-1], *products, terms, checkpoints
-    _launch("wkv7_backward_columns", key, *upstream, *known, grad_log_decay, grad_key, grad_b)
+    launch_heads("wkv7", "wkv7_backward_columns", key, *upstream, *known, grad_log_decay, grad_key, grad_b)
     return grad_receptance, grad_log_decay, grad_key, grad_value, grad_a, grad_b, grad_first
-
-
-def _launch(kernel: str, key: Tensor, *tensors: Tensor | None) -> None:
-    B, T, H, N = key.shape
-    gpu.launch("wkv7", kernel, key.dtype, B * H * N, *tensors, B, T, H, N)
-
-
-def _inputs(receptance: Tensor, log_decay: Tensor, key: Tensor, *others: Tensor) -> list[Tensor]:
-    """Return the inputs as the kernels take them: the decay in the place of its logarithm."""
-    if key.shape[-1] not in HEAD_SIZES:
-        raise ValueError(f"{wrong_head_size('wkv7', key.shape[-1])}; use backend='auto'")
-    return [aligned(tensor) for tensor in (receptance, log_decay.detach().exp(), key, *others)]
