@@ -20,7 +20,7 @@ def read_and_write(held, step):
 
 def make_value(flag: bool) -> tuple:
     every_other = np.arange(12, dtype=np.float32).reshape(2, 6)[:, ::2]
-    first, second = Product(np.array([1.0, 2.0, 4.0]), None, 3), Product(every_other, np.ones(2), 5)
+    first, second = Product(np.array([1.0, 2.0, 4.0]), None, 3, False), Product(every_other, np.ones(2), 5, True)
     return first, (second, np.float32(0.5)), flag
 
 

@@ -33,8 +33,8 @@ print("equal")
 
 
 @fused
-def call_sum_rows(weights, active, amount, listed, place, first, last, out, start):
-    sum_rows(weights, active, amount, listed, place, first, last, out, start)
+def call_sum_rows(weights, is_whole, active, amount, listed, place, first, last, out, start):
+    sum_rows(weights, is_whole, active, amount, listed, place, first, last, out, start)
 
 
 def store(weights: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
@@ -42,25 +42,32 @@ def store(weights: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
     if kind == "bfloat16":
         short = torch.from_numpy(weights).to(torch.bfloat16)
         return short.view(torch.int16).numpy().view(np.uint16), short.double().numpy()
-    stored = np.round(weights * 50).astype(np.int8) if kind == "int8" else weights.astype(kind)
+    stored = np.clip(np.round(weights * 50), -128, 127).astype(np.int8) if kind == "int8" else weights
     return stored, stored.astype(np.float64)
 
 
-@pytest.mark.parametrize("kind", ["float32", "float64", "bfloat16", "int8"])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [("real", np.float32), ("real", np.float64), ("bfloat16", np.float32), ("int8", np.float32), ("int8", np.float64)],
+)
+@pytest.mark.parametrize("is_whole", [False, True])
 @pytest.mark.parametrize(("first", "last"), [(0, 0), (0, 1), (1, 49), (3, 90), (0, 256), (16, 700)])
-def test_sums_are_those_of_the_listed_rows(kind, first, last):
+def test_sums_are_those_of_the_listed_rows(kind, dtype, is_whole, first, last):
     rng = np.random.default_rng(last)
-    dtype = np.float64 if kind == "float64" else np.float32
-    stored, weights = store(rng.standard_normal((INPUTS, 701)).astype(np.float32), kind)
+    stored, weights = store(rng.standard_normal((INPUTS, 701)).astype(dtype), kind)
     active, amount = np.full((3, 2, INPUTS + 1), INPUTS - 1, np.int32), np.full((3, 2, INPUTS + 1), np.nan, dtype)
     wanted = np.full((3, 720), np.nan, dtype)
     for text, rows in enumerate(LISTED):
-        factors = rng.integers(-4, 5, len(rows)).astype(dtype)
+        # as many levels as a neuron may have; their sums stay below 2 ** 24
+        factors = rng.integers(-127, 128, len(rows)).astype(dtype)
         active[text, 1, : len(rows)], amount[text, 1, : len(rows)] = rows, factors
         wanted[text, 5 + first : 5 + last] = factors @ weights[list(rows), first:last]
     listed, out = np.array([[INPUTS, len(rows)] for rows in LISTED]), np.full((3, 720), np.nan, dtype)
-    call_sum_rows(stored, active, amount, listed, 1, first, last, out, 5)
-    np.testing.assert_allclose(out, wanted, rtol=1e-4 if dtype == np.float32 else 1e-12, atol=1e-4)
+    call_sum_rows(stored, is_whole, active, amount, listed, 1, first, last, out, 5)
+    if kind == "int8":
+        np.testing.assert_array_equal(out, wanted)
+    else:
+        np.testing.assert_allclose(out, wanted, rtol=1e-4 if dtype == np.float32 else 1e-12, atol=1e-4)
 
 
 def test_a_column_is_the_same_number_in_every_run():
@@ -69,9 +76,9 @@ def test_a_column_is_the_same_number_in_every_run():
     active = np.arange(INPUTS, dtype=np.int32)[None, None]
     amount, listed = rng.standard_normal((1, 1, INPUTS)).astype(np.float32), np.full((1, 1), INPUTS)
     whole, pieces = np.zeros((2, 1, 333), np.float32)
-    call_sum_rows(weights, active, amount, listed, 0, 0, 333, whole, 0)
+    call_sum_rows(weights, False, active, amount, listed, 0, 0, 333, whole, 0)
     for first, last in ((0, 1), (1, 80), (80, 333)):
-        call_sum_rows(weights, active, amount, listed, 0, first, last, pieces, 0)
+        call_sum_rows(weights, False, active, amount, listed, 0, first, last, pieces, 0)
     np.testing.assert_array_equal(whole, pieces)
 
 

@@ -45,7 +45,9 @@ def _scale(scales, layer, first, last, out):
 def multiply_listed(product, layer, place, work, first, last, out, start):
     """out[:, start:][:, first:last] = (inputs @ weights)[:, first:last] in `layer`, of the inputs listed in `place`."""
     lists, weights = work.scratch, product.weights[layer]
-    sum_rows(weights, lists.active, lists.amount, lists.listed, place, first, last, out, start)
+    sum_rows(
+        weights, product.reads_spikes, lists.active, lists.amount, lists.listed, place, first, last, out, start
+    )
     for text in range(out.shape[0]):
         _scale(product.scales, layer, first, last, out[text, start:])
     mark(work.clock, PRODUCTS + product.place)
@@ -74,7 +76,9 @@ def sum_columns(matrix, factors, text, lists, first, out):
     """Write the columns of a head's matrix, each times its factor, added up where that is not 0, into out[first:]."""
     lists.listed[text, 0] = list_active(factors, lists.active[text, 0], lists.amount[text, 0])
     one = slice(text, text + 1)
-    sum_rows(matrix, lists.active[one], lists.amount[one], lists.listed[one], 0, 0, factors.size, out[one], first)
+    sum_rows(
+        matrix, False, lists.active[one], lists.amount[one], lists.listed[one], 0, 0, factors.size, out[one], first
+    )
 
 
 @summing

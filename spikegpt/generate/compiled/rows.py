@@ -30,12 +30,14 @@ class Product(NamedTuple):
     """A matrix product: weights (L, in, out) in float32 or float64, or uint16 with the bits of bfloat16, or int8.
 
     scales (L, out) multiply the outcome of int8 weights, None else. `place` is where its inputs are counted that were
-    not 0, in `inputs_read` (products, L) of a thread's work.
+    not 0, in `inputs_read` (products, L) of a thread's work. If it `reads_spikes`, its inputs are whole numbers of
+    at most 127: so many levels a neuron may have.
     """
 
     weights: np.ndarray
     scales: np.ndarray | None
     place: int
+    reads_spikes: bool
 
 
 # of one layer of neurons in `Neurons.rows`, see `neuron.lif.NeuronRows`
@@ -117,6 +119,7 @@ class Packer:
         low_bit = low_bit_matrices(model, model.config.weight_bits) if model.weight_steps else {}
         # a view of other rows is a new tensor each time, and lives as long as it is looked up
         self._low_bit = {id(matrix): (name, bits) for name, (matrix, bits) in low_bit.items()}
+        self._spiked = {id(_parameter_of(read)) for placed in model.sites().values() for read in placed.products}
 
     @property
     def dtype(self) -> np.dtype:
@@ -135,19 +138,20 @@ class Packer:
     def product(self, *products: Sequence[nn.Linear | Rows]) -> Product:
         """The same product of every layer, or several of the same inputs, side by side; it has a place of its own."""
         place, self.places = self.places, self.places + 1
+        reads_spikes = all(id(_parameter_of(matrix)) in self._spiked for part in products for matrix in part)
         # of a model of a few bits what has no codes stays as it is
         is_coded = not self._low_bit or all(id(matrix.weight) in self._low_bit for part in products for matrix in part)
         if self.weights == "int8" and is_coded:
             found = [[self._codes(matrix) for matrix in matrices] for matrices in products]
             codes = torch.cat([torch.stack([layer.codes.T for layer in part]) for part in found], dim=2).contiguous()
             steps = torch.cat([torch.stack([layer.step for layer in part]) for part in found], dim=1)
-            return Product(in_huge_pages(codes.numpy()), steps.numpy(), place)
+            return Product(in_huge_pages(codes.numpy()), steps.numpy(), place, reads_spikes)
         stacks = [torch.stack([matrix.weight.detach().T for matrix in matrices]) for matrices in products]
         stack = stacks[0].contiguous() if len(stacks) == 1 else torch.cat(stacks, dim=2)
         if self.weights == "bfloat16":
             words = stack.to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
-            return Product(in_huge_pages(words), None, place)
-        return Product(in_huge_pages(stack.numpy()), None, place)
+            return Product(in_huge_pages(words), None, place, reads_spikes)
+        return Product(in_huge_pages(stack.numpy()), None, place, reads_spikes)
 
     def _codes(self, matrix: nn.Linear | Rows) -> Quantised:
         """Those that a matrix of a few bits was made of, or eight bits for the engine alone."""
@@ -190,6 +194,10 @@ class Packer:
         head_neuron = self.neurons([model], "head_neuron")
         ln0, ln_out = self.norm([model.blocks[0].ln0]), self.norm([model.ln_out])
         return Network(self.array(embedding), ln0, ln_out, self.product([model.head]), head_neuron)
+
+
+def _parameter_of(matrix: nn.Linear | Rows) -> Tensor:
+    return matrix.parameter if isinstance(matrix, Rows) else matrix.weight
 
 
 def scratch_of(texts: int, channels: int, widest: int, dtype: np.dtype) -> Scratch:

@@ -11,9 +11,8 @@ from numba.core import cgutils, types
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, overload
 
-# rows of short words are asked for so many rows before they are read: a run of them is few bytes of each, and the
-# processor does not find out by itself where the next one lies
-AHEAD = 8
+from .dots import sum_whole
+from .fetching import AHEAD, fetch
 
 
 def _as_real(builder, words, real):
@@ -25,16 +24,6 @@ def _as_real(builder, words, real):
         wide = ir.VectorType(ir.IntType(32), lanes)
         return builder.bitcast(builder.shl(builder.zext(words, wide), ir.Constant(wide, [16] * lanes)), reals)
     return builder.sitofp(words, reals)
-
-
-def _fetch(builder, pointer, size):
-    """Ask for so many bytes to be in the nearest memory when they are read."""
-    byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
-    kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
-    prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-    for line in range(0, size, 64):
-        place = builder.gep(builder.bitcast(pointer, byte), [ir.IntType(64)(line)])
-        builder.call(prefetch, [place, word(0), word(3), word(1)])
 
 
 def _summing(registers: int, lanes: int) -> Any:
@@ -67,7 +56,7 @@ def _summing(registers: int, lanes: int) -> Any:
                 row, later = row_of(loop.index), builder.add(loop.index, n.type(AHEAD))
                 if is_short:
                     is_there = builder.icmp_unsigned("<", later, n)
-                    _fetch(builder, row_of(builder.select(is_there, later, loop.index)), registers * lanes * size)
+                    fetch(builder, row_of(builder.select(is_there, later, loop.index)), registers * lanes * size)
                 factor = builder.load(builder.gep(amounts.data, [loop.index]))
                 factor = builder.insert_element(ir.Constant(vector, ir.Undefined), factor, index(0))
                 factor = builder.shuffle_vector(factor, factor, ir.Constant(ir.VectorType(index, lanes), [0] * lanes))
@@ -92,25 +81,28 @@ def registers() -> tuple[int, int]:
     return (16, 64) if "+avx512f" in features.split(",") else (8, 32)
 
 
-def sum_rows(weights, active, amount, listed, place, first, last, out, start):
+def sum_rows(weights, is_whole, active, amount, listed, place, first, last, out, start):
     """out[:, start:][:, first:last] = (inputs @ weights)[:, first:last], of the `listed` inputs in `place`, in compiled
     code.
 
-    weights (in, out) C-contiguous; active, amount (texts, LISTS, widest + 1), listed (texts, LISTS).
+    weights (in, out) C-contiguous; active, amount (texts, LISTS, widest + 1), listed (texts, LISTS). `is_whole` says that
+    the amounts are spikes, which `dots` may count in whole numbers.
     """
     raise NotImplementedError
 
 
 @overload(sum_rows)
-def _sum_rows(weights, active, amount, listed, place, first, last, out, start):
+def _sum_rows(weights, is_whole, active, amount, listed, place, first, last, out, start):
     most, size = registers()
     lanes = size * 8 // amount.dtype.bitwidth
     wide, narrow = most * lanes, most // 4 * lanes
     sum_wide, sum_narrow = _summing(most, lanes), _summing(most // 4, lanes)
     sum_register, sum_one = _summing(1, lanes), _summing(1, 1)
 
-    def summed(weights, active, amount, listed, place, first, last, out, start):
+    def summed(weights, is_whole, active, amount, listed, place, first, last, out, start):
         column = first
+        if is_whole:
+            column = sum_whole(weights, active, amount, listed, place, first, last, out, start)
         while column < last:
             left = last - column
             for text in range(out.shape[0]):
