@@ -13,9 +13,10 @@ that under torch.compile (which needs a C++ compiler); and the `rwkv` package (c
 install rwkv). Whole tokens of ours, everything but the choice of the next token. Last line: JSON with speedup_0.05 ...
 speedup_0.25 (torch's products / our token), own_0.05 ... own_0.25 (the dense twin's token in our engine / ours),
 int8_over_float32 (at 15 %), speedup_bf16_0.15, vs_rwkv_package, vs_torch_compile. Of trained models:
-trained_vs_own_dense, batch8_over_1 (tokens per second of eight texts at once over those of one), percentiles of a
-token's time, and where it goes: the budget of a token. With --avx2: avx512_over_avx2, by model; with --long: flat (a
-token's time after so many tokens over that after ten).
+trained_vs_own_dense, written_vs_own_dense (tokens that are drawn too, as `generate` does), batch8_over_1 (tokens per
+second of eight texts at once over those of one), percentiles of a token's time, and where it goes: the budget of a
+token. With --avx2: avx512_over_avx2, by model; with --long: flat (a token's time after so many tokens over that after
+ten).
 """
 
 import argparse
@@ -41,6 +42,7 @@ from decoders import (
     timed_decoder,
     torch_compile,
     torch_products,
+    writer,
 )
 from measure import alternate, ratio, write_result
 from torch.utils._pytree import tree_leaves
@@ -50,7 +52,7 @@ from spikegpt.config import ModelConfig, SamplingConfig
 from spikegpt.generate.compiled.decoder import TRIED, RowDecoder
 from spikegpt.generate.compiled.sums import registers
 from spikegpt.generate.engine import GATHERED_TEXTS, Engine
-from spikegpt.generate.sample import sample
+from spikegpt.generate.sample import Chooser
 from spikegpt.model.initial import calibrate_thresholds
 from spikegpt.model.network import SpikeGPT
 
@@ -119,10 +121,13 @@ def measure_runs(run: Path, twin: Path, repetitions: int) -> dict:
     if compiled:
         contenders["torch_compile"] = compiled
     times = alternate(contenders, repetitions)
+    writers = {"spiking": writer(Engine(model), model, tokens), "twin": writer(Engine(dense), dense, tokens)}
+    written = alternate(writers, repetitions)
     one, eight = decoder(Engine(model), model, tokens[:TOKENS]), several(Engine(model), model, tokens[:TOKENS], 8)
     batch = alternate({"one": one, "eight": eight}, repetitions)
     ratios = {
         "trained_vs_own_dense": ratio(times["twin"], times["spiking"]),
+        "written_vs_own_dense": ratio(written["twin"], written["spiking"]),
         "twin_vs_torch_products": ratio(times["torch"], times["twin"]),
         "vs_torch_products": ratio(times["torch"], times["spiking"]),
         "batch8_over_1": ratio([8 * seconds for seconds in batch["one"]], batch["eight"]),
@@ -144,6 +149,9 @@ def measure_runs(run: Path, twin: Path, repetitions: int) -> dict:
         "tokens_of_a_turn": len(tokens),
         "parameters": model.count_parameters(),
         "density": {"spiking": engine.density(), "twin": other.density()},
+        "written_us": {
+            name: round(float(np.median(seconds)) / len(tokens) * 1e6, 1) for name, seconds in written.items()
+        },
         "ratios": ratios,
         **percentiles,
         "budget of a token, ns": budgets,
@@ -241,12 +249,13 @@ def measure_long(most: int, run: Path | None, repetitions: int) -> dict:
         model = SpikeGPT(ModelConfig(n_layer=4, n_embd=192, vocab_size=256, spiking="input")).eval()
         calibrate_thresholds(model, 0.20)
     engine, states, sampling = Engine(model), {}, SamplingConfig(temperature=1.0)
-    seen, generator = torch.zeros(model.config.vocab_size, dtype=torch.bool), torch.Generator().manual_seed(0)
+    all_tokens = torch.ones(model.config.vocab_size, dtype=torch.bool)
+    chooser = Chooser(sampling, 0, all_tokens, torch.empty(0, dtype=torch.long))
     with torch.inference_mode():
         engine.start(model(torch.zeros(1, 1, dtype=torch.long)).state)
     token, after = torch.zeros(1, dtype=torch.long), (*(count for count in LONG_AFTER if count < most), most)
     for read in range(1, most + 1):
-        token = sample(engine.step(token)[0], sampling, seen, generator).view(1)
+        token = torch.tensor([chooser.choose(engine.step(token)[0])])
         if read in after:
             states[read] = engine.state()
     tokens = torch.randint(model.config.vocab_size, (LONG_TURN, 1))

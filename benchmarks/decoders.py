@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from spikegpt.config import model_preset
+from spikegpt.config import SamplingConfig, model_preset
 from spikegpt.generate.compiled.sums import registers
 from spikegpt.generate.engine import Engine
+from spikegpt.generate.sample import Chooser
 from spikegpt.model.initial import calibrate_thresholds
 from spikegpt.model.network import SpikeGPT
 
@@ -67,6 +68,23 @@ def timed_decoder(engine: Engine, model: SpikeGPT, tokens: np.ndarray, taken: li
             start = time.perf_counter()
             engine.step(token)
             taken.append(time.perf_counter() - start)
+
+    return run
+
+
+def writer(engine: Engine, model: SpikeGPT, tokens: np.ndarray) -> Callable[[], None]:
+    """Return what writes as many tokens as these, each drawn from the logits before it, after the first eight."""
+    all_tokens = torch.ones(model.config.vocab_size, dtype=torch.bool)
+    with torch.inference_mode():
+        output = model(torch.from_numpy(tokens[None, :8]))
+
+    def run() -> None:
+        engine.start(output.state)
+        choosers = [Chooser(SamplingConfig(), 0, all_tokens, torch.from_numpy(tokens[:8]))]
+        logits, left = output.logits[:, -1], len(tokens)
+        while left:
+            written, logits = engine.write(logits, choosers, left)
+            left -= written.shape[1]
 
     return run
 

@@ -6,8 +6,10 @@ function with long lists. On a GPU products of spikes are event-driven (event_pr
 neither of them can serve, go through the model's own forward pass. A token of the GPU is one CUDA graph (graphs.py).
 """
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +22,10 @@ from .compiled import TOKEN_STEPS
 from .compiled.rows import WEIGHTS, differing_neurons
 from .event_products import EventDecoder
 from .graphs import ForwardStep, capture_of
+from .sample import Chooser, not_finite
+
+if TYPE_CHECKING:
+    from .compiled.decoder import RowDecoder
 
 # texts times density (the share of weight rows that a token reads) above which one dense product over all texts is
 # taken to be faster than gathering rows; benchmarks/decode.py --batch measures it on the CPU
@@ -77,6 +83,9 @@ class Engine:
         # what an intervention calls may be no work of the GPU alone
         self._forward = ForwardStep(model, None if is_intervened(model) else capture_of(model))
         self._texts: int | None = None
+        # what draws tokens too
+        self._writer = cast("RowDecoder | None", self._decoder if model.device.type == "cpu" else None)
+        self._choosers: Sequence[Chooser] | None = None
         self.by_rows, self._is_chosen = False, True
 
     def start(self, state: State, by_rows: bool | None = None) -> None:
@@ -97,7 +106,7 @@ class Engine:
         if by_rows and self._decoder is None:
             raise ValueError(f"this model cannot be decoded by rows: {self.reason}")
         self.by_rows = self._decoder is not None if by_rows is None else by_rows
-        self._is_chosen, self._texts = by_rows is not None, texts
+        self._is_chosen, self._texts, self._choosers = by_rows is not None, texts, None
         self._reader().take(state)
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -121,6 +130,35 @@ class Engine:
         if self.by_rows and self._decoder is not None and not self._is_chosen:
             self._choose(self._decoder, len(tokens))
         return logits
+
+    def write(self, logits: Tensor, choosers: Sequence[Chooser], most: int) -> tuple[np.ndarray, Tensor]:
+        """Draw a token of each text and read it, as often as it takes no longer than a reader notices.
+
+        Args:
+            logits: (B, vocab_size), those of the next token.
+            choosers: of the texts, one for each, always the same ones until other texts are started.
+            most: tokens of each text that are wanted; at least 1.
+
+        Returns:
+            The tokens (B, at most `most`), and the logits after the last, (B, vocab_size).
+
+        Raises:
+            SpikegptError: a logit is NaN or infinite.
+            ValueError: as `step`.
+        """
+        writer = self._writer if self.by_rows and self._is_chosen else None
+        if writer is None or any(chooser.sampling != choosers[0].sampling for chooser in choosers):
+            chosen = [chooser.choose(one) for chooser, one in zip(choosers, logits, strict=True)]
+            return np.array(chosen)[:, None], self.step(torch.tensor(chosen, device=self.model.device))
+        if self._choosers is not choosers:
+            seen = np.stack([chooser.seen.numpy() for chooser in choosers])
+            writer.draw_with(choosers[0].settings(), choosers[0].may_be.numpy(), seen)
+            self._choosers = choosers
+        turns = min(writer.turns(), most)
+        tokens, logits = writer.write(logits, np.stack([chooser.uniforms(turns) for chooser in choosers]))
+        if tokens.min() < 0:
+            raise not_finite()
+        return tokens, logits
 
     def _reader(self) -> Decoder | ForwardStep:
         return self._decoder if self.by_rows and self._decoder is not None else self._forward

@@ -17,11 +17,9 @@ from ..data.tokenizers import Tokenizer
 from ..model.network import SpikeGPT, evaluating
 from ..model.state import State, join_states
 from .engine import Engine
-from .sample import sample
+from .sample import Chooser
 
 PREFILL_CHUNK = 1024
-# as many seeds as a generator takes
-SEEDS = 1 << 64
 
 
 class Piece(NamedTuple):
@@ -82,25 +80,27 @@ def stream(
                 "this is not its tokenizer"
             )
     draws = range(len(prompts)) if draws is None else draws
-    rows = [
-        Row(index, draw, tokenizer, sampling, torch.from_numpy(ids.astype("int64")), model.config.vocab_size)
-        for index, (draw, ids) in enumerate(zip(draws, encoded, strict=True))
+    read = [torch.from_numpy(found.astype("int64")) for found in encoded]
+    may_be = has_token(tokenizer, model.config.vocab_size)
+    choosers = [
+        Chooser(sampling, sampling.seed + draw, may_be, prompt) for draw, prompt in zip(draws, read, strict=True)
     ]
-    no_token = ~has_token(tokenizer, model.config.vocab_size)
+    rows = [Row(index, tokenizer, sampling.stop) for index in range(len(prompts))]
     with evaluating(model):
         # each prompt alone: padding would put foreign tokens into a recurrent state
-        logits, states = zip(*(_read_prompt(model, row.prompt_ids.to(model.device)) for row in rows), strict=True)
+        logits, states = zip(*(_read_prompt(model, prompt.to(model.device)) for prompt in read), strict=True)
         logits = torch.cat(logits)
         engine = Engine(model)
         engine.start(join_states(states))
-        for _ in range(sampling.max_tokens):
-            scores = logits.float().cpu().masked_fill(no_token, float("-inf"))
-            chosen = torch.stack([row.choose(one) for row, one in zip(rows, scores, strict=True)])
-            for row, token in zip(rows, chosen.tolist(), strict=True):
-                yield from row.push(token)
-            if all(row.is_done for row in rows):
-                return
-            logits = engine.step(chosen)
+        left = sampling.max_tokens
+        while left:
+            written, logits = engine.write(logits, choosers, left)
+            left -= written.shape[1]
+            for tokens in written.T.tolist():
+                for row, token in zip(rows, tokens, strict=True):
+                    yield from row.push(token)
+                if all(row.is_done for row in rows):
+                    return
         for row in rows:
             yield from row.finish()
 
@@ -152,27 +152,11 @@ def _read_prompt(model: SpikeGPT, ids: Tensor) -> tuple[Tensor, State]:
 
 
 class Row:
-    """One prompt of the batch: its generator, the tokens it has seen, its decoder and stop strings."""
+    """The text that continues one prompt: its decoder, and the strings that it ends before."""
 
-    def __init__(
-        self,
-        index: int,
-        draw: int,
-        tokenizer: Tokenizer,
-        sampling: SamplingConfig,
-        prompt_ids: Tensor,
-        vocab_size: int,
-    ):
-        self.index, self.sampling, self.prompt_ids = index, sampling, prompt_ids
-        self.generator = torch.Generator().manual_seed((sampling.seed + draw) % SEEDS)
-        self.seen = torch.zeros(vocab_size, dtype=torch.bool)
-        self.seen[prompt_ids] = True
+    def __init__(self, index: int, tokenizer: Tokenizer, stop: tuple[str, ...]):
+        self.index, self.stop = index, stop
         self.decoder, self.held, self.is_done = tokenizer.stream(), "", False
-
-    def choose(self, logits: Tensor) -> Tensor:
-        token = sample(logits, self.sampling, self.seen, self.generator)
-        self.seen[token] = True
-        return token
 
     def push(self, token: int) -> Iterator[Piece]:
         if not self.is_done:
@@ -185,11 +169,11 @@ class Row:
 
     def _release(self, text: str, is_last: bool) -> Iterator[Piece]:
         self.held += text
-        cuts = [self.held.index(stop) for stop in self.sampling.stop if stop in self.held]
+        cuts = [self.held.index(stop) for stop in self.stop if stop in self.held]
         if cuts:
             ready, self.held, self.is_done = self.held[: min(cuts)], "", True
         else:
-            kept = 0 if is_last else _possible_start(self.held, self.sampling.stop)
+            kept = 0 if is_last else _possible_start(self.held, self.stop)
             ready, self.held = self.held[: len(self.held) - kept], self.held[len(self.held) - kept :]
         if ready:
             yield Piece(self.index, ready)

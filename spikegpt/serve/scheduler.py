@@ -80,7 +80,7 @@ class Scheduler:
         Raises:
             Refused: 429, the queue is full, or too many texts are watched; 503, the server ends.
         """
-        job = Job.of(request, self.tokenizer, self.model.config.vocab_size)
+        job = Job.of(request, self.tokenizer, self._has_token)
         with self._change:
             if not self.is_alive:
                 raise Refused(503, "the server is closing")
@@ -221,7 +221,7 @@ class Scheduler:
             self._watch(text)
 
     def _draw(self, text: Text, logits: torch.Tensor) -> None:
-        self._news.append((text.job, text.draw(logits, self._has_token)))
+        self._news.append((text.job, text.draw(logits)))
         self.token_count += 1
 
     def _step(self) -> None:

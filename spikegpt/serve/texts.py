@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..data.tokenizers import Tokenizer
+from ..generate.sample import Chooser
 from ..generate.stream import PREFILL_CHUNK, Row
 from ..model.network import SpikeGPT
 from ..model.state import State
@@ -131,19 +132,20 @@ class Reading:
 class Text:
     """One text of a request, from its prompt to its end."""
 
-    def __init__(self, index: int, job: "Job", tokenizer: Tokenizer, vocab_size: int):
+    def __init__(self, index: int, job: "Job", tokenizer: Tokenizer, has_token: Tensor):
         request = job.request
         self.index, self.job, self.prompt = index, job, index // request.n
         ids = torch.from_numpy(request.prompts[self.prompt].ids)
-        self._row = Row(index, index, tokenizer, request.sampling, ids, vocab_size)
+        self._row = Row(index, tokenizer, request.sampling.stop)
+        self._chooser = Chooser(request.sampling, request.sampling.seed + index, has_token, ids)
         self._released, self._written, self._held = 0, 0, list[Placed]()
         self._top = request.logprobs if request.logprobs is not None else 0
         self._is_scored = request.logprobs is not None or request.watched
         self.token, self.last, self.is_done = 0, Score(0, None), False
 
-    def draw(self, logits: Tensor, has_token: Tensor) -> Piece:
+    def draw(self, logits: Tensor) -> Piece:
         """Draw the next token, `token`, from logits (vocab_size,) and return what became final of the text."""
-        self.token = int(self._row.choose(logits.masked_fill(~has_token, float("-inf"))))
+        self.token = self._chooser.choose(logits)
         self._written += 1
         if self._is_scored:
             self.last = score(self.token, logits, self._top)
@@ -190,11 +192,11 @@ class Job:
     """the client went away, or the request was given up"""
 
     @classmethod
-    def of(cls, request: Request, tokenizer: Tokenizer, vocab_size: int) -> "Job":
+    def of(cls, request: Request, tokenizer: Tokenizer, has_token: Tensor) -> "Job":
         """Return a request that was not yet submitted."""
         job = cls(request)
         count = request.n * len(request.prompts)
-        job.texts = [Text(index, job, tokenizer, vocab_size) for index in range(count)]
+        job.texts = [Text(index, job, tokenizer, has_token) for index in range(count)]
         return job
 
     def reading_of(self, text: Text, model: SpikeGPT) -> Reading:

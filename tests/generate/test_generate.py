@@ -13,7 +13,7 @@ from spikegpt.config import SPIKING, ModelConfig, SamplingConfig
 from spikegpt.data.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer
 from spikegpt.generate import stream
 from spikegpt.generate.engine import why_not_by_rows
-from spikegpt.generate.sample import sample
+from spikegpt.generate.sample import Chooser, sample
 from spikegpt.generate.stream import generate
 from spikegpt.model.network import SpikeGPT
 
@@ -109,9 +109,18 @@ def test_nothing_of_a_stop_string_is_streamed():
 
 
 def draws(logits, n=400, seen=(), **changes) -> set[int]:
-    generator, mask = torch.Generator().manual_seed(0), torch.zeros(len(logits), dtype=torch.bool)
+    """What is drawn for evenly spread numbers, by the definition and in compiled code, which must agree."""
+    logits, sampling = torch.tensor(logits), SamplingConfig(**changes)
+    mask = torch.zeros(len(logits), dtype=torch.bool)
     mask[list(seen)] = True
-    return {sample(torch.tensor(logits), SamplingConfig(**changes), mask, generator).item() for _ in range(n)}
+    all_tokens, found = torch.ones(len(logits), dtype=torch.bool), set()
+    chooser = Chooser(sampling, 0, all_tokens, torch.empty(0, dtype=torch.long))
+    for uniform in (np.arange(n) + 0.5) / n:
+        token = sample(logits, sampling, mask, uniform)
+        chooser.seen[:], chooser.uniforms = mask, lambda count, one=uniform: np.full(count, one)
+        assert chooser.choose(logits) == token
+        found.add(token)
+    return found
 
 
 def test_top_k_keeps_k():

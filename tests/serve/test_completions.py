@@ -72,7 +72,7 @@ def test_usage_comes_at_the_end_of_a_stream_that_asks_for_it(served, pair):
 
 
 def test_a_text_ends_before_its_stop_and_its_tokens_with_it(served, pair):
-    asked = {"model": pair[0].name, "prompt": "It was", "max_tokens": 40, "seed": 2}
+    asked = {"model": pair[0].name, "prompt": "It was", "max_tokens": 40, "seed": 5}
     (text,) = texts_of(served.complete(**asked))
     stop = text[10:12]
     choice = served.complete(**asked, stop=[stop], logprobs=0)["choices"][0]

@@ -7,8 +7,8 @@ from numba.core import types
 from numba.extending import intrinsic, overload
 
 # what a mark says has been done since the one before; after these come the products, by their places
-PARTS = ("norm", "token shift and neurons", "lists", "wkv", "gate", "hidden", "sums", "meetings")
-NORM, NEURONS, LISTS, WKV, GATE, HIDDEN, SUMS, MEETINGS, PRODUCTS = range(len(PARTS) + 1)
+PARTS = ("norm", "token shift and neurons", "lists", "wkv", "gate", "hidden", "sums", "meetings", "drawing")
+NORM, NEURONS, LISTS, WKV, GATE, HIDDEN, SUMS, MEETINGS, DRAWING, PRODUCTS = range(len(PARTS) + 1)
 
 
 def new_clock(products: int) -> np.ndarray:

@@ -16,12 +16,15 @@ from ...model.network import SpikeGPT
 from ...model.state import State
 from . import token_step
 from .clock import PARTS, new_clock
+from .drawing import MOST_TURNS, Settings, new_draw, of_texts, only_reading
 from .held import Held
 from .rows import Packer, Work, memory_of_texts, scratch_of
 from .team import OPEN, Team
 
 # tokens that are read with each number of threads before one is chosen
 TRIED = 5
+# what a call that writes several tokens may take
+TURN_SECONDS = 0.02
 
 
 class Sharing(NamedTuple):
@@ -34,14 +37,6 @@ class Sharing(NamedTuple):
         if self.threads == 1:
             return "1"
         return f"{self.threads}, each {'its texts' if self.by_text else 'its columns'}"
-
-
-class Part(NamedTuple):
-    """What a thread does of a token: all that the compiled code sees of it, the tokens it reads, its logits."""
-
-    held: Held
-    ids: np.ndarray
-    logits: np.ndarray
 
 
 class RowDecoder:
@@ -98,35 +93,38 @@ class RowDecoder:
         texts = len(self._layers[0].shift)
         head_neuron = self._network.head_neuron.with_potentials([], texts)
         self._network = self._network._replace(head_neuron=head_neuron)
-        self._ids = np.empty(texts, np.int64)
-        self._logits = np.empty((texts, self._vocab_size), self._dtype)
+        self._writing = only_reading(np.zeros(texts, np.int64), np.empty((texts, self._vocab_size), self._dtype))
+        self._divide()
+        # how the work is shared -> what tokens took with it, of those that may be the fastest
+        self._seconds: dict[Sharing, list[float]] = {sharing: [] for sharing in self._parts}
+        self._seconds_of_a_token = TURN_SECONDS
+
+    def _divide(self) -> None:
+        texts = len(self._writing.ids)
         self._parts = {
             sharing: self._by_text(sharing.threads) if sharing.by_text else self._by_columns(sharing.threads)
             for sharing in self._sharings
             if not sharing.by_text or sharing.threads <= texts
         }
-        # how the work is shared -> what tokens took with it, of those that may be the fastest
-        self._seconds: dict[Sharing, list[float]] = {sharing: [] for sharing in self._parts}
 
-    def _by_columns(self, threads: int) -> list[Part]:
-        texts = slice(0, len(self._ids))
+    def _by_columns(self, threads: int) -> list[Held]:
+        texts = slice(0, len(self._writing.ids))
         shared = self._step.share(self._layers, texts.stop)
         return [self._part(texts, Team(number, threads, self._gate), number, shared) for number in range(threads)]
 
-    def _by_text(self, threads: int) -> list[Part]:
-        cuts = [len(self._ids) * number // threads for number in range(threads + 1)]
+    def _by_text(self, threads: int) -> list[Held]:
+        cuts = [len(self._writing.ids) * number // threads for number in range(threads + 1)]
         return [
             self._part(slice(first, last), Team(0, 1, self._gate), number, self._step.share(self._layers, last - first))
             for number, (first, last) in enumerate(itertools.pairwise(cuts))
         ]
 
-    def _part(self, texts: slice, team: Team, number: int, shared: Any) -> Part:
+    def _part(self, texts: slice, team: Team, number: int, shared: Any) -> Held:
         channels = self._network.embedding.shape[1]
         scratch = scratch_of(texts.stop - texts.start, channels, self._widest, self._dtype)
         work = Work(team, scratch, shared, self._inputs_read[number], self._clocks[number])
         network = memory_of_texts(self._network, (), texts)
-        held = Held((work, network, self._step.of_texts(self._layers, texts)))
-        return Part(held, self._ids[texts], self._logits[texts])
+        return Held((work, network, self._step.of_texts(self._layers, texts), of_texts(self._writing, texts)))
 
     def give(self) -> State:
         """Return the state after the last token."""
@@ -136,18 +134,55 @@ class RowDecoder:
         """Return the logits (texts, vocab_size) after one more token of each text, (texts,)."""
         ids = tokens.tolist()
         # in plain Python, that is sooner done than one call of numpy
-        if len(ids) != len(self._ids) or min(ids, default=0) < 0 or max(ids, default=0) >= self._vocab_size:
+        if len(ids) != len(self._writing.ids) or min(ids, default=0) < 0 or max(ids, default=0) >= self._vocab_size:
             raise ValueError(
-                f"step: want {len(self._ids)} token ids in [0, {self._vocab_size}), one per text, got {ids}"
+                f"step: want {len(self._writing.ids)} token ids in [0, {self._vocab_size}), one per text, got {ids}"
             )
-        self._ids[:] = ids
+        self._writing.ids[:] = ids
+        self._run(0)
+        return torch.from_numpy(self._writing.logits.copy())
+
+    def draw_with(self, settings: Settings, may_be: np.ndarray, seen: np.ndarray) -> None:
+        """Let `write` draw the tokens of the texts like this from now on, until another state is taken.
+
+        Args:
+            settings: temperature, top_k, top_p, repetition penalty.
+            may_be: (vocab_size,) bool, the tokens that exist.
+            seen: (texts, vocab_size) bool, those that a text has; tokens that are drawn are noted in it.
+        """
+        draw, room = new_draw(settings, may_be), np.zeros((len(seen), MOST_TURNS))
+        self._writing = self._writing._replace(draw=draw, seen=seen, uniforms=room, drawn=room.astype(np.int64))
+        self._divide()
+
+    def turns(self) -> int:
+        """Return how many tokens are written by one call that takes no longer than a reader notices."""
+        is_tried = len(self._seconds) == 1
+        return max(1, min(int(TURN_SECONDS / self._seconds_of_a_token), MOST_TURNS)) if is_tried else 1
+
+    def write(self, logits: Tensor, uniforms: np.ndarray) -> tuple[np.ndarray, Tensor]:
+        """Draw a token of each text from logits (texts, vocab_size) and read it, again and again.
+
+        Args:
+            uniforms: (texts, at most MOST_TURNS), numbers in [0, 1), one for each token.
+
+        Returns:
+            The tokens, (texts, so many), from -1 on where a logit was NaN or infinite; the logits after the last.
+        """
+        turns = uniforms.shape[1]
+        self._writing.logits[:] = logits.detach().numpy()
+        self._writing.uniforms[:, :turns] = uniforms
+        self._run(turns)
+        return self._writing.drawn[:, :turns].copy(), torch.from_numpy(self._writing.logits.copy())
+
+    def _run(self, turns: int) -> None:
+        """Let all threads do their parts of a token, or of so many."""
         sharing = min(self._seconds, key=lambda tried: len(self._seconds[tried]))
         parts = self._parts[sharing]
         self._gate[0], helpers, is_done, started = 0, [], False, time.perf_counter()
         try:
             for part in parts[1:]:
-                helpers.append(self._threads().submit(self._run, part))
-            self._run(parts[0])
+                helpers.append(self._threads().submit(self._step.decode, part, turns))
+            self._step.decode(parts[0], turns)
             is_done = True
         finally:
             # where Ctrl-C came before this thread did, the others would wait for it for ever
@@ -155,14 +190,11 @@ class RowDecoder:
                 self._gate[0] = OPEN
             for helper in helpers:
                 helper.result()
+        self._seconds_of_a_token = (time.perf_counter() - started) / max(turns, 1)
         if len(self._seconds) > 1:
-            self._seconds[sharing].append(time.perf_counter() - started)
+            self._seconds[sharing].append(self._seconds_of_a_token)
             self._seconds = fastest(self._seconds)
-        self._tokens_read += len(ids)
-        return torch.from_numpy(self._logits.copy())
-
-    def _run(self, part: Part) -> None:
-        self._step.decode(*part)
+        self._tokens_read += len(self._writing.ids) * max(turns, 1)
 
     def _threads(self) -> ThreadPoolExecutor:
         if self._pool is None or self._pool[0] != os.getpid():

@@ -99,11 +99,11 @@ def _dotting(blocks: int) -> Any:
                     for row in found:
                         pointer = builder.bitcast(builder.gep(row, [_INDEX(block * BLOCK)]), bytes_kind.as_pointer())
                         read.append(builder.xor(builder.load(pointer, align=1), bytes_kind([-128] * BLOCK)))
-                    pairs = [
-                        (_interleaved(builder, *read[:2], 1, upper), _interleaved(builder, *read[2:], 1, upper))
-                        for upper in (False, True)
-                    ]
-                    fours = [_interleaved(builder, *pair, 2, upper) for pair in pairs for upper in (False, True)]
+                    fours = []
+                    for upper in (False, True):
+                        one = _interleaved(builder, read[0], read[1], 1, upper)
+                        other = _interleaved(builder, read[2], read[3], 1, upper)
+                        fours += [_interleaved(builder, one, other, 2, half) for half in (False, True)]
                     for total, four in zip(sums_of_block, fours, strict=True):
                         added = builder.call(dot, [builder.load(total), builder.bitcast(four, _SUMS), factors])
                         builder.store(added, total)

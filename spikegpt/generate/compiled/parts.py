@@ -45,9 +45,7 @@ def _scale(scales, layer, first, last, out):
 def multiply_listed(product, layer, place, work, first, last, out, start):
     """out[:, start:][:, first:last] = (inputs @ weights)[:, first:last] in `layer`, of the inputs listed in `place`."""
     lists, weights = work.scratch, product.weights[layer]
-    sum_rows(
-        weights, product.reads_spikes, lists.active, lists.amount, lists.listed, place, first, last, out, start
-    )
+    sum_rows(weights, product.reads_spikes, lists.active, lists.amount, lists.listed, place, first, last, out, start)
     for text in range(out.shape[0]):
         _scale(product.scales, layer, first, last, out[text, start:])
     mark(work.clock, PRODUCTS + product.place)

@@ -14,6 +14,7 @@ from torch import Tensor
 from ...model.network import SpikeGPT
 from ...model.state import State, select_texts
 from . import token_step
+from .drawing import only_reading
 from .held import Held
 from .rows import Packer, Work, memory_of_texts, scratch_of
 from .team import Team
@@ -64,7 +65,7 @@ class PlaceDecoder:
         if texts not in self._parts:
             self._parts[texts] = self._part(slice(0, texts))
         self._ids[:texts] = tokens
-        self._step.decode(self._parts[texts], self._ids[:texts], self._logits[:texts])
+        self._step.decode(self._parts[texts], 0)
         return torch.from_numpy(self._logits[:texts].copy())
 
     def _at(self, place: int) -> Any:
@@ -74,7 +75,9 @@ class PlaceDecoder:
         found, shared = self._scratch, type(self._shared)(*(part[texts] for part in self._shared))
         own = {name: getattr(found, name)[texts] for name in ("y", "active", "amount", "listed")}
         work = Work(Team(0, 1, np.zeros(1, np.int64)), found._replace(**own), shared, self._inputs_read, None)
-        return Held((work, memory_of_texts(self._network, (), texts), self._step.of_texts(self._layers, texts)))
+        writing = only_reading(self._ids[texts], self._logits[texts])
+        network, layers = memory_of_texts(self._network, (), texts), self._step.of_texts(self._layers, texts)
+        return Held((work, network, layers, writing))
 
 
 def _arrays(rows: Any) -> Iterator[np.ndarray]:

@@ -6,6 +6,7 @@ RWKV-4's. A head is one thread's.
 
 from ...model.mixers.heads import NORM_EPS
 from .clock import GATE, LISTS, NEURONS, WKV, mark
+from .drawing import draw_tokens
 from .held import held_value
 from .lists import list_active
 from .parts import (
@@ -221,15 +222,20 @@ def _time_mix(rows, layer, work, meetings):
 
 
 @fused
-def decode(held_part, tokens, logits):
-    """Read a token of each text, tokens (texts,), write this thread's columns of logits (texts, vocab_size).
+def decode(held_part, turns):
+    """Read a token of each text and write this thread's columns of the logits of the next; or do so `turns` times, and
+    draw each token from the logits before it.
 
-    `held_part` holds a thread's (Work, Network, Layers).
+    `held_part` holds a thread's (Work, Network, Layers, Writing).
     """
-    work, network, layers = held_value(held_part)
-    begin_token(network, tokens, work)
-    meetings = meet_again(work, 1)
-    for layer in range(layers.att.norm.weight.shape[0]):
-        meetings = _time_mix(layers.att, layer, work, meetings)
-        meetings = channel_mix(layers.ffn, layer, work, meetings)
-    end_token(network, work, logits)
+    work, network, layers, writing = held_value(held_part)
+    meetings = 1
+    for turn in range(max(turns, 1)):
+        if turns:
+            meetings = draw_tokens(writing, turn, work, meetings)
+        begin_token(network, writing.ids, work)
+        meetings = meet_again(work, meetings)
+        for layer in range(layers.att.norm.weight.shape[0]):
+            meetings = _time_mix(layers.att, layer, work, meetings)
+            meetings = channel_mix(layers.ffn, layer, work, meetings)
+        end_token(network, work, writing.logits)

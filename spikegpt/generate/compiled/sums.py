@@ -85,8 +85,8 @@ def sum_rows(weights, is_whole, active, amount, listed, place, first, last, out,
     """out[:, start:][:, first:last] = (inputs @ weights)[:, first:last], of the `listed` inputs in `place`, in compiled
     code.
 
-    weights (in, out) C-contiguous; active, amount (texts, LISTS, widest + 1), listed (texts, LISTS). `is_whole` says that
-    the amounts are spikes, which `dots` may count in whole numbers.
+    weights (in, out) C-contiguous; active, amount (texts, LISTS, widest + 1), listed (texts, LISTS). `is_whole` says
+    that the amounts are spikes, which `dots` may count in whole numbers.
     """
     raise NotImplementedError
 
