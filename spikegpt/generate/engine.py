@@ -58,6 +58,8 @@ class Engine:
         model: on the CPU its weights are copied, so later changes of the model are not seen.
         weights: how they are stored: float32 (or the model's own precision), bfloat16, or int8 with a scale per output.
             The state, the neurons and the sums are float32 always (float64 in a float64 model).
+        top_k: as many logits, the largest, are wanted; of a vocabulary of 16,384 tokens and more, on a CPU, the others
+            may be -inf, for then the head is read where eight bits of its weights cannot tell, and not elsewhere.
         threads: that share the work of a token on the CPU; None takes the fastest number up to torch's, which is tried
             on the first tokens, or one for one text of a small model.
 
@@ -65,13 +67,15 @@ class Engine:
         ValueError: unknown `weights`, or a model that cannot be decoded by rows while `weights` is not its own.
     """
 
-    def __init__(self, model: SpikeGPT, weights: str = "float32", threads: int | None = None):
+    def __init__(self, model: SpikeGPT, weights: str = "float32", threads: int | None = None, top_k: int | None = None):
         if weights not in WEIGHTS:
             raise ValueError(f"weights is {weights!r}; known: {', '.join(WEIGHTS)}")
         if not isinstance(model, SpikeGPT):
             raise ValueError(f"model is a {type(model).__name__}, want a SpikeGPT")
         if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 0):
             raise ValueError(f"threads must be a whole number of at least 1, or None, got {threads!r}")
+        if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+            raise ValueError(f"top_k must be a whole number of at least 1, or None, got {top_k!r}")
         self.model = model
         most = torch.get_num_threads()
         self.threads = threads or (most if _weights(model) >= SHARED_WEIGHTS else 1)
@@ -79,7 +83,7 @@ class Engine:
         self.reason = why_not_by_rows(model)
         if self.reason and weights != "float32":
             raise ValueError(f"{weights} weights need decoding by rows, and {self.reason}; use weights='float32'")
-        self._decoder = None if self.reason else _make_decoder(model, weights, columns, texts)
+        self._decoder = None if self.reason else _make_decoder(model, weights, columns, texts, top_k)
         # what an intervention calls may be no work of the GPU alone
         self._forward = ForwardStep(model, None if is_intervened(model) else capture_of(model))
         self._texts: int | None = None
@@ -201,12 +205,14 @@ def _halvings(threads: int) -> list[int]:
     return [threads >> halvings for halvings in range(threads.bit_length())]
 
 
-def _make_decoder(model: SpikeGPT, weights: str, threads: list[int], text_threads: list[int]) -> Decoder:
+def _make_decoder(
+    model: SpikeGPT, weights: str, threads: list[int], text_threads: list[int], top_k: int | None
+) -> Decoder:
     if model.device.type == "cuda":
         return EventDecoder(model, weights)
     from .compiled.decoder import RowDecoder
 
-    return RowDecoder(model, weights, threads, text_threads)
+    return RowDecoder(model, weights, threads, text_threads, top_k=top_k)
 
 
 def why_not_by_rows(model: SpikeGPT) -> str:

@@ -90,7 +90,7 @@ def stream(
         # each prompt alone: padding would put foreign tokens into a recurrent state
         logits, states = zip(*(_read_prompt(model, prompt.to(model.device)) for prompt in read), strict=True)
         logits = torch.cat(logits)
-        engine = Engine(model)
+        engine = Engine(model, top_k=logits_wanted(sampling, may_be))
         engine.start(join_states(states))
         left = sampling.max_tokens
         while left:
@@ -103,6 +103,15 @@ def stream(
                     return
         for row in rows:
             yield from row.finish()
+
+
+def logits_wanted(sampling: SamplingConfig, may_be: Tensor) -> int | None:
+    """Return how many of the largest logits a draw can depend on; None for all of them."""
+    wanted = 1 if sampling.temperature == 0 else sampling.top_k
+    if not wanted or sampling.repetition_penalty != 1.0:
+        return None
+    # those of ids without a token may lie before them
+    return wanted + int((~may_be).sum())
 
 
 def _check_arguments(model: Any, tokenizer: Any, prompts: Any, sampling: Any, draws: Any) -> None:

@@ -17,6 +17,7 @@ from ...model.state import State
 from . import token_step
 from .clock import PARTS, new_clock
 from .drawing import MOST_TURNS, Settings, new_draw, of_texts, only_reading
+from .head import is_screened, screen_of
 from .held import Held
 from .rows import Packer, Work, memory_of_texts, scratch_of
 from .team import OPEN, Team
@@ -45,7 +46,7 @@ class RowDecoder:
     Of several numbers of `threads` it tries each on the first tokens, and goes on with the fastest: how many that is
     depends on what else the machine does, and no result on how many. So it does, where there are several texts, with
     each of `text_threads`, of which none waits for another before its texts are done. If it `has_clock`, its `ticks`
-    say where the time goes.
+    say where the time goes. With `top_k` logits of a large vocabulary may be -inf that are not among so many largest.
     """
 
     def __init__(
@@ -55,9 +56,12 @@ class RowDecoder:
         threads: Sequence[int],
         text_threads: Sequence[int] = (),
         has_clock: bool = False,
+        top_k: int | None = None,
     ):
         self._step, packer = token_step(model.config.mixer), Packer(model, weights)
         self._network, self._layers = packer.network(), self._step.pack(packer)
+        if top_k is not None and is_screened(self._network.head, top_k):
+            self._network = self._network._replace(screen=screen_of(self._network.head, top_k, packer.new_place()))
         self._vocab_size, self._dtype = model.config.vocab_size, self._network.embedding.dtype
         self._sharings = [Sharing(count, False) for count in threads]
         self._sharings += [Sharing(count, True) for count in text_threads if count > 1]
@@ -77,6 +81,8 @@ class RowDecoder:
             self._products.pop(f"blocks.0.att.{name}", None)
         self._products["head"] = (self._network.head, 0)
         self._names = {found.place: name for name, found in products.items()} | {self._network.head.place: "head"}
+        if self._network.screen is not None:
+            self._names[self._network.screen.codes.place] = "codes of the head"
         # layer of neurons -> the first of the products that read it
         self._readers = {
             name: name.removesuffix(placed.site.name) + placed.site.products[0]

@@ -295,16 +295,3 @@ def begin_token(network, tokens, work):
         for c in range(first, last):
             stream[c] = y[c]
     mark(work.clock, NORM)
-
-
-@fused
-def end_token(network, work, logits):
-    """Write the logits of the next tokens."""
-    first, last = columns(logits.shape[1], work.team)
-    for text in range(logits.shape[0]):
-        y = work.scratch.y[text]
-        layer_norm(work.shared.stream[text], network.ln_out.weight[0], network.ln_out.bias[0], y)
-        mark(work.clock, NORM)
-        fire(network.head_neuron, 0, text, y, 0, y.size)
-        mark(work.clock, NEURONS)
-    multiply(network.head, 0, work.scratch.y, work, first, last, logits)

@@ -76,14 +76,30 @@ class Neurons(NamedTuple):
         return torch.from_numpy(self.potential[:, layer].copy()) if self.remembers else None
 
 
+class Screen(NamedTuple):
+    """How the `wanted` likeliest tokens are found, see head.py.
+
+    codes of the head's weights (blocks, C, columns of a block) with scales (1, V); doubt (V,), by how much a logit
+    differs from what they say, at most, per length of the input.
+    """
+
+    codes: Product
+    doubt: np.ndarray
+    wanted: int
+
+
 class Network(NamedTuple):
-    """What every generation has around its blocks; layers of one. embedding (vocab_size, C)."""
+    """What every generation has around its blocks; layers of one. embedding (vocab_size, C).
+
+    With a `screen` logits are -inf that are surely not among the largest.
+    """
 
     embedding: np.ndarray
     ln0: Norm
     ln_out: Norm
     head: Product
     head_neuron: Neurons
+    screen: Screen | None
 
 
 class Scratch(NamedTuple):
@@ -137,7 +153,7 @@ class Packer:
 
     def product(self, *products: Sequence[nn.Linear | Rows]) -> Product:
         """The same product of every layer, or several of the same inputs, side by side; it has a place of its own."""
-        place, self.places = self.places, self.places + 1
+        place = self.new_place()
         reads_spikes = all(id(_parameter_of(matrix)) in self._spiked for part in products for matrix in part)
         # of a model of a few bits what has no codes stays as it is
         is_coded = not self._low_bit or all(id(matrix.weight) in self._low_bit for part in products for matrix in part)
@@ -152,6 +168,11 @@ class Packer:
             words = stack.to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
             return Product(in_huge_pages(words), None, place, reads_spikes)
         return Product(in_huge_pages(stack.numpy()), None, place, reads_spikes)
+
+    def new_place(self) -> int:
+        """Return where the inputs of one more product are counted."""
+        self.places += 1
+        return self.places - 1
 
     def _codes(self, matrix: nn.Linear | Rows) -> Quantised:
         """Those that a matrix of a few bits was made of, or eight bits for the engine alone."""
@@ -193,7 +214,7 @@ class Packer:
             embedding = embedding >= 0
         head_neuron = self.neurons([model], "head_neuron")
         ln0, ln_out = self.norm([model.blocks[0].ln0]), self.norm([model.ln_out])
-        return Network(self.array(embedding), ln0, ln_out, self.product([model.head]), head_neuron)
+        return Network(self.array(embedding), ln0, ln_out, self.product([model.head]), head_neuron, None)
 
 
 def _parameter_of(matrix: nn.Linear | Rows) -> Tensor:

@@ -8,12 +8,12 @@ import numpy as np
 from ...kernels.event_wkv.reference import EVENT_KEY_LIMIT
 from .clock import GATE, WKV, mark
 from .drawing import draw_tokens
+from .head import end_token
 from .held import held_value
 from .parts import (
     add_to_stream,
     begin_token,
     end_half,
-    end_token,
     exp,
     fire,
     fire_hidden,

@@ -7,13 +7,13 @@ RWKV-4's. A head is one thread's.
 from ...model.mixers.heads import NORM_EPS
 from .clock import GATE, LISTS, NEURONS, WKV, mark
 from .drawing import draw_tokens
+from .head import end_token
 from .held import held_value
 from .lists import list_active
 from .parts import (
     begin_token,
     count_inputs,
     end_half,
-    end_token,
     exp,
     fire,
     keep_token,

@@ -12,6 +12,7 @@ from ...kernels.cpu import ONE
 from ...model.mixers.heads import NORM_EPS
 from .clock import GATE, NEURONS, WKV, mark
 from .drawing import draw_tokens
+from .head import end_token
 from .held import held_value
 from .lists import list_active
 from .parts import (
@@ -19,7 +20,6 @@ from .parts import (
     copy,
     count_inputs,
     end_half,
-    end_token,
     exp,
     fire,
     fire_hidden,
