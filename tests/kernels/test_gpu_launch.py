@@ -1,6 +1,6 @@
 """The way to the GPU, as far as it can be walked without one: sources, launches, packages, and what an error says."""
 
-import json
+import importlib
 import re
 import shutil
 import sys
@@ -34,11 +34,18 @@ def test_a_source_is_one_text_that_asks_for_no_other_file(source):
 
 
 @pytest.mark.slow
-def test_every_source_compiles_for_every_target_and_keeps_its_registers():
+@pytest.mark.parametrize("dtype", gpu.ELEMENTS, ids=str)
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_source_compiles_without_a_warning_and_keeps_its_registers(source, dtype, pytestconfig):
+    """For the oldest target and the newest; for those between as well with --whole, as benchmarks/cuda_compile.py."""
     pytest.importorskip("cuda.bindings.nvrtc", reason="pip install cuda-bindings nvidia-cuda-nvrtc")
-    done = processes.run([sys.executable, TREE / "benchmarks" / "cuda_compile.py", "--check"])
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == {"compiled": len(SOURCES) * 3 * 4, "failed": 0, "spilled": []}
+    cuda_compile = importlib.import_module("benchmarks.cuda_compile")
+    oldest, *between, newest = cuda_compile.TARGETS
+    for target in (oldest, newest, *(between if pytestconfig.getoption("whole") else ())):
+        size, log = cuda_compile.compile_job((source, dtype, target))
+        assert size > 0 and "warning" not in log, log
+        kernels = cuda_compile.read_log(log)
+        assert kernels and not [name for name, (_, spilled, stack, _) in kernels.items() if spilled or stack]
 
 
 class FakeCupy(types.ModuleType):
