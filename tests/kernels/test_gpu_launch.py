@@ -2,14 +2,10 @@
 
 import importlib
 import re
-import shutil
-import sys
 import types
-import zipfile
 from pathlib import Path
 
 import numpy as np
-import processes
 import pytest
 import torch
 
@@ -133,21 +129,3 @@ def test_a_gpu_with_cupy_uses_it(monkeypatch):
 def test_cupy_cannot_serve_a_cpu_tensor():
     with pytest.raises(ValueError, match="'cupy' cannot serve a tensor on 'cpu'"):
         lif(torch.zeros(1, 1, 1), backend="cupy")
-
-
-@pytest.mark.slow
-def test_the_wheel_carries_every_module_and_the_cuda_sources(tmp_path):
-    tree = tmp_path / "tree"
-    for part in ("spikegpt", "neuromorphic", "cuda", "pyproject.toml", "README.md", "LICENSE"):
-        copy = shutil.copytree if (TREE / part).is_dir() else shutil.copy
-        tree.mkdir(exist_ok=True)
-        copy(TREE / part, tree / part)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, tree]
-    done = processes.run(command)
-    assert done.returncode == 0, done.stderr
-    names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
-    sources = {f"spikegpt/cuda/{path.name}" for path in (TREE / "cuda").glob("*.cu*")}
-    packages = TREE / "spikegpt", TREE / "neuromorphic"
-    modules = {path.relative_to(TREE).as_posix() for package in packages for path in package.rglob("*.py")}
-    assert sources and not (sources | modules) - set(names)
-    assert not any(name.startswith("cuda/") or name == "spikegpt/cuda/__init__.py" for name in names)
