@@ -2,7 +2,7 @@
 
     python benchmarks/cuda_compile.py         table: registers, spilled bytes, stack, shared memory by kernel and target
     python benchmarks/cuda_compile.py --quick         one target
-    python benchmarks/cuda_compile.py --check         all of it, as the tests do; writes nothing
+    python benchmarks/cuda_compile.py --check         all of it; writes nothing
 
 Needs `pip install cuda-bindings nvidia-cuda-nvrtc`. Warnings count as failures.
 Last line: JSON with compiled (modules), failed and spilled (kernels that keep registers in local memory).

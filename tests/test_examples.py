@@ -8,6 +8,7 @@ import pytest
 
 TREE = Path(__file__).parents[1]
 EXAMPLES = TREE / "docs" / "examples"
+SHORTER = {"steps=150": "steps=20", "eval_every=50": "eval_every=10", '"steps": 40': '"steps": 8'}
 SCRIPTS, NOTEBOOKS = sorted(EXAMPLES.glob("*.py")), sorted(EXAMPLES.glob("*.ipynb"))
 
 
@@ -27,10 +28,13 @@ def kernel_environment(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path_factory.mktemp("ipython")))
 
 
-def _without_outputs(notebook):
+def _to_be_run(notebook):
+    """Without outputs, and with fewer steps than it was kept with."""
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
+            for long, short in SHORTER.items():
+                cell.source = cell.source.replace(long, short)
     return notebook
 
 
@@ -47,7 +51,7 @@ def test_a_notebook_runs_and_shows_the_pictures_that_it_is_kept_with(path, tmp_p
     kept = nbformat.read(path, as_version=4)
     pictures = _pictures(kept)
     where = {"metadata": {"path": str(tmp_path)}}
-    client = nbclient.NotebookClient(_without_outputs(kept), timeout=600, kernel_name="python3", resources=where)
+    client = nbclient.NotebookClient(_to_be_run(kept), timeout=600, kernel_name="python3", resources=where)
     assert _pictures(client.execute()) == pictures >= 2
 
 
@@ -62,3 +66,8 @@ def test_a_notebook_is_kept_as_it_ran_from_top_to_bottom_and_without_warnings(pa
 
 def test_three_notebooks_and_some_scripts_are_there():
     assert len(NOTEBOOKS) == 3 and len(SCRIPTS) >= 3
+
+
+def test_what_is_run_shorter_stands_in_a_notebook():
+    text = "".join(path.read_text() for path in NOTEBOOKS).replace('\\"', '"')
+    assert all(long in text for long in SHORTER)

@@ -67,6 +67,7 @@ def test_every_figure_is_in_the_gallery(site):
 def test_the_site_builds_without_a_warning_and_asks_no_network_for_anything(tmp_path):
     pytest.importorskip("material")
     pytest.importorskip("mkdocstrings")
+    pytest.importorskip("latex2mathml")
     words = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--config-file", str(SITE / "mkdocs.yml")]
     env = {**os.environ, "PYTHONPATH": str(TREE), "NO_MKDOCS_2_WARNING": "1"}
     done = processes.run([*words, "--site-dir", str(tmp_path / "site")], env=env)
@@ -77,3 +78,6 @@ def test_the_site_builds_without_a_warning_and_asks_no_network_for_anything(tmp_
     assert not [page.name for page in pages if re.search(fetched, page.read_text())]
     model = (tmp_path / "site" / "reference" / "spikegpt.model.html").read_text()
     assert 'id="spikegpt.model.SpikeGPT.forward"' in model and "Parameters" in model
+    block = (tmp_path / "site" / "block.html").read_text()
+    assert block.count("<math") > 10 and "<mfrac>" in block and "$" not in re.sub("<script.*?</script>", "", block)
+    assert not [page.name for page in pages if "arithmatex" in page.read_text()]

@@ -1,16 +1,19 @@
-"""What mkdocs does not do by itself: pages that are made of the code, and links that leave docs/."""
+"""What mkdocs does not do by itself: pages made of the code, links that leave docs/, equations without a script."""
 
+import html
 import posixpath
 import re
 import sys
 from pathlib import Path
 
+from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
 
 HERE, TREE = Path(__file__).parent, Path(__file__).parents[2]
 # pages of the tree beside docs/, and what they are called on the site
 BESIDE = {"README.md": "tree/README.md", "CONTRIBUTING.md": "tree/CONTRIBUTING.md", "CHANGELOG.md": "tree/CHANGELOG.md"}
 BESIDE |= {"benchmarks/README.md": "tree/benchmarks.md"}
+_EQUATION = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(((?!https?:|mailto:|#)[^)#\s]*)(#[^)]*)?\)")
 
 
@@ -56,3 +59,13 @@ def on_page_markdown(markdown: str, page, config, files: Files) -> str:
     if page.file.src_uri.startswith(("reference/", "gallery")):
         return markdown
     return _LINK.sub(turned, markdown)
+
+
+def on_page_content(content: str, page, config, files: Files) -> str:
+    """Turn equations into MathML, which browsers typeset themselves."""
+
+    def typeset(found: re.Match) -> str:
+        tag, latex = found.groups()
+        return convert(html.unescape(latex), display="block" if tag == "div" else "inline")
+
+    return _EQUATION.sub(typeset, content)

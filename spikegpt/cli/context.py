@@ -42,7 +42,7 @@ def context_verb(arguments: list[str]) -> int:
     if options.json:
         print(json.dumps([point.to_dict() for point in points]))
     else:
-        print(f"{table(points)}\n\nfigures, context.json, context.csv: {one_line(folder)}")
+        print(f"{table(points)}\n\nfigures, context.json, context.csv, context.tex: {one_line(folder)}")
     return 0
 
 

@@ -208,6 +208,7 @@ class Evaluate:
         Path | None, arg(help='instead: predict the last words of passages, {"text": ...} in a .jsonl file, else lines')
     ] = None
     layers: Annotated[bool, arg(help="say of every layer of neurons how much it fires")] = False
+    out: Annotated[Path | None, arg(help="write the table into this file as well: .csv, .tex or .json")] = None
     cache: Annotated[Path | None, arg(help="where token files are kept")] = None
     device: Device = "auto"
     threads: Threads = 0
@@ -277,7 +278,7 @@ class Context:
     letters: Annotated[int, arg(help="of a key and of a value, as in what the run learned (spikegpt data recall)")] = 2
     seed: Annotated[int, arg(help="which keys and values")] = 0
     out: Annotated[
-        Path | None, arg(help="folder for context.json, context.csv and figures; by default RUN/context, or RUN/recall")
+        Path | None, arg(help="folder for context.json, .csv, .tex and figures; by default RUN/context, or RUN/recall")
     ] = None
     cache: Annotated[Path | None, arg(help="where token files are kept")] = None
     device: Device = "auto"
@@ -387,7 +388,7 @@ class FinetuneClassify:
     test: Annotated[Path | None, arg(help="read once per seed, at the end")] = None
     text_column: str = "text"
     label_column: str = "label"
-    out: Annotated[Path, arg(help="folder for results.json and the classifiers")] = Path("runs/classify")
+    out: Annotated[Path, arg(help="folder for results.json, .csv, .tex and the classifiers")] = Path("runs/classify")
     config: ClassifyConfig = field(default_factory=ClassifyConfig)
     device: Device = "auto"
     threads: Threads = 0

@@ -43,6 +43,7 @@ from .options import (
 from .parsing import HELP, UsageError, parse
 from .pictures import raster_verb
 from .serving import serve_verb
+from .tables import check_table, write_table
 from .training import convert_verb, train_verb
 
 USAGE = f"""spikegpt {__version__}: train spiking language models, and compare them with their dense RWKV twin
@@ -154,7 +155,8 @@ def generate_verb(arguments: list[str]) -> int:
 
 def evaluate_verb(arguments: list[str]) -> int:
     options = parse(Evaluate, "evaluate", arguments)
-    from ..evaluate.runs import evaluate_run, headlines, table
+    from ..evaluate import last_word
+    from ..evaluate.runs import cells, evaluate_run, headlines, table
 
     if not options.runs:
         raise UsageError("no run given; spikegpt evaluate RUN [RUN ...]")
@@ -164,12 +166,14 @@ def evaluate_verb(arguments: list[str]) -> int:
         if given:
             raise UsageError(f"--last-word reads whole passages from its own file; leave out {', '.join(given)}")
     warn_of_idle_options(options, idle_in_reading(options))
+    if options.out is not None:
+        check_table(options.out)
     use_threads(options.threads)
     check_runs(options.runs)
     if options.last_word is not None:
-        from ..evaluate import last_word
-
         words = [last_word.evaluate_last_words(run, options.last_word, options.device) for run in options.runs]
+        if options.out is not None:
+            write_table(options.out, last_word.cells(words), words)
         print(json.dumps(words) if options.json else last_word.table(words))
         return 0
     results = [
@@ -186,6 +190,8 @@ def evaluate_verb(arguments: list[str]) -> int:
         )
         for run in options.runs
     ]
+    if options.out is not None:
+        write_table(options.out, cells(results, options.layers), results)
     print(json.dumps(results) if options.json else f"{headlines(results)}\n\n{table(results, options.layers)}")
     return 0
 
@@ -201,7 +207,7 @@ def finetune_classify_verb(arguments: list[str]) -> int:
     options = parse(OmitArgPrefixes[FinetuneClassify], "finetune-classify", arguments)
     from ..common.files import write_atomically
     from ..data.labelled import TASKS, load_file_task, load_hub_task
-    from ..train.classify import check_free, finetune, table
+    from ..train.classify import cells, check_free, finetune, lines_of_seeds, table
 
     files = (options.train, options.valid, options.test)
     has_files, has_task = None not in (options.train, options.test), options.task is not None
@@ -238,10 +244,12 @@ def finetune_classify_verb(arguments: list[str]) -> int:
         "results": results,
     }
     write_atomically(options.out / "results.json", json.dumps({**values, "config": options.config.to_dict()}, indent=1))
+    for suffix in (".csv", ".tex"):
+        write_table(options.out / f"results{suffix}", cells(task, results, published), lines_of_seeds(results))
     print(
         json.dumps(values)
         if options.json
-        else f"{table(task, results, published)}\n\nclassifiers and results.json: {one_line(options.out)}"
+        else f"{table(task, results, published)}\n\nclassifiers and results.json, .csv, .tex: {one_line(options.out)}"
     )
     return 0
 

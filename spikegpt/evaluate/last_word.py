@@ -130,9 +130,14 @@ def evaluate_last_words(run: Path, file: Path, device: str | torch.device = "aut
 
 def table(results: list[dict[str, Any]]) -> str:
     """Return the figures of several runs side by side, as text."""
+    return f"{columns(cells(results))}\nprotocol: {PROTOCOL}"
+
+
+def cells(results: list[dict[str, Any]]) -> list[list[str]]:
+    """Return the rows of the same table."""
     rows = [
         [name, *(str(result[name]) for result in results)] for name in ("run", "spiking", "file", "passages", "found")
     ]
     rows.append(["accuracy", *(f"{result['accuracy']:.2%}" for result in results)])
     rows.append(["perplexity per last word", *(f"{result['perplexity']:.3f}" for result in results)])
-    return f"{columns(rows)}\nprotocol: {PROTOCOL}"
+    return rows

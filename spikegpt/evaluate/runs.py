@@ -170,6 +170,11 @@ def headlines(results: list[dict[str, Any]]) -> str:
 
 def table(results: list[dict[str, Any]], layers: bool = True) -> str:
     """Return the figures of several runs side by side, as text; with `layers`, how much each layer of neurons fires."""
+    return columns(cells(results, layers))
+
+
+def cells(results: list[dict[str, Any]], layers: bool = True) -> list[list[str]]:
+    """Return the rows of the same table."""
     rows = [[name, *(str(result[name]) for result in results)] for name in ("run", "spiking")]
     rows.append(["parameters", *(f"{result['parameters']:,}" for result in results)])
     rows.append(["text", *(result["text"] for result in results)])
@@ -183,7 +188,7 @@ def table(results: list[dict[str, Any]], layers: bool = True) -> str:
     rows.append(["firing rate", *(_share(result["stream"]["firing_rate"], "dense") for result in results)])
     for name in dict.fromkeys(name for result in results for name in result["stream"]["firing_rates"] if layers):
         rows.append([f"  {name}", *(_share(result["stream"]["firing_rates"].get(name), "-") for result in results)])
-    return columns(rows)
+    return rows
 
 
 def _share(rate: float | None, otherwise: str) -> str:

@@ -236,6 +236,22 @@ def helper_pool(threads: int) -> ThreadPoolExecutor:
     return _pool[2]
 
 
+# Kernels copy by these and not by `into[:] = row`: for that numba also compiles the words in which it would say that
+# the lengths differ, which takes longer than most kernels.
+
+
+@exact
+def copy_row(row, into):
+    for c in range(into.size):
+        into[c] = row[c]
+
+
+@exact
+def copy_rows(rows, into):
+    for i in range(rows.shape[0]):
+        copy_row(rows[i], into[i])
+
+
 LOG2_E = np.float32(math.log2(math.e))
 # ln 2 in two parts: the product of the first with a small whole number is exact
 LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)

@@ -39,6 +39,12 @@ def give(x, numbers):
 
 
 @inlined
+def multiply_by(factors, x):
+    for j in range(x.size):
+        x[j] *= factors[j]
+
+
+@inlined
 def dot_rows(matrix, vector, products):
     """Write the products of four rows at a time with the vector, which is loaded once for them."""
     for i in range(0, matrix.shape[0], 4):

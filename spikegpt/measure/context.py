@@ -299,6 +299,11 @@ def _bytes_of(part: Any) -> int:
 
 def table(points: Sequence[ContextPoint]) -> str:
     """Return the points as text, a line each."""
+    return columns(cells(points))
+
+
+def cells(points: Sequence[ContextPoint]) -> list[list[str]]:
+    """Return the rows of the same table."""
     is_recall = any(point.recalled is not None for point in points)
     first = ["run", "keeps", "context", *(["recalled"] if is_recall else []), "bits/byte"]
     rows = [[*first, "bytes/text", "of which", "operations/token", "tokens/s"]]
@@ -317,4 +322,4 @@ def table(points: Sequence[ContextPoint]) -> str:
                 f"{point.tokens_per_s:,.0f}",
             ]
         )
-    return columns(rows)
+    return rows

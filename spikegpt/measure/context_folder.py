@@ -1,4 +1,4 @@
-"""What `context` writes: context.json and context.csv for programs, two figures for people."""
+"""What `context` writes: context.json and context.csv for programs, context.tex and two figures for people."""
 
 import dataclasses
 import datetime
@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from neuromorphic.count.text import csv_table
+from neuromorphic.count.text import csv_table, latex_table
 from neuromorphic.report.canvas import to_png
 from neuromorphic.report.context import ContextPoint
 from neuromorphic.report.context_figures import bits_against_bytes, operations_against_context, recall_against_bytes
@@ -16,8 +16,9 @@ from ..checkpoint.run import run_of
 from ..common.errors import SpikegptError
 from ..common.files import write_atomically
 from ..common.json_text import parse_json
+from .context import cells
 
-JSON_NAME, CSV_NAME = "context.json", "context.csv"
+JSON_NAME, CSV_NAME, LATEX_NAME = "context.json", "context.csv", "context.tex"
 FIGURES = {
     "bits_against_bytes.png": bits_against_bytes,
     "recall_against_bytes.png": recall_against_bytes,
@@ -39,7 +40,7 @@ def check_context_folder(folder: Path) -> None:
 
     Worth asking before a long measurement.
     """
-    ours = {JSON_NAME, CSV_NAME, *FIGURES}
+    ours = {JSON_NAME, CSV_NAME, LATEX_NAME, *FIGURES}
     if folder.exists() and not folder.is_dir():
         raise SpikegptError(f"{folder} is a file; give another --out")
     strangers = sorted(path.name for path in folder.iterdir() if path.name not in ours) if folder.is_dir() else []
@@ -63,6 +64,7 @@ def write_context(folder: Path, points: Sequence[ContextPoint], made: Mapping[st
         for row in rows
     ]
     write_atomically(folder / CSV_NAME, csv_table([*COLUMNS, *(f"{part}_bytes" for part in parts)], flat))
+    write_atomically(folder / LATEX_NAME, latex_table(cells(points)) + "\n")
     unused = "bits_against_bytes.png" if points[0].recalled is not None else "recall_against_bytes.png"
     for name, draw in FIGURES.items():
         if name != unused:

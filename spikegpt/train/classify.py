@@ -20,6 +20,7 @@ from ..checkpoint.weights import TensorFile, load_model
 from ..common.devices import find_device
 from ..common.errors import SpikegptError, warn_on_stderr
 from ..common.files import locked, write_atomically
+from ..common.tables import columns
 from ..config import ClassifyConfig, ModelConfig, TrainConfig
 from ..config.effects import doubts
 from ..data.labelled import Example, Task
@@ -275,18 +276,27 @@ def _measure(classifier: Classifier, encoded: list[_Encoded], batch_size: int) -
 def table(task: Task, results: list[dict[str, Any]], published: dict[str, float]) -> str:
     """Return accuracies of several models side by side as text, with what knowing nothing gives and the published."""
     sizes = f"{len(task.train)} train, {len(task.valid)} valid, {len(task.test)} test"
-    lines = [f"{task.name}: {len(task.classes)} classes; {sizes}; chosen on valid, test read once per seed", ""]
-    rows = [("majority class", f"{task.majority():.2%}", "", "")]
+    title = f"{task.name}: {len(task.classes)} classes; {sizes}; chosen on valid, test read once per seed"
+    return f"{title}\n\n{columns(cells(task, results, published))}"
+
+
+def cells(task: Task, results: list[dict[str, Any]], published: dict[str, float]) -> list[list[str]]:
+    """Return the rows of the same table."""
+    rows = [["model", "accuracy", "spread", "firing rate"], ["majority class", f"{task.majority():.2%}", "", ""]]
     for result in results:
         spread = "" if result["spread"] is None else f"+- {result['spread']:.2%}"
         rates = [seed["firing_rate"] for seed in result["seeds"]]
-        firing = "dense" if None in rates else f"firing {statistics.mean(rates):.1%}"
+        firing = "dense" if None in rates else f"{statistics.mean(rates):.1%}"
         name = f"{result['run']} (--spiking {result['spiking']})"
-        rows.append((name, f"{result['accuracy']:.2%}", f"{spread} of {len(rates)} seed(s)".strip(), firing))
-    rows += [
-        (f"published SpikeGPT {size}, as quoted", f"{accuracy:.2f}%", "", "") for size, accuracy in published.items()
+        rows.append([name, f"{result['accuracy']:.2%}", f"{spread} of {len(rates)} seed(s)".strip(), firing])
+    quoted = published.items()
+    return rows + [[f"published SpikeGPT {size}, as quoted", f"{accuracy:.2f}%", "", ""] for size, accuracy in quoted]
+
+
+def lines_of_seeds(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what each seed of each model found, the model's own values beside it."""
+    return [
+        {**{name: result[name] for name in ("run", "spiking", "parameters")}, **seed}
+        for result in results
+        for seed in result["seeds"]
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return "\n".join(
-        lines + ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    )

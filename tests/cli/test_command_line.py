@@ -18,6 +18,7 @@ from command_line import spikegpt, started
 import neuromorphic
 from spikegpt.cli.verbs import VERBS, main
 from spikegpt.config import INPUT_NEURON, NeuronConfig
+from spikegpt.measure import doctor
 from spikegpt.train import trainer
 
 
@@ -174,7 +175,8 @@ def test_info_gives_the_sizes_of_a_preset_and_of_a_run(trained):
 
 
 @pytest.mark.slow
-def test_doctor_finds_the_kernels_right():
+def test_doctor_finds_the_kernels_right(monkeypatch):
+    monkeypatch.setattr(doctor, "SHAPE", (2, 40, 128))
     report = json.loads(spikegpt("doctor", "--json", "--threads", "1").stdout)
     assert report["healthy"] and report["kernels"]["cpu"] == "numba"
 

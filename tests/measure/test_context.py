@@ -133,10 +133,11 @@ def test_the_verb_writes_points_tables_and_figures(base, tmp_path, capsys):
     assert len(points) == 2 * (3 + 1 + 1)
     wanted = {"model", "policy", "budget", "bytes_per_text", "operations_per_token", "bits"}
     assert all(wanted <= point.keys() for point in points)
+    assert "operations/token" in (out / "context.tex").read_text()
     rows = list(csv.DictReader((out / "context.csv").open()))
     assert [row["policy"] for row in rows] == [point["policy"] for point in points]
     assert float(rows[0]["keys_bytes"]) == points[0]["bytes_by_part"]["keys"]
-    assert sorted(path.suffix for path in out.iterdir()) == [".csv", ".json", ".png", ".png"]
+    assert sorted(path.suffix for path in out.iterdir()) == [".csv", ".json", ".png", ".png", ".tex"]
     (out / "mine.txt").write_text("mine")
     assert main(["context", *words, "--file", str(base / "text.txt"), "--out", str(out)]) == 1
     assert "holds mine.txt, which is none of what context writes" in capsys.readouterr().err

@@ -139,6 +139,9 @@ def test_the_command_sets_runs_beside_each_other(trained, tmp_path, monkeypatch,
     assert "majority class" in shown and shown.count("of 2 seed(s)") == 2 and "published" not in shown
     values = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [seed["seed"] for seed in values["results"][0]["seeds"]] == [3, 4] and values["config"]["epochs"] == 1
+    table = (tmp_path / "out" / "results.csv").read_text().splitlines()
+    assert table[0].startswith("run,spiking,parameters,seed,valid_accuracy,test_accuracy") and len(table) == 5
+    assert "majority class &" in (tmp_path / "out" / "results.tex").read_text()
     # nothing is replaced: not by the same run, nor by another, nor in the same command line
     for runs in ((trained,), (shutil.copytree(trained, tmp_path / "third"),)):
         assert command(monkeypatch, *runs, *options) == 1

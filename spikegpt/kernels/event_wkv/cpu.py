@@ -19,6 +19,8 @@ from ..cpu import (
     as_arrays,
     as_float32,
     as_words,
+    copy_row,
+    copy_rows,
     exp_nonpositive,
     exp_of_few,
     fused,
@@ -98,13 +100,9 @@ NUMERATOR, DENOMINATOR, DECAY, FIRST = range(4)
 
 @fused
 def _fill_lanes(lanes, decay, first, numerator, denominator):
-    n = decay.size
-    lanes[NUMERATOR, :n], lanes[DENOMINATOR, :n], lanes[DECAY, :n], lanes[FIRST, :n] = (
-        numerator,
-        denominator,
-        decay,
-        first,
-    )
+    for c in range(decay.size):
+        lanes[NUMERATOR, c], lanes[DENOMINATOR, c] = numerator[c], denominator[c]
+        lanes[DECAY, c], lanes[FIRST, c] = decay[c], first[c]
 
 
 @fused
@@ -125,8 +123,8 @@ def _forward_task(
             lanes[NUMERATOR, c] = _decayed(lanes[DECAY, c], a) + weight * spike
             lanes[DENOMINATOR, c] = lanes[DECAY, c] * b + weight
             write(y, c, (a + present * spike) / (b + present))
-    last_numerator[row, start:end] = lanes[NUMERATOR, :n]
-    last_denominator[row, start:end] = lanes[DENOMINATOR, :n]
+    copy_row(lanes[NUMERATOR, :n], last_numerator[row, start:end])
+    copy_row(lanes[DENOMINATOR, :n], last_denominator[row, start:end])
 
 
 # what the walk forward keeps of each step for that backward: the state before it, the weight, 1 / (sum of weights)
@@ -149,7 +147,7 @@ def _backward_task(
     # the state at the start of each segment
     checkpoints = np.empty((segments, 2, BLOCK), np.float32)
     for segment in range(segments):
-        checkpoints[segment, :, :n] = lanes[:2, :n]
+        copy_rows(lanes[:2, :n], checkpoints[segment, :, :n])
         if segment == segments - 1:
             break
         for t in range(segment * WKV_SEGMENT, (segment + 1) * WKV_SEGMENT):
@@ -161,11 +159,12 @@ def _backward_task(
 
     kept = np.empty((WKV_SEGMENT, 4, BLOCK), np.float32)
     grads = np.zeros((4, BLOCK), np.float32)
-    grads[G_NUMERATOR, :n], grads[G_DENOMINATOR, :n] = grad_numerator[row, start:end], grad_denominator[row, start:end]
+    copy_row(grad_numerator[row, start:end], grads[G_NUMERATOR, :n])
+    copy_row(grad_denominator[row, start:end], grads[G_DENOMINATOR, :n])
     for segment in range(segments - 1, -1, -1):
         start_time = segment * WKV_SEGMENT
         steps = min(WKV_SEGMENT, T - start_time)
-        lanes[:2, :n] = checkpoints[segment, :, :n]
+        copy_rows(checkpoints[segment, :, :n], lanes[:2, :n])
         for i in range(steps):
             k, v, step = key[row, start_time + i, start:end], value[row, start_time + i, start:end], kept[i]
             for c in range(n):
@@ -200,7 +199,7 @@ def _backward_task(
                 grads[G_LOG_DECAY, c] += lanes[DECAY, c] * (ga * a + gb * b)
                 grads[G_NUMERATOR, c] = _decayed(lanes[DECAY, c], ga) + g_past
                 grads[G_DENOMINATOR, c] = _decayed(lanes[DECAY, c], gb) - g_past * y
-    grad_decay[row, start:end] = grads[G_LOG_DECAY, :n]
-    grad_first[row, start:end] = grads[G_TIME_FIRST, :n]
-    grad_numerator_in[row, start:end] = grads[G_NUMERATOR, :n]
-    grad_denominator_in[row, start:end] = grads[G_DENOMINATOR, :n]
+    copy_row(grads[G_LOG_DECAY, :n], grad_decay[row, start:end])
+    copy_row(grads[G_TIME_FIRST, :n], grad_first[row, start:end])
+    copy_row(grads[G_NUMERATOR, :n], grad_numerator_in[row, start:end])
+    copy_row(grads[G_DENOMINATOR, :n], grad_denominator_in[row, start:end])

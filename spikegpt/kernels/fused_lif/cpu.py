@@ -15,6 +15,7 @@ from ..cpu import (
     ONE,
     ZERO,
     as_words,
+    copy_row,
     exact,
     fused,
     new_words,
@@ -189,7 +190,7 @@ def _shifted_backward_pass(
                 for which in range(len(grad_spikes)):
                     own, later = grads[which, place : place + width], grads[which, place + C : place + C + width]
                     if (row + 1) % of_text == 0:
-                        last[: width - C] = own[C:]
+                        copy_row(own[C:], last[: width - C])
                         later = last
                     learn_mix(own, later, x[row], earlier, shares[which], total, grad_shares[part, which])
                 take_total(total, grad_x[row])

@@ -17,6 +17,7 @@ from ..cpu import (
     as_arrays,
     as_float32,
     as_words,
+    copy_row,
     exact,
     fused,
     new_words,
@@ -171,7 +172,7 @@ def _forward_task(
             count = count_of(charged / lanes[THRESHOLD, c], levels, below)
             s[c] = count
             lanes[POTENTIAL, c] = _reset(charged, count, lanes[TAKEN, c], keeps)
-    final[row, start:end] = lanes[POTENTIAL, :n]
+    copy_row(lanes[POTENTIAL, :n], final[row, start:end])
 
 
 @exact
@@ -199,18 +200,18 @@ def _backward_task(
     checkpoints = np.empty((segments, BLOCK), np.float32)
     before = np.empty((LIF_SEGMENT, BLOCK), np.float32)
     for segment in range(segments):
-        checkpoints[segment, :n] = lanes[POTENTIAL, :n]
+        copy_row(lanes[POTENTIAL, :n], checkpoints[segment, :n])
         if segment < segments - 1:
             for t in range(segment * LIF_SEGMENT, (segment + 1) * LIF_SEGMENT):
                 _recompute(current[row, t, start:end], before[0], lanes, levels, below, keeps)
-    lanes[GRAD, :n] = grad_final[row, start:end]
+    copy_row(grad_final[row, start:end], lanes[GRAD, :n])
     own_input = ONE if decay_input else ZERO
     highest = levels + HALF
     lowest = -highest if below < ZERO else HALF
     for segment in range(segments - 1, -1, -1):
         first = segment * LIF_SEGMENT
         steps = min(LIF_SEGMENT, T - first)
-        lanes[POTENTIAL, :n] = checkpoints[segment, :n]
+        copy_row(checkpoints[segment, :n], lanes[POTENTIAL, :n])
         for i in range(steps):
             _recompute(current[row, first + i, start:end], before[i], lanes, levels, below, keeps)
         for i in range(steps - 1, -1, -1):
@@ -228,9 +229,9 @@ def _backward_task(
                 lanes[GRAD_DECAY, c] += grad_charged * (v[c] - own_input * x[c])
                 lanes[GRAD_THRESHOLD, c] -= through_spikes * quanta
                 lanes[GRAD, c] = lanes[DECAY, c] * grad_charged
-    grad_potential[row, start:end] = lanes[GRAD, :n]
-    grad_decay[row, start:end] = lanes[GRAD_DECAY, :n]
-    grad_threshold[row, start:end] = lanes[GRAD_THRESHOLD, :n]
+    copy_row(lanes[GRAD, :n], grad_potential[row, start:end])
+    copy_row(lanes[GRAD_DECAY, :n], grad_decay[row, start:end])
+    copy_row(lanes[GRAD_THRESHOLD, :n], grad_threshold[row, start:end])
 
 
 NONE = np.uint32(0)

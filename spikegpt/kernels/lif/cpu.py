@@ -16,6 +16,7 @@ from ..cpu import (
     ZERO,
     as_arrays,
     as_float32,
+    copy_row,
     exact,
     exp_nonpositive,
     fused,
@@ -105,7 +106,7 @@ def _lif_forward_task(
             charged = _charge(lanes[DECAY, c], lanes[POTENTIAL, c], lanes[GAIN, c], x[c], lanes[PULL, c])
             s[c] = ONE if charged >= threshold else ZERO
             lanes[POTENTIAL, c] = keep * charged + offset if charged >= threshold else charged
-    final[row, start:end] = lanes[POTENTIAL, :n]
+    copy_row(lanes[POTENTIAL, :n], final[row, start:end])
 
 
 @exact
@@ -138,17 +139,17 @@ def _lif_backward_task(
     checkpoints = np.empty((segments, BLOCK), np.float32)
     before = np.empty((LIF_SEGMENT, BLOCK), np.float32)
     for segment in range(segments):
-        checkpoints[segment, :n] = lanes[POTENTIAL, :n]
+        copy_row(lanes[POTENTIAL, :n], checkpoints[segment, :n])
         if segment < segments - 1:
             for t in range(segment * LIF_SEGMENT, (segment + 1) * LIF_SEGMENT):
                 _lif_recompute(current[row, t, start:end], before[0], lanes, threshold, keep, offset)
-    lanes[GRAD, :n] = grad_final[row, start:end]
+    copy_row(grad_final[row, start:end], lanes[GRAD, :n])
     own_input = ONE if decay_input else ZERO
     through_reset = ZERO if detach_reset else ONE
     for segment in range(segments - 1, -1, -1):
         first = segment * LIF_SEGMENT
         steps = min(LIF_SEGMENT, T - first)
-        lanes[POTENTIAL, :n] = checkpoints[segment, :n]
+        copy_row(checkpoints[segment, :n], lanes[POTENTIAL, :n])
         for i in range(steps):
             _lif_recompute(current[row, first + i, start:end], before[i], lanes, threshold, keep, offset)
         for i in range(steps - 1, -1, -1):
@@ -164,8 +165,8 @@ def _lif_backward_task(
                 gx[c] = lanes[GAIN, c] * grad_charged
                 lanes[GRAD_DECAY, c] += grad_charged * (v[c] - own_input * x[c] - rest)
                 lanes[GRAD, c] = lanes[DECAY, c] * grad_charged
-    grad_potential[row, start:end] = lanes[GRAD, :n]
-    grad_decay[row, start:end] = lanes[GRAD_DECAY, :n]
+    copy_row(lanes[GRAD, :n], grad_potential[row, start:end])
+    copy_row(lanes[GRAD_DECAY, :n], grad_decay[row, start:end])
 
 
 @fused

@@ -9,7 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..cpu import HALF, ONE, ZERO, as_words, fused, new_words, parts_of_pass, read, run_passes, side_by_side, write
+from ..cpu import (
+    HALF,
+    ONE,
+    ZERO,
+    as_words,
+    copy_row,
+    fused,
+    new_words,
+    parts_of_pass,
+    read,
+    run_passes,
+    side_by_side,
+    write,
+)
 
 
 def token_shift_forward(
@@ -69,8 +82,8 @@ def earlier_tokens(x, previous, row, of_text, beginning):
     width, C = x.shape[1], previous.shape[1]
     if row % of_text:
         return x.reshape(-1)[row * width - C : (row + 1) * width - C]
-    beginning[:C] = previous[row // of_text]
-    beginning[C:] = x[row, : width - C]
+    copy_row(previous[row // of_text], beginning[:C])
+    copy_row(x[row, : width - C], beginning[C:])
     return beginning
 
 
@@ -114,7 +127,7 @@ def _backward_pass(first, end, parts, grads, x, previous, of_text, shares, grad_
                     later = grads[which].reshape(-1)[row * width + C : (row + 1) * width + C]
                 else:
                     # after the last token of a text comes nothing
-                    last[: width - C] = own[C:]
+                    copy_row(own[C:], last[: width - C])
                     later = last
                 learn_mix(own, later, x[row], earlier, shares[which], total, grad_shares[part, which])
             take_total(total, grad_x[row])

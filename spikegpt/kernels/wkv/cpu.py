@@ -14,6 +14,8 @@ from ..cpu import (
     as_arrays,
     as_float32,
     as_words,
+    copy_row,
+    copy_rows,
     exp_nonpositive,
     exp_of_few,
     fused,
@@ -71,9 +73,13 @@ NUMERATOR, DENOMINATOR, MAX_EXPONENT, LOG_DECAY, TIME_FIRST = range(5)
 
 @fused
 def _fill_wkv_lanes(lanes, log_decay, time_first, numerator, denominator, max_exponent):
-    n = log_decay.size
-    lanes[NUMERATOR, :n], lanes[DENOMINATOR, :n], lanes[MAX_EXPONENT, :n] = numerator, denominator, max_exponent
-    lanes[LOG_DECAY, :n], lanes[TIME_FIRST, :n] = log_decay, time_first
+    for c in range(log_decay.size):
+        lanes[NUMERATOR, c], lanes[DENOMINATOR, c], lanes[MAX_EXPONENT, c] = (
+            numerator[c],
+            denominator[c],
+            max_exponent[c],
+        )
+        lanes[LOG_DECAY, c], lanes[TIME_FIRST, c] = log_decay[c], time_first[c]
 
 
 @fused
@@ -98,9 +104,9 @@ def _wkv_forward_task(
             lanes[NUMERATOR, c] = past * a + present * read(v[c])
             lanes[DENOMINATOR, c] = past * b + present
             lanes[MAX_EXPONENT, c] = decayed if decayed >= read(k[c]) else read(k[c])
-    last_numerator[row, start:end] = lanes[NUMERATOR, :n]
-    last_denominator[row, start:end] = lanes[DENOMINATOR, :n]
-    last_exponent[row, start:end] = lanes[MAX_EXPONENT, :n]
+    copy_row(lanes[NUMERATOR, :n], last_numerator[row, start:end])
+    copy_row(lanes[DENOMINATOR, :n], last_denominator[row, start:end])
+    copy_row(lanes[MAX_EXPONENT, :n], last_exponent[row, start:end])
 
 
 # what the walk forward keeps of each step for that backward: the state before it, its share and the present token's in
@@ -125,7 +131,7 @@ def _wkv_backward_task(
     # the state at the start of each segment
     checkpoints = np.empty((segments, 3, BLOCK), np.float32)
     for segment in range(segments):
-        checkpoints[segment, :, :n] = lanes[:3, :n]
+        copy_rows(lanes[:3, :n], checkpoints[segment, :, :n])
         if segment == segments - 1:
             break
         for t in range(segment * WKV_SEGMENT, (segment + 1) * WKV_SEGMENT):
@@ -139,11 +145,12 @@ def _wkv_backward_task(
 
     kept = np.empty((WKV_SEGMENT, 6, BLOCK), np.float32)
     grads = np.zeros((4, BLOCK), np.float32)
-    grads[G_NUMERATOR, :n], grads[G_DENOMINATOR, :n] = grad_numerator[row, start:end], grad_denominator[row, start:end]
+    copy_row(grad_numerator[row, start:end], grads[G_NUMERATOR, :n])
+    copy_row(grad_denominator[row, start:end], grads[G_DENOMINATOR, :n])
     for segment in range(segments - 1, -1, -1):
         first = segment * WKV_SEGMENT
         steps = min(WKV_SEGMENT, T - first)
-        lanes[:3, :n] = checkpoints[segment, :, :n]
+        copy_rows(checkpoints[segment, :, :n], lanes[:3, :n])
         for i in range(steps):
             k, v, step = key[row, first + i, start:end], value[row, first + i, start:end], kept[i]
             for c in range(n):
@@ -180,7 +187,7 @@ def _wkv_backward_task(
                 grads[G_LOG_DECAY, c] += step[PAST, c] * (ga * a + gb * b)
                 grads[G_NUMERATOR, c] = step[PAST, c] * ga + g_past
                 grads[G_DENOMINATOR, c] = step[PAST, c] * gb - g_past * y
-    grad_decay[row, start:end] = grads[G_LOG_DECAY, :n]
-    grad_first[row, start:end] = grads[G_TIME_FIRST, :n]
-    grad_numerator_in[row, start:end] = grads[G_NUMERATOR, :n]
-    grad_denominator_in[row, start:end] = grads[G_DENOMINATOR, :n]
+    copy_row(grads[G_LOG_DECAY, :n], grad_decay[row, start:end])
+    copy_row(grads[G_TIME_FIRST, :n], grad_first[row, start:end])
+    copy_row(grads[G_NUMERATOR, :n], grad_numerator_in[row, start:end])
+    copy_row(grads[G_DENOMINATOR, :n], grad_denominator_in[row, start:end])

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..cpu import as_arrays, as_words, new_words, run_heads, sum_over_batch
-from ..heads import LANES, exp_of, give, inlined, sum_rows, take, task
+from ..cpu import as_arrays, as_words, copy_row, copy_rows, new_words, run_heads, sum_over_batch
+from ..heads import LANES, exp_of, give, inlined, multiply_by, sum_rows, take, task
 
 # tokens recomputed at once: one state each, 16 KiB for heads of 64
 SEGMENT = 16
@@ -80,20 +80,6 @@ def _add_product(factor, x, y, total):
         total[j] += factor * x[j] * y[j]
 
 
-@inlined
-def _multiply_by(factors, x):
-    for j in range(x.size):
-        x[j] *= factors[j]
-
-
-@inlined
-def _copy(matrix, into):
-    for i in range(matrix.shape[0]):
-        old, new = matrix[i], into[i]
-        for j in range(new.size):
-            new[j] = old[j]
-
-
 # where one matrix may be the other, the compiler makes no vector instructions: hence in place, and into another
 
 
@@ -137,15 +123,15 @@ def _forward_task(row, head, receptance, key, value, log_decay, time_first, stat
     T, N = key.shape[1], key.shape[3]
     P = LANES * ((N + LANES - 1) // LANES)
     matrix, x = np.zeros((P, P), np.float32), np.zeros((6, P), np.float32)
-    matrix[:N, :N] = state[row, head]
-    x[FIRST, :N] = time_first[head]
+    copy_rows(state[row, head], matrix[:N, :N])
+    copy_row(time_first[head], x[FIRST, :N])
     for t in range(T):
         _fill(x, row, t, head, receptance, log_decay, key, value)
         sum_rows(matrix, x[RECEPTANCE], x[OUTPUT])
         _add(_sum_of_products(x[RECEPTANCE], x[FIRST], x[KEY]), x[VALUE], x[OUTPUT])
         _step(matrix, x[DECAY], x[KEY], x[VALUE])
         give(x[OUTPUT], output[row, t, head])
-    last[row, head] = matrix[:N, :N]
+    copy_rows(matrix[:N, :N], last[row, head])
 
 
 @task
@@ -160,21 +146,21 @@ def _backward_task(
     checkpoints, kept = np.zeros((segments, P, P), np.float32), np.zeros((SEGMENT + 1, P, P), np.float32)
     xs, g, bonus = np.zeros((SEGMENT, 6, P), np.float32), np.zeros((6, P), np.float32), np.zeros(P, np.float32)
     first, reads = np.zeros(P, np.float32), np.zeros((SEGMENT, P), np.float32)
-    first[:N] = time_first[head]
+    copy_row(time_first[head], first[:N])
     matrix = kept[0]
-    matrix[:N, :N] = state[row, head]
+    copy_rows(state[row, head], matrix[:N, :N])
     for segment in range(segments):
-        _copy(matrix, checkpoints[segment])
+        copy_rows(matrix, checkpoints[segment])
         if segment < segments - 1:
             for t in range(segment * SEGMENT, (segment + 1) * SEGMENT):
                 _fill(xs[0], row, t, head, receptance, log_decay, key, value)
                 _step(matrix, xs[0, DECAY], xs[0, KEY], xs[0, VALUE])
     grad = np.zeros((P, P), np.float32)
-    grad[:N, :N] = grad_state[row, head]
+    copy_rows(grad_state[row, head], grad[:N, :N])
     for segment in range(segments - 1, -1, -1):
         start = segment * SEGMENT
         tokens = min(SEGMENT, T - start)
-        _copy(checkpoints[segment], kept[0])
+        copy_rows(checkpoints[segment], kept[0])
         for i in range(tokens):
             x = xs[i]
             _fill(x, row, start + i, head, receptance, log_decay, key, value)
@@ -190,10 +176,10 @@ def _backward_task(
             _add_product(own, first, k, reads[i])
             _add_product(own, first, r, g[KEY])
             _add_product(own, r, k, bonus)
-            _multiply_by(x[DECAY], g[DECAY])
+            multiply_by(x[DECAY], g[DECAY])
             give(reads[i], grad_receptance[row, t, head])
             give(g[DECAY], grad_log_decay[row, t, head])
             give(g[KEY], grad_key[row, t, head])
             give(g[VALUE], grad_value[row, t, head])
-    grad_first[row, head] = bonus[:N]
-    grad_state_before[row, head] = grad[:N, :N]
+    copy_row(bonus[:N], grad_first[row, head])
+    copy_rows(grad[:N, :N], grad_state_before[row, head])

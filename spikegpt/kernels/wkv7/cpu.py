@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..cpu import as_arrays, as_words, new_words, run_heads
-from ..heads import LANES, add_outer, dot_rows, exp_of, give, inlined, sum_rows, take, task
+from ..cpu import as_arrays, as_words, copy_rows, new_words, run_heads
+from ..heads import LANES, add_outer, dot_rows, exp_of, give, inlined, multiply_by, sum_rows, take, task
 
 # tokens recomputed at once: one state each, 16 KiB for heads of 64
 SEGMENT = 16
@@ -109,13 +109,13 @@ def _forward_task(row, head, receptance, log_decay, key, value, a, b, state, out
     T, N = key.shape[1], key.shape[3]
     P = LANES * ((N + LANES - 1) // LANES)
     matrix, x = np.zeros((P, P), np.float32), np.zeros((8, P), np.float32)
-    matrix[:N, :N] = state[row, head]
+    copy_rows(state[row, head], matrix[:N, :N])
     for t in range(T):
         _fill(x, row, t, head, receptance, log_decay, key, value, a, b)
         _step(matrix, x)
         dot_rows(matrix, x[RECEPTANCE], x[OUTPUT])
         give(x[OUTPUT], output[row, t, head])
-    last[row, head] = matrix[:N, :N]
+    copy_rows(matrix[:N, :N], last[row, head])
 
 
 @task
@@ -130,33 +130,33 @@ def _backward_task(
     checkpoints, kept = np.zeros((segments, P, P), np.float32), np.zeros((SEGMENT + 1, P, P), np.float32)
     xs, g = np.zeros((SEGMENT, 8, P), np.float32), np.zeros((8, P), np.float32)
     matrix = kept[0]
-    matrix[:N, :N] = state[row, head]
+    copy_rows(state[row, head], matrix[:N, :N])
     for segment in range(segments):
-        checkpoints[segment] = matrix
+        copy_rows(matrix, checkpoints[segment])
         if segment < segments - 1:
             for t in range(segment * SEGMENT, (segment + 1) * SEGMENT):
                 _fill(xs[0], row, t, head, receptance, log_decay, key, value, a, b)
                 _step(matrix, xs[0])
     grad = np.zeros((P, P), np.float32)
-    grad[:N, :N] = grad_state[row, head]
+    copy_rows(grad_state[row, head], grad[:N, :N])
     for segment in range(segments - 1, -1, -1):
         first = segment * SEGMENT
         tokens = min(SEGMENT, T - first)
-        kept[0] = checkpoints[segment]
+        copy_rows(checkpoints[segment], kept[0])
         for i in range(tokens):
             _fill(xs[i], row, first + i, head, receptance, log_decay, key, value, a, b)
             # in place: of two matrices that may be one, the compiler makes no vector instructions
-            kept[i + 1] = kept[i]
+            copy_rows(kept[i], kept[i + 1])
             _step(kept[i + 1], xs[i])
         for i in range(tokens - 1, -1, -1):
             t, x = first + i, xs[i]
             take(grad_output[row, t, head], x[OUTPUT])
             _step_back(grad, kept[i], kept[i + 1], x, g)
-            g[DECAY] *= x[DECAY]
+            multiply_by(x[DECAY], g[DECAY])
             give(g[RECEPTANCE], grad_receptance[row, t, head])
             give(g[DECAY], grad_log_decay[row, t, head])
             give(g[KEY], grad_key[row, t, head])
             give(g[VALUE], grad_value[row, t, head])
             give(g[A], grad_a[row, t, head])
             give(g[B], grad_b[row, t, head])
-    grad_first[row, head] = grad[:N, :N]
+    copy_rows(grad[:N, :N], grad_first[row, head])
