@@ -10,8 +10,16 @@ from cuda_on_host import HostLauncher
 from hub_server import Hub
 from runs import MODEL, TRAIN
 
+from spikegpt.checkpoint import save_model
+from spikegpt.checkpoint import shipped as shipped_models
+from spikegpt.checkpoint.files import write_manifest
+from spikegpt.checkpoint.shipped import PAIR
 from spikegpt.config import ModelConfig
+from spikegpt.data.tokenizers import ByteTokenizer
 from spikegpt.kernels import gpu
+from spikegpt.measure import listing
+from spikegpt.model import SpikeGPT
+from spikegpt.model.quantised import quantise_model
 from spikegpt.neuron import verified_spikes
 from spikegpt.train import trainer
 from spikegpt.train.precision import Choice
@@ -92,3 +100,22 @@ def hub(tmp_path):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server.root, f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
+
+
+@pytest.fixture
+def shipped(tmp_path, monkeypatch):
+    """The folder of small models that stand for those that come with spikegpt: novels-5m, and its dense twin."""
+    home = tmp_path / "shipped"
+    for name, spiking in zip(PAIR, ("input", "none"), strict=True):
+        torch.manual_seed(0)
+        model = SpikeGPT(dataclasses.replace(MODEL, spiking=spiking, weight_bits=8))
+        quantise_model(model, 8)
+        (home / name).mkdir(parents=True)
+        save_model(home / name, model, ByteTokenizer())
+        write_manifest(home / name)
+    monkeypatch.setattr(shipped_models, "home", lambda: home)
+    monkeypatch.setattr(listing, "home", lambda: home)
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return home

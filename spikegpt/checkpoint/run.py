@@ -31,6 +31,7 @@ from ..model.network import SpikeGPT
 from ..model.quantised import FULL, packed
 from .files import FORMAT, LOW_BIT, MANIFEST, check_format, fault_of, read_json, save_tensors, write_manifest
 from .run_file import write_run_file
+from .shipped import shipped_folder, shipped_near
 
 _Found = TypeVar("_Found")
 # of files that `import` reads
@@ -168,6 +169,8 @@ class Located(NamedTuple):
 def find_model(path: Path, warn: Warn = warn_on_stderr) -> Path:
     """Return the model folder that `path` means: itself, or the best checkpoint of a run, or else its newest.
 
+    Or that of a model that comes with spikegpt, by its name.
+
     Raises:
         SpikegptError: there is none.
     """
@@ -176,6 +179,7 @@ def find_model(path: Path, warn: Warn = warn_on_stderr) -> Path:
 
 def locate(path: Path, warn: Warn = warn_on_stderr) -> Located:
     """Return the model folder that `path` means, as `find_model` does, and the newest checkpoint beside it."""
+    path = shipped_folder(path) or path
     if (path / "model.safetensors").exists():
         fault = fault_of(path) if (path / MANIFEST).exists() else None
         if fault is not None:
@@ -183,7 +187,9 @@ def locate(path: Path, warn: Warn = warn_on_stderr) -> Located:
         return Located(path, path)
     if not path.is_dir():
         what = "is a file, not" if path.exists() else "is not"
+        near = None if path.exists() else shipped_near(path)
         advice = "give that" if path.exists() else f"train one with: {command('train', '--out', path)}"
+        advice = f"did you mean {near}, which comes with spikegpt?" if near else advice
         raise SpikegptError(f"{path} {what} the folder of a run or of a checkpoint; {advice}")
     latest = latest_checkpoint(path, warn)
     if latest is None:
@@ -221,6 +227,15 @@ def run_of(path: Path) -> Path | None:
         return path
     inside = path.resolve().parent
     return inside.parent if inside.name == "checkpoints" else None
+
+
+def results_folder(run: Path) -> Path:
+    """Return the folder that takes what is measured of a run: the run's own, never a checkpoint.
+
+    Of a model that comes with spikegpt, where nothing is written, it is one in the working directory.
+    """
+    folder = shipped_folder(run)
+    return (run_of(run) or run) if folder is None else Path("runs") / "measured" / folder.name
 
 
 def progress_of(checkpoint: Path) -> tuple[int, int] | None:

@@ -116,8 +116,9 @@ def load_model(
     device: str | torch.device = "cpu",
     warn: Warn = warn_on_stderr,
 ) -> tuple[SpikeGPT, Tokenizer]:
-    """Return (model in evaluation mode, its tokenizer) from the folder of a run or of a checkpoint.
+    """Return (model in evaluation mode, its tokenizer) from the folder of a run or of a checkpoint, or by name.
 
+    The names are those of `spikegpt list`: models that come with spikegpt, where no folder here is called so.
     A run gives its best checkpoint, or else its newest. A model trained with other neurons than our LIF needs the same
     `neuron` factory again: code is never stored. `device` is auto, cpu, cuda or cuda:N, or a torch.device. `warn` is
     told what speaks against relying on the model: that it is unfinished, or that nothing proves it whole.

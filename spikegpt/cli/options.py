@@ -173,10 +173,13 @@ class Generate:
 class Serve:
     """Show runs live on a page, and answer many clients at once by OpenAI's API for completions.
 
-    spikegpt serve RUN [RUN ...]
+    spikegpt serve [RUN ...]
     """
 
-    runs: Annotated[Positional[tuple[Path, ...]], arg(help="folders of runs or checkpoints")]
+    runs: Annotated[
+        Positional[tuple[Path, ...]],
+        arg(help="folders of runs or checkpoints; none: the pair that comes with spikegpt"),
+    ] = ()
     host: Annotated[str, arg(help="address to listen on; 0.0.0.0 is every one of this machine")] = "127.0.0.1"
     port: Annotated[int, arg(help="0 takes one that is free")] = 8000
     api_key: Annotated[
@@ -361,6 +364,17 @@ class Info:
 
     what: Annotated[Positional[str], arg(help="a preset's name, or the folder of a run or of a checkpoint")]
     tensors: Annotated[bool, arg(help="list every tensor's name and shape too")] = False
+    json: Annotated[bool, arg(help="print JSON")] = False
+
+
+@dataclass(kw_only=True)
+class Listing:
+    """List the models that come with spikegpt, which go by their names wherever a run is taken, or runs in a folder.
+
+    What lies in the working directory under such a name is meant first.
+    """
+
+    path: Annotated[Positional[Path | None], arg(help="folder of runs; none: what comes with spikegpt")] = None
     json: Annotated[bool, arg(help="print JSON")] = False
 
 

@@ -12,15 +12,16 @@ from .parsing import UsageError, parse
 
 def serve_verb(arguments: list[str]) -> int:
     options = parse(OmitArgPrefixes[Serve], "serve", arguments)
-    if not options.runs:
+    runs = options.runs or _shipped_pair()
+    if not runs:
         raise UsageError("no run given; spikegpt serve RUN [RUN ...]")
     key = _key(options.api_key)
     use_threads(options.threads)
-    check_runs(options.runs)
+    check_runs(runs)
     from ..serve.server import serve
 
     serve(
-        options.runs,
+        runs,
         options.serving,
         host=options.host,
         port=options.port,
@@ -29,6 +30,13 @@ def serve_verb(arguments: list[str]) -> int:
         device=options.device,
     )
     return 0
+
+
+def _shipped_pair() -> tuple[Path, ...]:
+    """The models that come with spikegpt, if they do."""
+    from ..checkpoint.shipped import PAIR, shipped_names
+
+    return tuple(map(Path, PAIR)) if set(PAIR) <= set(shipped_names()) else ()
 
 
 def _key(given: str | None) -> str | None:

@@ -81,11 +81,13 @@ def convert_verb(arguments: list[str]) -> int:
     if options.model.spiking != "input":
         raise UsageError("what is converted becomes --spiking input; for another block: train --from RUN --spiking ...")
     from ..checkpoint.run import run_of
+    from ..checkpoint.shipped import shipped_folder
     from ..train import trainer as train
     from ..train.convert import healing_of
 
     is_told = any(word.partition("=")[0] == "--data" for word in arguments)
-    if not is_told and options.run.is_dir() and run_of(options.run) is None:
+    is_model = options.run.is_dir() or shipped_folder(options.run) is not None
+    if not is_told and is_model and run_of(options.run) is None:
         raise UsageError(f"{options.run} is a model, not a run with a text of its own; give the text with --data")
     _check_mixer(options.run, parse(Start, "convert", arguments, return_unknown_args=True, add_help=False)[0])
     model, training = healing_of(options.run)

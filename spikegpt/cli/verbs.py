@@ -39,6 +39,7 @@ from .options import (
     Generate,
     Import,
     Info,
+    Listing,
 )
 from .parsing import HELP, UsageError, parse
 from .pictures import raster_verb
@@ -55,7 +56,7 @@ USAGE = f"""spikegpt {__version__}: train spiking language models, and compare t
   spikegpt convert RUN            turn a dense model into a spike-driven one, healed while the dense one teaches it
   spikegpt data [NAME]            list corpora, or fetch one: enwik8, wikitext-103, ..., OWNER/NAME of Hugging Face
   spikegpt generate RUN "Once"    write text, token by token
-  spikegpt serve RUN...           a live page: spikes as they fire, beside the twin; OpenAI's API for many clients
+  spikegpt serve [RUN...]         a live page: spikes as they fire, beside the twin; OpenAI's API for many clients
   spikegpt evaluate RUN...        bits per byte, perplexities, firing rates, of runs side by side; --last-word FILE
   spikegpt lm-eval ...            EleutherAI's lm_eval, which then knows: --model spikegpt --model_args pretrained=RUN
   spikegpt finetune-classify RUN  SST-2, SST-5, MR, Subj or your own TSV, CSV, JSONL files, with seeds; the twin beside
@@ -65,6 +66,7 @@ USAGE = f"""spikegpt {__version__}: train spiking language models, and compare t
   spikegpt raster RUN "Once"      the spikes of a text as a picture (-o spikes.png) or a film (.gif, .webp)
   spikegpt import FILE            published SpikeGPT or RWKV-4 weights (.pth, Hugging Face folder) become a run
   spikegpt export RUN FILE        and back
+  spikegpt list [PATH]            the models that come along, which go by name wherever a RUN is taken; or runs in PATH
   spikegpt info RUN|PRESET        sizes and configuration
   spikegpt doctor                 what is installed, which kernels run here, how fast
   spikegpt completion bash|zsh    what your shell completes: source <(spikegpt completion bash)
@@ -284,6 +286,18 @@ def export_verb(arguments: list[str]) -> int:
     return 0
 
 
+def list_verb(arguments: list[str]) -> int:
+    options = parse(Listing, "list", arguments)
+    from ..measure.listing import runs_in, shipped_models, table
+
+    models = shipped_models() if options.path is None else runs_in(options.path)
+    if options.json:
+        print(json.dumps([model._asdict() for model in models]))
+    else:
+        print(table(models) if models else "no models come with this installation")
+    return 0
+
+
 def info_verb(arguments: list[str]) -> int:
     options = parse(Info, "info", arguments)
     from ..measure.describe import describe_model
@@ -341,6 +355,7 @@ VERBS = {
     "raster": raster_verb,
     "import": import_verb,
     "export": export_verb,
+    "list": list_verb,
     "info": info_verb,
     "doctor": doctor_verb,
 }
@@ -353,6 +368,7 @@ _MEANT = {
     "finetune": "train --from RUN, or finetune-classify RUN",
     "distill": "convert RUN, or train --teacher RUN",
     "sample": "generate RUN",
+    "models": "list",
     "eval": "evaluate RUN",
     "test": "evaluate RUN",
 }

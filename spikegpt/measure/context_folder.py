@@ -12,7 +12,7 @@ from neuromorphic.report.context import ContextPoint
 from neuromorphic.report.context_figures import bits_against_bytes, operations_against_context, recall_against_bytes
 from neuromorphic.report.folder import check_place
 
-from ..checkpoint.run import run_of
+from ..checkpoint.run import results_folder
 from ..common.errors import SpikegptError
 from ..common.files import write_atomically
 from ..common.json_text import parse_json
@@ -31,8 +31,8 @@ COLUMNS = (
 
 
 def context_folder(run: Path, is_recall: bool = False) -> Path:
-    """Return where the points of a run or of one of its checkpoints are kept: in the run, never in a checkpoint."""
-    return (run_of(run) or run) / ("recall" if is_recall else "context")
+    """Return where the points of a run or of one of its checkpoints are kept: see `results_folder`."""
+    return results_folder(run) / ("recall" if is_recall else "context")
 
 
 def check_context_folder(folder: Path) -> None:

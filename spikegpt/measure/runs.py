@@ -37,7 +37,7 @@ from neuromorphic.energy.published import AC_PJ, MAC_PJ
 from neuromorphic.report.context import ContextPoint
 from neuromorphic.report.measurement import QUANTISED
 
-from ..checkpoint.run import locate, progress_of, run_of, training_of
+from ..checkpoint.run import locate, progress_of, results_folder, training_of
 from ..checkpoint.weights import load_model
 from ..common.devices import finish
 from ..common.errors import SpikegptError
@@ -389,8 +389,8 @@ def _raster_text(tokenizer: Tokenizer, tokens: np.ndarray, prompt: str | None) -
 
 
 def report_folder(run: Path) -> Path:
-    """Return where the report of a run or of one of its checkpoints is kept: in the run, never in a checkpoint."""
-    return (run_of(run) or run) / "report"
+    """Return where the report of a run or of one of its checkpoints is kept: see `results_folder`."""
+    return results_folder(run) / "report"
 
 
 def claims_of(measurement: Measurement) -> Claims | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.run import configs_of, latest_checkpoint, read_run_config, step_of
+from ..checkpoint.shipped import from_everywhere, shipped_folder, shipped_names
 from ..common.errors import SpikegptError
 from ..common.printing import command, one_line
 from ..config import ModelConfig, TrainConfig
@@ -15,7 +16,7 @@ from ..train.stop_signals import stop_now
 from ..train.trainer import resume, train
 
 # settings that a twin may have of its own: they do not touch what is learned, or act on spikes only
-_OWN_SETTINGS = {
+OWN_SETTINGS = {
     "threads",
     "eval_every",
     "eval_tokens",
@@ -40,7 +41,7 @@ _SPIKE_SETTINGS = {
 # a pupil's twin learns from the text alone
 _TEACHING_SETTINGS = {"teacher", "teacher_weight", "teacher_loss", "teacher_features", "self_teacher"}
 # of a model: what only its spikes know
-_NEURON_SETTINGS = {"neuron", "hidden_levels", "spiking_head", "shared_neurons", "state_neurons", "binary_embedding"}
+NEURON_SETTINGS = {"neuron", "hidden_levels", "spiking_head", "shared_neurons", "state_neurons", "binary_embedding"}
 
 
 def find_twin(run: Path) -> Path | None:
@@ -67,14 +68,14 @@ def find_twin(run: Path) -> Path | None:
 
 def _twin_key(model: ModelConfig, training: TrainConfig, run_config: dict[str, Any]) -> tuple[Any, ...]:
     """What must be equal in a model and its twin."""
-    sizes = {name: value for name, value in model.to_dict().items() if name not in _NEURON_SETTINGS}
-    own = _OWN_SETTINGS | _SPIKE_SETTINGS | _TEACHING_SETTINGS
+    sizes = {name: value for name, value in model.to_dict().items() if name not in NEURON_SETTINGS}
+    own = OWN_SETTINGS | _SPIKE_SETTINGS | _TEACHING_SETTINGS
     # older runs hold the paths that they were given
     shared = {name: value for name, value in with_absolute_paths(training).to_dict().items() if name not in own}
     text = (run_config.get("corpus") or {}).get("text_sha256")
     # a text may have been moved
     shared["data"] = text or shared["data"]
-    start = run_config.get("started_from") and str(Path(run_config["started_from"]).absolute())
+    start = run_config.get("started_from") and str(from_everywhere(Path(run_config["started_from"])))
     return sizes, shared, start
 
 
@@ -85,6 +86,8 @@ def make_twin(run: Path, *, cache: Path | None = None, quiet: bool = False, devi
         SpikegptError: `run` is dense itself, its text is gone, or the device is not there.
         KeyboardInterrupt, SystemExit: training was interrupted, by SIGINT or another signal.
     """
+    if (shipped := shipped_folder(run)) is not None:
+        return _shipped_twin(shipped)
     config = read_run_config(run)
     model, own_training = configs_of(run, config)
     if model.spiking == "none":
@@ -111,6 +114,15 @@ def make_twin(run: Path, *, cache: Path | None = None, quiet: bool = False, devi
         _say(f"the training of the twin was interrupted; continue it with: {command('train', '--resume', twin)}")
         stop_now(done.signal)
     return twin
+
+
+def _shipped_twin(folder: Path) -> Path:
+    """The twin that came with a model."""
+    twin = f"{folder.name}-twin"
+    if twin not in shipped_names():
+        there = ", ".join(shipped_names())
+        raise SpikegptError(f"no dense twin of {folder.name} comes with spikegpt; what comes is {there}")
+    return Path(twin)
 
 
 def _last_step(run: Path) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.run import configs_of, progress_of, read_run_config, run_of
+from ..checkpoint.run import configs_of, progress_of, read_run_config, results_folder, run_of
 from ..checkpoint.weights import load_model
 from ..common.errors import SpikegptError
 from ..config import ServeConfig
@@ -27,6 +27,7 @@ class ServedRun:
 
     def __init__(self, name: str, path: Path, limits: ServeConfig, device: str):
         self.name, self.path, self.folder = name, path, run_of(path) or path
+        self._report = results_folder(path) / "report" / "report.html"
         self.model, self.tokenizer = load_model(path, device=device)
         self.scheduler = Scheduler(self.model, self.tokenizer, limits)
         self.synapses, self.dense_macs = synapses(self.model), dense_macs(self.model)
@@ -55,14 +56,14 @@ class ServedRun:
                 }
                 for name in self.layers
             ],
-            "has_report": (self.folder / "report" / "report.html").is_file(),
+            "has_report": self._report.is_file(),
             "has_curve": (self.folder / "metrics.jsonl").is_file(),
         }
 
     def report(self) -> bytes:
         """Return the page of the run's report; Refused with 404 if there is none."""
         try:
-            return (self.folder / "report" / "report.html").read_bytes()
+            return self._report.read_bytes()
         except OSError:
             raise Refused(404, f"{self.name} has no report; write one with: spikegpt measure RUN") from None
 

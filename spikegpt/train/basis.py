@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import run as ckpt
+from ..checkpoint.shipped import from_everywhere, shipped_folder
 from ..common.errors import SpikegptError, warn_on_stderr
 from ..common.files import sha256_of, write_atomically
 from ..common.printing import command
@@ -27,7 +28,7 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
         config,
         data=config.data if config.data == (PYTHON_DOCS,) else tuple(map(absolute, config.data)),
         tokenizer=config.tokenizer if config.tokenizer in TOKENIZERS else absolute(config.tokenizer),
-        teacher=config.teacher and absolute(config.teacher),
+        teacher=config.teacher and str(from_everywhere(Path(config.teacher))),
     )
 
 
@@ -64,7 +65,7 @@ def prepare_data(
     """Return the text of a run as tokens; `begun` is the run's configuration if it goes on, `newest` its checkpoint."""
     if begun is not None:
         check_text_is_there(run, config.data)
-        if config.teacher is not None and not Path(config.teacher).exists():
+        if config.teacher is not None and not _is_there(Path(config.teacher)):
             moved = command("train", "--resume", run, "--teacher")
             raise SpikegptError(
                 f"the teacher of {run} is not at {config.teacher}; say where it lies now: {moved} MODEL"
@@ -73,6 +74,10 @@ def prepare_data(
     stored = (newest or run) / "tokenizer.json"
     tokenizer = load_tokenizer(stored) if begun is not None and stored.exists() else config.tokenizer
     return prepare(list(config.data), tokenizer, cache, config.bpe_vocab_size, text_column=config.text_column)
+
+
+def _is_there(model: Path) -> bool:
+    return model.exists() or shipped_folder(model) is not None
 
 
 def facts_of(config: TrainConfig, data: TokenData, start: Path | None) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from ..checkpoint import run as ckpt
+from ..checkpoint.shipped import from_everywhere, shipped_folder
 from ..checkpoint.weights import open_model
 from ..common.errors import SpikegptError, warn_on_stderr
 from ..common.files import locked, to_path
@@ -99,7 +100,7 @@ def train(
     run = to_path("run", run)
     for doubt in doubts(train_config):
         warn_on_stderr(doubt)
-    train_config, start = with_absolute_paths(train_config), start and to_path("start", start).absolute()
+    train_config, start = with_absolute_paths(train_config), start and from_everywhere(to_path("start", start))
     cache = cache and to_path("cache", cache)
     told = checked_callbacks(callbacks)
     return _train_alone(_Order(model_config, train_config, run, start, neuron, cache, quiet, shard, told), device, None)
@@ -128,6 +129,9 @@ def resume(
         SpikegptError: there is no run, it cannot go on (see `train`), or what lies there is not what it began with.
     """
     run = to_path("run", run)
+    if (shipped := shipped_folder(run)) is not None:
+        anew = f"begin a run with its weights: {command('train', '--from', shipped.name)}"
+        raise SpikegptError(f"{shipped.name} comes with spikegpt and stays as it is; {anew}")
     values = ckpt.read_run_config(run)
     if "train" not in values:
         inside = ckpt.run_of(run)

@@ -28,7 +28,8 @@ def test_it_serves_until_it_is_stopped(trained):
     assert process.returncode == 130 and "Traceback" not in said
 
 
-def test_without_a_run_it_asks_for_one():
+def test_without_a_run_and_models_that_come_along_it_asks_for_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("spikegpt.checkpoint.shipped.home", lambda: tmp_path)
     done = spikegpt("serve", check=False)
     assert done.returncode == 2 and "no run given; spikegpt serve RUN [RUN ...]" in done.stderr
 
