@@ -7,7 +7,7 @@ Matrices become codes of 8 bits with a scale per output, as `--weight-bits 8` pa
 than LARGEST_LOSS of the bits per byte lost by that is refused, and so is a pair of other sizes, texts or tokens read.
 What was shipped is then loaded and measured: bits on the test split of its text and on `--other` texts that it has not
 seen, firing, operations, speed. Writes spikegpt/shipped/NAME and NAME-twin, each with its card, README.md, and
-results/shipped.json, which is also the last line.
+results/shipped.json, which is also the last line; with --out the folders alone, and elsewhere.
 """
 
 import argparse
@@ -311,7 +311,8 @@ def main() -> None:
         facts = ship(options)
     except SpikegptError as error:
         sys.exit(f"error: {error}")
-    if not options.quick:
+    # what lies elsewhere is not shipped
+    if options.out == home():
         write_result("shipped", facts)
     print(json.dumps(facts))
 

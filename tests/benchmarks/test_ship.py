@@ -32,12 +32,13 @@ def twin(tmp_path_factory):
 @pytest.fixture
 def ship_pair(trained, twin, tmp_path, cache, monkeypatch):
     """Ships a pair as the command does, by default of the small finished runs, and returns where to."""
+    monkeypatch.setattr(ship, "home", lambda: tmp_path / "out")
     monkeypatch.setattr(ship, "COUNTED_TOKENS", 64)
     monkeypatch.setattr(ship, "SAMPLING", dataclasses.replace(ship.SAMPLING, max_tokens=8))
 
     def run(*words, **runs):
         runs = {"spiking": trained, "twin": twin, "data": "python-docs", **runs}
-        words += ("--tokens", 300, "--name", "mine", "--out", tmp_path / "out", "--cache", cache, "--threads", 1)
+        words += ("--tokens", 300, "--name", "mine", "--cache", cache, "--threads", 1)
         flags = [str(word) for name, run in runs.items() for word in (f"--{name}", run)]
         monkeypatch.setattr(sys, "argv", ["ship.py", *flags, *map(str, words)])
         ship.main()
@@ -75,6 +76,11 @@ def test_a_pair_becomes_two_folders_with_cards(ship_pair, unpublished, tmp_path,
         assert f"{facts['models'][name]['bits_per_byte']['other.txt']:.4f}" in text
     assert facts["models"]["mine-twin"]["firing_rate"] is None and facts["models"]["mine"]["per_token"]["acs"] > 0
     assert facts["tokens_read"] == TRAIN.steps * TRAIN.batch_size * MODEL.ctx_len
+
+
+def test_what_is_put_elsewhere_is_not_published(ship_pair, unpublished, tmp_path):
+    ship_pair("--other", "--out", tmp_path / "elsewhere")
+    assert (tmp_path / "elsewhere" / "mine" / CARD).exists() and not unpublished
 
 
 def test_what_is_not_a_pair_is_refused(ship_pair, trained, twin, make_run, tmp_path):
