@@ -3,25 +3,35 @@
     python benchmarks/serve.py               50 clients, 2,000 requests; some minutes
     python benchmarks/serve.py --quick       5 clients, 60 requests
     python benchmarks/serve.py --run RUN     of a trained run; by default of random weights, 5M parameters
+    python benchmarks/serve.py --twin RUN    of a dense RWKV-4 beside Hugging Face's server; by default random weights
 
 Of 50 clients two leave in the middle of every third answer and two read slowly. Every whole answer is compared with
 what `generate` writes for the same prompt and seed alone. The server is a process of its own, with one thread per
-model; its clients and the comparison share the machine with it. Writes results/serve.json; last line: JSON.
+model; its clients and the comparison share the machine with it.
+
+Then the dense twin in our server and, exported to RwkvForCausalLM, in `transformers serve` (pip install fastapi), one
+server after the other: the same prompts, the most likely token always, one thread each, and the answers compared. Its
+continuous batching wants attention with a cache in pages, so it computes one request at a time. Writes
+results/serve.json; last line: JSON.
 """
 
 import argparse
+import contextlib
 import http.client
+import importlib.util
 import json
 import os
 import random
 import re
 import signal
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from queue import Empty, Queue
 from typing import NamedTuple
@@ -35,11 +45,15 @@ from spikegpt.checkpoint.weights import load_model
 from spikegpt.config import ModelConfig, SamplingConfig
 from spikegpt.data.tokenizers import ByteTokenizer
 from spikegpt.generate import generate
+from spikegpt.interop.weights import export_weights
 from spikegpt.model import SpikeGPT
 
 SIZES = {"n_layer": 6, "n_embd": 256, "ctx_len": 256}
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness, "
 FIRSTS, REQUESTS = 30, 2000
+# of either server beside the other, and those of them that one client asks
+BESIDE, BESIDE_ALONE = 200, 20
+START_S = 120
 # bytes that a slow reader takes at a time, and how long it then waits
 SIP_BYTES, SIP_S = 200, 0.02
 
@@ -189,30 +203,102 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--run", type=Path)
+    parser.add_argument("--twin", type=Path)
     parser.add_argument("--requests", type=int, default=REQUESTS, help="with another number, no result file")
     options = parser.parse_args()
     clients, number, tokens = (5, 60, 12) if options.quick else (50, options.requests, 24)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        run = options.run
-        if run is None:
-            torch.manual_seed(0)
-            run = Path(folder) / "random-5m"
-            run.mkdir()
-            save_model(run, SpikeGPT(ModelConfig(**SIZES)), ByteTokenizer())
-            write_manifest(run)
-        command = [sys.executable, "-m", "spikegpt", "serve", run, "--port", "0", "--threads", "1", "--device", "cpu"]
-        tree = str(Path(__file__).parents[1])
-        environment = {**os.environ, "PYTHONPATH": tree}
-        server = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True, env=environment)
-        try:
-            result = measure(Client(server.stdout.readline().split()[1]), run, clients, requests_of(number, tokens))
-        finally:
-            server.send_signal(signal.SIGINT)
-            server.wait()
+        run = options.run or random_model(Path(folder) / "random-5m", "input")
+        twin = options.twin or random_model(Path(folder) / "random-5m-twin", "none")
+        with our_server(run) as client:
+            result = measure(client, run, clients, requests_of(number, tokens))
+        result["beside_hugging_face"] = beside(twin, Path(folder), clients, 20 if options.quick else BESIDE)
     if number == REQUESTS:
         write_result("serve", result)
     print(json.dumps(result))
+
+
+def random_model(folder: Path, spiking: str) -> Path:
+    torch.manual_seed(0)
+    folder.mkdir()
+    save_model(folder, SpikeGPT(ModelConfig(**SIZES, spiking=spiking)), ByteTokenizer())
+    write_manifest(folder)
+    return folder
+
+
+@contextlib.contextmanager
+def our_server(run: Path) -> Iterator[Client]:
+    """A client of our server, which answers for `run` until the block ends."""
+    words = [sys.executable, "-m", "spikegpt", "serve", run, "--port", "0", "--threads", "1", "--device", "cpu"]
+    with process(words, stdout=subprocess.PIPE, text=True) as server:
+        yield Client(server.stdout.readline().split()[1])
+
+
+@contextlib.contextmanager
+def their_server(folder: Path) -> Iterator[Client]:
+    """A client of Hugging Face's server, which answers for the model in `folder`."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    program = Path(sys.executable).with_name("transformers")
+    words = [program, "serve", folder, "--host", "127.0.0.1", "--port", port, "--device", "cpu", "--log-level", "error"]
+    client, began = Client(f"http://127.0.0.1:{port}/"), time.monotonic()
+    with process(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        while True:
+            with contextlib.suppress(OSError):
+                client.get("/health")
+                break
+            if server.poll() is not None or time.monotonic() - began > START_S:
+                raise RuntimeError(f"transformers serve did not begin to answer; try: transformers serve {folder}")
+            time.sleep(0.2)
+        yield client
+
+
+@contextlib.contextmanager
+def process(words: list, **how) -> Iterator[subprocess.Popen]:
+    """A program with one thread per product, ended with the block."""
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    running = subprocess.Popen(list(map(str, words)), env=environment, **how)
+    try:
+        yield running
+    finally:
+        running.send_signal(signal.SIGINT)
+        running.wait()
+
+
+def beside(twin: Path, folder: Path, clients: int, number: int) -> dict | str:
+    """Return the figures of a dense model in our server and in Hugging Face's, or why there are none."""
+    if importlib.util.find_spec("fastapi") is None:
+        return "not measured: fastapi is not installed, which transformers serve needs"
+    exported = folder / "exported"
+    export_weights(twin, exported, "huggingface")
+    # no sampling, so that the two can be held against each other
+    fields = {"temperature": 0, "model": None}
+    asked = [Asked({**one.fields, **fields}, "whole") for one in requests_of(number, 24)]
+    found, texts = {}, {}
+    for name, serving, model in (
+        ("ours", our_server(twin), twin.name),
+        ("hugging_face", their_server(exported), str(exported)),
+    ):
+        named = [Asked({**one.fields, "model": model}, one.manner) for one in asked]
+        with serving as client:
+            # the first request compiles, or loads
+            client.complete(named[0])
+            alone, faults, alone_s = ask_all(client, named[:BESIDE_ALONE], 1)
+            answers, more_faults, seconds = ask_all(client, named, clients)
+        texts[name] = {one.asked.fields["seed"]: one.text for one in answers}
+        found[name] = {
+            "failures": len(faults) + len(more_faults),
+            "requests_per_s": round(len(answers) / seconds, 2),
+            "tokens_per_s": round(tokens_per_s(answers, seconds), 1),
+            "one_client_tokens_per_s": round(tokens_per_s(alone, alone_s), 1),
+            "answer_ms": milliseconds([one.whole_s for one in answers]),
+        }
+        for fault in (faults + more_faults)[:3]:
+            print(name, fault, file=sys.stderr)
+    same = sum(texts["hugging_face"].get(seed) == text for seed, text in texts["ours"].items())
+    return {"clients": clients, "requests": number, "same_answers": same, **found}
 
 
 def measure(client: Client, run: Path, clients: int, asked: list[Asked]) -> dict:

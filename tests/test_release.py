@@ -13,11 +13,16 @@ from pathlib import Path
 import processes
 import pytest
 from command_line import spikegpt
+from runs import MODEL
 
+from spikegpt.checkpoint import save_model
+from spikegpt.checkpoint.files import write_manifest
 from spikegpt.cli.completion import completion_script
 from spikegpt.cli.parsing import UsageError
 from spikegpt.cli.verbs import VERBS
 from spikegpt.common.version import __version__
+from spikegpt.data.tokenizers import ByteTokenizer
+from spikegpt.model import SpikeGPT
 
 TREE = Path(__file__).parents[1]
 BUILD = "import os, sys; from setuptools import build_meta as b; os.chdir(sys.argv[1]); print(b.build_{}(sys.argv[2]))"
@@ -52,6 +57,12 @@ def test_bash_takes_the_script():
     assert (done.stdout, done.stderr) == ("--neurons\n", "")
 
 
+def save_small(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    save_model(folder, SpikeGPT(MODEL), ByteTokenizer())
+    write_manifest(folder)
+
+
 def built(kind: str, tree: Path, out: Path) -> Path:
     """Return the sdist or wheel of `tree`, made by setuptools as pip calls it, with what is installed here."""
     done = processes.run([sys.executable, "-c", BUILD.format(kind), tree, out])
@@ -78,6 +89,8 @@ def lend_compiled(ours: Path, theirs: Path) -> None:
 def test_a_wheel_of_the_source_release_works_in_an_environment_of_its_own(tmp_path):
     tree = tmp_path / "tree"
     shutil.copytree(TREE, tree, ignore=shutil.ignore_patterns(".*", "*.egg-info", "build", "runs", "tests", "results"))
+    # stands for those that come along, which a tree may lack
+    save_small(tree / "spikegpt" / "shipped" / "small")
     packed = built("sdist", tree, tmp_path)
     with tarfile.open(packed) as archive:
         archive.extractall(tmp_path / "source", filter="data")
@@ -124,6 +137,7 @@ def test_a_wheel_of_the_source_release_works_in_an_environment_of_its_own(tmp_pa
         "--cache",
         "c",
     )
+    assert "small  " in run("list") and str(home) in run("info", "small")
     run("measure", "a", "--tokens", "200", "--cache", "c")
     run("raster", "a", "It was")
     assert (tmp_path / "spikes.png").exists() and (tmp_path / "a" / "report" / "comparison.tex").exists()
