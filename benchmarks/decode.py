@@ -3,6 +3,7 @@
     python benchmarks/decode.py --size 46m|216m [--threads 2] [--quick]
     python benchmarks/decode.py --run RUN --twin RUN          trained models at their own firing rate
     python benchmarks/decode.py --batch                       where gathering rows stops paying as the texts become more
+    python benchmarks/decode.py --head                        the head of a large vocabulary, read where codes cannot tell
     python benchmarks/decode.py --avx2                        the engine held to AVX2, beside the engine with AVX-512
     python benchmarks/decode.py --long 1000000 [--run RUN]    whether a token's time and the state grow with the text
 
@@ -214,6 +215,28 @@ def measure_batch(repetitions: int) -> dict:
     return {"ratios": ratios, "gathered_texts": GATHERED_TEXTS}
 
 
+def measure_head(repetitions: int) -> dict:
+    """Whole tokens of the 216M size: with all logits, and with those that the 1 and the 40 largest may be among."""
+    ratios, candidates = {}, {}
+    for name, is_spiking in (("spiking head", True), ("real head", False)):
+        model = make_model("spikegpt-216m", "input", 0.15, head=is_spiking)
+        # logits that differ as little as chance has it: the more alike, the more have to be looked at
+        torch.nn.init.normal_(model.head.weight, std=0.03)
+        tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, TOKENS)
+        contenders = {top_k: decoder(Engine(model, top_k=top_k), model, tokens) for top_k in (None, 1, 40)}
+        times = alternate(contenders, repetitions)
+        for top_k, seconds in times.items():
+            print(f"{name:12s} top_k {top_k!s:4s} {np.median(seconds) / TOKENS * 1e3:8.3f} ms/token")
+        for top_k in (1, 40):
+            ratios[f"{name}, top_k {top_k}"] = ratio(times[None], times[top_k])
+            engine = Engine(model, top_k=top_k)
+            with torch.inference_mode():
+                engine.start(model(torch.from_numpy(tokens[None, :8])).state)
+            found = [engine.step(torch.tensor([token])).isfinite().sum().item() for token in tokens[:16]]
+            candidates[f"{name}, top_k {top_k}"] = round(float(np.mean(found)), 1)
+    return {"candidates": candidates, "ratios": ratios}
+
+
 def measure_avx2(repetitions: int) -> dict:
     """The same models and tokens in two processes, of which one compiles for a processor without AVX-512."""
     if 8 * registers()[1] != BITS["avx512"]:
@@ -292,6 +315,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path)
     parser.add_argument("--twin", type=Path)
     parser.add_argument("--batch", action="store_true")
+    parser.add_argument("--head", action="store_true")
     parser.add_argument("--avx2", action="store_true")
     parser.add_argument("--long", type=int, metavar="TOKENS")
     parser.add_argument("--threads", type=int, default=2)
@@ -304,6 +328,8 @@ def main() -> None:
         name, result = "decode_long", measure_long(options.long, options.run, repetitions)
     elif options.avx2:
         name, result = "decode_avx2", measure_avx2(repetitions)
+    elif options.head:
+        name, result = "decode_head", measure_head(repetitions)
     elif options.run:
         name, result = "decode_run", measure_runs(options.run, options.twin, repetitions)
     elif options.batch:
