@@ -3,7 +3,7 @@
     python benchmarks/decode.py --size 46m|216m [--threads 2] [--quick]
     python benchmarks/decode.py --run RUN --twin RUN          trained models at their own firing rate
     python benchmarks/decode.py --batch                       where gathering rows stops paying as the texts become more
-    python benchmarks/decode.py --head                        the head of a large vocabulary, read where codes cannot tell
+    python benchmarks/decode.py --head                        a large vocabulary, read where eight bits cannot tell
     python benchmarks/decode.py --avx2                        the engine held to AVX2, beside the engine with AVX-512
     python benchmarks/decode.py --long 1000000 [--run RUN]    whether a token's time and the state grow with the text
 
