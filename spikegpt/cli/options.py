@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from ..chip.targets import HEADROOM_BITS, STATE_BITS, TABLE_BITS, WEIGHT_BITS
 from ..config import ClassifyConfig, ModelConfig, SamplingConfig, ServeConfig, TrainConfig
 from ..config.values import THREADS, TOKENS, WINDOW, Range
 
@@ -22,6 +23,10 @@ RANGES = {
     "port": Range(0, 65535),
     "neurons": Range(1, 65_536),
     "tokens-per-s": Range(0.1, 50.0),
+    "weight-bits": WEIGHT_BITS,
+    "state-bits": STATE_BITS,
+    "table-bits": TABLE_BITS,
+    "headroom-bits": HEADROOM_BITS,
     "rescale-every": ModelConfig.ranges["rescale_every"],
 }
 # all other texts name something
@@ -247,6 +252,30 @@ class Compare(Measuring):
     quantised_twin: Annotated[
         bool, arg(help="add each spiking run as a quantised network: the same numbers, every product done")
     ] = False
+
+
+@dataclass(kw_only=True)
+class Simulate:
+    """Read a text in the whole numbers of a chip, beside the same model in floats."""
+
+    run: Annotated[Positional[Path], arg(help="folder of a run or of a checkpoint, of the spike-driven rwkv4")]
+    target: Annotated[
+        Literal["generic", "loihi2"], arg(help="whose arithmetic: 12-bit decays, rounding and cores, or no machine's")
+    ] = "generic"
+    weight_bits: Annotated[int | None, arg(help="of a weight's mantissa; by default the target's, 8")] = None
+    state_bits: Annotated[int | None, arg(help="of stream, currents, membranes, sums; by default 24")] = None
+    table_bits: Annotated[int | None, arg(help="2^this intervals has each table; by default 8")] = None
+    headroom_bits: Annotated[int, arg(help="ranges are 2^this times what the beginning of the training text needs")] = 2
+    split: Annotated[Literal["train", "valid", "test"], arg(help="part of the run's own text")] = "test"
+    file: Annotated[Path | None, arg(help="read this text file instead")] = None
+    tokens: Annotated[int | None, arg(help="read at most so many tokens")] = 16_384
+    prices: Annotated[
+        UseAppendAction[tuple[str, ...]],
+        arg(help="price table by name, or your own .toml file; repeatable; default: loihi1-presilicon"),
+    ] = ()
+    cache: Annotated[Path | None, arg(help="where token files are kept")] = None
+    threads: Threads = 0
+    json: Annotated[bool, arg(help="print JSON")] = False
 
 
 @dataclass(kw_only=True)

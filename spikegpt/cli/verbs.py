@@ -18,6 +18,7 @@ from ..common.version import __version__
 from ..config import PRESETS, ModelConfig
 from ..config.effects import idle_in_blocks
 from .beginning import check_runs, use_threads
+from .chip import simulate_verb
 from .completion import completion_script
 from .context import context_verb
 from .ending import ended
@@ -61,6 +62,7 @@ USAGE = f"""spikegpt {__version__}: train spiking language models, and compare t
   spikegpt measure RUN            count what a run computes, estimate its energy, write RUN/report/report.html
   spikegpt compare RUN --twin     the same beside its dense twin, which is found or trained; or: compare RUN RUN...
   spikegpt context RUN...         what a text's memory costs and buys: bytes, operations, bits; by length and --policy
+  spikegpt simulate RUN           a text in the whole numbers of a chip (--target generic | loihi2), and what fits there
   spikegpt raster RUN "Once"      the spikes of a text as a picture (-o spikes.png) or a film (.gif, .webp)
   spikegpt import FILE            published SpikeGPT or RWKV-4 weights (.pth, Hugging Face folder) become a run
   spikegpt export RUN FILE        and back
@@ -330,6 +332,7 @@ VERBS = {
     "measure": measure_verb,
     "compare": compare_verb,
     "context": context_verb,
+    "simulate": simulate_verb,
     "raster": raster_verb,
     "import": import_verb,
     "export": export_verb,
