@@ -5,7 +5,8 @@
 
 Each run reads the beginning of its validation text in floats and in the numbers of each of TARGETS, ranges from the
 beginning of its training text. `tax` is the share of bits above the floats'.
-Writes results/fixed_point.json. Last line: JSON with tax, saturations and spikes_that_differ of the last run, by target.
+Writes results/fixed_point.json. Last line: JSON with, by target, tax, saturations and spikes_that_differ of the last
+run.
 """
 
 import argparse

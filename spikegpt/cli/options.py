@@ -346,7 +346,7 @@ class Import:
 
     source: Annotated[
         Positional[Path],
-        arg(help=".pth or .safetensors file, the folder of a model, or OWNER/NAME[/FILE] on the Hugging Face hub"),
+        arg(help=".pth, .safetensors or our .nir file, the folder of a model, or OWNER/NAME[/FILE] of the hub"),
     ]
     out: Annotated[Path | None, arg(help="folder to write; by default runs/NAME")] = None
     spiking: Annotated[
@@ -373,14 +373,15 @@ class Export:
     """Write the model of a run under the names of others."""
 
     run: Annotated[Positional[Path], arg(help="folder of a run, of a checkpoint, or of an imported model")]
-    target: Annotated[Positional[Path], arg(help="file (pth) or folder (huggingface, auto) to write")]
+    target: Annotated[Positional[Path], arg(help="file (pth, nir) or folder (huggingface, auto) to write")]
     layout: Annotated[
-        Literal["pth", "huggingface", "auto"],
+        Literal["pth", "huggingface", "auto", "nir"] | None,
         arg(
             help="official names in a file of torch.save; RwkvForCausalLM's folder, the hub's of RWKV-5 and -6, fla's "
-            "of RWKV-7; a folder for AutoModelForCausalLM with spikegpt.huggingface"
+            "of RWKV-7; a folder for AutoModelForCausalLM with spikegpt.huggingface; a graph for chips (NIR). By "
+            "default nir for FILE.nir, else pth"
         ),
-    ] = "pth"
+    ] = None
 
 
 @dataclass(kw_only=True)

@@ -271,10 +271,19 @@ def import_verb(arguments: list[str]) -> int:
 
 def export_verb(arguments: list[str]) -> int:
     options = parse(Export, "export", arguments)
-    from ..interop.weights import export_weights
+    from ..interop.nir_file import is_nir
+    from ..interop.weights import check_free, export_weights
 
-    export_weights(options.run, options.target, options.layout)
-    print(f"wrote {one_line(options.target)}")
+    layout = options.layout or ("nir" if is_nir(options.target) else "pth")
+    said = []
+    if layout == "nir":
+        from ..interop.nir_file import write_nir
+
+        check_free(options.target, is_folder=False)
+        said = write_nir(options.run, options.target)
+    else:
+        export_weights(options.run, options.target, layout)
+    print("\n".join([f"wrote {one_line(options.target)}", *map(printable, said)]))
     return 0
 
 
