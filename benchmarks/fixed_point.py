@@ -36,6 +36,15 @@ TARGETS = {
 TOKENS = 16_384
 QUICK = {"n_layer": 2, "n_embd": 32, "ctx_len": 64, "batch_size": 8, "steps": 60}
 SHOWN = ("tax", "saturations", "spikes_that_differ")
+KEPT = (
+    *SHOWN,
+    "bits_per_byte",
+    "float_bits_per_byte",
+    "saturations_by_layer",
+    "target",
+    "headroom_bits",
+    "ranges_from",
+)
 
 
 def facts_of(run: Path, options) -> dict[str, dict]:
@@ -43,7 +52,7 @@ def facts_of(run: Path, options) -> dict[str, dict]:
     found = {}
     for name in options.targets:
         result = simulate_run(run, named(name), split="valid", limit=options.tokens)
-        found[name] = {key: value for key, value in result.items() if key not in ("run", "text", "energy", "placement")}
+        found[name] = {key: value for key, value in result.items() if key in KEPT}
     return found
 
 

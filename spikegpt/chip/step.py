@@ -33,7 +33,7 @@ from .program import (
 MOST_SHIFT = 62
 
 
-@compiled()
+@compiled(no_cpython_wrapper=True)
 def shifted(number, places, rounding):
     """number / 2^places; of negative places, number * 2^-places."""
     if places <= 0:
@@ -44,7 +44,7 @@ def shifted(number, places, rounding):
     return -(-number >> places) if number < 0 else number >> places
 
 
-@compiled()
+@compiled(no_cpython_wrapper=True)
 def saturated(number, state_bits, counts, quantity):
     """The number of `state_bits` bits that is nearest; counts[quantity] says how often that was another one."""
     limit = (1 << (state_bits - 1)) - 1
@@ -57,7 +57,7 @@ def saturated(number, state_bits, counts, quantity):
     return number
 
 
-@compiled()
+@compiled(no_cpython_wrapper=True)
 def length_of(number):
     """Binary digits of a number of at least 0."""
     length = 0
@@ -68,7 +68,7 @@ def length_of(number):
     return length + number
 
 
-@compiled()
+@compiled(no_cpython_wrapper=True)
 def between(table, number, bits):
     """What a table has at number / 2^bits of its length, on a line between its entries."""
     interval_bits = bits - length_of(table.size - 2)
@@ -79,7 +79,7 @@ def between(table, number, bits):
     return table[at] + ((table[at + 1] - table[at]) * rest >> interval_bits)
 
 
-@compiled()
+@compiled(no_cpython_wrapper=True)
 def sigmoid(program, number, places):
     """With FRACTION_BITS places."""
     size = shifted(-number if number < 0 else number, places - FRACTION_BITS, program.rounding)
@@ -88,7 +88,7 @@ def sigmoid(program, number, places):
     return (1 << FRACTION_BITS) - share if number < 0 else share
 
 
-@compiled()
+@compiled(no_cpython_wrapper=True)
 def normalise(program, index, stream, counts, out):
     """A norm of the stream: the bias, and the weight times the difference from the mean over its root."""
     rounding, bits, C = program.rounding, program.state_bits, stream.size
@@ -111,7 +111,7 @@ def normalise(program, index, stream, counts, out):
         out[c] = saturated(shifted(share * weight[c], shift, rounding) + bias[c], bits, counts, NORM)
 
 
-@compiled()
+@compiled(no_cpython_wrapper=True)
 def mix(program, layer, which, now, before, counts, out):
     """What a product's neurons receive: each channel's share of this token, and the rest of the one before."""
     one = 1 << program.factor_bits
@@ -121,7 +121,7 @@ def mix(program, layer, which, now, before, counts, out):
         out[c] = saturated(shifted(both, program.factor_bits, program.rounding), program.state_bits, counts, MIX)
 
 
-@compiled()
+@compiled(no_cpython_wrapper=True)
 def count_spikes(charged, threshold, levels, signed):
     """Whole thresholds in a potential, at most `levels`, with its sign."""
     if charged < 0 and not signed:
@@ -133,7 +133,7 @@ def count_spikes(charged, threshold, levels, signed):
     return -n if charged < 0 else n
 
 
-@compiled()
+@compiled(no_cpython_wrapper=True)
 def fire(program, layer, start, currents, levels, signed, membranes, counts, spikes):
     """The spikes of the neurons from `start` on, one for each current; membranes and spikes (N,) of the layer."""
     rounding, places = program.rounding, program.factor_bits
@@ -157,19 +157,19 @@ def fire(program, layer, start, currents, levels, signed, membranes, counts, spi
 # loops, for numba compiles floats into what a slice would say of its shape
 
 
-@compiled()
+@compiled(no_cpython_wrapper=True)
 def clear(numbers):
     for i in range(numbers.size):
         numbers[i] = 0
 
 
-@compiled()
+@compiled(no_cpython_wrapper=True)
 def keep(numbers, place):
     for i in range(numbers.size):
         place[i] = numbers[i]
 
 
-@compiled()
+@compiled(no_cpython_wrapper=True)
 def add_rows(weights, spikes, sums):
     """sums (out,) = spikes (in,) @ weights (in, out): the rows of those that fired."""
     clear(sums)
@@ -181,7 +181,7 @@ def add_rows(weights, spikes, sums):
                 sums[j] += spike * np.int32(row[j])
 
 
-@compiled()
+@compiled(no_cpython_wrapper=True)
 def multiply(program, weights, shift, spikes, sums, counts, quantity, out):
     """The currents that spikes make."""
     add_rows(weights, spikes, sums)
@@ -191,7 +191,7 @@ def multiply(program, weights, shift, spikes, sums, counts, quantity, out):
         out[j] = saturated(current, program.state_bits, counts, quantity)
 
 
-@compiled()
+@compiled(no_cpython_wrapper=True)
 def wkv(program, state, layer, key, spikes, out):
     """The mean of value spikes (C,), with state_bits - 2 - spike_bits places."""
     rounding, bits, spike_bits = program.rounding, program.state_bits, program.spike_bits
@@ -236,7 +236,7 @@ def wkv(program, state, layer, key, spikes, out):
         exponents[c] = common
 
 
-@compiled()
+@compiled(no_cpython_wrapper=True)
 def time_mix(program, state, layer, normed, counts, spikes, sums, stream):
     """Add what the first half of a block makes of normed (C,) to the stream (C,)."""
     C = stream.size
@@ -263,7 +263,7 @@ def time_mix(program, state, layer, normed, counts, spikes, sums, stream):
         stream[c] = saturated(stream[c] + current, program.state_bits, counts, STREAM)
 
 
-@compiled()
+@compiled(no_cpython_wrapper=True)
 def channel_mix(program, state, layer, normed, counts, spikes, sums, stream):
     """Add what the second half of a block makes of normed (C,) to the stream (C,)."""
     C, F = stream.size, sums.size
@@ -292,7 +292,7 @@ def channel_mix(program, state, layer, normed, counts, spikes, sums, stream):
         stream[c] = saturated(stream[c] + added, program.state_bits, counts, STREAM)
 
 
-@compiled()
+@compiled(no_cpython_wrapper=True)
 def read_out(program, normed, counts, spikes, sums, logits):
     """The logits (V,) of what the last norm gave (C,), by spikes if the head reads them."""
     if program.head_levels > 0:

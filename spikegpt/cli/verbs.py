@@ -65,7 +65,7 @@ USAGE = f"""spikegpt {__version__}: train spiking language models, and compare t
   spikegpt simulate RUN           a text in the whole numbers of a chip (--target generic | loihi2), and what fits there
   spikegpt raster RUN "Once"      the spikes of a text as a picture (-o spikes.png) or a film (.gif, .webp)
   spikegpt import FILE            published SpikeGPT or RWKV-4 weights (.pth, Hugging Face folder) become a run
-  spikegpt export RUN FILE        and back
+  spikegpt export RUN FILE        and back; FILE.nir: a graph for chips
   spikegpt info RUN|PRESET        sizes and configuration
   spikegpt doctor                 what is installed, which kernels run here, how fast
   spikegpt completion bash|zsh    what your shell completes: source <(spikegpt completion bash)

@@ -6,13 +6,14 @@ be the one in the file, node by node and edge by edge. Files are read as HDF5: n
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checkpoint.run import find_model
 from ..checkpoint.weights import load_model, load_weights
@@ -23,7 +24,8 @@ from ..config import ModelConfig
 from ..data.tokenizers import Tokenizer, load_tokenizer
 from ..model.network import SpikeGPT
 from ..model.quantised import FULL
-from .nir_graph import DT, EQUATIONS, OURS, Graph, model_graph
+from ..neuron import LIF
+from .nir_graph import DT, EQUATIONS, OURS, Graph, chain_graph, model_graph
 
 FORMAT = 1
 SUFFIX = ".nir"
@@ -63,6 +65,19 @@ def write_nir(run: Path, target: Path) -> list[str]:
     with atomic_path(target) as temporary:
         nir.write(temporary, _Written(graph, metadata))
     return what_nir_lacks(graph, model.config)
+
+
+def write_chain(layers: Sequence[LIF | nn.Linear], target: Path) -> None:
+    """Write leaky neurons and matrices in a row, all of it NIR's own, so that other libraries load it.
+
+    Raises:
+        SpikegptError: a neuron is none that NIR has, something stands at the target, or nir is not installed.
+    """
+    graph, nir = chain_graph(layers), _nir()
+    if target.exists():
+        raise SpikegptError(f"{target} exists; give another name, or remove it")
+    with atomic_path(target) as temporary:
+        nir.write(temporary, _Written(graph, {}))
 
 
 def what_nir_lacks(graph: Graph, config: ModelConfig) -> list[str]:

@@ -90,13 +90,17 @@ def test_state_stays_within_its_bits():
     ("number", "nearest", "zero"), [(5, 1, 1), (6, 2, 1), (-6, -1, -1), (-7, -2, -1), (-5, -1, -1)]
 )
 def test_rounding_by_hand(number, nearest, zero):
-    assert step.shifted(number, 2, program.NEAREST) == reference.shifted(number, 2, program.NEAREST) == nearest
-    assert step.shifted(number, 2, program.TOWARD_ZERO) == reference.shifted(number, 2, program.TOWARD_ZERO) == zero
+    assert step.shifted.py_func(number, 2, program.NEAREST) == reference.shifted(number, 2, program.NEAREST) == nearest
+    assert (
+        step.shifted.py_func(number, 2, program.TOWARD_ZERO)
+        == reference.shifted(number, 2, program.TOWARD_ZERO)
+        == zero
+    )
 
 
 def test_a_sum_is_cut_at_its_limit():
     counts = np.zeros(1, np.int64)
-    cut = [step.saturated(number, 12, counts, 0) for number in (2047, 2048, -2048, -2049)]
+    cut = [step.saturated.py_func(number, 12, counts, 0) for number in (2047, 2048, -2048, -2049)]
     assert cut == [2047, 2047, -2048, -2048] and counts[0] == 2
 
 

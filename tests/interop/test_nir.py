@@ -14,7 +14,7 @@ from spikegpt.cli.verbs import main
 from spikegpt.common.errors import SpikegptError
 from spikegpt.config import INPUT_NEURON, ModelConfig, NeuronConfig
 from spikegpt.data.tokenizers import ByteTokenizer
-from spikegpt.interop.nir_file import write_nir
+from spikegpt.interop.nir_file import write_chain, write_nir
 from spikegpt.interop.nir_graph import DT, OURS, chain_graph, model_graph
 from spikegpt.interop.weights import import_weights
 from spikegpt.model.network import SpikeGPT
@@ -127,18 +127,13 @@ def stacked():
     return layers, inputs, spikes[0].detach()
 
 
-def nir_of(graph):
-    nodes = {name: nir.dict2NIRNode(dict(node)) for name, node in graph.nodes.items()}
-    return nir.NIRGraph(nodes, graph.edges)
-
-
 @pytest.mark.parametrize("library", ["snntorch.import_nir", "spikingjelly.activation_based.nir_exchange"])
 @torch.no_grad()
 def test_what_nir_holds_loads_in_others_with_the_same_spikes(library, tmp_path):
     importer = pytest.importorskip(library).import_from_nir
     pytest.importorskip("nirtorch")
     layers, inputs, ours = stacked()
-    nir.write(tmp_path / "stack.nir", nir_of(chain_graph(layers)))
+    write_chain(layers, tmp_path / "stack.nir")
     theirs, state, spikes = importer(nir.read(tmp_path / "stack.nir")), None, []
     for current in inputs:
         emitted, state = theirs(current[None], state)
