@@ -23,6 +23,7 @@ from ..chip.making import make_program
 from ..chip.placement import placement
 from ..chip.reader import IntegerReader
 from ..chip.targets import Target
+from ..common.errors import SpikegptError, warn_on_stderr
 from ..common.printing import one_line
 from ..common.tables import columns
 from ..evaluate.perplexity import evaluate_stream, named_if_not_finite
@@ -58,11 +59,15 @@ def simulate_run(
     """
     model, tokenizer = load_model(run)
     tokens, source = read_text(run, tokenizer, split=split, file=file, limit=limit, cache=cache)
-    if file is None and run_of(run) is not None:
-        calibration = read_text(run, tokenizer, split="train", limit=CALIBRATION_TOKENS, cache=cache)[0]
-        ranges_from = "the beginning of its training text"
-    else:
-        calibration, ranges_from = tokens[:CALIBRATION_TOKENS], "the beginning of the text itself"
+    calibration, ranges_from = tokens[:CALIBRATION_TOKENS], "the beginning of the text itself"
+    if run_of(run) is not None:
+        try:
+            calibration = read_text(run, tokenizer, split="train", limit=CALIBRATION_TOKENS, cache=cache)[0]
+            ranges_from = "the beginning of its training text"
+        except SpikegptError as error:
+            if file is None:
+                raise
+            warn_on_stderr(f"{error}; ranges are those of {file} itself, which then saturates less")
     program = make_program(model, calibration, target, headroom_bits)
     print(one_line(f"simulating {run} on {source}: {len(tokens):,} tokens"), file=sys.stderr, flush=True)
     reader, nats, position = IntegerReader(program), 0.0, 0

@@ -13,24 +13,38 @@ from spikegpt.chip.making import make_program
 from spikegpt.chip.reader import IntegerReader
 from spikegpt.chip.targets import target_of
 from spikegpt.cli.verbs import main
+from spikegpt.evaluate.runs import read_text
+from spikegpt.measure.fixed_point import CALIBRATION_TOKENS
 from spikegpt.measure.integer_counts import tally_of
 
 
-def test_bits_are_those_of_the_logits(trained, tmp_path, capsys):
+def test_bits_are_those_of_the_logits(trained, tmp_path, cache, capsys):
     text = tmp_path / "text.txt"
     text.write_text("It was the season of Light, it was the season of Darkness")
-    assert main(["simulate", str(trained), "--file", str(text), "--json", "--threads", "1"]) == 0
+    assert main(["simulate", str(trained), "--file", str(text), "--json", "--threads", "1", "--cache", str(cache)]) == 0
     result = json.loads(capsys.readouterr().out)
     model, tokenizer = load_model(trained)
     tokens = tokenizer.encode(text.read_bytes())
-    reading = IntegerReader(make_program(model, tokens, target_of("generic"))).read(tokens[:-1])
+    begun = read_text(trained, tokenizer, split="train", limit=CALIBRATION_TOKENS, cache=cache)[0]
+    reading = IntegerReader(make_program(model, begun, target_of("generic"))).read(tokens[:-1])
     likely = reading.logits.log_softmax(-1)[np.arange(len(tokens) - 1), tokens[1:].astype(int)]
     assert result["bits_per_byte"] == pytest.approx(-likely.mean().item() / np.log(2))
     assert result["tax"] == pytest.approx(result["bits_per_byte"] / result["float_bits_per_byte"] - 1)
     assert 0 < result["spikes_that_differ"] < 0.2 and result["saturations"] == 0
 
 
-def test_table_says_target_saturations_and_what_does_not_fit(trained, capsys):
+def test_a_hostile_prompt_saturates_and_that_is_said(trained, tmp_path, cache, capsys):
+    """Ranges are those of the training text, whatever is read; such letters are far from it."""
+    hostile = tmp_path / "hostile.txt"
+    hostile.write_text("".join(map(chr, range(0x400, 0x800, 3))), encoding="utf-8")
+    words = ["simulate", str(trained), "--file", str(hostile), "--headroom-bits", "0", "--cache", str(cache)]
+    assert main([*words, "--threads", "1"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    (count,) = (int(words[1].replace(",", "")) for words in lines if words[0] == "saturations")
+    assert count > 0 and any(words[0].startswith("blocks.") for words in lines)
+
+
+def test_table_says_target_saturations_and_what_does_not_fit(trained, cache, capsys):
     words = [
         "simulate",
         str(trained),
@@ -43,7 +57,7 @@ def test_table_says_target_saturations_and_what_does_not_fit(trained, capsys):
         "--threads",
         "1",
     ]
-    assert main([*words, "--state-bits", "12"]) == 0
+    assert main([*words, "--state-bits", "12", "--cache", str(cache)]) == 0
     printed = capsys.readouterr().out
     assert "one exponent per matrix; states 12 bits, rounded to 0" in printed
     assert "saturations" in printed and "of 128" in printed and "reads numbers of 12 bits" in printed
