@@ -59,7 +59,7 @@ docs: .venv/test
 # spikingjelly and neurobench ask for torchvision and torchaudio, which the tests do not need and which would bring another torch
 .venv/test: .venv/base
 	@echo "--- installing what the tests need: a minute or more, in silence ---"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,hf,eval,serve,docs]' snntorch loguru scipy tqdm
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,hf,eval,serve,docs,nir]' snntorch nirtorch loguru scipy tqdm
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps spikingjelly neurobench
 	touch $@
 

@@ -43,7 +43,7 @@ def shrunk(words: list[str], cache: Path) -> list[str]:
     verb = words[words.index("spikegpt") + 1] if "spikegpt" in words else ""
     more = (
         ["--cache", str(cache), "--threads", "1"]
-        if verb in ("train", "evaluate", "measure", "compare", "context")
+        if verb in ("train", "evaluate", "measure", "compare", "context", "simulate")
         else []
     )
     if verb == "data":

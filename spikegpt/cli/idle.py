@@ -6,7 +6,7 @@ from typing import Any
 
 from ..common.errors import warn_on_stderr
 from ..config.effects import idle_in_sampling
-from .options import Context, Data, Evaluate, FinetuneClassify, Generate, Measuring
+from .options import Context, Data, Evaluate, FinetuneClassify, Generate, Measuring, Simulate
 
 
 def warn_of_idle(given: Any, defaults: Mapping[str, Any], idle: Mapping[str, str]) -> None:
@@ -62,7 +62,7 @@ def idle_in_data(options: Data, is_corpus: bool, is_recall: bool) -> dict[str, s
     return idle | (dict.fromkeys(("column", *of_rows), f"{options.name} is no data set of rows") if is_corpus else {})
 
 
-def idle_in_reading(options: Evaluate | Measuring | Context) -> dict[str, str]:
+def idle_in_reading(options: Evaluate | Measuring | Context | Simulate) -> dict[str, str]:
     """Return option -> why it changes nothing in what is read and shown."""
     idle = {} if options.file is None else {"split": f"{options.file} is read"}
     if isinstance(options, Context):

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from ..chip.targets import HEADROOM_BITS, STATE_BITS, TABLE_BITS, WEIGHT_BITS
 from ..config import ClassifyConfig, ModelConfig, SamplingConfig, ServeConfig, TrainConfig
 from ..config.values import THREADS, TOKENS, WINDOW, Range
 
@@ -22,6 +23,10 @@ RANGES = {
     "port": Range(0, 65535),
     "neurons": Range(1, 65_536),
     "tokens-per-s": Range(0.1, 50.0),
+    "weight-bits": WEIGHT_BITS,
+    "state-bits": STATE_BITS,
+    "table-bits": TABLE_BITS,
+    "headroom-bits": HEADROOM_BITS,
     "rescale-every": ModelConfig.ranges["rescale_every"],
 }
 # all other texts name something
@@ -254,6 +259,30 @@ class Compare(Measuring):
 
 
 @dataclass(kw_only=True)
+class Simulate:
+    """Read a text in the whole numbers of a chip, beside the same model in floats."""
+
+    run: Annotated[Positional[Path], arg(help="folder of a run or of a checkpoint, of the spike-driven rwkv4")]
+    target: Annotated[
+        Literal["generic", "loihi2"], arg(help="whose arithmetic: 12-bit decays, rounding and cores, or no machine's")
+    ] = "generic"
+    weight_bits: Annotated[int | None, arg(help="of a weight's mantissa; by default the target's, 8")] = None
+    state_bits: Annotated[int | None, arg(help="of stream, currents, membranes, sums; by default 24")] = None
+    table_bits: Annotated[int | None, arg(help="2^this intervals has each table; by default 8")] = None
+    headroom_bits: Annotated[int, arg(help="ranges are 2^this times what the beginning of the training text needs")] = 2
+    split: Annotated[Literal["train", "valid", "test"], arg(help="part of the run's own text")] = "test"
+    file: Annotated[Path | None, arg(help="read this text file instead")] = None
+    tokens: Annotated[int | None, arg(help="read at most so many tokens")] = 16_384
+    prices: Annotated[
+        UseAppendAction[tuple[str, ...]],
+        arg(help="price table by name, or your own .toml file; repeatable; default: loihi1-presilicon"),
+    ] = ()
+    cache: Annotated[Path | None, arg(help="where token files are kept")] = None
+    threads: Threads = 0
+    json: Annotated[bool, arg(help="print JSON")] = False
+
+
+@dataclass(kw_only=True)
 class Context:
     """Measure what a text's memory costs and what it buys: bytes, operations and bits per byte by length.
 
@@ -321,7 +350,7 @@ class Import:
 
     source: Annotated[
         Positional[Path],
-        arg(help=".pth or .safetensors file, the folder of a model, or OWNER/NAME[/FILE] on the Hugging Face hub"),
+        arg(help=".pth, .safetensors or our .nir file, the folder of a model, or OWNER/NAME[/FILE] of the hub"),
     ]
     out: Annotated[Path | None, arg(help="folder to write; by default runs/NAME")] = None
     spiking: Annotated[
@@ -348,14 +377,15 @@ class Export:
     """Write the model of a run under the names of others."""
 
     run: Annotated[Positional[Path], arg(help="folder of a run, of a checkpoint, or of an imported model")]
-    target: Annotated[Positional[Path], arg(help="file (pth) or folder (huggingface, auto) to write")]
+    target: Annotated[Positional[Path], arg(help="file (pth, nir) or folder (huggingface, auto) to write")]
     layout: Annotated[
-        Literal["pth", "huggingface", "auto"],
+        Literal["pth", "huggingface", "auto", "nir"] | None,
         arg(
             help="official names in a file of torch.save; RwkvForCausalLM's folder, the hub's of RWKV-5 and -6, fla's "
-            "of RWKV-7; a folder for AutoModelForCausalLM with spikegpt.huggingface"
+            "of RWKV-7; a folder for AutoModelForCausalLM with spikegpt.huggingface; a graph for chips (NIR). By "
+            "default nir for FILE.nir, else pth"
         ),
-    ] = "pth"
+    ] = None
 
 
 @dataclass(kw_only=True)

@@ -18,6 +18,7 @@ from ..common.version import __version__
 from ..config import PRESETS, ModelConfig
 from ..config.effects import idle_in_blocks
 from .beginning import check_runs, use_threads
+from .chip import simulate_verb
 from .completion import completion_script
 from .context import context_verb
 from .ending import ended
@@ -63,9 +64,10 @@ USAGE = f"""spikegpt {__version__}: train spiking language models, and compare t
   spikegpt measure RUN            count what a run computes, estimate its energy, write RUN/report/report.html
   spikegpt compare RUN --twin     the same beside its dense twin, which is found or trained; or: compare RUN RUN...
   spikegpt context RUN...         what a text's memory costs and buys: bytes, operations, bits; by length and --policy
+  spikegpt simulate RUN           a text in the whole numbers of a chip (--target generic | loihi2), and what fits there
   spikegpt raster RUN "Once"      the spikes of a text as a picture (-o spikes.png) or a film (.gif, .webp)
   spikegpt import FILE            published SpikeGPT or RWKV-4 weights (.pth, Hugging Face folder) become a run
-  spikegpt export RUN FILE        and back
+  spikegpt export RUN FILE        and back; FILE.nir: a graph for chips
   spikegpt list [PATH]            the models that come along, which go by name wherever a RUN is taken; or runs in PATH
   spikegpt info RUN|PRESET        sizes and configuration
   spikegpt doctor                 what is installed, which kernels run here, how fast
@@ -279,10 +281,19 @@ def import_verb(arguments: list[str]) -> int:
 
 def export_verb(arguments: list[str]) -> int:
     options = parse(Export, "export", arguments)
-    from ..interop.weights import export_weights
+    from ..interop.nir_file import is_nir
+    from ..interop.weights import check_free, export_weights
 
-    export_weights(options.run, options.target, options.layout)
-    print(f"wrote {one_line(options.target)}")
+    layout = options.layout or ("nir" if is_nir(options.target) else "pth")
+    said = []
+    if layout == "nir":
+        from ..interop.nir_file import write_nir
+
+        check_free(options.target, is_folder=False)
+        said = write_nir(options.run, options.target)
+    else:
+        export_weights(options.run, options.target, layout)
+    print("\n".join([f"wrote {one_line(options.target)}", *map(printable, said)]))
     return 0
 
 
@@ -352,6 +363,7 @@ VERBS = {
     "measure": measure_verb,
     "compare": compare_verb,
     "context": context_verb,
+    "simulate": simulate_verb,
     "raster": raster_verb,
     "import": import_verb,
     "export": export_verb,

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ from .names import (
     sizes_of,
     without_absent,
 )
+from .nir_file import is_nir, read_nir
 from .opening import find_weights, open_weights
 from .tokenizer_files import read_tokenizer, rows_without_token, write_tokenizer
 
@@ -70,11 +72,18 @@ def import_weights(
             is not finite; or something stands at `out`.
     """
     source, out = Path(source), Path(out)
-    _check_free(out)
+    check_free(out)
     if is_hub_name(source):
         source = fetch(source)
     if tokenizer is not None and is_hub_name(tokenizer):
         tokenizer = fetch(tokenizer if tokenizer.suffix in (".json", ".txt") else tokenizer / "tokenizer.json")
+    if is_nir(source):
+        with TemporaryDirectory() as scratch:
+            model, own = read_nir(source, Path(scratch))
+        if tokenizer is not None:
+            own = read_tokenizer(tokenizer)
+        _write_model(out, model.config, own, model.state_dict(), source)
+        return model.config
     file = find_weights(source)
     said = config_beside(file, source)
     check_model_type(said, source)
@@ -88,11 +97,18 @@ def import_weights(
         rescale_every=rescale_every or config.rescale_every,
     )
     check_tensors(weights, config, source)
-    chosen = _find_tokenizer(file, tokenizer, config.vocab_size)
+    _write_model(out, config, _find_tokenizer(file, tokenizer, config.vocab_size), weights, source)
+    return config
+
+
+def _write_model(
+    out: Path, config: ModelConfig, tokenizer: Tokenizer, weights: Mapping[str, Tensor], source: Path
+) -> None:
+    """Write a folder that every verb takes; nothing is left of it if that fails."""
     is_new, is_done = not out.exists(), False
     out.mkdir(parents=True, exist_ok=True)
     try:
-        chosen.save(out / "tokenizer.json")
+        tokenizer.save(out / "tokenizer.json")
         write_atomically(out / "config.json", json.dumps({"format": FORMAT, "model": config.to_dict()}, indent=1))
         shapes = {name: tuple(tensor.shape) for name, tensor in empty_model(config).state_dict().items()}
         # last, because a folder with weights is a model
@@ -106,7 +122,6 @@ def import_weights(
                 (out / name).unlink(missing_ok=True)
             if is_new:
                 out.rmdir()
-    return config
 
 
 def _as_ours(
@@ -121,7 +136,7 @@ def _as_ours(
         yield name, tensor
 
 
-def _check_free(target: Path, is_folder: bool = True) -> None:
+def check_free(target: Path, is_folder: bool = True) -> None:
     """Raise SpikegptError if something stands at `target` that writing would replace; an empty folder is nothing."""
     if is_folder and target.is_dir() and not any(target.iterdir()):
         return
@@ -145,7 +160,7 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
     if layout not in LAYOUTS:
         raise SpikegptError(f"layout {layout!r} is unknown; known: {', '.join(LAYOUTS)}")
     run, target = Path(run), Path(target)
-    _check_free(target, is_folder=layout != "pth")
+    check_free(target, is_folder=layout != "pth")
     if layout == "auto":
         from .huggingface import from_run
 
