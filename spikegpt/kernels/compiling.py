@@ -3,11 +3,12 @@
 import hashlib
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numba
+from numba import types
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 
@@ -22,9 +23,15 @@ def compiled(**options: Any) -> Callable[[Callable], Any]:
     def compile(function: Callable) -> Any:
         dispatcher = numba.njit(nogil=True, error_model="numpy", **options)(function)
         dispatcher._cache = _Cache(function)
+        dispatcher.get_call_template = partial(_template_of, dispatcher.get_call_template)
         return dispatcher
 
     return compile
+
+
+def _template_of(find: Callable, args: Any, kws: Any) -> Any:
+    """Find what serves a call in compiled code, for an int where a number is written: numba compiles for each anew."""
+    return find(tuple(map(types.unliteral, args)), {name: types.unliteral(kind) for name, kind in kws.items()})
 
 
 class _Cache(FunctionCache):

@@ -86,3 +86,13 @@ def test_a_change_of_the_kernels_is_compiled_anew_where_they_are_called(tmp_path
     monkeypatch.setattr(compiling, "_digest", cache(lambda folder: "new" if folder == kernels else digest(folder)))
     changed = load(tmp_path, monkeypatch)
     assert changed.outer(1) == 20 and not changed.outer.stats.cache_hits
+
+
+def test_a_call_with_a_number_that_is_written_is_compiled_as_one_with_any_number(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    calls = "inner(x) * 10"
+    (tmp_path / "caller_of_test.py").write_text(CALLER.replace(calls, "inner(x) + inner(2) + inner(x=3)"))
+    (tmp_path / "callee_of_test.py").write_text(CALLEE.format("+ 1"))
+    module = load(tmp_path, monkeypatch)
+    assert calls in CALLER and module.outer(1) == 2 + 3 + 4
+    assert len(module.inner.signatures) == 1
