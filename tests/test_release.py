@@ -90,7 +90,7 @@ def test_a_wheel_of_the_source_release_works_in_an_environment_of_its_own(tmp_pa
     tree = tmp_path / "tree"
     shutil.copytree(TREE, tree, ignore=shutil.ignore_patterns(".*", "*.egg-info", "build", "runs", "tests", "results"))
     # stands for those that come along, which a tree may lack
-    save_small(tree / "spikegpt" / "shipped" / "small")
+    save_small(tree / "spikegpt" / "shipped" / "made")
     packed = built("sdist", tree, tmp_path)
     with tarfile.open(packed) as archive:
         archive.extractall(tmp_path / "source", filter="data")
@@ -137,7 +137,7 @@ def test_a_wheel_of_the_source_release_works_in_an_environment_of_its_own(tmp_pa
         "--cache",
         "c",
     )
-    assert "small  " in run("list") and str(home) in run("info", "small")
+    assert "made  " in run("list") and str(home) in run("info", "made")
     run("measure", "a", "--tokens", "200", "--cache", "c")
     run("raster", "a", "It was")
     assert (tmp_path / "spikes.png").exists() and (tmp_path / "a" / "report" / "comparison.tex").exists()

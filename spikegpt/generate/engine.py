@@ -148,8 +148,11 @@ class Engine:
 
         Raises:
             SpikegptError: a logit is NaN or infinite.
-            ValueError: as `step`.
+            ValueError: no text was started, or not one chooser per text.
         """
+        if self._texts is None or len(choosers) != self._texts:
+            started = "no text was started" if self._texts is None else f"{self._texts} texts were started"
+            raise ValueError(f"write: want a chooser for each text, got {len(choosers)}, and {started}")
         writer = self._writer if self.by_rows and self._is_chosen else None
         if writer is None or any(chooser.sampling != choosers[0].sampling for chooser in choosers):
             chosen = [chooser.choose(one) for chooser, one in zip(choosers, logits, strict=True)]
@@ -162,6 +165,8 @@ class Engine:
         tokens, logits = writer.write(logits, np.stack([chooser.uniforms(turns) for chooser in choosers]))
         if tokens.min() < 0:
             raise not_finite()
+        for chooser, drawn in zip(choosers, tokens, strict=True):
+            chooser.seen[torch.from_numpy(drawn)] = True
         return tokens, logits
 
     def _reader(self) -> Decoder | ForwardStep:

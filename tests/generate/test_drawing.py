@@ -105,8 +105,10 @@ def test_writing_is_drawing_and_reading_in_turn(mixer, dtype, texts, threads):
     for most in (1, 7, MOST_TURNS):
         other, first = begun(model, texts, True, threads)
         # so that several tokens are written in one call as soon as the threads are chosen
-        np.testing.assert_array_equal(written(other, first, choosers(), count, most), wanted)
-        assert other.density() > 0
+        drawing = choosers()
+        np.testing.assert_array_equal(written(other, first, drawing, count, most), wanted)
+        for chooser, tokens in zip(drawing, wanted, strict=True):
+            assert set(tokens) <= set(chooser.seen.nonzero().flatten().tolist())
     # by the model's own forward pass, a token at a time
     dense, first = begun(model, texts, False, threads)
     tokens, _ = dense.write(first, choosers(), MOST_TURNS)
@@ -139,6 +141,15 @@ def test_other_texts_draw_with_their_own_choosers():
     again, logits = begun(model, 1, True, 1)
     engine.start(again.state(), True)
     np.testing.assert_array_equal(written(engine, logits, [chooser_of(1, temperature=3.0)], 30, 10), before)
+
+
+def test_a_chooser_is_wanted_for_each_text():
+    model = model_of("rwkv4", torch.float32)
+    with pytest.raises(ValueError, match="got 1, and no text was started"):
+        Engine(model).write(torch.zeros(1, VOCAB), [chooser_of()], 5)
+    engine, logits = begun(model, 2, True, 1)
+    with pytest.raises(ValueError, match="got 1, and 2 texts were started"):
+        engine.write(logits, [chooser_of()], 5)
 
 
 @pytest.mark.parametrize("by_rows", [True, False])

@@ -386,6 +386,8 @@ def test_a_clock_tells_every_tick_and_changes_no_bit(threads, ids):
     # what lies between two tokens is no part of either
     between = spent.pop("now")
     assert 0 < sum(spent.values()) <= between
+    # step reads tokens that are given, and draws none
+    assert spent.pop("drawing") == 0
     assert {"norm", "lists", "head", "att.key", "ffn.value"} < set(spent) and min(spent.values()) > 0
     with pytest.raises(ValueError, match="has no clock"):
         plain.ticks()
