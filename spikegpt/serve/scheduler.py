@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from ..common.errors import SpikegptError
-from ..config import ServeConfig
+from ..config import SamplingConfig, ServeConfig
 from ..data.tokenizers import Tokenizer
+from ..generate.sample import Chooser
 from ..generate.stream import has_token
 from ..model.network import SpikeGPT
 from .batch import make_batch
@@ -65,6 +66,8 @@ class Scheduler:
         spectator.read()
         self._batch.put(0, reading.state)
         self._batch.step([0])
+        nothing = torch.empty(0, dtype=torch.long)
+        Chooser(SamplingConfig(), 0, self._has_token, nothing).choose(torch.zeros(len(self._has_token)))
 
     def close(self) -> None:
         """End: requests that are not done are told so. Returns when the thread has ended."""
