@@ -1,5 +1,6 @@
 """The server from its start to its end: a socket, models that have warmed up, and an address that is said."""
 
+import asyncio
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,6 +58,10 @@ class Web(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await self._server.close()
         await super().shutdown(sockets)
+        for connection in list(self.server_state.connections):
+            # of a client that has not read what it was sent: it would be kept open for it
+            connection.transport.abort()
+        await asyncio.sleep(0)
 
 
 def make_web(server: Server) -> Web:

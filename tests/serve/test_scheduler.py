@@ -1,11 +1,13 @@
 """Many clients at once: those who go, those who are slow, those who wait; nothing stays behind."""
 
 import concurrent.futures
+import contextlib
 import socket
+import threading
 import time
 
 import pytest
-from served import serving_runs
+from served import PATIENCE_S, serving_runs
 
 
 def wait_until(is_so, seconds=30):
@@ -123,13 +125,31 @@ def test_texts_that_are_watched_are_bounded(pair):
         wait_until(lambda: of(server).watched == 0)
 
 
+def read_to_the_end(connection, said):
+    with contextlib.suppress(ConnectionResetError):
+        while part := connection.recv(1 << 16):
+            said += part
+
+
 def test_the_end_of_the_server_is_told(pair):
+    said = bytearray()
+    with serving_runs(pair[0], most_tokens=10**6) as server:
+        reader = threading.Thread(target=read_to_the_end, args=(begin(server), said))
+        reader.start()
+        wait_until(lambda: len(said) > 1000)
+    reader.join(PATIENCE_S)
+    assert b"the server is closing" in said[-1000:] and b"[DONE]" not in said
+
+
+def test_the_end_of_the_server_does_not_wait_for_a_client_that_does_not_read(pair):
+    said = bytearray()
     with serving_runs(pair[0], most_tokens=10**6) as server:
         connection = begin(server)
-    said = b""
-    while part := connection.recv(1 << 16):
-        said += part
-    assert b"[DONE]" not in said[-100:]
+        # long enough for whatever lies between the two to be full
+        wait_until(lambda: of(server).running == 1)
+        time.sleep(1)
+    read_to_the_end(connection, said)
+    assert b"[DONE]" not in said
 
 
 def test_metrics_count_what_was_done(narrow):
