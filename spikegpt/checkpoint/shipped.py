@@ -32,6 +32,11 @@ def shipped_folder(path: Path) -> Path | None:
     return home() / path if str(path) in shipped_names() else None
 
 
+def is_there(path: Path) -> bool:
+    """Return whether `path` is a path of something, or the name of a shipped model."""
+    return path.exists() or shipped_folder(path) is not None
+
+
 def shipped_near(path: Path) -> str | None:
     """Return the shipped model whose name may have been meant by `path`, which does not exist."""
     return next(iter(difflib.get_close_matches(str(path), shipped_names(), n=1)), None)

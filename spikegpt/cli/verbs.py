@@ -260,6 +260,7 @@ def finetune_classify_verb(arguments: list[str]) -> int:
 
 def import_verb(arguments: list[str]) -> int:
     options = parse(Import, "import", arguments)
+    from ..interop.nir_file import is_nir
     from ..interop.weights import import_weights
     from ..measure.describe import describe_model
 
@@ -274,7 +275,11 @@ def import_verb(arguments: list[str]) -> int:
         rescale_every=options.rescale_every,
     )
     facts = describe_model(str(out))
-    warn_of_idle_options(options, idle_in_blocks(ModelConfig.from_dict(facts["config"])))
+    idle = idle_in_blocks(ModelConfig.from_dict(facts["config"]))
+    if is_nir(options.source):
+        settings = ("spiking", "ctx_len", "binary_embedding", "rescale_every")
+        idle |= dict.fromkeys(settings, "a file of NIR has the model's own configuration")
+    warn_of_idle_options(options, idle)
     _show(facts, options.json)
     return 0
 
@@ -282,17 +287,10 @@ def import_verb(arguments: list[str]) -> int:
 def export_verb(arguments: list[str]) -> int:
     options = parse(Export, "export", arguments)
     from ..interop.nir_file import is_nir
-    from ..interop.weights import check_free, export_weights
+    from ..interop.weights import export_weights
 
     layout = options.layout or ("nir" if is_nir(options.target) else "pth")
-    said = []
-    if layout == "nir":
-        from ..interop.nir_file import write_nir
-
-        check_free(options.target, is_folder=False)
-        said = write_nir(options.run, options.target)
-    else:
-        export_weights(options.run, options.target, layout)
+    said = export_weights(options.run, options.target, layout)
     print("\n".join([f"wrote {one_line(options.target)}", *map(printable, said)]))
     return 0
 

@@ -34,13 +34,13 @@ from .names import (
     sizes_of,
     without_absent,
 )
-from .nir_file import is_nir, read_nir
+from .nir_file import is_nir, read_nir, write_nir
 from .opening import find_weights, open_weights
 from .tokenizer_files import read_tokenizer, rows_without_token, write_tokenizer
 
 # RWKV World's vocabulary
 WORLD = "rwkv_vocab_v*.txt"
-LAYOUTS = ("pth", "huggingface", "auto")
+LAYOUTS = ("pth", "huggingface", "auto", "nir")
 # mixer -> layouts that name its tensors
 NAMED_IN = dict.fromkeys(("rwkv4", "rwkv5", "rwkv6", "rwkv7"), ("pth", "huggingface"))
 
@@ -145,13 +145,16 @@ def check_free(target: Path, is_folder: bool = True) -> None:
         raise SpikegptError(f"{target} {what}; give another name, or remove it")
 
 
-def export_weights(run: Path, target: Path, layout: str) -> None:
+def export_weights(run: Path, target: Path, layout: str) -> list[str]:
     """Write the model of a run, checkpoint or imported folder in the `layout` of the other side.
 
     Args:
         layout: "pth", a file of torch.save with the official names; "huggingface", a folder of RwkvForCausalLM's or of
             RWKV-5's and -6's on the hub, of RWKV-7 one of flash-linear-attention's RWKV7ForCausalLM; "auto", a folder
-            for AutoModelForCausalLM after `import spikegpt.huggingface`, of any block.
+            for AutoModelForCausalLM after `import spikegpt.huggingface`, of any block; "nir", a graph for chips.
+
+    Returns:
+        Sentences that say what the layout does not hold as it is.
 
     Raises:
         SpikegptError: the model has tensors that the layout does not know, something stands at the target, or it cannot
@@ -160,7 +163,9 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
     if layout not in LAYOUTS:
         raise SpikegptError(f"layout {layout!r} is unknown; known: {', '.join(LAYOUTS)}")
     run, target = Path(run), Path(target)
-    check_free(target, is_folder=layout != "pth")
+    check_free(target, is_folder=layout not in ("pth", "nir"))
+    if layout == "nir":
+        return write_nir(run, target)
     if layout == "auto":
         from .huggingface import from_run
 
@@ -170,7 +175,7 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
         write_atomically(target / "config.json", wrapped.config.to_json_string())
         write_atomically(target / "generation_config.json", wrapped.generation_config.to_json_string())
         _write_tensors(target, wrapped.state_dict())
-        return
+        return []
     model, tokenizer = load_model(run)
     config = model.config
     if layout not in NAMED_IN.get(config.mixer, ()):
@@ -193,7 +198,7 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _writing(target), atomic_path(target) as temporary:
             torch.save(without_absent(weights), temporary)
-        return
+        return []
     is_rwkv7 = config.mixer == "rwkv7"
     described = fla_config(config) if is_rwkv7 else huggingface_config(config)
     target.mkdir(parents=True, exist_ok=True)
@@ -205,6 +210,7 @@ def export_weights(run: Path, target: Path, layout: str) -> None:
     write_atomically(target / "generation_config.json", json.dumps(generation, indent=1))
     renamed = {huggingface_name(name): tensor for name, tensor in weights.items()}
     _write_tensors(target, fla_tensors(weights) if is_rwkv7 else renamed)
+    return []
 
 
 def _write_tensors(folder: Path, weights: Mapping[str, Tensor]) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from ..checkpoint.run import find_model, training_of
-from ..checkpoint.shipped import shipped_folder
+from ..checkpoint.shipped import is_there
 from ..checkpoint.weights import load_model
 from ..common.errors import SpikegptError
 from ..config import PRESETS, model_preset, train_preset
@@ -26,7 +26,7 @@ def describe_model(what: str, with_tensors: bool = False) -> dict[str, Any]:
         source, config, training = f"preset {what}", model_preset(what), train_preset(what).to_dict()
         with torch.device("meta"):
             model = SpikeGPT(config, init=False)
-    elif (near := difflib.get_close_matches(what, PRESETS, n=1)) and not _is_there(Path(what)):
+    elif (near := difflib.get_close_matches(what, PRESETS, n=1)) and not is_there(Path(what)):
         raise SpikegptError(f"{what!r} is neither a folder nor a preset; did you mean {near[0]!r}?")
     else:
         model = load_model(what)[0]
@@ -54,7 +54,3 @@ def describe_model(what: str, with_tensors: bool = False) -> dict[str, Any]:
             else {}
         ),
     }
-
-
-def _is_there(path: Path) -> bool:
-    return path.exists() or shipped_folder(path) is not None

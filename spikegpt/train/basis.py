@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import run as ckpt
-from ..checkpoint.shipped import from_everywhere, shipped_folder
+from ..checkpoint.shipped import from_everywhere, is_there
 from ..common.errors import SpikegptError, warn_on_stderr
 from ..common.files import sha256_of, write_atomically
 from ..common.printing import command
@@ -65,7 +65,7 @@ def prepare_data(
     """Return the text of a run as tokens; `begun` is the run's configuration if it goes on, `newest` its checkpoint."""
     if begun is not None:
         check_text_is_there(run, config.data)
-        if config.teacher is not None and not _is_there(Path(config.teacher)):
+        if config.teacher is not None and not is_there(Path(config.teacher)):
             moved = command("train", "--resume", run, "--teacher")
             raise SpikegptError(
                 f"the teacher of {run} is not at {config.teacher}; say where it lies now: {moved} MODEL"
@@ -74,10 +74,6 @@ def prepare_data(
     stored = (newest or run) / "tokenizer.json"
     tokenizer = load_tokenizer(stored) if begun is not None and stored.exists() else config.tokenizer
     return prepare(list(config.data), tokenizer, cache, config.bpe_vocab_size, text_column=config.text_column)
-
-
-def _is_there(model: Path) -> bool:
-    return model.exists() or shipped_folder(model) is not None
 
 
 def facts_of(config: TrainConfig, data: TokenData, start: Path | None) -> dict[str, Any]:

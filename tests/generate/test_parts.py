@@ -5,8 +5,10 @@ import mmap
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from spikegpt.config import ModelConfig
+from spikegpt.generate.compiled import token_step
 from spikegpt.generate.compiled.lists import list_active
 from spikegpt.generate.compiled.pages import HUGE_PAGE, in_huge_pages
 from spikegpt.generate.compiled.parts import exp, layer_norm, sigmoid
@@ -85,3 +87,34 @@ def test_parameters_in_the_place_of_layers_are_packed_as_those(kind):
     assert ours.weights.shape == (1, 7, 5) and ours.weights.flags.c_contiguous
     np.testing.assert_array_equal(ours.weights, theirs.weights)
     np.testing.assert_array_equal(ours.scales, theirs.scales)
+
+
+@pytest.mark.parametrize("mixer", ["rwkv4", "rwkv5", "rwkv6", "rwkv7"])
+@pytest.mark.parametrize(
+    "options", [{"spiking": "none"}, {"spiking": "output"}, {"spiking": "input"}, {"spiking_head": True}], ids=str
+)
+def test_products_that_are_said_to_read_spikes_read_whole_numbers(mixer, options, monkeypatch):
+    model = SpikeGPT(ModelConfig(n_layer=2, n_embd=32, vocab_size=50, mixer=mixer, head_size=16, **options)).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    said, read = {}, {}
+    pack = Packer.product
+
+    def note(packer, *products):
+        found = pack(packer, *products)
+        said.update({id(matrix): found.reads_spikes for part in products for matrix in part})
+        return found
+
+    monkeypatch.setattr(Packer, "product", note)
+    packer = Packer(model, "float32")
+    packer.network()
+    token_step(mixer).pack(packer)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_pre_hook(lambda module, inputs: read.update({id(module): inputs[0]}))
+    with torch.no_grad():
+        model(torch.arange(40)[None])
+    assert set(read) <= set(said)
+    whole = {name for name, inputs in read.items() if torch.equal(inputs, inputs.round()) and inputs.abs().max() <= 127}
+    assert {name for name in read if said[name]} == whole
+    assert bool(whole) == (model.config.spiking == "input")

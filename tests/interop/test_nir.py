@@ -16,7 +16,7 @@ from spikegpt.config import INPUT_NEURON, ModelConfig, NeuronConfig
 from spikegpt.data.tokenizers import ByteTokenizer
 from spikegpt.interop.nir_file import write_chain, write_nir
 from spikegpt.interop.nir_graph import DT, OURS, chain_graph, model_graph
-from spikegpt.interop.weights import import_weights
+from spikegpt.interop.weights import export_weights, import_weights
 from spikegpt.model.network import SpikeGPT
 from spikegpt.neuron import LIF
 
@@ -248,3 +248,19 @@ def test_a_truncated_file_is_refused(content, said, file, tmp_path):
 def test_a_file_that_is_not_there_is_said(tmp_path):
     with pytest.raises(SpikegptError, match=r"model.nir does not exist"):
         import_weights(tmp_path / "model.nir", tmp_path / "back")
+
+
+def test_from_python_it_is_a_layout_as_the_others_are(tmp_path):
+    run, _ = make_run(tmp_path / "run")
+    said = export_weights(run, tmp_path / "model.nir", "nir")
+    assert any("nodes are NIR's own" in sentence for sentence in said)
+    with pytest.raises(SpikegptError, match="exists"):
+        export_weights(run, tmp_path / "model.nir", "nir")
+
+
+def test_settings_that_the_file_has_already_are_said_to_be_idle(tmp_path, capsys):
+    run, _ = make_run(tmp_path / "run")
+    write_nir(run, tmp_path / "model.nir")
+    arguments = ["import", str(tmp_path / "model.nir"), "--out", str(tmp_path / "back"), "--ctx-len", "99"]
+    assert main(arguments) == 0
+    assert "--ctx-len 99 has no effect: a file of NIR has the model's own configuration" in capsys.readouterr().err

@@ -9,10 +9,10 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.core.registry import cpu_target
 from numba.extending import intrinsic, overload
 
 from .fetching import AHEAD, fetch
+from .processor import has_features
 
 # columns of a register of bytes; runs of fewer than two of them are no faster than one number at a time
 BLOCK = 64
@@ -24,8 +24,7 @@ _SUMS = ir.VectorType(_WORD, LANES)
 
 def has_dots() -> bool:
     """Return whether compiled code may use VPDPBUSD on whole registers of AVX-512."""
-    _, _, features = cpu_target.target_context.codegen().magic_tuple()
-    return {"+avx512vnni", "+avx512bw"} <= set(features.split(","))
+    return has_features("avx512vnni", "avx512bw")
 
 
 def _places(places):

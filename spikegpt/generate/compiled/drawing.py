@@ -5,8 +5,9 @@ from typing import NamedTuple
 import numpy as np
 
 from .clock import DRAWING, mark
+from .heaps import clear, heapify, offer, pop
 from .held import Held, held_value
-from .parts import exp, meet_again
+from .parts import begin_token, exp, meet_again
 from .team import fused
 
 TEMPERATURE, TOP_K, TOP_P, PENALTY = range(4)
@@ -67,51 +68,12 @@ def only_reading(ids: np.ndarray, logits: np.ndarray) -> Writing:
 
 
 @fused
-def _is_before(weights, one, other):
-    """Whether token `one` comes before `other`, the likelier first, of two alike the smaller."""
-    return weights[one] > weights[other] or (weights[one] == weights[other] and one < other)
-
-
-@fused
-def _sift(weights, order, place, size):
-    """Let the token at `place` of a heap sink to where it belongs."""
-    while True:
-        child = 2 * place + 1
-        if child >= size:
-            return
-        if child + 1 < size and _is_before(weights, order[child + 1], order[child]):
-            child += 1
-        if not _is_before(weights, order[child], order[place]):
-            return
-        order[place], order[child] = order[child], order[place]
-        place = child
-
-
-@fused
-def _heap(weights, order, size):
-    """Order tokens order[:size] so that the likeliest is the first, and none stands before its heir."""
-    for place in range(size // 2 - 1, -1, -1):
-        _sift(weights, order, place, size)
-
-
-@fused
-def _pop(weights, order, size):
-    """Take the likeliest token from a heap of `size`; it is found behind the others."""
-    order[0], order[size - 1] = order[size - 1], order[0]
-    _sift(weights, order, 0, size - 1)
-    return order[size - 1]
-
-
-@fused
-def _kth_largest(scores, k, order):
-    size = scores.size
-    for v in range(size):
-        order[v] = v
-    _heap(scores, order, size)
-    token = 0
-    for taken in range(k):
-        token = _pop(scores, order, size - taken)
-    return scores[token]
+def _kth_largest(scores, heap):
+    """Return the largest of `scores` that as many reach as the heap has places; -inf if there are fewer."""
+    clear(heap)
+    for v in range(scores.size):
+        offer(heap, scores[v])
+    return heap[0]
 
 
 @fused
@@ -147,10 +109,10 @@ def _narrow(weights, order, top_p, total):
         if weights[v] > 0:
             order[size] = v
             size += 1
-    _heap(weights, order, size)
+    heapify(weights, order, size)
     kept = np.float64(0)
     while size and (kept == 0 or kept < top_p * total):
-        kept += weights[_pop(weights, order, size)]
+        kept += weights[pop(weights, order, size)]
         size -= 1
     for place in range(size):
         weights[order[place]] = 0
@@ -178,7 +140,7 @@ def draw_token(draw, seen, logits, uniform):
         scores[v] /= temperature
     least, k = LOWEST, int(settings[TOP_K])
     if 0 < k < scores.size:
-        least = max(least, _kth_largest(scores, k, draw.order))
+        least = max(least, _kth_largest(scores, weights[:k]))
     total = np.float64(0)
     for v in range(scores.size):
         weights[v] = exp(scores[v] - scaled) if scores[v] >= least else np.float32(0)
@@ -195,7 +157,7 @@ def draw_token(draw, seen, logits, uniform):
 
 
 @fused
-def draw_tokens(writing, turn, work, meetings):
+def _draw_tokens(writing, turn, work, meetings):
     """Draw the next token of each text, for them to be read, once all threads have written their logits."""
     meetings = meet_again(work, meetings)
     if work.team.part == 0:
@@ -206,6 +168,15 @@ def draw_tokens(writing, turn, work, meetings):
             if token >= 0:
                 writing.ids[text], seen[token] = token, True
         mark(work.clock, DRAWING)
+    return meet_again(work, meetings)
+
+
+@fused
+def begin_turn(network, writing, turn, turns, work, meetings):
+    """Put the token of each text, drawn from the logits before it if there are `turns`, into the streams, and meet."""
+    if turns:
+        meetings = _draw_tokens(writing, turn, work, meetings)
+    begin_token(network, writing.ids, work)
     return meet_again(work, meetings)
 
 

@@ -10,6 +10,7 @@ import torch
 
 from ...model.quantised import quantise
 from .clock import NEURONS, NORM, PRODUCTS, mark
+from .heaps import clear, offer
 from .pages import in_huge_pages
 from .parts import fire, layer_norm, list_inputs, multiply_listed
 from .rows import Product, Screen
@@ -100,31 +101,11 @@ def _length(amount, n):
 
 
 @fused
-def _keep_largest(heap, value):
-    """Put a value into the place of the smallest of a heap, heap[0], and let it sink."""
-    place = 0
-    while True:
-        child = 2 * place + 1
-        if child >= heap.size:
-            break
-        if child + 1 < heap.size and heap[child + 1] < heap[child]:
-            child += 1
-        if not heap[child] < value:
-            break
-        heap[place] = heap[child]
-        place = child
-    heap[place] = value
-
-
-@fused
 def _surely(near, doubt, length, heap):
     """Return a number that as many logits as the heap has places surely reach; -inf if there are fewer."""
-    for place in range(heap.size):
-        heap[place] = -np.inf
+    clear(heap)
     for v in range(near.size):
-        least = near[v] - length * doubt[v]
-        if least > heap[0]:
-            _keep_largest(heap, least)
+        offer(heap, near[v] - length * doubt[v])
     return heap[0]
 
 

@@ -5,9 +5,9 @@ from typing import Any
 import llvmlite.binding
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.core.registry import cpu_target
 from numba.extending import intrinsic, overload
 
+from .processor import has_features
 from .team import fused
 
 REGISTER_BYTES = 64
@@ -79,8 +79,7 @@ def _list_registers(values, active, amount):
 
 def compresses() -> bool:
     """Return whether this processor has an instruction for it; without one it is twice as slow as one by one."""
-    _, _, features = cpu_target.target_context.codegen().magic_tuple()
-    return "+avx512f" in features.split(",") and llvmlite.binding.llvm_version_info[0] >= FIRST_LLVM
+    return has_features("avx512f") and llvmlite.binding.llvm_version_info[0] >= FIRST_LLVM
 
 
 @fused

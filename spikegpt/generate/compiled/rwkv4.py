@@ -7,12 +7,11 @@ import numpy as np
 
 from ...kernels.event_wkv.reference import EVENT_KEY_LIMIT
 from .clock import GATE, WKV, mark
-from .drawing import draw_tokens
+from .drawing import begin_turn
 from .head import end_token
 from .held import held_value
 from .parts import (
     add_to_stream,
-    begin_token,
     end_half,
     exp,
     fire,
@@ -187,10 +186,7 @@ def decode(held_part, turns):
     work, network, layers, writing = held_value(held_part)
     meetings = 1
     for turn in range(max(turns, 1)):
-        if turns:
-            meetings = draw_tokens(writing, turn, work, meetings)
-        begin_token(network, writing.ids, work)
-        meetings = meet_again(work, meetings)
+        meetings = begin_turn(network, writing, turn, turns, work, meetings)
         for layer in range(layers.att.decay.shape[0]):
             meetings = _time_mix(layers.att, layer, work, meetings)
             meetings = channel_mix(layers.ffn, layer, work, meetings)

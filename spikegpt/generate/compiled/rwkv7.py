@@ -11,12 +11,11 @@ import numpy as np
 from ...kernels.cpu import ONE
 from ...model.mixers.heads import NORM_EPS
 from .clock import GATE, NEURONS, WKV, mark
-from .drawing import draw_tokens
+from .drawing import begin_turn
 from .head import end_token
 from .held import held_value
 from .lists import list_active
 from .parts import (
-    begin_token,
     copy,
     count_inputs,
     end_half,
@@ -313,10 +312,7 @@ def decode(held_part, turns):
     work, network, layers, writing = held_value(held_part)
     meetings = 1
     for turn in range(max(turns, 1)):
-        if turns:
-            meetings = draw_tokens(writing, turn, work, meetings)
-        begin_token(network, writing.ids, work)
-        meetings = meet_again(work, meetings)
+        meetings = begin_turn(network, writing, turn, turns, work, meetings)
         for layer in range(layers.att.norm.weight.shape[0]):
             meetings = _time_mix(layers.att, layer, work, meetings)
             meetings = _channel_mix(layers.ffn, layer, work, meetings)

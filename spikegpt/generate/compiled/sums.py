@@ -8,11 +8,11 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.core.registry import cpu_target
 from numba.extending import intrinsic, overload
 
 from .dots import sum_whole
 from .fetching import AHEAD, fetch
+from .processor import has_features
 
 
 def _as_real(builder, words, real):
@@ -77,8 +77,7 @@ def _summing(registers: int, lanes: int) -> Any:
 
 def registers() -> tuple[int, int]:
     """Return how many registers of sums this processor holds beside what it needs else, and the bytes of one."""
-    _, _, features = cpu_target.target_context.codegen().magic_tuple()
-    return (16, 64) if "+avx512f" in features.split(",") else (8, 32)
+    return (16, 64) if has_features("avx512f") else (8, 32)
 
 
 def sum_rows(weights, is_whole, active, amount, listed, place, first, last, out, start):
