@@ -5,6 +5,7 @@ be the one in the file, node by node and edge by edge. Files are read as HDF5: n
 """
 
 import dataclasses
+import io
 import json
 from collections.abc import Sequence
 from graphlib import CycleError, TopologicalSorter
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from ..checkpoint.run import find_model
 from ..checkpoint.weights import load_model, load_weights
 from ..common.errors import SpikegptError
-from ..common.files import atomic_path
+from ..common.files import write_atomically
 from ..common.json_text import parse_json
 from ..config import ModelConfig
 from ..data.tokenizers import Tokenizer, load_tokenizer
@@ -50,7 +51,6 @@ def write_nir(run: Path, target: Path) -> list[str]:
     Raises:
         SpikegptError: something in the model has no node, or nir is not installed.
     """
-    nir = _nir()
     model, _ = load_model(run)
     graph = model_graph(model)
     # codes are numbers there
@@ -62,8 +62,7 @@ def write_nir(run: Path, target: Path) -> list[str]:
         "tokenizer": (find_model(run) / "tokenizer.json").read_text(encoding="utf-8"),
     }
     target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(target) as temporary:
-        nir.write(temporary, _Written(graph, metadata))
+    write_atomically(target, _as_bytes(graph, metadata))
     return what_nir_lacks(graph, model.config)
 
 
@@ -73,11 +72,17 @@ def write_chain(layers: Sequence[LIF | nn.Linear], target: Path) -> None:
     Raises:
         SpikegptError: a neuron is none that NIR has, something stands at the target, or nir is not installed.
     """
-    graph, nir = chain_graph(layers), _nir()
+    graph = chain_graph(layers)
     if target.exists():
         raise SpikegptError(f"{target} exists; give another name, or remove it")
-    with atomic_path(target) as temporary:
-        nir.write(temporary, _Written(graph, {}))
+    write_atomically(target, _as_bytes(graph, {}))
+
+
+def _as_bytes(graph: Graph, metadata: dict[str, Any]) -> bytes:
+    # in memory: where the disk is full HDF5 ends the process
+    held = io.BytesIO()
+    _nir().write(held, _Written(graph, metadata))
+    return held.getvalue()
 
 
 def what_nir_lacks(graph: Graph, config: ModelConfig) -> list[str]:

@@ -40,7 +40,9 @@ from .tokenizer_files import read_tokenizer, rows_without_token, write_tokenizer
 
 # RWKV World's vocabulary
 WORLD = "rwkv_vocab_v*.txt"
-LAYOUTS = ("pth", "huggingface", "auto", "nir")
+# what is written is a file, or a folder
+FILES, FOLDERS = ("pth", "nir"), ("huggingface", "auto")
+LAYOUTS = (*FILES, *FOLDERS)
 # mixer -> layouts that name its tensors
 NAMED_IN = dict.fromkeys(("rwkv4", "rwkv5", "rwkv6", "rwkv7"), ("pth", "huggingface"))
 
@@ -163,7 +165,7 @@ def export_weights(run: Path, target: Path, layout: str) -> list[str]:
     if layout not in LAYOUTS:
         raise SpikegptError(f"layout {layout!r} is unknown; known: {', '.join(LAYOUTS)}")
     run, target = Path(run), Path(target)
-    check_free(target, is_folder=layout not in ("pth", "nir"))
+    check_free(target, is_folder=layout in FOLDERS)
     if layout == "nir":
         return write_nir(run, target)
     if layout == "auto":

@@ -12,7 +12,7 @@ from spikegpt.checkpoint.run import save_model
 from spikegpt.common.errors import SpikegptError, in_words
 from spikegpt.config import ModelConfig
 from spikegpt.data.tokenizers import ByteTokenizer
-from spikegpt.interop.weights import LAYOUTS, export_weights
+from spikegpt.interop.weights import FILES, LAYOUTS, export_weights
 from spikegpt.model.network import SpikeGPT
 
 resource = pytest.importorskip("resource", reason="of POSIX")
@@ -75,7 +75,7 @@ def test_export_replaces_nothing_and_does_not_hang(kind, layout, model, tmp_path
 def test_export_into_an_empty_folder_is_for_layouts_of_folders(layout, model, tmp_path):
     target = tmp_path / "there"
     target.mkdir()
-    if layout == "pth":
+    if layout in FILES:
         with pytest.raises(SpikegptError, match="there exists; give another name"):
             export_weights(model, target, layout)
         assert not list(target.iterdir())
@@ -85,7 +85,7 @@ def test_export_into_an_empty_folder_is_for_layouts_of_folders(layout, model, tm
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="files are limited by POSIX")
-@pytest.mark.parametrize("layout", ["pth", "auto"])
+@pytest.mark.parametrize("layout", ["pth", "auto", "nir"])
 def test_a_disk_that_is_full_is_an_error_in_one_line(layout, tmp_path):
     (tmp_path / "mine").mkdir()
     save_model(tmp_path / "mine", SpikeGPT(dataclasses.replace(CONFIG, n_embd=64)), ByteTokenizer())
